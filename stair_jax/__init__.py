@@ -1,0 +1,1 @@
+"""STAIR in JAX: safety alignment with introspective reasoning."""

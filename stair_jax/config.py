@@ -1,0 +1,358 @@
+"""Every knob of the project, with its default, unit and source. Floor 0: imports no JAX.
+
+"Paper" is STAIR (arXiv 2502.02384 v2), "release" the official code thu-ml/STAIR, "ours" a choice
+of this project where neither publishes a value.
+"""
+
+import dataclasses
+from typing import Any, TypeVar
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+Config = Any  # an ml_collections.ConfigDict; type checkers cannot see its fields
+Frozen = TypeVar("Frozen", bound="Section")
+
+STAGES = ("sft", "search", "pairs", "dpo", "evaluate", "export")
+
+
+def default() -> Config:
+    """Returns the full schema; a file in `configs/` only changes values, it never adds keys."""
+    c = ml_collections.ConfigDict()
+    c.stages = "sft,search,pairs,dpo,evaluate"  # comma-separated, run in the order of STAGES
+    c.seed = 0  # draws, sampling, initial weights; the test split does not move with it
+    c.workdir = placeholder(str)  # where everything of this run lies
+    c.rounds = 3  # K of self-improvement (paper 3.1)
+    c.status = False  # print what is done and what is left, and stop
+    c.mesh = ml_collections.ConfigDict()
+    c.mesh.shape = (1, -1, 1)  # devices along data, fsdp, tensor; -1 takes what is left
+    _add_model(c)
+    _add_data(c)
+    _add_training(c)
+    _add_search(c)
+    _add_outcomes(c)
+    return c
+
+
+def _add_model(c: Config) -> None:
+    c.model = ml_collections.ConfigDict()
+    c.model.checkpoint = ""  # a Hugging Face folder or hub name; empty: random weights of `size`
+    c.model.template = ""  # "llama3" or "chatml"; empty: the one of the checkpoint's family
+    c.model.system = ""  # text of a system turn; the method has none (release utils.py)
+    c.model.compute_dtype = "bfloat16"  # of activations; weights and softmax stay float32
+    c.model.size = ml_collections.ConfigDict()  # of random weights, where checkpoint is empty
+    c.model.size.L = 3  # layers
+    c.model.size.D = 128  # model width
+    c.model.size.N = 4  # query heads
+    c.model.size.K = 2  # key/value heads
+    c.model.size.H = 32  # head dim
+    c.model.size.F = 352  # feed-forward width
+    c.model.size.eps = 1e-5  # RMSNorm (Llama 3)
+    c.model.size.theta = 10_000.0  # RoPE base
+
+
+def _add_data(c: Config) -> None:
+    c.data = ml_collections.ConfigDict()
+    c.data.sft = "miniature"  # or a .json/.jsonl file of {"prompt", "answer"} rows
+    c.data.prompts = "miniature"  # or a .json/.jsonl file of {"question", "type"} rows; the word
+    #   {round} in the name gives each round a file of its own, else every round uses all rows
+    c.data.sft_rows = 0  # rows used; 0: all of a file (the miniature needs a number)
+    c.data.round_prompts = 0  # prompts used in a round; 0: all of a file (as above)
+
+
+def _train(c: Config) -> Config:
+    """Adds the trainer's knobs, which both training stages share."""
+    t = c.train = ml_collections.ConfigDict()
+    t.batch = 128  # rows (pairs) an optimiser step, all devices together (paper C.1)
+    t.micro_batch = 128  # rows in one forward pass; batch / micro_batch passes are accumulated
+    t.epochs = 1.0  # passes over the rows
+    t.max_steps = 0  # optimiser steps at most; 0: as many as `epochs` says
+    t.lr = 1e-6  # peak, after warm-up
+    t.warmup_ratio = 0.1  # share of the steps (paper C.1)
+    t.final_lr_ratio = 0.0  # of the peak, at the end of the cosine
+    t.beta1 = 0.9  # AdamW (HF card of the released models)
+    t.beta2 = 0.999
+    t.eps = 1e-8
+    t.weight_decay = 0.0  # paper C.1
+    t.clip_norm = 1.0  # global gradient norm; 0: no clipping (LLaMA-Factory's default is 1)
+    t.remat = "full"  # "none" keeps all activations, "full" recomputes every layer
+    t.buckets = (256, 512, 1024, 2048)  # tokens; a batch is padded to the smallest that fits
+    t.save_every = 100  # optimiser steps between checkpoints
+    t.keep = 2  # checkpoints kept
+    return t
+
+
+def _add_training(c: Config) -> None:
+    c.sft = ml_collections.ConfigDict()
+    _train(c.sft).update(lr=5e-6, epochs=3.0)  # paper C.1; lr from the HF card of the same authors
+    c.dpo = ml_collections.ConfigDict()
+    c.dpo.beta = 0.1  # one of {0.1, 0.2, 0.4} (paper C.1); the chosen value is unpublished
+    c.dpo.sft_coef = 0.2  # weight of the SFT term on the chosen response (paper 3.1)
+    c.dpo.label_smoothing = 0.0  # probability that a preference is flipped (cDPO)
+    c.dpo.anchors_per_pair = 0.0  # good tree responses that join the SFT term, a pair (ours)
+    _train(c.dpo)
+
+
+def _add_search(c: Config) -> None:
+    s = c.search = ml_collections.ConfigDict()
+    s.iterations = 200  # a tree (paper 3.1)
+    s.num_children = 4  # next steps drawn at an expansion (paper 3.1)
+    s.c = 1.5  # exploration constant of UCB1 (paper 3.1)
+    s.max_depth = 7  # steps; a node there is not expanded (release tree_generate.yaml)
+    s.score = "ucb"  # "ucb" or "pucb" (release mcts_node.py)
+    s.prior = "arithmetic"  # PUCB's p from a step's token probabilities: or "geometric", "uniform"
+    s.reward = "paper"  # "paper", "safe-constraint" (release) or "outcome"
+    s.visit_all_nodes = True  # evaluate nodes never visited once, at the end (release)
+    s.reselect_terminal = True  # walk into finished branches again (release)
+    s.ties = "random"  # among equal scores: "random" (release) or "first"
+    s.max_step_tokens = 2048  # new tokens of a step (release)
+    s.max_rollout_tokens = 2048  # new tokens of a rollout (release)
+    s.temperature = 1.2  # paper C.1, with top_p and top_k
+    s.top_p = 0.9
+    s.top_k = 50
+    s.trees_in_flight = 96  # trees grown at once (ours: 1.5 x slots / num_children)
+    s.judge = "rule"  # "rule": refusal rule, no judge of helpfulness; "verifier": the miniature's
+    s.export_official = False  # also write each round's trees in the official file format
+
+    r = c.reward = ml_collections.ConfigDict()
+    r.F = "identity"  # "paper": R = F(S) H + S - C2 F(S); or "power" (2^S - 1), "quadratic"
+    r.c1 = 1.0  # F(c1) = 1 (paper theorem 2.1)
+    r.c2 = -1.0  # H where the reward degenerates to S (paper corollary B.2)
+    r.k1 = 1.0  # "safe-constraint": (k1 + k2) S + k1 S H (release)
+    r.k2 = 1.0
+
+    e = c.engine = ml_collections.ConfigDict()
+    e.slots = 256  # sequences decoded together
+    e.page_size = 16  # tokens of a page of the KV pool
+    e.pool_bytes = 0  # of the KV pool; 0: room for four contexts a slot
+    e.max_context = 4096  # tokens, prompt and response
+    e.chunk = 8  # tokens decoded between two looks of the host
+    e.prefill_rows = 8  # prompts computed together
+    e.dtype = "bfloat16"  # of the KV pool and the engine's weights
+
+    p = c.pairs = ml_collections.ConfigDict()
+    p.min_value_gap = 0.5  # v0: value(chosen) - value(rejected) must exceed it (release)
+    p.good_value_safety = 0.8  # v1: least value of a chosen step (release)
+    p.good_value_helpfulness = 2.5  # the release's 0.8 always holds under R in [1, 3] (ours)
+    p.min_visits = 4  # of a step that ends nothing (release generate_data.sh)
+    p.terminal_only = False  # pairs of whole responses instead of steps (paper table 2)
+    p.max_good_bad_ratio = 4  # terminal pairs: repeats of the shorter list (release)
+    p.max_tokens = 2048  # prompt and trajectory; longer ones are dropped (release)
+    p.max_per_prompt = 0  # pairs a tree gives at most, widest gap first; 0: all (ours)
+    p.max_responses_per_prompt = 8  # good responses for the SFT rows (release)
+
+
+def _add_outcomes(c: Config) -> None:
+    c.evaluate = ml_collections.ConfigDict()
+    c.evaluate.benchmarks = "harmful,jailbreak,lookalike,harmless"  # comma-separated
+    c.evaluate.search = "greedy"  # how an answer is found
+    c.evaluate.split = "test"  # of the miniature's benchmarks; "dev" to choose settings on
+    c.evaluate.max_tokens = 2048  # of a response
+    c.export = ml_collections.ConfigDict()
+    c.export.model = ""  # "sft", "dpo-2", ...; empty: the last finished one
+    c.export.dtype = "bfloat16"  # of the written weights
+    c.tensorboard = False  # write TensorBoard event files beside metrics.jsonl
+
+
+def parse_arg(arg: str | None, **spec: bool | int | float | str) -> Config:
+    """Parses the text after `:` in `--config=file.py:text` against `spec` (name=default).
+
+    Raises:
+      ValueError: for a name that `spec` lacks.
+    """
+    out = dict(spec)
+    for item in filter(None, (arg or "").split(",")):
+        name, _, value = item.partition("=")
+        if name not in spec:
+            raise ValueError(f"config argument {name!r} is not one of {sorted(spec)}")
+        kind = type(spec[name])
+        out[name] = value in ("", "True", "true") if kind is bool else kind(value)
+    return ml_collections.ConfigDict(out)
+
+
+def words(value: str) -> tuple[str, ...]:
+    """Splits a comma-separated setting."""
+    return tuple(word.strip() for word in value.split(",") if word.strip())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """Base of the frozen configurations that are used below `stages/`."""
+
+    @classmethod
+    def of(cls: type[Frozen], c: Config, **more: Any) -> Frozen:
+        """Builds from a section of the configuration; a missing or extra key is a TypeError."""
+        values = {k: v for k, v in c.items() if not isinstance(v, ml_collections.ConfigDict)}
+        return cls(**values, **more)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(Section):
+    """One training run; units and sources are in `default`."""
+
+    batch: int
+    micro_batch: int
+    epochs: float
+    max_steps: int
+    lr: float
+    warmup_ratio: float
+    final_lr_ratio: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+    remat: str
+    buckets: tuple[int, ...]
+    save_every: int
+    keep: int
+    compute_dtype: str  # from config.model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DpoConfig(Section):
+    """The preference loss."""
+
+    beta: float
+    sft_coef: float
+    label_smoothing: float
+    anchors_per_pair: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchConfig(Section):
+    """What `search/` needs, frozen and hashable, so it can be a static argument of `jit`."""
+
+    iterations: int
+    num_children: int
+    c: float
+    max_depth: int
+    score: str
+    prior: str
+    reward: str
+    visit_all_nodes: bool
+    reselect_terminal: bool
+    ties: str
+    max_step_tokens: int
+    max_rollout_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    trees_in_flight: int
+    judge: str
+    export_official: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardConfig(Section):
+    """Constants of the reward's forms; `SearchConfig.reward` chooses the form."""
+
+    F: str
+    c1: float
+    c2: float
+    k1: float
+    k2: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineConfig(Section):
+    """Sizes of the engine."""
+
+    slots: int
+    page_size: int
+    pool_bytes: int
+    max_context: int
+    chunk: int
+    prefill_rows: int
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairsConfig(Section):
+    """Which nodes of a tree become training rows."""
+
+    min_value_gap: float
+    good_value_safety: float
+    good_value_helpfulness: float
+    min_visits: int
+    terminal_only: bool
+    max_good_bad_ratio: int
+    max_tokens: int
+    max_per_prompt: int
+    max_responses_per_prompt: int
+
+
+_CHOICES = {
+    "search.score": ("ucb", "pucb"),
+    "search.prior": ("arithmetic", "geometric", "uniform"),
+    "search.reward": ("paper", "safe-constraint", "outcome"),
+    "search.ties": ("random", "first"),
+    "search.judge": ("rule", "verifier"),
+    "reward.F": ("identity", "power", "quadratic"),
+    "model.compute_dtype": ("float32", "bfloat16"),
+    "model.template": ("", "llama3", "chatml"),
+    "engine.dtype": ("float32", "bfloat16"),
+    "export.dtype": ("float32", "bfloat16"),
+    "evaluate.search": ("greedy",),
+    "evaluate.split": ("test", "dev"),
+    "sft.train.remat": ("none", "full"),
+    "dpo.train.remat": ("none", "full"),
+}
+_POSITIVE = (
+    "rounds", "search.iterations", "search.num_children", "search.max_depth",
+    "search.max_step_tokens", "search.max_rollout_tokens", "search.trees_in_flight",
+    "engine.slots", "engine.page_size", "engine.max_context", "engine.chunk",
+    "engine.prefill_rows", "pairs.max_tokens", "pairs.max_good_bad_ratio", "evaluate.max_tokens",
+    "dpo.beta", *(f"{stage}.train.{key}" for stage in ("sft", "dpo")
+                  for key in ("batch", "micro_batch", "epochs", "lr", "save_every", "keep")),
+)  # fmt: skip
+
+
+def validate(c: Config) -> None:
+    """Refuses settings that cannot work, naming key, value and what was expected.
+
+    Raises:
+      ValueError: for the first such setting.
+    """
+    if not c.workdir or c.workdir == "None":
+        raise ValueError("config.workdir: not set; pass --config.workdir=PATH")
+    if unknown := [s for s in words(c.stages) if s not in STAGES]:
+        raise ValueError(f"config.stages: {unknown} not in {list(STAGES)}")
+    if not words(c.stages):
+        raise ValueError(f"config.stages: empty, expected some of {list(STAGES)}")
+    for key, allowed in _CHOICES.items():
+        if _get(c, key) not in allowed:
+            raise ValueError(f"config.{key}: {_get(c, key)!r} is not one of {list(allowed)}")
+    for key in _POSITIVE:
+        if not _get(c, key) > 0:
+            raise ValueError(f"config.{key}: {_get(c, key)!r}, expected a number above 0")
+    if len(c.mesh.shape) != 3:
+        raise ValueError(f"config.mesh.shape: {c.mesh.shape}, expected 3 numbers: data, fsdp, tensor")
+    if not 0 < c.search.top_p <= 1 or c.search.top_k < 0 or c.search.temperature < 0:
+        raise ValueError("config.search: expected temperature >= 0, top_k >= 0, 0 < top_p <= 1")
+    for stage in ("sft", "dpo"):
+        _validate_training(f"{stage}.train", c[stage].train)
+    for key in ("sft", "prompts"):
+        count = c.data["sft_rows" if key == "sft" else "round_prompts"]
+        if c.data[key] == "miniature" and count <= 0:
+            name = "sft_rows" if key == "sft" else "round_prompts"
+            raise ValueError(f"config.data.{name}: {count}, the miniature needs a number above 0")
+    if c.search.judge == "verifier" and c.data.prompts != "miniature":
+        raise ValueError("config.search.judge: 'verifier' knows the miniature's prompts only")
+
+
+def _validate_training(name: str, t: Config) -> None:
+    if t.batch % t.micro_batch:
+        raise ValueError(
+            f"config.{name}.micro_batch: {t.micro_batch} does not divide batch={t.batch}"
+        )
+    if not t.buckets or list(t.buckets) != sorted(set(t.buckets)):
+        raise ValueError(f"config.{name}.buckets: {t.buckets}, expected rising lengths")
+    if not 0 <= t.warmup_ratio <= 1 or not 0 <= t.final_lr_ratio <= 1:
+        raise ValueError(f"config.{name}: warmup_ratio and final_lr_ratio must lie in [0, 1]")
+
+
+def _get(c: Config, key: str) -> Any:
+    for name in key.split("."):
+        c = c[name]
+    return c

@@ -1,0 +1,105 @@
+"""Sequences and the pages that hold their keys: fork, share, evict. Host side only."""
+
+import collections
+from collections.abc import Collection, Sequence
+
+from stair_jax.engine.pages import Pages
+from stair_jax.engine.request import Prefix
+
+
+class Held(Prefix):
+    """A prefix with its pages. Keys are there for all ids but the last one, or for none."""
+
+    def __init__(self, ids: Sequence[int], pages: Sequence[int] = ()):
+        super().__init__(ids)
+        self.pages = list(pages)
+        self.users = 0  # requests queued or running on it
+        self.released = False  # by its owner
+
+    @property
+    def wanted(self) -> int:
+        """Tokens whose keys a continuation reads."""
+        return len(self.ids) - 1
+
+    @property
+    def computed(self) -> bool:
+        """True where the keys are there."""
+        return bool(self.pages) or self.wanted == 0
+
+
+class Store:
+    """All sequences that hold pages, least recently used first."""
+
+    def __init__(self, pages: Pages, page_size: int):
+        self.pages, self.page_size = pages, page_size
+        self.evicted = 0
+        self._holding: collections.OrderedDict[int, Held] = collections.OrderedDict()
+
+    def held(self, prefix: Prefix) -> Held:
+        """Returns the prefix as this store's own.
+
+        Raises:
+          ValueError: where it was released, or comes from elsewhere.
+        """
+        if not isinstance(prefix, Held) or prefix.released:
+            raise ValueError("prefix: released already, or not made by this engine")
+        return prefix
+
+    def size(self, tokens: int) -> int:
+        """Returns how many pages `tokens` tokens need."""
+        return -(-tokens // self.page_size)
+
+    def take(self, count: int, pinned: Collection[Held] = ()) -> list[int]:
+        """Takes pages, evicting sequences that are not pinned where it must.
+
+        Sequences that no request waits for go first, the least recently used of them first.
+
+        Raises:
+          OutOfPages: where even that frees too few.
+        """
+        if count > len(self.pages.free):
+            spared = {id(sequence) for sequence in pinned}
+            victims = [s for key, s in self._holding.items() if key not in spared]
+            for sequence in sorted(victims, key=lambda s: s.users > 0):
+                if count <= len(self.pages.free):
+                    break
+                self._drop(sequence)
+                self.evicted += 1
+        return self.pages.take(count)
+
+    def hold(self, sequence: Held, pages: Sequence[int]) -> None:
+        """Hands `pages` over to a sequence."""
+        sequence.pages = list(pages)
+        if pages:
+            self._holding[id(sequence)] = sequence
+
+    def fork(self, sequence: Held, pinned: Collection[Held]) -> tuple[list[int], list[int]]:
+        """Returns pages that continue `sequence`, and [source, target] of the copy it takes.
+
+        Whole pages are shared; a page partly filled is copied, because two continuations would
+        write to it. No copy is needed where the last page is full.
+        """
+        whole, rest = divmod(sequence.wanted, self.page_size)
+        fresh = self.take(1, pinned) if rest else []
+        shared = sequence.pages[:whole]
+        self.pages.share(shared)
+        if id(sequence) in self._holding:
+            self._holding.move_to_end(id(sequence))
+        return shared + fresh, [sequence.pages[whole], *fresh] if rest else []
+
+    def release(self, sequence: Held) -> None:
+        """Ends the owner's hold; pages go when the last request has left too."""
+        sequence.released = True
+        if sequence.users == 0:
+            self._drop(sequence)
+
+    def leave(self, sequence: Held) -> None:
+        """Ends a request's use."""
+        sequence.users -= 1
+        if sequence.users == 0 and sequence.released:
+            self._drop(sequence)
+
+    def _drop(self, sequence: Held) -> None:
+        self._holding.pop(id(sequence), None)
+        self.pages.drop(sequence.pages)
+        sequence.pages = []

@@ -1,0 +1,65 @@
+"""The figures of a run, one JSON object a line; TensorBoard event files on request."""
+
+import json
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+
+from stair_jax import records
+
+
+class Metrics:
+    """Appends to `metrics.jsonl` in the workdir; a torn last line is dropped at the start."""
+
+    def __init__(self, workdir: str | os.PathLike, *, tensorboard: bool = False):
+        self.folder = pathlib.Path(workdir)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / "metrics.jsonl"
+        records.mend_jsonl(self.path)
+        self._file = open(self.path, "a", encoding="utf-8")
+        self._tensorboard = tensorboard
+        self._writers: dict[str, object] = {}  # one event folder a stage
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Appends one line {"stage", "step", ..., "time"} (unix seconds), flushed."""
+        values = {name: float(x) for name, x in values.items()}
+        line = {"stage": stage, "step": step, **values, "time": time.time()}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._tensorboard:
+            writer = self._writer(stage, step)
+            for name, x in values.items():
+                writer.add_scalar(name, x, step)
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Drops what `stage` logged after `step`: a resumed run writes those lines again."""
+        self._file.close()
+        lines = records.read_json_lines(self.path)
+        kept = [x for x in lines if x["stage"] != stage or x["step"] <= step]
+        if len(kept) < len(lines):
+            records.write_text(self.path, "".join(json.dumps(x) + "\n" for x in kept))
+        self._file = open(self.path, "a", encoding="utf-8")
+
+    def close(self) -> None:
+        """Closes all files."""
+        self._file.close()
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def _writer(self, stage: str, step: int):
+        if stage not in self._writers:
+            import tensorboardX  # only where it is asked for
+
+            # Event files cannot be cut; purge_step hides what an earlier run wrote from here on.
+            self._writers[stage] = tensorboardX.SummaryWriter(
+                str(self.folder / "tensorboard" / stage), purge_step=step
+            )
+        return self._writers[stage]

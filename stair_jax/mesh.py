@@ -1,0 +1,102 @@
+"""Where arrays live: the mesh, and the one table from logical axes to mesh axes.
+
+Parameters and activations name their dimensions by meaning ("embed", "q_head"); `RULES` says which
+mesh axes split each of them. A mesh axis that does not divide a dimension is left out there: the
+array is replicated along it.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+log = logging.getLogger(__name__)
+
+AXES = ("data", "fsdp", "tensor")
+REST = -1  # in a mesh shape: all devices that the other axes leave
+Rules = Mapping[str, str | tuple[str, ...] | None]
+RULES: Rules = {
+    "batch": ("data", "fsdp"), "time": None, "layer": None, "embed": "fsdp", "vocab": "tensor",
+    "q_head": "tensor", "kv_head": "tensor", "head": None, "ffn": "tensor", "page": None,
+    "slot": None,
+}  # fmt: skip
+# Decoding reads every weight for each token, so a gather per layer would cost more than the copy.
+ENGINE_RULES: Rules = {**RULES, "embed": None}
+
+_reported: set[tuple[str, int, str]] = set()
+
+
+def make(shape: Sequence[int], devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    """Returns a mesh with Auto axes over the first devices; one size may be -1, what is left.
+
+    Auto is said here because `jax.make_mesh` alone gives Explicit axes from jax 0.10 on.
+
+    Raises:
+        ValueError: the shape does not fit the devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    text = f"mesh.shape {tuple(shape)} over {AXES}"
+    if len(shape) != len(AXES):
+        raise ValueError(f"{text}: found {len(shape)} sizes, expected {len(AXES)}")
+    if sum(n == REST for n in shape) > 1 or any(n < 1 and n != REST for n in shape):
+        raise ValueError(f"{text}: sizes must be 1 or more, and at most one of them {REST}")
+    known = math.prod(n for n in shape if n != REST)
+    if known > len(devices) or (REST in shape and len(devices) % known):
+        raise ValueError(f"{text} does not fit {len(devices)} devices ({known} asked for)")
+    sizes = tuple(len(devices) // known if n == REST else n for n in shape)
+    used = devices[: math.prod(sizes)]
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=used)
+
+
+def spec(*axes: str | None, rules: Rules = RULES) -> PartitionSpec:
+    """Returns the mesh axes of logical axis names, one name per array dimension."""
+    return PartitionSpec(*(a if a is None else rules[a] for a in axes))
+
+
+def fit(
+    axes: Sequence[str | None], shape: Sequence[int], mesh: Any, *, rules: Rules = RULES
+) -> PartitionSpec:
+    """Returns `spec(*axes)` without the mesh axes that do not divide their dimension.
+
+    Each left-out axis is logged once per logical name, size and mesh axis.
+    """
+    if len(axes) != len(shape):
+        raise ValueError(f"{len(axes)} axis names {tuple(axes)} for an array of shape {shape}")
+    fitted = []
+    for name, size in zip(axes, shape, strict=True):
+        wanted = None if name is None else rules[name]
+        kept, parts = [], 1
+        for axis in (wanted,) if isinstance(wanted, str) else wanted or ():
+            if size % (parts * mesh.shape[axis]) == 0:
+                kept.append(axis)
+                parts *= mesh.shape[axis]
+            elif (str(name), size, axis) not in _reported:
+                _reported.add((str(name), size, axis))
+                ways = mesh.shape[axis]
+                log.info("%s: %d over %s=%d does not divide, replicated", name, size, axis, ways)
+        fitted.append(kept[0] if len(kept) == 1 else tuple(kept) or None)
+    return PartitionSpec(*fitted)
+
+
+def shardings(axes: Any, mesh: jax.sharding.Mesh, shapes: Any, *, rules: Rules = RULES) -> Any:
+    """Returns a tree of NamedSharding for a tree of logical axes (tuples of names).
+
+    Args:
+        axes: tuples of logical names as leaves, such as `transformer.logical_axes(spec)`.
+        mesh: from `make`.
+        shapes: the same tree with arrays or shape structs as leaves.
+        rules: `RULES` to train, `ENGINE_RULES` to decode.
+    """
+    place = lambda a, x: NamedSharding(mesh, fit(a, x.shape, mesh, rules=rules))  # noqa: E731
+    return jax.tree.map(place, axes, shapes, is_leaf=lambda a: isinstance(a, tuple))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pins the layout of an intermediate; does nothing where no mesh is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, fit(axes, x.shape, mesh)))

@@ -1,0 +1,1 @@
+"""The embedded world: prompts with exact truth, teacher text, verifier and tokenizer, offline."""

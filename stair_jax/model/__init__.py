@@ -1,0 +1,1 @@
+"""The decoder: its sizes, its paged cache, its layers, its heads."""

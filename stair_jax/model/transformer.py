@@ -1,0 +1,187 @@
+"""The decoder: a Flax module over scanned layers, one program text for Llama, Qwen2 and Qwen3.
+
+Shape letters (a suffix `x_BTD` is the shape of `x`):
+  B batch   T tokens of this call   S key slots   D model   F ffn   V vocab   L layers
+  N query heads   K kv heads   H head dim (h = H/2)
+Parameters are declared where they are used, in float32, with their logical axes beside them, and
+are cast to `dtype` to compute; norms, rotary embedding and softmax stay in float32.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from stair_jax import mesh, ops
+from stair_jax.model import cache
+from stair_jax.model.cache import KVPool, Rows
+from stair_jax.model.spec import Spec
+
+Params = Any  # a plain tree of arrays; those under "layers" have a leading layer axis
+REMAT = ("none", "full")
+UNROLL = 4  # up to here the layers are unrolled: the tiny model trains a seventh faster on CPU
+
+
+def rms_norm(x: Float[Array, "*B D"], g: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
+    """Returns x over its root mean square, times g; in float32, back to the dtype of `x`."""
+    x32 = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    gain = g.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + g.shape)
+    return (x32 * scale * gain).astype(x.dtype)
+
+
+def rope_frequencies(spec: Spec) -> np.ndarray:
+    """Returns the angle per position of each pair of a head, [h] float32 radians.
+
+    Source: Su et al. 2021, section 3.2.2; the scaling is Llama 3.1's (`llama-models`,
+    `apply_scaling`): waves longer than original / low are slowed by `factor`, those shorter than
+    original / high are kept, and a linear blend joins them.
+    """
+    exponent_h = np.arange(0, spec.H, 2, dtype=np.float32) / np.float32(spec.H)
+    freq_h = 1.0 / np.float32(spec.theta) ** exponent_h
+    s = spec.rope_scaling
+    if s is None:
+        return freq_h
+    waves_h = s.original * freq_h / np.float32(2 * np.pi)  # turns within the original context
+    keep_h = np.clip((waves_h - s.low) / (s.high - s.low), 0, 1)
+    return (keep_h * freq_h + (1 - keep_h) * freq_h / s.factor).astype(np.float32)
+
+
+def rope(
+    x: Float[Array, "B T N H"], cos: Float[Array, "R T 1 h"], sin: Float[Array, "R T 1 h"]
+) -> Float[Array, "B T N H"]:
+    """Returns x turned by its angles; half-split layout as in Hugging Face checkpoints."""
+    lo, hi = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([lo * cos - hi * sin, hi * cos + lo * sin], axis=-1).astype(x.dtype)
+
+
+class Layer(nn.Module):
+    """One pre-norm block. The carry is (activations, pool); XLA updates the pool in place."""
+
+    spec: Spec
+    dtype: Any
+    attention: str
+
+    def weight(self, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], init=None):
+        """Declares one parameter with its logical axes; computes in `dtype`, stores float32."""
+        init = nn.with_logical_partitioning(init or nn.initializers.normal(0.02), axes)
+        return self.param(name, init, shape).astype(self.dtype)
+
+    def gain(self, name: str, size: int):
+        """Declares the gain of a norm."""
+        return self.weight(name, (size,), (None,), nn.initializers.ones)
+
+    def project(self, name: str, x_BTD: jax.Array, heads: int, axis: str) -> jax.Array:
+        """Returns the projection of `x` to `heads` heads, with a bias where the spec has one."""
+        s = self.spec
+        w_DNH = self.weight(f"w{name}", (s.D, heads, s.H), ("embed", axis, "head"))
+        y_BTNH = ops.matmul(x_BTD, w_DNH).astype(self.dtype)
+        if s.qkv_bias:
+            zeros = nn.initializers.zeros
+            b_NH = self.weight(f"b{name}", (heads, s.H), (axis, "head"), zeros)
+            y_BTNH += b_NH[None, None]
+        return y_BTNH
+
+    @nn.compact
+    def __call__(self, carry, layer, rows, cos, sin, mask_BTS):
+        """Returns (the next carry, None), the form that `nn.scan` wants."""
+        s = self.spec
+        x_BTD, pool = carry
+        h_BTD = rms_norm(x_BTD, self.gain("attn_norm", s.D), s.eps)
+        q_BTNH = self.project("q", h_BTD, s.N, "q_head")
+        k_BSKH = self.project("k", h_BTD, s.K, "kv_head")
+        v_BSKH = self.project("v", h_BTD, s.K, "kv_head")
+        if s.qk_norm:
+            q_BTNH = rms_norm(q_BTNH, self.gain("q_norm", s.H), s.eps)
+            k_BSKH = rms_norm(k_BSKH, self.gain("k_norm", s.H), s.eps)
+        q_BTNH, k_BSKH = rope(q_BTNH, cos, sin), rope(k_BSKH, cos, sin)
+        if pool is not None:  # static: a different program, not a branch
+            pool = cache.write(pool, layer, rows, k_BSKH, v_BSKH)
+            k_BSKH, v_BSKH = cache.read(pool, layer, rows)
+        y_BTNH = ops.attention(
+            q_BTNH, k_BSKH.astype(self.dtype), v_BSKH.astype(self.dtype), mask=mask_BTS,
+            causal=pool is None, implementation=self.attention,
+        )  # fmt: skip
+        wo_NHD = self.weight("wo", (s.N, s.H, s.D), ("q_head", "head", "embed"))
+        x_BTD += ops.matmul(y_BTNH, wo_NHD, over=2).astype(self.dtype)
+
+        h_BTD = rms_norm(x_BTD, self.gain("mlp_norm", s.D), s.eps)
+        w_gate_DF = self.weight("w_gate", (s.D, s.F), ("embed", "ffn"))
+        w_up_DF = self.weight("w_up", (s.D, s.F), ("embed", "ffn"))
+        gate_BTF = ops.matmul(h_BTD, w_gate_DF).astype(self.dtype)
+        up_BTF = ops.matmul(h_BTD, w_up_DF).astype(self.dtype)
+        w_down_FD = self.weight("w_down", (s.F, s.D), ("ffn", "embed"))
+        x_BTD += ops.matmul(nn.silu(gate_BTF) * up_BTF, w_down_FD).astype(self.dtype)
+        return (mesh.constrain(x_BTD, "batch", "time", None), pool), None
+
+
+class Decoder(nn.Module):
+    """A Llama-family decoder: tokens in, hidden states out, and the grown pool.
+
+    `remat="full"` keeps only each layer's input for the backward pass. `attention` is an
+    implementation of `ops.attention`.
+    """
+
+    spec: Spec
+    dtype: Any = jnp.bfloat16
+    remat: str = "none"
+    attention: str = "auto"
+
+    @nn.compact
+    def __call__(
+        self, tokens: Int[Array, "B T"], pool: KVPool | None = None, rows: Rows | None = None
+    ) -> tuple[Float[Array, "B T D"], KVPool | None]:
+        """Returns hidden states after the final norm, and the pool with the new tokens in it.
+
+        Without a pool: causal over T, where padding at the right changes nothing to its left.
+        With one: `tokens` follow the `rows.length` tokens that each row has cached.
+        """
+        s, T = self.spec, tokens.shape[1]
+        if self.remat not in REMAT:
+            raise ValueError(f"remat {self.remat!r} is unknown, expected one of {REMAT}")
+        if (pool is None) != (rows is None):
+            raise ValueError("the decoder wants a pool and rows together, found one of them")
+        pos_RT, mask_BTS = jnp.arange(T)[None], None  # R is 1 where all rows start at 0, else B
+        if pool is not None and rows is not None:
+            pos_RT = rows.length[:, None] + pos_RT
+            slots = rows.table.shape[1] * pool.k.shape[2]
+            mask_BTS = jnp.arange(slots)[None, None] <= pos_RT[..., None]
+        freq_11h = jnp.asarray(rope_frequencies(s))[None, None]
+        angle_RT1h = (pos_RT.astype(jnp.float32)[..., None] * freq_11h)[:, :, None]
+
+        draw = nn.initializers.normal(0.02)
+        by_vocab = nn.with_logical_partitioning(draw, ("vocab", "embed"))
+        embed_VD = self.param("embed", by_vocab, (s.V, s.D))
+        if not s.tied:
+            self.param("head", by_vocab, (s.V, s.D))  # used by heads.logits
+        x_BTD = mesh.constrain(embed_VD[tokens].astype(self.dtype), "batch", "time", None)
+        layers = nn.scan(
+            nn.remat(Layer, prevent_cse=False) if self.remat == "full" else Layer,
+            variable_axes={"params": 0}, split_rngs={"params": True},
+            in_axes=(0, *(nn.broadcast,) * 4), length=s.L, unroll=s.L if s.L <= UNROLL else 1,
+            metadata_params={nn.PARTITION_NAME: "layer"},
+        )(s, self.dtype, self.attention, name="layers")  # fmt: skip
+        (x_BTD, pool), _ = layers(
+            (x_BTD, pool), jnp.arange(s.L), rows, jnp.cos(angle_RT1h), jnp.sin(angle_RT1h), mask_BTS
+        )
+        ones = nn.with_logical_partitioning(nn.initializers.ones, (None,))
+        return rms_norm(x_BTD, self.param("norm", ones, (s.D,)), s.eps), pool
+
+
+def _boxed(spec: Spec, key: jax.Array) -> Any:
+    return Decoder(spec, jnp.float32).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def init(spec: Spec, key: jax.Array) -> Params:
+    """Returns random float32 parameters, a plain tree; `key` is consumed. May be jitted."""
+    return nn.meta.unbox(_boxed(spec, key))
+
+
+def logical_axes(spec: Spec) -> Any:
+    """Returns the tree of `init` with a tuple of logical axis names for each parameter."""
+    specs = nn.get_partition_spec(jax.eval_shape(partial(_boxed, spec), jax.random.key(0)))
+    return jax.tree.map(tuple, specs, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))

@@ -1,0 +1,99 @@
+"""The operations that have more than one implementation, and which one runs.
+
+Shape letters: B batch  T queries  S keys  N query heads  K kv heads  G = N/K  H head dim
+"""
+
+import functools
+import logging
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+log = logging.getLogger(__name__)
+
+ATTENTION = ("auto", "xla", "cudnn")
+
+
+def matmul(x: Float[Array, "..."], w: Float[Array, "..."], *, over: int = 1) -> jax.Array:
+    """Returns the float32 product over the last `over` axes of x and the first of w.
+
+    It is handed to XLA as one 2-D product: with batch and time apart, the weight gradients are
+    transposed copies first, which costs a sixth of a training step on CPU.
+    """
+    rows, outer = x.shape[: x.ndim - over], w.shape[over:]
+    x_2 = x.reshape(math.prod(rows), -1)
+    y_2 = jnp.dot(x_2, w.reshape(x_2.shape[1], -1), preferred_element_type=jnp.float32)
+    return y_2.reshape(*rows, *outer)
+
+
+def attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    *,
+    mask: Bool[Array, "B T S"] | None = None,
+    causal: bool = False,
+    implementation: str = "auto",
+) -> Float[Array, "B T N H"]:
+    """Returns grouped-query attention, softmax(q kᵀ / √H) v, with the softmax in float32.
+
+    Args:
+        mask: True where a query sees a key; every query must see one key at least.
+        causal: query t sees the keys 0..t (T = S). Exactly one of `mask` and `causal` is given.
+        implementation: "xla" runs everywhere; "cudnn" is fused, for `causal` in 16 bit on a GPU;
+            "auto" takes "cudnn" where it can run, else "xla", and logs the choice once.
+
+    Raises:
+        ValueError: an unknown implementation, or one that cannot run here.
+    """
+    if implementation not in ATTENTION:
+        raise ValueError(f"attention {implementation!r} is unknown, expected one of {ATTENTION}")
+    if (mask is None) != causal:
+        raise ValueError("attention wants exactly one of mask and causal")
+    if causal and q.shape[1] != k.shape[1]:
+        raise ValueError(f"causal attention wants T = S, found {q.shape[1]} and {k.shape[1]}")
+    refusal = _cudnn_refusal(q.dtype, causal, q.shape[-1])
+    if implementation == "auto":
+        implementation = "xla" if refusal else "cudnn"
+        _say_once(implementation, refusal)
+    elif implementation == "cudnn" and refusal:
+        raise ValueError(f"attention 'cudnn' cannot run here: {refusal}")
+    if implementation == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+    return _xla(q, k, v, mask)
+
+
+def _cudnn_refusal(dtype: jnp.dtype, causal: bool, head_dim: int) -> str:
+    """Returns why cuDNN cannot serve this call, or nothing when it can."""
+    if not causal:
+        return "it is used for causal attention without a mask"
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"it computes in bfloat16 or float16, found {dtype}"
+    if head_dim % 8:
+        return f"it wants a head dim divisible by 8, found {head_dim}"
+    if jax.default_backend() != "gpu":
+        return f"it needs a GPU, found {jax.default_backend()}"
+    return ""
+
+
+@functools.cache
+def _say_once(choice: str, refusal: str) -> None:
+    log.info("attention auto: %s%s", choice, f" (not cudnn: {refusal})" if refusal else "")
+
+
+def _xla(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Returns attention as two einsums; causal where `mask` is None."""
+    B, T, N, H = q.shape
+    S, K = k.shape[1], k.shape[2]
+    q_BTKGH = q.reshape(B, T, K, N // K, H)
+    score_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k, preferred_element_type=jnp.float32)
+    if mask is None:
+        keep = jnp.tril(jnp.ones((T, S), bool))[None, None, None]
+    else:
+        keep = mask[:, None, None]
+    score_BKGTS = jnp.where(keep, score_BKGTS * H**-0.5, -jnp.inf)
+    prob_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v.dtype)
+    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", prob_BKGTS, v, preferred_element_type=jnp.float32)
+    return out_BTKGH.reshape(B, T, N, H).astype(v.dtype)

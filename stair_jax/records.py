@@ -1,0 +1,203 @@
+"""Typed rows on disk: what passes between the two wings. Floor 0: imports no JAX."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import typing
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+Row = TypeVar("Row")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One question to search on or to evaluate with."""
+
+    id: str
+    question: str
+    type: str  # "safety" or "helpfulness": which rewards apply (thu-ml/STAIR prompt_data)
+    ground_truth: str | None = None
+    meta: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SftRow:
+    """A question with a teacher's response: all four tags in the text, no end of sequence."""
+
+    id: str
+    question: str
+    response: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Node:
+    """One node of a finished tree; `ids` and `text` are its own step, empty at the root."""
+
+    parent: int  # index into Tree.nodes, -1 at the root
+    ids: tuple[int, ...]
+    text: str
+    depth: int
+    visits: int
+    value_sum: float
+    reward: float | None  # of a terminal node, once judged
+    terminal: bool
+    p: float  # PUCB's prior, 1 under UCB
+    tag: str  # "0" is the root, "0.2.1" the second child of its third child
+
+    @property
+    def value(self) -> float:
+        """Mean reward of all visits; call it on visited nodes only."""
+        return self.value_sum / self.visits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tree:
+    """A finished search tree; parents come before their children, the root first."""
+
+    prompt: Prompt
+    nodes: tuple[Node, ...]
+    counters: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def path(self, index: int) -> list[Node]:
+        """Returns the nodes from the first step down to `index`; nothing for the root."""
+        path = []
+        while self.nodes[index].parent >= 0:
+            path.append(self.nodes[index])
+            index = self.nodes[index].parent
+        return path[::-1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A preference: after the shared `prefix`, `chosen` is better than `rejected` (token ids)."""
+
+    id: str
+    question: str
+    type: str
+    prefix: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+    chosen_value: float
+    rejected_value: float
+    chosen_terminal: bool
+    rejected_terminal: bool
+    chosen_text: str  # the whole trajectory, shared steps included
+    rejected_text: str
+    depth: int  # of the two nodes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Response:
+    """A trajectory of a tree that is good enough to imitate."""
+
+    id: str
+    question: str
+    type: str
+    ids: tuple[int, ...]
+    text: str
+    value: float
+    terminal: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One evaluated prompt: what the model said and what the scorer made of it."""
+
+    id: str
+    benchmark: str
+    question: str
+    response: str
+    outcome: str  # for example "compliance", "refusal", "malformed", "correct", "wrong"
+    tokens: int  # generated
+
+
+def to_json(row: Any) -> dict[str, Any]:
+    """Returns a row as plain JSON types."""
+    return dataclasses.asdict(row)
+
+
+def from_json(kind: type[Row], data: dict[str, Any]) -> Row:
+    """Builds a row of `kind` from `to_json`'s output; a missing or extra key is a TypeError."""
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _restore(hints.get(name), value) for name, value in data.items()})
+
+
+def _restore(hint: Any, value: Any) -> Any:
+    """Undoes JSON's loss of tuples and nested rows."""
+    if isinstance(value, list):
+        inner = typing.get_args(hint)[0] if typing.get_args(hint) else None
+        return tuple(_restore(inner, v) for v in value)
+    if isinstance(value, dict) and dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_json(hint, value)
+    return value
+
+
+def append_jsonl(path: str | os.PathLike, row: Any) -> None:
+    """Appends one row as one line, flushed to the file system before returning."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(to_json(row), ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_jsonl(path: str | os.PathLike, kind: type[Row]) -> list[Row]:
+    """Reads rows of `kind`; a torn last line (a killed append) is passed over.
+
+    Raises:
+      ValueError: for a line that is broken and not the last, naming file and line.
+    """
+    return [from_json(kind, data) for data in read_json_lines(path)]
+
+
+def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Reads a JSONL file's objects; a torn last line is passed over, as in `read_jsonl`."""
+    rows, lines = [], pathlib.Path(path).read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        # Every whole line ends in a newline, so only the piece after the last one can be torn.
+        torn = number == len(lines)
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if torn:
+                break
+            raise ValueError(f"{path}:{number}: not JSON ({error.msg}): {line[:60]!r}") from None
+        rows.append(row)
+    return rows
+
+
+def mend_jsonl(path: str | os.PathLike) -> None:
+    """Cuts a torn last line off, so that the next append starts a line of its own."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        with open(path, "r+b") as file:
+            file.truncate(data.rfind(b"\n") + 1)
+
+
+def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
+    """Writes all rows at once: the file appears whole or not at all."""
+    lines = (json.dumps(to_json(row), ensure_ascii=False) + "\n" for row in rows)
+    write_text(path, "".join(lines))
+
+
+def write_json(path: str | os.PathLike, data: Any) -> None:
+    """Writes a JSON document for people to read, atomically."""
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a temporary neighbour first and renames it: a killed writer leaves the old file."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,253 @@
+"""Safety-Informed MCTS over a batch of trees: scores, selection, and the loop between requests.
+
+The device holds every tree up to the point where it needs text: `advance` applies what came in
+(children, rewards), then runs each tree on until it asks for an expansion, for an evaluation, or
+has finished. Walks that end at a judged terminal node need nobody and cost no round trip.
+Source: STAIR algorithm 1; thu-ml/STAIR src/mcts.py, src/mcts_node.py.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from stair_jax.config import SearchConfig
+from stair_jax.search import tree as tree_lib
+from stair_jax.search.tree import NONE, ROOT, Tree
+
+UNVISITED = 100.0  # score of an unvisited child, in units of c (thu-ml/STAIR src/mcts_node.py)
+TIE = 1e-5  # scores this close are equal: rounding in float32 must not choose
+
+# What a tree wants, column ASK of what `advance` returns.
+IDLE, WALK, EXPAND, EVALUATE, FINISHED = range(5)
+ASK, NODE, ITERATIONS, REVISITS = range(4)
+# What a tree gets: a new root, children, the reward of a node that is not or is terminal, no
+# reward though asked twice (and where asking again would give the same, the end of that branch).
+NOTHING, PLANT, CHILDREN, REWARD, TERMINAL_REWARD, MISSING, MISSING_FOR_GOOD = range(7)
+
+
+@struct.dataclass
+class Search:
+    """The trees and where each of them stands."""
+
+    tree: Tree
+    ask: jax.Array  # [B] int32, IDLE to FINISHED
+    node: jax.Array  # [B] int32, the node that `ask` is about
+    iteration: jax.Array  # [B] int32, iterations done
+    revisits: jax.Array  # [B] int32, of terminal nodes
+    seed: jax.Array  # [B] uint32, of random ties
+
+
+@struct.dataclass
+class Events:
+    """What came in for each tree since the last call, at most one thing each."""
+
+    kind: jax.Array  # [B] int32, NOTHING to MISSING_FOR_GOOD
+    count: jax.Array  # [B] int32, of children
+    seed: jax.Array  # [B] uint32, of a new tree
+    value: jax.Array  # [B] float32, a reward
+    prior: jax.Array  # [B, A] float32, of the children
+
+
+def empty(trees: int, config: SearchConfig) -> Search:
+    """Returns a batch of idle trees, with room for what `config` can grow."""
+    zeros_B = jnp.zeros((trees,), jnp.int32)
+    return Search(
+        tree=tree_lib.empty(trees, tree_lib.capacity(config), config.num_children),
+        ask=zeros_B,
+        node=zeros_B + 0,  # buffers of their own: the batch is donated
+        iteration=zeros_B + 0,
+        revisits=zeros_B + 0,
+        seed=jnp.zeros((trees,), jnp.uint32),
+    )
+
+
+def ucb(
+    parent_visits: Int[Array, " B"],
+    visits: Int[Array, "B A"],
+    value_sum: Float[Array, "B A"],
+    *,
+    c: float,
+) -> Float[Array, "B A"]:
+    """UCB1 score of each child: mean value + c sqrt(ln(parent visits) / visits).
+
+    Source: STAIR equation 10; thu-ml/STAIR src/mcts_node.py; Auer et al. 2002.
+    """
+    n_BA = jnp.maximum(visits, 1)
+    log_B1 = jnp.log(jnp.maximum(parent_visits, 1).astype(jnp.float32))[:, None]
+    return jnp.where(visits > 0, value_sum / n_BA + c * jnp.sqrt(log_B1 / n_BA), UNVISITED * c)
+
+
+def pucb(
+    parent_visits: Int[Array, " B"],
+    visits: Int[Array, "B A"],
+    value_sum: Float[Array, "B A"],
+    prior: Float[Array, "B A"],
+    *,
+    c: float,
+) -> Float[Array, "B A"]:
+    """PUCB score of each child: mean value + c p sqrt(parent visits) / (1 + visits).
+
+    Source: thu-ml/STAIR src/mcts_node.py.
+    """
+    root_B1 = jnp.sqrt(parent_visits.astype(jnp.float32))[:, None]
+    seen_BA = value_sum / jnp.maximum(visits, 1) + c * prior * root_B1 / (1 + visits)
+    return jnp.where(visits > 0, seen_BA, UNVISITED * c * prior)
+
+
+def best_child(
+    search: Search, node: Int[Array, " B"], *, config: SearchConfig
+) -> Int[Array, " B"]:
+    """Returns the child of `node` with the highest score; `NONE` where it has no children."""
+    tree = search.tree
+    row_B = jnp.arange(node.shape[0])
+    child_BA = tree.children[row_B, node]
+    at_BA = (row_B[:, None], child_BA)
+    stats = tree.visits[row_B, node], tree.visits[at_BA], tree.value_sum[at_BA]
+    if config.score == "pucb":
+        score_BA = pucb(*stats, tree.prior[at_BA], c=config.c)
+    else:
+        score_BA = ucb(*stats, c=config.c)
+    score_BA = jnp.where((child_BA == NONE) | tree.dead[at_BA], -jnp.inf, score_BA)
+    best_BA = score_BA >= score_BA.max(axis=1, keepdims=True) - TIE
+    if config.ties == "random":
+        draw_BA = _draws(search.seed, search.iteration, tree.depth[row_B, node], best_BA.shape[1])
+        slot_B = jnp.where(best_BA, draw_BA, -1.0).argmax(axis=1)
+    else:
+        slot_B = best_BA.argmax(axis=1)
+    return child_BA[row_B, slot_B]
+
+
+def _draws(
+    seed: Int[Array, " B"], iteration: Int[Array, " B"], depth: Int[Array, " B"], A: int
+) -> Float[Array, "B {A}"]:
+    """Uniform numbers that depend on the tree, the iteration and the depth, on nothing else."""
+
+    def one(seed, iteration, depth):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), iteration), depth)
+        return jax.random.uniform(key, (A,))
+
+    return jax.vmap(one)(seed, iteration, depth)
+
+
+def select(search: Search, *, config: SearchConfig) -> Int[Array, " B"]:
+    """Walks each tree from its root down to a leaf, by score."""
+
+    def down(carry):
+        node_B, _ = carry
+        child_B = best_child(search, node_B, config=config)
+        return jnp.where(child_B == NONE, node_B, child_B), (child_B != NONE).any()
+
+    start_B = jnp.full_like(search.node, ROOT)
+    leaf_B, _ = jax.lax.while_loop(lambda carry: carry[1], down, (start_B, jnp.array(True)))
+    return leaf_B
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="search")
+def advance(
+    search: Search, events: Events, *, config: SearchConfig
+) -> tuple[Search, Int[Array, "B 4"]]:
+    """Applies `events` and runs every tree on until it needs text or has finished.
+
+    `search` is donated. Returns the new state, and for the host a row a tree: ASK, NODE,
+    ITERATIONS done and terminal REVISITS; only rows that had an event can have changed.
+    """
+    search = _plant(search, events)
+    search = _sprout(search, events, config=config)
+    search = _reward(search, events, config=config)
+    search = jax.lax.while_loop(
+        lambda s: (s.ask == WALK).any(), functools.partial(_walk, config=config), search
+    )
+    columns = search.ask, search.node, search.iteration, search.revisits
+    return search, jnp.stack(columns, axis=1)
+
+
+def _plant(search: Search, events: Events) -> Search:
+    new_B = events.kind == PLANT
+
+    def reset(leaf_B):
+        return jnp.where(new_B, 0, leaf_B)
+
+    return dataclasses.replace(
+        search,
+        # Most ticks plant nothing, and the arrays are the larger part of a tick.
+        tree=jax.lax.cond(
+            new_B.any(), lambda t: tree_lib.clear(t, new_B), lambda t: t, search.tree
+        ),
+        ask=jnp.where(new_B, WALK, search.ask),
+        node=reset(search.node),
+        iteration=reset(search.iteration),
+        revisits=reset(search.revisits),
+        seed=jnp.where(new_B, events.seed, search.seed),
+    )
+
+
+def _sprout(search: Search, events: Events, *, config: SearchConfig) -> Search:
+    """Attaches the children that came in; one of them is evaluated in the same iteration."""
+    grown_B = events.kind == CHILDREN
+    count_B = jnp.where(grown_B, events.count, 0)
+    tree = tree_lib.expand(search.tree, search.node, count_B, events.prior)
+    search = dataclasses.replace(search, tree=tree)
+    child_B = best_child(search, search.node, config=config)
+    return dataclasses.replace(
+        search,
+        node=jnp.where(grown_B, child_B, search.node),
+        ask=jnp.where(grown_B, EVALUATE, search.ask),
+    )
+
+
+def _reward(search: Search, events: Events, *, config: SearchConfig) -> Search:
+    """Ends the iteration of the trees whose evaluation came in, with a reward or without one."""
+    terminal_B = events.kind == TERMINAL_REWARD
+    scored_B = (events.kind == REWARD) | terminal_B
+    hopeless_B = events.kind == MISSING_FOR_GOOD
+    ended_B = scored_B | (events.kind == MISSING) | hopeless_B
+    row_B, tree = jnp.arange(scored_B.shape[0]), search.tree
+    at_B = jnp.where(terminal_B, search.node, tree.parent.shape[1])
+    tree = dataclasses.replace(
+        tree,
+        terminal=tree.terminal.at[row_B, at_B].set(True, mode="drop"),
+        reward=tree.reward.at[row_B, at_B].set(events.value, mode="drop"),
+    )
+    tree = tree_lib.backup(tree, search.node, events.value, scored_B)
+    closed_B = hopeless_B | (scored_B & _spent(tree, search.node, config=config))
+    tree = tree_lib.bury(tree, search.node, closed_B, ended_B)
+    return dataclasses.replace(
+        search,
+        tree=tree,
+        iteration=search.iteration + ended_B,
+        ask=jnp.where(ended_B, WALK, search.ask),
+    )
+
+
+def _spent(tree: Tree, node: Int[Array, " B"], *, config: SearchConfig) -> Bool[Array, " B"]:
+    """Returns where `node`, just visited, is not to be selected again (`reselect_terminal`)."""
+    row_B = jnp.arange(node.shape[0])
+    if config.reselect_terminal:
+        return jnp.zeros_like(tree.terminal[:, 0])
+    return tree.terminal[row_B, node] | (tree.depth[row_B, node] >= config.max_depth)
+
+
+def _walk(search: Search, *, config: SearchConfig) -> Search:
+    """One selection in each tree that can go on; a kept reward is backed up at once."""
+    row_B, tree = jnp.arange(search.node.shape[0]), search.tree
+    walks_B = search.ask == WALK
+    over_B = (search.iteration >= config.iterations) | tree.dead[:, ROOT]
+    leaf_B = select(search, config=config)
+    terminal_B = tree.terminal[row_B, leaf_B]
+    deep_B = tree.depth[row_B, leaf_B] >= config.max_depth
+    fresh_B = (tree.visits[row_B, leaf_B] == 0) | deep_B
+    ask_B = jnp.where(terminal_B, WALK, jnp.where(fresh_B, EVALUATE, EXPAND))
+    ask_B = jnp.where(over_B, FINISHED, ask_B)
+    kept_B = walks_B & (ask_B == WALK)
+    return dataclasses.replace(
+        search,
+        tree=tree_lib.backup(tree, leaf_B, tree.reward[row_B, leaf_B], kept_B),
+        ask=jnp.where(walks_B, ask_B, search.ask),
+        node=jnp.where(walks_B, leaf_B, search.node),
+        iteration=search.iteration + kept_B,
+        revisits=search.revisits + kept_B,
+    )

@@ -1,0 +1,139 @@
+"""A batch of search trees as arrays: B trees, M nodes each, A children per node at most."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from stair_jax.config import SearchConfig
+
+ROOT, NONE = 0, -1
+
+
+@struct.dataclass
+class Tree:
+    """Structure and statistics of B trees; `NONE` marks a missing link."""
+
+    parent: jax.Array  # [B, M] int32
+    children: jax.Array  # [B, M, A] int32, filled from slot 0 on
+    depth: jax.Array  # [B, M] int32, 0 at the root
+    prior: jax.Array  # [B, M] float32, p of PUCB
+    visits: jax.Array  # [B, M] int32
+    value_sum: jax.Array  # [B, M] float32
+    terminal: jax.Array  # [B, M] bool, known from the first visit on
+    reward: jax.Array  # [B, M] float32, the kept reward of a terminal node
+    dead: jax.Array  # [B, M] bool, never to be selected again
+    size: jax.Array  # [B] int32, nodes in use
+
+
+def capacity(config: SearchConfig) -> int:
+    """Returns the number of nodes M that a tree can come to under `config`.
+
+    An iteration expands one node at most, the first one none; a node at `max_depth` never grows.
+    """
+    inner, level = 0, 1
+    for _ in range(config.max_depth):
+        inner += level
+        level *= config.num_children
+        if inner >= config.iterations:  # the level sizes would soon leave every bound
+            break
+    return 1 + config.num_children * min(inner, config.iterations - 1)
+
+
+def empty(trees: int, nodes: int, children: int) -> Tree:
+    """Returns trees that hold only their root."""
+    return Tree(
+        parent=jnp.full((trees, nodes), NONE, jnp.int32),
+        children=jnp.full((trees, nodes, children), NONE, jnp.int32),
+        depth=jnp.zeros((trees, nodes), jnp.int32),
+        prior=jnp.ones((trees, nodes), jnp.float32),
+        visits=jnp.zeros((trees, nodes), jnp.int32),
+        value_sum=jnp.zeros((trees, nodes), jnp.float32),
+        terminal=jnp.zeros((trees, nodes), bool),
+        reward=jnp.zeros((trees, nodes), jnp.float32),
+        dead=jnp.zeros((trees, nodes), bool),
+        size=jnp.ones((trees,), jnp.int32),
+    )
+
+
+def clear(tree: Tree, rows: Bool[Array, " B"]) -> Tree:
+    """Turns the trees where `rows` holds back into lone roots."""
+    new = empty(*tree.children.shape)
+
+    def pick(new_leaf, old_leaf):
+        return jnp.where(rows.reshape(-1, *(1,) * (old_leaf.ndim - 1)), new_leaf, old_leaf)
+
+    return jax.tree.map(pick, new, tree)
+
+
+def expand(
+    tree: Tree, node: Int[Array, " B"], count: Int[Array, " B"], prior: Float[Array, "B A"]
+) -> Tree:
+    """Gives `node` its `count` children, in the next free places; a count of 0 changes nothing."""
+    B, M, A = tree.children.shape
+    row_B = jnp.arange(B)
+    slot_BA = jnp.broadcast_to(jnp.arange(A)[None], (B, A))
+    child_BA = jnp.where(slot_BA < count[:, None], tree.size[:, None] + slot_BA, NONE)
+    at_B = jnp.where(count > 0, node, M)  # M is out of range: dropped
+    at_BA = jnp.where(child_BA == NONE, M, child_BA)
+    row_BA = jnp.broadcast_to(row_B[:, None], (B, A))
+    depth_BA = jnp.broadcast_to(tree.depth[row_B, node][:, None] + 1, (B, A))
+    node_BA = jnp.broadcast_to(node[:, None], (B, A))
+    return dataclasses.replace(
+        tree,
+        children=tree.children.at[row_B, at_B].set(child_BA, mode="drop"),
+        parent=tree.parent.at[row_BA, at_BA].set(node_BA, mode="drop"),
+        depth=tree.depth.at[row_BA, at_BA].set(depth_BA, mode="drop"),
+        prior=tree.prior.at[row_BA, at_BA].set(prior, mode="drop"),
+        size=tree.size + count,
+    )
+
+
+def backup(
+    tree: Tree, leaf: Int[Array, " B"], value: Float[Array, " B"], rows: Bool[Array, " B"]
+) -> Tree:
+    """Adds `value` and one visit to `leaf` and all its ancestors, in the trees where `rows` holds.
+
+    Source: thu-ml/STAIR src/mcts.py `update`.
+    """
+    B, M = tree.parent.shape
+    row_B = jnp.arange(B)
+
+    def up(carry):
+        node_B, visits, value_sum = carry
+        at_B = jnp.where(node_B == NONE, M, node_B)
+        visits = visits.at[row_B, at_B].add(1, mode="drop")
+        value_sum = value_sum.at[row_B, at_B].add(value, mode="drop")
+        above_B = jnp.where(node_B == NONE, NONE, tree.parent[row_B, node_B])
+        return above_B, visits, value_sum
+
+    start_B = jnp.where(rows, leaf, NONE)
+    _, visits, value_sum = jax.lax.while_loop(
+        lambda carry: (carry[0] != NONE).any(), up, (start_B, tree.visits, tree.value_sum)
+    )
+    return dataclasses.replace(tree, visits=visits, value_sum=value_sum)
+
+
+def bury(
+    tree: Tree, leaf: Int[Array, " B"], ended: Bool[Array, " B"], rows: Bool[Array, " B"]
+) -> Tree:
+    """Marks `leaf` as dead where `ended`, then each ancestor whose children are all dead."""
+    B, M = tree.parent.shape
+    row_B = jnp.arange(B)
+
+    def up(carry):
+        node_B, dead = carry
+        at_B = jnp.where(node_B == NONE, M, node_B)
+        child_BA = tree.children[row_B, node_B]
+        child_dead_BA = dead[row_B[:, None], child_BA] | (child_BA == NONE)
+        closed_B = child_dead_BA.all(axis=1) & (child_BA[:, 0] != NONE)
+        dead = dead.at[row_B, at_B].max(closed_B, mode="drop")
+        above_B = jnp.where(node_B == NONE, NONE, tree.parent[row_B, node_B])
+        return above_B, dead
+
+    dead = tree.dead.at[row_B, jnp.where(rows & ended, leaf, M)].set(True, mode="drop")
+    start_B = jnp.where(rows, leaf, NONE)
+    _, dead = jax.lax.while_loop(lambda carry: (carry[0] != NONE).any(), up, (start_B, dead))
+    return dataclasses.replace(tree, dead=dead)

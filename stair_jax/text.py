@@ -1,0 +1,121 @@
+"""Tags, chat templates, steps: between text and token ids. Floor 0: imports no JAX."""
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+STEP, STEP_END = "<|Reasoning_step|>", "<|/Reasoning_step|>"
+OUTPUT, OUTPUT_END = "<|Output|>", "<|/Output|>"
+TAGS = (STEP, STEP_END, OUTPUT, OUTPUT_END)
+
+# The method's form of each family's template: no system block unless one is asked for, and no
+# dates (thu-ml/STAIR utils; the checkpoints' own templates add what training never saw).
+_LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim"
+    " + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+_CHATML = (
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] | trim + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+TEMPLATES = {"llama3": _LLAMA3, "chatml": _CHATML}
+TURN_ENDS = {"llama3": "<|eot_id|>", "chatml": "<|im_end|>"}
+# Tokens that end a response in the official code, where a vocabulary has them.
+_END_TOKENS = ("<|eot_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>")
+TEMPLATE_OF_FAMILY = {"llama": "llama3", "qwen2": "chatml", "qwen3": "chatml"}
+
+
+class Codec:
+    """Prompts and responses as token ids, for one tokenizer and one chat template.
+
+    Args:
+      tokenizer: a Hugging Face tokenizer whose vocabulary holds the four tags as single tokens.
+      template: a name of `TEMPLATES`.
+      system: text of a system turn put before every question; empty for none.
+
+    Raises:
+      ValueError: for an unknown template, a tag that is not one token, a template whose tokens
+        the vocabulary lacks, or padding that equals the end of a turn.
+    """
+
+    def __init__(self, tokenizer: Any, template: str, system: str = ""):
+        if template not in TEMPLATES:
+            raise ValueError(f"model.template: {template!r} is not one of {sorted(TEMPLATES)}")
+        self.tokenizer, self.template, self.system = tokenizer, template, system
+        vocabulary = tokenizer.get_vocab()
+        for tag in (*TAGS, TURN_ENDS[template]):
+            if tag not in vocabulary:
+                raise ValueError(f"tokenizer: {tag!r} is no token, template {template!r} needs it")
+        self.eos_id: int = vocabulary[TURN_ENDS[template]]
+        ends = {vocabulary[t] for t in _END_TOKENS if t in vocabulary} | {self.eos_id}
+        if tokenizer.eos_token_id is not None:
+            ends.add(tokenizer.eos_token_id)
+        self.end_stop = frozenset(ends | {vocabulary[OUTPUT_END]})
+        self.step_stop = self.end_stop | {vocabulary[STEP_END]}
+        self.stops = {"step": self.step_stop, "end": self.end_stop}
+        self.end_ids = frozenset(ends)  # what generation_config.json lists
+        # Padding is never read (masks come from lengths), so any id that ends nothing serves.
+        pad = tokenizer.pad_token_id
+        ordinary = next(i for i in range(len(vocabulary)) if i not in self.end_stop)
+        self.pad_id: int = pad if pad is not None and pad not in ends else ordinary
+        self.specials = tuple(
+            sorted(set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab()))
+        )
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """Returns the ids of the whole prompt, up to where the response begins."""
+        messages = [{"role": "user", "content": escape(question, self.specials)}]
+        if self.system:
+            messages.insert(0, {"role": "system", "content": self.system})
+        return self.tokenizer.apply_chat_template(
+            messages, chat_template=TEMPLATES[self.template], add_generation_prompt=True,
+            tokenize=True, return_dict=False,
+        )  # fmt: skip
+
+    def response_ids(self, response: str) -> list[int]:
+        """Returns the ids of a response; its tags become tags."""
+        return self.tokenizer.encode(response, add_special_tokens=False)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of `ids`, tags included."""
+        return self.tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+
+def escape(question: str, specials: Iterable[str]) -> str:
+    """Returns a user's text with every special token broken up, so that it stays plain text.
+
+    A tag typed by a user must not become the token that ends a step: `<|Output|>` turns into
+    `< |Output|>`.
+    """
+    for token in specials:
+        if len(token) > 1 and token in question:
+            question = question.replace(token, f"{token[0]} {token[1:]}")
+    return question
+
+
+def split_steps(ids: Sequence[int], stops: Collection[int]) -> list[list[int]]:
+    """Cuts a response after every stop token; joining the steps gives `ids` back exactly."""
+    steps: list[list[int]] = [[]]
+    for token in ids:
+        steps[-1].append(token)
+        if token in stops:
+            steps.append([])
+    return steps if steps[-1] else steps[:-1]
+
+
+def final_answer(response: str) -> str | None:
+    """Returns the text of the closed Output block, or None where there is none.
+
+    The block may carry a "Final Answer:" line, which is not part of the answer. Source:
+    thu-ml/STAIR src/final_orm.py takes the same block but cannot tell a missing one apart.
+    """
+    blocks = re.findall(re.escape(OUTPUT) + r"(.*?)" + re.escape(OUTPUT_END), response, re.DOTALL)
+    if not blocks:
+        return None
+    return re.sub(r"^\s*final answer\s*:", "", blocks[-1], flags=re.IGNORECASE).strip()

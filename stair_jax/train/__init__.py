@@ -1,0 +1,1 @@
+"""The trainers: log-probabilities, losses, one optimiser step, the loop around it."""

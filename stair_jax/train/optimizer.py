@@ -1,0 +1,118 @@
+"""AdamW with float32 master weights, clipping, and the learning rate of a step."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from stair_jax.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """The optimiser's constants; hashable, so it can be a static argument of `jit`.
+
+    The learning rate is an argument of `update`, not a part of it: runs of other lengths and
+    rounds with other peaks then share one compiled program.
+    """
+
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float  # global norm; 0: no clipping
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "AdamW":
+        """Takes its constants from the training configuration."""
+        return cls(**{f.name: getattr(config, f.name) for f in dataclasses.fields(cls)})
+
+    def _adam(self) -> optax.GradientTransformation:
+        return optax.scale_by_adam(self.beta1, self.beta2, self.eps, mu_dtype=jnp.float32)
+
+    def init(self, params: Any) -> Any:
+        """Returns moments of zero, float32 as the parameters."""
+        return self._adam().init(params)
+
+    def shardings(self, params: Any, mesh: jax.sharding.Mesh) -> Any:
+        """Returns where the moments lie: each beside its parameter, the counter everywhere."""
+        adam, everywhere = self._adam(), NamedSharding(mesh, PartitionSpec())
+        return optax.tree.map_params(
+            adam, lambda _, p: p.sharding, jax.eval_shape(adam.init, params), params,
+            transform_non_params=lambda _: everywhere,
+        )  # fmt: skip
+
+    def update(
+        self, grads: Any, opt: Any, params: Any, lr: jax.Array
+    ) -> tuple[Any, Any, jax.Array]:
+        """Returns the next parameters and moments, and the gradient's norm before clipping."""
+        norm = optax.tree.norm(grads)
+        if self.clip_norm:
+            scale = jnp.minimum(1.0, self.clip_norm / jnp.maximum(norm, 1e-12))
+            grads = jax.tree.map(lambda g: g * scale, grads)
+        updates, opt = self._adam().update(grads, opt, params)
+
+        def move(path, p, u):
+            decay = 0.0 if _is_gain_or_bias(path) else self.weight_decay
+            return p - lr * (u + decay * p)
+
+        return jax.tree_util.tree_map_with_path(move, params, updates), opt, norm
+
+
+def _is_gain_or_bias(path: tuple) -> bool:
+    """Norm gains and biases are not decayed (the usual rule of Hugging Face trainers)."""
+    name = str(path[-1].key)
+    return "norm" in name or name.startswith("b")
+
+
+def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Returns the optimiser steps of a run: `epochs` over the rows, at most `max_steps`."""
+    steps = math.ceil(config.epochs * steps_per_epoch)
+    return min(steps, config.max_steps) if config.max_steps else steps
+
+
+def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
+    """Returns the rate of 0-based `step` of `steps`: linear warm-up, then a cosine.
+
+    The peak is reached at the first step after the warm-up, and no step has rate 0 unless
+    `final_lr_ratio` is 0 and the schedule is over.
+    """
+    warmup = math.ceil(config.warmup_ratio * steps)
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return config.lr * (config.final_lr_ratio + (1 - config.final_lr_ratio) * cosine)
+
+
+def check(config: TrainConfig, *, row_shards: int) -> None:
+    """Refuses a training configuration that cannot work.
+
+    Raises:
+      ValueError: naming the key, what was found and what was expected.
+    """
+    for key in ("batch", "micro_batch", "epochs", "lr", "eps", "save_every", "keep"):
+        if not (value := getattr(config, key)) > 0:
+            raise ValueError(f"train.{key}: {value}, expected a number above 0")
+    for key in ("warmup_ratio", "final_lr_ratio"):
+        if not 0 <= (value := getattr(config, key)) <= 1:
+            raise ValueError(f"train.{key}: {value}, expected a number in [0, 1]")
+    for key in ("beta1", "beta2"):
+        if not 0 <= (value := getattr(config, key)) < 1:
+            raise ValueError(f"train.{key}: {value}, expected a number in [0, 1)")
+    for key in ("max_steps", "weight_decay", "clip_norm"):
+        if (value := getattr(config, key)) < 0:
+            raise ValueError(f"train.{key}: {value}, expected 0 or more")
+    if config.batch % config.micro_batch:
+        raise ValueError(
+            f"train.micro_batch: {config.micro_batch} does not divide batch={config.batch}"
+        )
+    if config.micro_batch % row_shards:
+        raise ValueError(
+            f"train.micro_batch: {config.micro_batch} rows do not divide over the mesh's "
+            f"data x fsdp = {row_shards} devices"
+        )

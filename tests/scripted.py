@@ -1,0 +1,144 @@
+"""An engine, a codec and a judge that follow a script: `EngineLike`, `CodecLike` and `Judge`.
+
+A script has `expand(prompt, trajectory, k)`, `prior(prompt, trajectory, k)`,
+`rollout(prompt, trajectory, visit)` and `judge(prompt, response)`, as tests/golden/
+scripted_policy.py does. Answers come late and in shuffled order, as a real engine's do.
+"""
+
+import math
+import random
+import re
+
+from stair_jax.engine.request import Prefix, Result
+from stair_jax.rewards.judges import Score
+from stair_jax.text import OUTPUT_END, STEP_END, TAGS
+
+ENDS = (OUTPUT_END, "<|eot_id|>", "<|end_of_text|>")
+_TOKENS = re.compile("(" + "|".join(map(re.escape, (*TAGS, *ENDS))) + ")")
+
+
+class ScriptedCodec:
+    """Texts as ids: every tag is a token, and so is all that stands between two of them."""
+
+    def __init__(self):
+        self._ids: dict[str, int] = {}
+        self._pieces: list[str] = []
+        self.end_stop = frozenset(map(self._id, ENDS))
+        self.step_stop = self.end_stop | {self._id(STEP_END)}
+
+    def _id(self, piece):
+        if piece not in self._ids:
+            self._ids[piece] = len(self._pieces)
+            self._pieces.append(piece)
+        return self._ids[piece]
+
+    def encode(self, text):
+        return [self._id(piece) for piece in _TOKENS.split(text) if piece]
+
+    def prompt_ids(self, question):
+        return [self._id("prompt: " + question)]
+
+    def decode(self, ids):
+        return "".join(self._pieces[i] for i in ids)
+
+
+class ScriptedPrefix(Prefix):
+    """A sequence that remembers the texts it was made from."""
+
+    def __init__(self, ids, prompt, trajectory):
+        super().__init__(ids)
+        self.prompt, self.trajectory = prompt, trajectory
+
+
+class ScriptedEngine:
+    """Answers requests from the script, each after a few steps; counts who holds what."""
+
+    def __init__(self, script, codec, *, seed=0, slowest=3, max_prompt=10**6):
+        self.script, self.codec, self.max_prompt = script, codec, max_prompt
+        self.counters = {"tokens": 0, "steps": 0}
+        self.keys, self.released, self.held = [], 0, set()
+        self._random, self._slowest = random.Random(seed), slowest
+        self._waiting, self._done = {}, []
+
+    def _hold(self, prefix):
+        self.held.add(prefix)
+        return prefix
+
+    def root(self, ids):
+        question = self.codec.decode(ids).removeprefix("prompt: ")
+        if len(question) > self.max_prompt:
+            raise ValueError(f"prompt: {len(question)} tokens, at most {self.max_prompt} expected")
+        return self._hold(ScriptedPrefix(ids, question, ()))
+
+    def submit(self, request):
+        assert request.id not in self._waiting
+        assert request.prefix in self.held, "continues a sequence that was given back"
+        self.keys.append(request.key)
+        self._waiting[request.id] = [self._random.randint(1, 1 + self._slowest), request]
+
+    def step(self):
+        self.counters["steps"] += 1
+        for waiting in self._waiting.values():
+            waiting[0] -= 1
+        ready = [id for id, (steps, _) in self._waiting.items() if steps <= 0]
+        self._random.shuffle(ready)
+        self._done += [self._answer(self._waiting.pop(id)[1]) for id in ready]
+
+    def _answer(self, request):
+        start, (*_, kind, ordinal) = request.prefix, request.key
+        assert request.prefix in self.held
+        place = start.prompt, list(start.trajectory)
+        step = kind == "step"
+        text = (self.script.expand if step else self.script.rollout)(*place, ordinal)
+        assert request.stop == ("step" if step else "end")
+        p = self.script.prior(*place, ordinal) if step else 1.0
+        ids = tuple(self.codec.encode(text))[: request.max_tokens]
+        stops = self.codec.step_stop if step else self.codec.end_stop
+        finish = "stop" if ids and ids[-1] in stops else "length"
+        self.counters["tokens"] += len(ids)
+        text = self.codec.decode(ids)
+        prefix = ScriptedPrefix(start.ids + ids, start.prompt, (*start.trajectory, text))
+        return Result(
+            id=request.id, ids=ids, logps=(math.log(p),) * len(ids), prefix=self._hold(prefix),
+            finish=finish,
+        )  # fmt: skip
+
+    def collect(self):
+        done, self._done = self._done, []
+        return done
+
+    def release(self, prefix):
+        self.held.remove(prefix)  # KeyError: given back twice
+        self.released += 1
+
+    def cancel(self, request_id):
+        self._waiting.pop(request_id, None)
+        for result in [r for r in self._done if r.id == request_id]:
+            self._done.remove(result)
+            self.release(result.prefix)
+
+    @property
+    def idle(self):
+        return not self._waiting and not self._done
+
+
+class ScriptedJudge:
+    """Scores responses from the script, some calls later and in shuffled order."""
+
+    def __init__(self, script, *, seed=0, slowest=2):
+        self.script, self.asked = script, []
+        self._random, self._slowest, self._waiting = random.Random(seed), slowest, []
+
+    def submit(self, id, prompt, response):
+        self.asked.append((id, prompt.id, response))
+        verdict = self.script.judge(prompt.question, response)
+        score = None if verdict is None else Score(safety=verdict[0], helpfulness=verdict[1])
+        self._waiting.append([self._random.randint(0, self._slowest), id, score])
+
+    def collect(self):
+        for waiting in self._waiting:
+            waiting[0] -= 1
+        ready = [w for w in self._waiting if w[0] < 0]
+        self._waiting = [w for w in self._waiting if w[0] >= 0]
+        self._random.shuffle(ready)
+        return [(id, score) for _, id, score in ready]
