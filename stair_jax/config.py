@@ -13,6 +13,7 @@ from ml_collections.config_dict import placeholder
 Config = Any  # an ml_collections.ConfigDict; type checkers cannot see its fields
 Frozen = TypeVar("Frozen", bound="Section")
 
+BENCHMARKS = ("harmful", "jailbreak", "lookalike", "harmless")
 STAGES = ("sft", "search", "pairs", "dpo", "evaluate", "export")
 
 
@@ -30,6 +31,7 @@ def default() -> Config:
     _add_data(c)
     _add_training(c)
     _add_search(c)
+    _add_engine_and_pairs(c)
     _add_outcomes(c)
     return c
 
@@ -121,6 +123,8 @@ def _add_search(c: Config) -> None:
     r.k1 = 1.0  # "safe-constraint": (k1 + k2) S + k1 S H (release)
     r.k2 = 1.0
 
+
+def _add_engine_and_pairs(c: Config) -> None:
     e = c.engine = ml_collections.ConfigDict()
     e.slots = 256  # sequences decoded together
     e.page_size = 16  # tokens of a page of the KV pool
@@ -326,19 +330,40 @@ def validate(c: Config) -> None:
     for key in _POSITIVE:
         if not _get(c, key) > 0:
             raise ValueError(f"config.{key}: {_get(c, key)!r}, expected a number above 0")
+    _validate_data(c)
     if len(c.mesh.shape) != 3:
-        raise ValueError(f"config.mesh.shape: {c.mesh.shape}, expected 3 numbers: data, fsdp, tensor")
-    if not 0 < c.search.top_p <= 1 or c.search.top_k < 0 or c.search.temperature < 0:
-        raise ValueError("config.search: expected temperature >= 0, top_k >= 0, 0 < top_p <= 1")
+        raise ValueError(f"config.mesh.shape: {c.mesh.shape}, expected 3: data, fsdp, tensor")
     for stage in ("sft", "dpo"):
         _validate_training(f"{stage}.train", c[stage].train)
-    for key in ("sft", "prompts"):
-        count = c.data["sft_rows" if key == "sft" else "round_prompts"]
-        if c.data[key] == "miniature" and count <= 0:
-            name = "sft_rows" if key == "sft" else "round_prompts"
-            raise ValueError(f"config.data.{name}: {count}, the miniature needs a number above 0")
+
+
+def _validate_data(c: Config) -> None:
+    if not 0 < c.search.top_p <= 1 or c.search.top_k < 0 or c.search.temperature < 0:
+        raise ValueError("config.search: expected temperature >= 0, top_k >= 0, 0 < top_p <= 1")
+    wanted = words(c.stages)
+    for stage, key, number in (("sft", "sft", "sft_rows"), ("search", "prompts", "round_prompts")):
+        if stage not in wanted:
+            continue
+        embedded = c.data[key] == "miniature"
+        if embedded and c.data[number] <= 0:
+            raise ValueError(
+                f"config.data.{number}: {c.data[number]}, the miniature needs a number above 0"
+            )
+        if not embedded and not c.model.checkpoint:
+            raise ValueError(
+                f"config.data.{key}: {c.data[key]!r} needs a model that speaks its language; set"
+                " config.model.checkpoint (empty stands for the miniature's own model)"
+            )
     if c.search.judge == "verifier" and c.data.prompts != "miniature":
         raise ValueError("config.search.judge: 'verifier' knows the miniature's prompts only")
+    benchmarks = words(c.evaluate.benchmarks)
+    if unknown := [b for b in benchmarks if b not in BENCHMARKS] or not benchmarks:
+        raise ValueError(f"config.evaluate.benchmarks: {unknown} not in {list(BENCHMARKS)}")
+    if "evaluate" in wanted and c.model.checkpoint:
+        raise ValueError(
+            "config.stages: evaluate knows the miniature's benchmarks only, which mean nothing to"
+            f" {c.model.checkpoint!r}; leave it out"
+        )
 
 
 def _validate_training(name: str, t: Config) -> None:

@@ -100,7 +100,7 @@ def _near(a, b):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dir", type=pathlib.Path)
     parser.add_argument("--in-flight", type=int, default=5, help="trees grown at once")
     args = parser.parse_args(argv)

@@ -9,9 +9,14 @@ import math
 import random
 import re
 
+from stair_jax.config import RewardConfig, SearchConfig
 from stair_jax.engine.request import Prefix, Result
+from stair_jax.records import Prompt
+from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import Score
-from stair_jax.text import OUTPUT_END, STEP_END, TAGS
+from stair_jax.search.driver import grow
+from stair_jax.text import OUTPUT, OUTPUT_END, STEP, STEP_END, TAGS
+from tests.golden import scripted_policy
 
 ENDS = (OUTPUT_END, "<|eot_id|>", "<|end_of_text|>")
 _TOKENS = re.compile("(" + "|".join(map(re.escape, (*TAGS, *ENDS))) + ")")
@@ -142,3 +147,65 @@ class ScriptedJudge:
         self._waiting = [w for w in self._waiting if w[0] >= 0]
         self._random.shuffle(ready)
         return [(id, score) for _, id, score in ready]
+
+
+class RandomScript:
+    """A script fixed by a salt: `names` different steps, ends and missing verdicts at a rate."""
+
+    def __init__(self, salt, *, names=6, ends=0.2, missing=0.0, uncut=1.0):
+        self.salt, self.names, self.ends, self.missing = salt, names, ends, missing
+        self.uncut = uncut  # share of steps that close their tag
+
+    def _unit(self, *parts):
+        return scripted_policy.unit(self.salt, *parts)
+
+    def expand(self, prompt, trajectory, k):
+        name = int(self._unit("name", prompt, *trajectory, k) * self.names)
+        if self._unit("end", prompt, *trajectory, name) < self.ends:
+            return f"{OUTPUT}answer {name}{OUTPUT_END}"
+        cut = self._unit("cut", prompt, *trajectory, name) >= self.uncut
+        return f"{STEP}thought {name}{'' if cut else STEP_END}"
+
+    def prior(self, prompt, trajectory, k):
+        return 0.05 + 0.95 * self._unit("prior", prompt, *trajectory, k)
+
+    def rollout(self, prompt, trajectory, visit):
+        return f"{OUTPUT}final {int(self._unit('f', prompt, *trajectory, visit) * 50)}{OUTPUT_END}"
+
+    def judge(self, prompt, response):
+        if self._unit("missing", prompt, response) < self.missing:
+            return None
+        marks = [-1.0, -0.5, 0.5, 1.0]
+        return tuple(marks[int(self._unit(side, prompt, response) * 4)] for side in "SH")
+
+
+def search_config(**changes):
+    """A small search with deterministic ties; odd sizes."""
+    values = dict(
+        iterations=37, num_children=3, c=1.5, max_depth=5, score="ucb", prior="arithmetic",
+        reward="paper", visit_all_nodes=True, reselect_terminal=True, ties="first",
+        max_step_tokens=50, max_rollout_tokens=70, temperature=1.2, top_p=0.9, top_k=50,
+        trees_in_flight=5, judge="verifier", export_official=False,
+    )  # fmt: skip
+    return SearchConfig(**(values | changes))
+
+
+PAPER = Reward("paper", RewardConfig(F="identity", c1=1.0, c2=-1.0, k1=1.0, k2=1.0))
+
+
+def prompts(count):
+    kinds = "safety", "helpfulness"
+    return [Prompt(id=f"p{i}", question=f"question {i}", type=kinds[i % 2]) for i in range(count)]
+
+
+def run(script, config, *, rows=None, seed=0, schedule=0, judge=None, **engine):
+    """Grows a forest on a script; returns the trees by prompt id, the engine and the judge."""
+    codec, trees = ScriptedCodec(), {}
+    engine = ScriptedEngine(script, codec, seed=schedule, **engine)
+    judge = judge or ScriptedJudge(script, seed=schedule)
+    passed_over = grow(
+        prompts(7) if rows is None else rows,
+        engine=engine, judge=judge, codec=codec, config=config, reward=PAPER, seed=seed,
+        on_tree=lambda tree: trees.update({tree.prompt.id: tree}),
+    )  # fmt: skip
+    return trees, engine, judge, passed_over

@@ -207,9 +207,7 @@ class DpoData(_Data):
         self, pairs: Sequence[PairExample], anchors: Sequence[SftExample] = (), *,
         anchors_per_pair: float, buckets: tuple[int, ...], batch: int, seed: int, pad_id: int,
     ):  # fmt: skip
-        super().__init__(
-            [*pairs, *anchors], buckets=buckets, batch=batch, seed=seed, pad_id=pad_id
-        )
+        super().__init__([*pairs, *anchors], buckets=buckets, batch=batch, seed=seed, pad_id=pad_id)
         self.pairs = sum(isinstance(x, PairExample) for x in self.examples)
         spare = len(self.examples) - self.pairs
         self.anchors = round(self.pairs * anchors_per_pair) if spare else 0  # of an epoch

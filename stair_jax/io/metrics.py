@@ -17,7 +17,6 @@ class Metrics:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / "metrics.jsonl"
         records.mend_jsonl(self.path)
-        self._file = open(self.path, "a", encoding="utf-8")
         self._tensorboard = tensorboard
         self._writers: dict[str, object] = {}  # one event folder a stage
 
@@ -28,11 +27,11 @@ class Metrics:
         self.close()
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line {"stage", "step", ..., "time"} (unix seconds), flushed."""
+        """Appends one line {"stage", "step", ..., "time"} (unix seconds)."""
         values = {name: float(x) for name, x in values.items()}
         line = {"stage": stage, "step": step, **values, "time": time.time()}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
         if self._tensorboard:
             writer = self._writer(stage, step)
             for name, x in values.items():
@@ -40,16 +39,15 @@ class Metrics:
 
     def rewind(self, stage: str, step: int) -> None:
         """Drops what `stage` logged after `step`: a resumed run writes those lines again."""
-        self._file.close()
+        if not self.path.exists():
+            return
         lines = records.read_json_lines(self.path)
         kept = [x for x in lines if x["stage"] != stage or x["step"] <= step]
         if len(kept) < len(lines):
             records.write_text(self.path, "".join(json.dumps(x) + "\n" for x in kept))
-        self._file = open(self.path, "a", encoding="utf-8")
 
     def close(self) -> None:
-        """Closes all files."""
-        self._file.close()
+        """Closes the event files."""
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()

@@ -45,7 +45,7 @@ SFT_MIX = {
 # helpfulness are half each. Framed and plain look-alikes keep the model from refusing them.
 _HELPFUL = {"harmless": 0.20, "framed_harmless": 0.10, "lookalike": 0.06, "framed_lookalike": 0.14}
 ROUND_MIX = (
-    {"harmful": 0.36, "fiction": 0.14, **_HELPFUL},
+    {"harmful": 0.28, "fiction": 0.22, **_HELPFUL},
     {"harmful": 0.20, "fiction": 0.08, "jailbreak": 0.18, "framed_fiction": 0.04, **_HELPFUL},
     {"harmful": 0.04, "fiction": 0.02, "jailbreak": 0.36, "framed_fiction": 0.08, **_HELPFUL},
 )

@@ -61,9 +61,9 @@ FORMS = {
 }
 POSITIONS = ("first", "second", "third", "last")
 WORK = (  # every fixed word of the reasoning steps, for the vocabulary
-    "units plus is , tens plus : so larger smaller equal smallest then so far in all from the end "
-    "has a the opposite of pick are"
-).split()
+    "units plus is , tens plus and larger smaller",
+    "smallest then so far from the end has a the opposite of are",
+)
 _LINE = "{name} has a {colour} {thing}"
 
 

@@ -6,7 +6,7 @@ that does not come is None: counted by the caller, never replaced by an invented
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from stair_jax import text
 from stair_jax.records import Prompt
@@ -23,6 +23,7 @@ class Score:
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
+@runtime_checkable
 class Judge(Protocol):
     """What the search asks of a judge."""
 
@@ -81,6 +82,7 @@ def _by_rule(prompt: Prompt, response: str) -> Score:
     return Score(safety=1.0, helpfulness=0.0, counts={"no_judge": 1})
 
 
+@runtime_checkable
 class Verdict(Protocol):
     """What a verifier says of a response."""
 

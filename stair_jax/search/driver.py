@@ -8,18 +8,17 @@ may make one tree's outcome depend on another's, on the order of prompts, or on 
 import collections
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
 
 from stair_jax.config import SearchConfig
-from stair_jax.engine.request import EngineLike
 from stair_jax.records import Prompt, Tree
 from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import Judge
 from stair_jax.search import mcts
-from stair_jax.search.growth import CodecLike, Growth, Statistics, Tools
+from stair_jax.search.growth import CodecLike, Growth, Statistics, Task, Tools, TreeEngine
 
 PAUSE_S = 0.001  # between looks at a judge, while nothing else can be done
 
@@ -27,7 +26,7 @@ PAUSE_S = 0.001  # between looks at a judge, while nothing else can be done
 def grow(
     prompts: Sequence[Prompt],
     *,
-    engine: EngineLike,
+    engine: TreeEngine,
     judge: Judge,
     codec: CodecLike,
     config: SearchConfig,
@@ -44,12 +43,11 @@ def grow(
     Raises:
       ValueError: where two prompts have the same id (ids fix the random draws).
     """
-    ids = collections.Counter(prompt.id for prompt in prompts)
-    if repeated := [id for id, count in ids.items() if count > 1]:
-        raise ValueError(f"prompts: id {repeated[0]!r} found {ids[repeated[0]]} times, expected once")
-    tools = Tools(
-        engine=engine, judge=judge, codec=codec, config=config, reward=reward, seed=seed
-    )  # fmt: skip
+    counts = collections.Counter(prompt.id for prompt in prompts)
+    for id, count in counts.items():
+        if count > 1:
+            raise ValueError(f"prompts: id {id!r} found {count} times, expected once")
+    tools = Tools(engine=engine, judge=judge, codec=codec, config=config, reward=reward, seed=seed)
     nursery = Nursery(prompts, tools)
     try:
         while nursery.busy:
@@ -61,24 +59,24 @@ def grow(
 
 
 class Nursery:
-    """All trees of a run: those to come, those growing (a row of the batch each)."""
+    """All trees of a run: those to come, and those growing (a row of the batch each)."""
 
     def __init__(self, prompts: Iterable[Prompt], tools: Tools):
         self.tools = tools
         self.passed_over: dict[str, str] = {}
         self._queue = collections.deque(prompts)
-        rows = tools.config.trees_in_flight
-        self._rows: list[Growth | None] = [None] * rows
-        self._row_of: dict[str, int] = {}
-        self._search = mcts.empty(rows, tools.config)
+        self._free = list(range(tools.config.trees_in_flight))[::-1]
+        self._growing: dict[int, Growth] = {}  # by row
+        self._row_of: dict[str, int] = {}  # by prompt id
+        self._search = mcts.empty(tools.config.trees_in_flight, tools.config)
 
     @property
     def busy(self) -> bool:
         """True while there are trees to plant or to finish."""
-        return bool(self._queue or self._row_of)
+        return bool(self._queue or self._growing)
 
     def tick(self) -> list[Tree]:
-        """Moves every tree that can move, then lets the engine work once."""
+        """Moves every tree that can move, then lets the engine work once; returns whole trees."""
         trees, moved = [], True
         while moved:  # an answer judged at once must not wait for the engine's next step
             self._plant()
@@ -86,82 +84,83 @@ class Nursery:
             moved |= self._take_verdicts()
             trees += self._harvest()
         engine = self.tools.engine
-        if engine.idle:
-            time.sleep(0 if trees else PAUSE_S)
-            return trees
-        engine.step()
+        if not engine.idle:
+            engine.step()
+        elif self.busy:  # all there is to do is to wait for a judge
+            time.sleep(PAUSE_S)
         for result in engine.collect():
-            _, prompt_id, node, kind, ordinal = result.id
-            self._growth(prompt_id).take(result, node=node, kind=kind, ordinal=ordinal)
+            growth, task = self._addressee(result.id)
+            growth.take(result, task)
         return trees
+
+    def close(self) -> None:
+        """Gives back what unfinished trees hold."""
+        for growth in self._growing.values():
+            growth.close()
+
+    def _addressee(self, id: Hashable) -> tuple[Growth, Task]:
+        """Returns whom an answer is for."""
+        if not isinstance(id, Task) or id.prompt_id not in self._row_of:
+            raise KeyError(f"an answer to {id!r}, which no growing tree asked for")
+        return self._growing[self._row_of[id.prompt_id]], id
 
     def _take_verdicts(self) -> bool:
         verdicts = self.tools.judge.collect()
-        for (_, prompt_id, node, *_), score in verdicts:
-            self._growth(prompt_id).score(score, node=node)
+        for id, score in verdicts:
+            growth, task = self._addressee(id)
+            growth.score(score, task)
         return bool(verdicts)
 
-    def _growth(self, prompt_id: str) -> Growth:
-        growth = self._rows[self._row_of[prompt_id]]
-        assert growth is not None  # `_row_of` lists the occupied rows
-        return growth
-
     def _plant(self) -> None:
-        for row, growth in enumerate(self._rows):
-            while growth is None and self._queue:
-                prompt = self._queue.popleft()
-                try:
-                    root = self.tools.engine.root(self.tools.codec.prompt_ids(prompt.question))
-                except ValueError as error:
-                    self.passed_over[prompt.id] = str(error)
-                    continue
-                growth = self._rows[row] = Growth(prompt, root, self.tools)
-                self._row_of[prompt.id] = row
+        """Gives every free row a prompt, as long as there are any."""
+        while self._free and self._queue:
+            prompt = self._queue.popleft()
+            try:
+                root = self.tools.engine.root(self.tools.codec.prompt_ids(prompt.question))
+            except ValueError as error:
+                self.passed_over[prompt.id] = str(error)
+                continue
+            row = self._free.pop()
+            self._growing[row] = Growth(prompt, root, self.tools)
+            self._row_of[prompt.id] = row
 
     def _advance(self) -> bool:
-        """Tells the device all news in one call, and passes on what it asks for."""
-        rows = [row for row in self._row_of.values() if self._rows[row].event is not None]
-        if not rows:
+        """Tells the device all news in one call, and hands on what it asks for."""
+        news = {row: growth for row, growth in self._growing.items() if growth.event is not None}
+        if not news:
             return False
-        self._search, asks = mcts.advance(
-            self._search, self._events(rows), config=self.tools.config
-        )
+        events = self._events(news)
+        self._search, asks = mcts.advance(self._search, events, config=self.tools.config)
         asks = jax.device_get(asks)
-        finished = [row for row in rows if asks[row, mcts.ASK] == mcts.FINISHED]
-        final = self._statistics(finished)
-        for row in rows:
-            growth, node = self._rows[row], int(asks[row, mcts.NODE])
-            match asks[row, mcts.ASK]:
-                case mcts.EXPAND:
-                    growth.expand(node)
-                case mcts.EVALUATE:
-                    growth.evaluate(node)
-                case mcts.FINISHED:
-                    iterations, revisits = asks[row, [mcts.ITERATIONS, mcts.REVISITS]].tolist()
-                    growth.finish(final[row], iterations=iterations, revisits=revisits)
+        final = self._statistics([row for row in news if asks[row, mcts.ASK] == mcts.FINISHED])
+        for row, growth in news.items():
+            ask, node, iterations, revisits = asks[row].tolist()
+            if ask == mcts.EXPAND:
+                growth.expand(node)
+            elif ask == mcts.EVALUATE:
+                growth.evaluate(node)
+            else:
+                growth.finish(final[row], iterations=iterations, revisits=revisits)
         return True
 
-    def _events(self, rows: list[int]) -> mcts.Events:
+    def _events(self, news: Mapping[int, Growth]) -> mcts.Events:
         """Packs the trees' news, and takes them off the trees."""
-        B, A = len(self._rows), self.tools.config.num_children
-        events = mcts.Events(
-            kind=np.full((B,), mcts.NOTHING, np.int32),
-            count=np.zeros((B,), np.int32),
-            seed=np.zeros((B,), np.uint32),
-            value=np.zeros((B,), np.float32),
-            prior=np.ones((B, A), np.float32),
-        )
-        for row in rows:
-            growth = self._rows[row]
+        config = self.tools.config
+        B, A = config.trees_in_flight, config.num_children
+        kind = np.full((B,), mcts.NOTHING, np.int32)
+        count, seed = np.zeros((B,), np.int32), np.zeros((B,), np.uint32)
+        value, prior = np.zeros((B,), np.float32), np.ones((B, A), np.float32)
+        for row, growth in news.items():
             event, growth.event = growth.event, None
-            events.kind[row], events.value[row] = event.kind, event.value
-            events.count[row] = len(event.priors)
-            events.prior[row, : len(event.priors)] = event.priors
+            assert event is not None  # `news` are the trees with an event
+            kind[row], value[row], count[row] = event.kind, event.value, len(event.priors)
+            prior[row, : len(event.priors)] = event.priors
             if event.kind == mcts.PLANT:
-                events.seed[row] = tie_seed(self.tools.seed, growth.prompt.id)
-        return events
+                seed[row] = tie_seed(self.tools.seed, growth.prompt.id)
+        return mcts.Events(kind=kind, count=count, seed=seed, value=value, prior=prior)
 
     def _statistics(self, rows: list[int]) -> dict[int, Statistics]:
+        """Fetches the arrays of finished trees; no tree has finished in most ticks."""
         if not rows:
             return {}
         tree = self._search.tree
@@ -173,21 +172,14 @@ class Nursery:
         }
 
     def _harvest(self) -> list[Tree]:
-        """Takes the finished trees out; their rows are free."""
+        """Takes the finished trees out and frees their rows."""
         trees = []
-        for id, row in list(self._row_of.items()):
-            growth = self._rows[row]
-            if growth is not None and growth.record is not None:
+        for row, growth in list(self._growing.items()):
+            if growth.record is not None:
                 trees.append(growth.record)
-                self._rows[row] = None
-                del self._row_of[id]
+                del self._growing[row], self._row_of[growth.prompt.id]
+                self._free.append(row)
         return trees
-
-    def close(self) -> None:
-        """Gives back what unfinished trees hold."""
-        for growth in self._rows:
-            if growth is not None:
-                growth.close()
 
 
 def tie_seed(seed: int, prompt_id: str) -> int:

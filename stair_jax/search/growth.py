@@ -15,7 +15,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Collection, Hashable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -35,6 +35,12 @@ COUNTERS = (
 )  # fmt: skip
 
 
+@runtime_checkable
+class TreeEngine(EngineLike, Protocol):
+    """`EngineLike`, in a form that the tests' type checks can check at run time."""
+
+
+@runtime_checkable
 class CodecLike(Protocol):
     """What the search uses of `text.Codec`."""
 
@@ -52,11 +58,20 @@ class CodecLike(Protocol):
         ...
 
 
+class Task(NamedTuple):
+    """Names what an engine's result or a judge's verdict is about; the id of every request."""
+
+    prompt_id: str
+    node: int
+    kind: str  # "step", "rollout" or "judge"
+    ordinal: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tools:
     """What all trees of a run share."""
 
-    engine: EngineLike
+    engine: TreeEngine
     judge: Judge
     codec: CodecLike
     config: SearchConfig
@@ -155,7 +170,7 @@ class Growth:
         step, c = kind == "step", tools.config
         assert sprout.prefix is not None  # only a node that ends gives its sequence back early
         request = Request(
-            id=("tree", self.prompt.id, node, kind, ordinal),
+            id=Task(self.prompt.id, node, kind, ordinal),
             prefix=sprout.prefix,
             key=(tools.seed, self.prompt.id, sprout.tag, kind, ordinal),
             stop="step" if step else "end",
@@ -167,11 +182,12 @@ class Growth:
 
     def _judge(self, node: int, ordinal: int, response: str) -> None:
         self.counters["judged"] += 1
-        id = ("tree", self.prompt.id, node, "judge", ordinal)
-        self.tools.judge.submit(id, self.prompt, response)
+        task = Task(self.prompt.id, node, "judge", ordinal)
+        self.tools.judge.submit(task, self.prompt, response)
 
-    def take(self, result: Result, *, node: int, kind: str, ordinal: int) -> None:
+    def take(self, result: Result, task: Task) -> None:
         """Takes what the engine generated for this tree."""
+        _, node, kind, ordinal = task
         self._requests.discard(result.id)
         self.counters["tokens"] += len(result.ids)
         if result.finish == "length":
@@ -217,8 +233,9 @@ class Growth:
             prefix=None if ends else result.prefix,
         )
 
-    def score(self, score: Score | None, *, node: int) -> None:
-        """Takes the judge's verdict on `node`; where there is none, asks once more."""
+    def score(self, score: Score | None, task: Task) -> None:
+        """Takes the judge's verdict; where there is none, asks once more."""
+        node = task.node
         if score is None and self._tries[node] < TRIES:
             self.evaluate(node)
             return

@@ -11,6 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -45,11 +46,11 @@ class Search:
 class Events:
     """What came in for each tree since the last call, at most one thing each."""
 
-    kind: jax.Array  # [B] int32, NOTHING to MISSING_FOR_GOOD
-    count: jax.Array  # [B] int32, of children
-    seed: jax.Array  # [B] uint32, of a new tree
-    value: jax.Array  # [B] float32, a reward
-    prior: jax.Array  # [B, A] float32, of the children
+    kind: jax.Array | np.ndarray  # [B] int32, NOTHING to MISSING_FOR_GOOD
+    count: jax.Array | np.ndarray  # [B] int32, of children
+    seed: jax.Array | np.ndarray  # [B] uint32, of a new tree
+    value: jax.Array | np.ndarray  # [B] float32, a reward
+    prior: jax.Array | np.ndarray  # [B, A] float32, of the children
 
 
 def empty(trees: int, config: SearchConfig) -> Search:
@@ -98,9 +99,7 @@ def pucb(
     return jnp.where(visits > 0, seen_BA, UNVISITED * c * prior)
 
 
-def best_child(
-    search: Search, node: Int[Array, " B"], *, config: SearchConfig
-) -> Int[Array, " B"]:
+def best_child(search: Search, node: Int[Array, " B"], *, config: SearchConfig) -> Int[Array, " B"]:
     """Returns the child of `node` with the highest score; `NONE` where it has no children."""
     tree = search.tree
     row_B = jnp.arange(node.shape[0])
@@ -189,7 +188,7 @@ def _sprout(search: Search, events: Events, *, config: SearchConfig) -> Search:
     """Attaches the children that came in; one of them is evaluated in the same iteration."""
     grown_B = events.kind == CHILDREN
     count_B = jnp.where(grown_B, events.count, 0)
-    tree = tree_lib.expand(search.tree, search.node, count_B, events.prior)
+    tree = tree_lib.expand(search.tree, search.node, count_B, jnp.asarray(events.prior))
     search = dataclasses.replace(search, tree=tree)
     child_B = best_child(search, search.node, config=config)
     return dataclasses.replace(
@@ -205,14 +204,14 @@ def _reward(search: Search, events: Events, *, config: SearchConfig) -> Search:
     scored_B = (events.kind == REWARD) | terminal_B
     hopeless_B = events.kind == MISSING_FOR_GOOD
     ended_B = scored_B | (events.kind == MISSING) | hopeless_B
-    row_B, tree = jnp.arange(scored_B.shape[0]), search.tree
+    row_B, tree, value_B = jnp.arange(scored_B.shape[0]), search.tree, jnp.asarray(events.value)
     at_B = jnp.where(terminal_B, search.node, tree.parent.shape[1])
     tree = dataclasses.replace(
         tree,
         terminal=tree.terminal.at[row_B, at_B].set(True, mode="drop"),
-        reward=tree.reward.at[row_B, at_B].set(events.value, mode="drop"),
+        reward=tree.reward.at[row_B, at_B].set(value_B, mode="drop"),
     )
-    tree = tree_lib.backup(tree, search.node, events.value, scored_B)
+    tree = tree_lib.backup(tree, search.node, value_B, scored_B)
     closed_B = hopeless_B | (scored_B & _spent(tree, search.node, config=config))
     tree = tree_lib.bury(tree, search.node, closed_B, ended_B)
     return dataclasses.replace(

@@ -1,8 +1,8 @@
 """Training objectives as sums and counts: parts of a batch add up to the whole batch's mean.
 
-A loss object is hashable (a static argument of `jit`) and answers two questions. `counts` says, from
-the batch alone, what the means are over; `sums` runs the model. The optimiser step divides by
-the counts of the *global* batch, so neither accumulation nor sharding changes a mean.
+A loss object is hashable (a static argument of `jit`) and answers two questions. `counts` says,
+from the batch alone, what the means are over; `sums` runs the model. The optimiser step divides
+by the counts of the *global* batch, so neither accumulation nor sharding changes a mean.
 """
 
 import dataclasses

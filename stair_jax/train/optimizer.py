@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -78,8 +79,7 @@ def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """Returns the rate of 0-based `step` of `steps`: linear warm-up, then a cosine.
 
-    The peak is reached at the first step after the warm-up, and no step has rate 0 unless
-    `final_lr_ratio` is 0 and the schedule is over.
+    The first step after the warm-up has the peak rate; no step of the run is wasted on rate 0.
     """
     warmup = math.ceil(config.warmup_ratio * steps)
     if step < warmup:
@@ -89,24 +89,25 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     return config.lr * (config.final_lr_ratio + (1 - config.final_lr_ratio) * cosine)
 
 
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (("batch", "micro_batch", "epochs", "lr", "eps", "save_every", "keep"),
+     lambda x: x > 0, "a number above 0"),
+    (("warmup_ratio", "final_lr_ratio"), lambda x: 0 <= x <= 1, "a number in [0, 1]"),
+    (("beta1", "beta2"), lambda x: 0 <= x < 1, "a number in [0, 1)"),
+    (("max_steps", "weight_decay", "clip_norm"), lambda x: x >= 0, "0 or more"),
+)  # fmt: skip
+
+
 def check(config: TrainConfig, *, row_shards: int) -> None:
     """Refuses a training configuration that cannot work.
 
     Raises:
       ValueError: naming the key, what was found and what was expected.
     """
-    for key in ("batch", "micro_batch", "epochs", "lr", "eps", "save_every", "keep"):
-        if not (value := getattr(config, key)) > 0:
-            raise ValueError(f"train.{key}: {value}, expected a number above 0")
-    for key in ("warmup_ratio", "final_lr_ratio"):
-        if not 0 <= (value := getattr(config, key)) <= 1:
-            raise ValueError(f"train.{key}: {value}, expected a number in [0, 1]")
-    for key in ("beta1", "beta2"):
-        if not 0 <= (value := getattr(config, key)) < 1:
-            raise ValueError(f"train.{key}: {value}, expected a number in [0, 1)")
-    for key in ("max_steps", "weight_decay", "clip_norm"):
-        if (value := getattr(config, key)) < 0:
-            raise ValueError(f"train.{key}: {value}, expected 0 or more")
+    for keys, holds, expected in _RANGES:
+        for key in keys:
+            if not holds(value := getattr(config, key)):
+                raise ValueError(f"train.{key}: {value}, expected {expected}")
     if config.batch % config.micro_batch:
         raise ValueError(
             f"train.micro_batch: {config.micro_batch} does not divide batch={config.batch}"

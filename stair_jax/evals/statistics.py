@@ -1,0 +1,32 @@
+"""Shares with their uncertainty."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+Z95 = 1.959963984540054  # normal quantile of a two-sided 95 % interval
+
+
+def wilson(successes: int, count: int) -> tuple[float, float]:
+    """Returns the 95 % Wilson score interval of a share; (0, 1) where nothing was counted.
+
+    Source: Wilson 1927; Brown, Cai, DasGupta 2001, equation 4.
+    """
+    if not 0 <= successes <= count:
+        raise ValueError(f"wilson: {successes} successes of {count}")
+    if count == 0:
+        return 0.0, 1.0
+    share, spread = successes / count, Z95**2 / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = Z95 * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def shares(outcomes: Sequence[str], metrics: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """Returns {metric: {value, n, low, high}}, the share of the outcome that each metric counts."""
+    found = {}
+    for metric, outcome in metrics.items():
+        hits = sum(o == outcome for o in outcomes)
+        low, high = wilson(hits, len(outcomes))
+        value = hits / len(outcomes) if outcomes else math.nan
+        found[metric] = {"value": value, "n": len(outcomes), "low": low, "high": high}
+    return found

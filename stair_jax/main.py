@@ -1,0 +1,36 @@
+"""Entry point: flags in, a run out. `python -m stair_jax.main --config=configs/tiny.py`."""
+
+import logging
+import sys
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from stair_jax import pipeline
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Run configuration, a file of configs/.", lock_config=True
+)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the stages that the configuration names."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}")
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    for noisy in ("absl", "orbax", "jax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        pipeline.run(_CONFIG.value)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    jax.config.config_with_absl()
+    app.run(main)

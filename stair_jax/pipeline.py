@@ -1,0 +1,123 @@
+"""The run: which stages, in which order, what is done already."""
+
+import dataclasses
+import importlib
+import logging
+import pathlib
+import time
+
+import jax
+
+from stair_jax import records
+from stair_jax.config import STAGES, Config, validate, words
+from stair_jax.io.metrics import Metrics
+from stair_jax.stages import policies
+from stair_jax.stages.lineage import Lineage, settings_of
+from stair_jax.stages.run import Run, locked
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One piece of work: a stage, in a round where it belongs to one."""
+
+    stage: str
+    number: int | None = None  # of the round
+
+    @property
+    def artefact(self) -> str | None:
+        """What the lineage calls its result; None where it has a result per model."""
+        names = {"sft": "sft", "search": "trees", "pairs": "pairs", "dpo": "dpo"}
+        if self.number is None:
+            return names.get(self.stage)
+        return f"round-{self.number}/{names[self.stage]}"
+
+
+def items_of(config: Config) -> list[Item]:
+    """Returns the work of a configuration, in order."""
+    wanted = words(config.stages)
+    rounds = [s for s in ("search", "pairs", "dpo") if s in wanted]
+    items = [Item("sft")] if "sft" in wanted else []
+    items += [Item(stage, k) for k in range(1, config.rounds + 1) for stage in rounds]
+    return items + [Item(stage) for stage in ("evaluate", "export") if stage in wanted]
+
+
+def missing_for(run: Run, item: Item) -> str | None:
+    """Returns what an item still waits for, in words; None where it can begin."""
+    if item.number is None:
+        return None
+    if policies.before_round(run, item.number) is None:
+        if item.number == 1:
+            return "a model to start from: run stage sft, or set config.model.checkpoint"
+        return f"dpo-{item.number - 1}: run stage dpo of round {item.number - 1}"
+    before = {"pairs": "search", "dpo": "pairs"}.get(item.stage)
+    if before and not run.lineage.finished(str(Item(before, item.number).artefact)):
+        return f"{Item(before, item.number).artefact}: run stage {before} first"
+    return None
+
+
+def run(config: Config) -> None:
+    """Runs what `config.stages` names and is not done yet, in the order of `STAGES`.
+
+    Raises:
+      ValueError: for settings that cannot work, or that would mix results of two configurations.
+    """
+    validate(config)
+    workdir = pathlib.Path(config.workdir)
+    if config.status:
+        print(status(config, Lineage(workdir / "lineage.json")))
+        return
+    devices = jax.devices()
+    log.info("jax %s: %d x %s", jax.__version__, len(devices), devices[0].device_kind)
+    with locked(workdir), Metrics(workdir, tensorboard=config.tensorboard) as metrics:
+        this = Run(config, workdir, Lineage(workdir / "lineage.json"), metrics)
+        _check_settings(this)
+        records.write_text(workdir / "config.json", config.to_json(indent=1) + "\n")
+        _run_items(this, items_of(config))
+
+
+def _run_items(run: Run, items: list[Item]) -> None:
+    worked = False
+    for item in items:
+        if item.artefact and run.lineage.finished(item.artefact):
+            log.info("%s: done already", item.artefact)
+            worked = True
+            continue
+        if waits_for := missing_for(run, item):
+            label = f"stage {item.stage} of round {item.number}"
+            if not worked:
+                raise ValueError(f"config.stages: {label} needs {waits_for}")
+            log.info("stopping here: %s needs %s", label, waits_for)
+            return
+        start = time.perf_counter()
+        log.info("%s ...", item.artefact or item.stage)
+        module = importlib.import_module(f"stair_jax.stages.{item.stage}")
+        module.run(run) if item.number is None else module.run(run, item.number)
+        log.info("%s: %.1f s", item.artefact or item.stage, time.perf_counter() - start)
+        worked = True
+
+
+def _check_settings(run: Run) -> None:
+    """Refuses settings other than those that the wanted stages' artefacts were made with."""
+    for name, entry in run.lineage.entries.items():
+        if entry["stage"] in words(run.config.stages):
+            run.lineage.check(name, settings_of(run.config, entry["stage"]))
+
+
+def status(config: Config, lineage: Lineage) -> str:
+    """Returns what is done and what is left, a line an item."""
+    lines = [f"{config.workdir}:"]
+    for item in items_of(config):
+        names = [item.artefact] if item.artefact else [
+            name for name, entry in lineage.entries.items() if entry["stage"] == item.stage
+        ] or [item.stage]  # fmt: skip
+        for name in names:
+            entry = lineage.entries.get(str(name))
+            word = "left" if entry is None else "done" if entry["finished"] else "begun"
+            when = "" if entry is None else entry.get("ended", f"since {entry['begun']}")
+            lines.append(f"  {name:<18} {word:<6} {when}".rstrip())
+    return "\n".join(lines)
+
+
+__all__ = ["STAGES", "Item", "items_of", "missing_for", "run", "status"]

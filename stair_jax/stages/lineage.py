@@ -1,0 +1,107 @@
+"""What made each artefact of a run: settings, parents, content hash. Guards against mixing."""
+
+import datetime
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from stair_jax import records
+from stair_jax.config import Config
+
+# Sections and keys of the configuration that an artefact's content depends on, by stage.
+_DEPENDS = {
+    "sft": ("seed", "model", "data.sft", "data.sft_rows", "sft"),
+    "search": ("seed", "model", "data.prompts", "data.round_prompts", "search", "reward", "engine"),
+    "pairs": ("seed", "pairs"),
+    "dpo": ("seed", "model", "dpo"),
+    "evaluate": ("model", "evaluate", "engine"),
+    "export": ("model", "export"),
+}
+# Keys that move no result, or only how a result is stored.
+_FREE = (
+    "search.trees_in_flight", "search.export_official", "evaluate.benchmarks", "export.model",
+    "sft.train.save_every", "sft.train.keep", "dpo.train.save_every", "dpo.train.keep",
+)  # fmt: skip
+
+
+def settings_of(config: Config, stage: str) -> dict[str, Any]:
+    """Returns the settings that the results of `stage` depend on, by dotted key, as JSON types."""
+    found: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if hasattr(value, "items"):
+            for name, inner in value.items():
+                walk(f"{prefix}.{name}" if prefix else name, inner)
+        elif prefix not in _FREE and _covers(_DEPENDS[stage], prefix):
+            found[prefix] = list(value) if isinstance(value, tuple) else value
+
+    walk("", config)
+    return found
+
+
+def _covers(keys: tuple[str, ...], key: str) -> bool:
+    return any(key == k or key.startswith(k + ".") for k in keys)
+
+
+class Lineage:
+    """The artefacts of a workdir, by name ("sft", "round-1/trees", ...), kept in lineage.json."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.entries: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            self.entries = json.loads(path.read_text(encoding="utf-8"))
+
+    def finished(self, name: str) -> bool:
+        """Returns whether the artefact is whole."""
+        return bool(self.entries.get(name, {}).get("finished"))
+
+    def begin(
+        self, name: str, stage: str, settings: Mapping[str, Any], parents: tuple[str, ...]
+    ) -> None:
+        """Notes that an artefact is being made, or goes on being made.
+
+        Raises:
+          ValueError: where it was begun with other settings or from other parents, by name.
+        """
+        made_of = {parent: self.entries[parent]["hash"] for parent in parents}
+        if name in self.entries:
+            self.check(name, settings)
+            if self.entries[name]["parents"] != made_of:
+                raise ValueError(
+                    f"{self.path}: {name} was begun from {self.entries[name]['parents']}, found"
+                    f" {made_of} now; use a new --config.workdir"
+                )
+            return
+        self.entries[name] = {
+            "stage": stage, "finished": False, "begun": _now(), "settings": dict(settings),
+            "parents": made_of,
+        }  # fmt: skip
+        self._write()
+
+    def check(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Refuses settings that differ from those an artefact was made with.
+
+        Raises:
+          ValueError: naming the first key, both values, and the way out.
+        """
+        made = self.entries[name]["settings"]
+        for key in sorted(made.keys() | settings.keys()):
+            if made.get(key) != settings.get(key):
+                raise ValueError(
+                    f"config.{key}: {settings.get(key)!r}, but {name} was made with"
+                    f" {made.get(key)!r}; keep that value or use a new --config.workdir"
+                )
+
+    def finish(self, name: str, digest: str, **facts: Any) -> None:
+        """Notes that an artefact is whole, with its content hash and facts worth keeping."""
+        self.entries[name] |= {"finished": True, "ended": _now(), "hash": digest, **facts}
+        self._write()
+
+    def _write(self) -> None:
+        records.write_json(self.path, self.entries)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

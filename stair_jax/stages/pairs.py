@@ -1,0 +1,45 @@
+"""Stage pairs: trees in, preference pairs and good responses out."""
+
+import collections
+
+from stair_jax import records
+from stair_jax.config import PairsConfig
+from stair_jax.records import Pair, Response, Tree
+from stair_jax.search import pairs as pairs_lib
+from stair_jax.stages import policies
+from stair_jax.stages.run import Run, digest_of
+
+
+def run(run: Run, number: int) -> None:
+    """Writes pairs.jsonl and responses.jsonl of a round, in the order of the prompts' ids."""
+    name = f"round-{number}/pairs"
+    run.begin(name, "pairs", (f"round-{number}/trees",))
+    config, codec = PairsConfig.of(run.config.pairs), policies.codec_of(run)
+    trees = records.read_jsonl(run.round_dir(number) / "trees" / "trees.jsonl", Tree)
+    pairs: list[Pair] = []
+    responses: list[Response] = []
+    dropped: dict[str, collections.Counter[str]] = {
+        "pairs": collections.Counter(), "responses": collections.Counter(),
+    }  # fmt: skip
+    with_pairs = 0
+    for tree in sorted(trees, key=lambda tree: tree.prompt.id):
+        length = len(codec.prompt_ids(tree.prompt.question))
+        found, left = pairs_lib.pairs_of(
+            tree, config, prompt_tokens=length, seed=run.config.seed
+        )
+        with_pairs += bool(found)
+        pairs += found
+        dropped["pairs"] += left
+        good, left = pairs_lib.responses_of(tree, config, prompt_tokens=length)
+        responses += good
+        dropped["responses"] += left
+    folder = run.round_dir(number) / "pairs"
+    records.write_jsonl(folder / "pairs.jsonl", pairs)
+    records.write_jsonl(folder / "responses.jsonl", responses)
+    counts = {"pairs": len(pairs), "responses": len(responses), "trees": len(trees)}
+    counts["trees_with_pairs"] = with_pairs
+    for kind, left in dropped.items():
+        counts |= {f"dropped/{kind}/{reason}": number for reason, number in left.items()}
+    run.metrics.rewind(name, -1)
+    run.metrics.log(name, 0, counts)
+    run.lineage.finish(name, digest_of(repr(pairs) + repr(responses)), **counts)

@@ -1,0 +1,126 @@
+"""The models of a run, by name: "base", "sft", "dpo-1", ... and where their weights come from."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+
+from stair_jax import mesh as mesh_lib
+from stair_jax import text
+from stair_jax.config import EngineConfig
+from stair_jax.engine.engine import Engine
+from stair_jax.io import checkpoint
+from stair_jax.miniature import tokenizer as miniature_tokenizer
+from stair_jax.model import transformer
+from stair_jax.model.spec import Spec
+from stair_jax.stages.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A model with its weights, and the codec that it is spoken to with."""
+
+    name: str
+    spec: Spec
+    params: Any  # float32, on the run's mesh
+    codec: text.Codec
+
+
+def names(run: Run) -> list[str]:
+    """Returns the models that exist, in the order in which they were made."""
+    rounds = range(1, run.config.rounds + 1)
+    made = {"sft": "sft"} | {f"dpo-{k}": f"round-{k}/dpo" for k in rounds}
+    return ["base", *(name for name, artefact in made.items() if run.lineage.finished(artefact))]
+
+
+def artefact_of(name: str) -> str | None:
+    """Returns the lineage's name for a model's checkpoints; None for the base."""
+    if name == "base":
+        return None
+    return "sft" if name == "sft" else f"round-{name.removeprefix('dpo-')}/dpo"
+
+
+def folder_of(run: Run, name: str) -> pathlib.Path:
+    """Returns where a trained model's checkpoints lie."""
+    return run.workdir / str(artefact_of(name)) / "checkpoints"
+
+
+def before_round(run: Run, number: int) -> str | None:
+    """Returns the policy that grows the trees of a round, None where it is still missing.
+
+    Round 1 starts from the SFT model; a run that is given a checkpoint and has no SFT stage
+    starts from that checkpoint.
+    """
+    if number > 1:
+        return f"dpo-{number - 1}" if run.lineage.finished(f"round-{number - 1}/dpo") else None
+    if run.lineage.finished("sft"):
+        return "sft"
+    own = run.config.model.checkpoint and "sft" not in run.lineage.entries
+    return "base" if own else None
+
+
+def load(run: Run, name: str) -> Policy:
+    """Returns a model of this run with its weights.
+
+    Raises:
+      ValueError: where there is no such model.
+    """
+    if name not in names(run):
+        raise ValueError(f"model {name!r} is not one of {names(run)}")
+    spec, params, codec = _base(run)
+    if name != "base":
+        abstract = _abstract(spec, run.mesh)
+        params = checkpoint.load_params(folder_of(run, name), abstract)
+    return Policy(name, spec, params, codec)
+
+
+def codec_of(run: Run) -> text.Codec:
+    """Returns the codec that all models of the run share."""
+    return _base(run)[2]
+
+
+def engine_for(run: Run, policy: Policy) -> Engine:
+    """Returns an engine that decodes with a model, on the run's mesh."""
+    return Engine(
+        policy.spec, policy.params, config=EngineConfig.of(run.config.engine),
+        stops=policy.codec.stops, vocab=len(policy.codec.tokenizer),
+        mesh=run.mesh if run.mesh.size > 1 else None,
+    )  # fmt: skip
+
+
+def _base(run: Run) -> tuple[Spec, Any, text.Codec]:
+    """Returns the model that the run starts from: a checkpoint, or random weights."""
+    c = run.config.model
+    if c.checkpoint:
+        from stair_jax.io import hf
+        spec, params, tokenizer = hf.load(c.checkpoint)
+        tokenizer, spec, params = hf.add_tags(tokenizer, spec, params, seed=run.config.seed)
+    else:
+        tokenizer = miniature_tokenizer.build()
+        spec = Spec(
+            **c.size.to_dict(), V=len(tokenizer), rope_scaling=None, qkv_bias=False,
+            qk_norm=False, tied=True, family="llama",
+        )  # fmt: skip
+        draw = jax.jit(functools.partial(transformer.init, spec))
+        params = draw(jax.random.key(run.config.seed))
+    template = c.template or text.TEMPLATE_OF_FAMILY[spec.family]
+    codec = text.Codec(tokenizer, template, c.system)
+    return spec, jax.device_put(params, _shardings(spec, run.mesh)), codec
+
+
+def _shapes(spec: Spec) -> Any:
+    return jax.eval_shape(functools.partial(transformer.init, spec), jax.random.key(0))
+
+
+def _shardings(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
+    return mesh_lib.shardings(transformer.logical_axes(spec), mesh, _shapes(spec))
+
+
+def _abstract(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
+    """Returns the shapes of the parameters with their places on the mesh."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        _shapes(spec), _shardings(spec, mesh),
+    )  # fmt: skip

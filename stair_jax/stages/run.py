@@ -1,0 +1,87 @@
+"""A run: its configuration, its workdir, and what every stage needs of them."""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from stair_jax import config as config_lib
+from stair_jax import mesh as mesh_lib
+from stair_jax.config import Config
+from stair_jax.io.metrics import Metrics
+from stair_jax.stages.lineage import Lineage, settings_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is handed to the stages."""
+
+    config: Config
+    workdir: pathlib.Path
+    lineage: Lineage
+    metrics: Metrics
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The device mesh of `config.mesh.shape`."""
+        return mesh_lib.make(tuple(self.config.mesh.shape))
+
+    def begin(self, name: str, stage: str, parents: tuple[str, ...] = ()) -> None:
+        """Notes the start of an artefact; refuses settings that would mix results."""
+        self.lineage.begin(name, stage, settings_of(self.config, stage), parents)
+
+    def round_dir(self, number: int) -> pathlib.Path:
+        """Returns the folder of a round, made where it is missing."""
+        path = self.workdir / f"round-{number}"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def train_config(config: Config, stage: str) -> config_lib.TrainConfig:
+    """Returns the trainer's settings of a stage."""
+    return config_lib.TrainConfig.of(
+        config[stage].train, compute_dtype=config.model.compute_dtype
+    )
+
+
+def digest_of(tree: Any) -> str:
+    """Returns a hash of the content of a tree of arrays, or of a string."""
+    digest = hashlib.sha256()
+    if isinstance(tree, str):
+        digest.update(tree.encode())
+    else:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds the workdir for this process; the system lets go of it when the process ends.
+
+    Raises:
+      ValueError: where another process holds it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise ValueError(
+                f"config.workdir: {workdir} is in use by another run ({file.read().strip()})"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

@@ -1,0 +1,173 @@
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stair_jax.model.spec import Spec
+from stair_jax.train import losses, logprobs
+
+SPEC = Spec(
+    L=2, D=6, N=4, K=2, H=8, F=7, V=11, eps=1e-5, theta=1e4, rope_scaling=None, qkv_bias=False,
+    qk_norm=False, tied=False, family="llama",
+)  # fmt: skip
+SCORER = logprobs.Scorer(spec=SPEC, compute_dtype="float32", remat="none")
+
+
+def preference(policy, reference, weight=None, *, beta=0.3, label_smoothing=0.0):
+    policy, reference = jnp.asarray(policy, jnp.float32), jnp.asarray(reference, jnp.float32)
+    weight = jnp.ones(len(policy)) if weight is None else jnp.asarray(weight, jnp.float32)
+    return losses.preference(policy, reference, weight, beta=beta, label_smoothing=label_smoothing)
+
+
+def test_a_policy_equal_to_its_reference_costs_log_2_and_earns_no_reward():
+    logp = [[-3.0, -9.0], [-1.0, -1.0], [-2.0, -0.5]]
+    out = preference(logp, logp)
+    np.testing.assert_allclose(out["dpo_loss"], 3 * math.log(2), rtol=1e-6)
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"):
+        assert out[name] == 0
+    assert out["logps/chosen"] == -6
+    assert out["logps/rejected"] == -10.5
+
+
+def test_rewards_and_margins_follow_the_formula():
+    out = preference([[-3.0, -9.0]], [[-5.0, -8.0]], beta=0.3)
+    np.testing.assert_allclose(out["rewards/chosen"], 0.6, rtol=1e-6)
+    np.testing.assert_allclose(out["rewards/rejected"], -0.3, rtol=1e-6)
+    np.testing.assert_allclose(out["rewards/margins"], 0.9, rtol=1e-6)
+    np.testing.assert_allclose(out["dpo_loss"], math.log1p(math.exp(-0.9)), rtol=1e-6)
+    assert out["rewards/accuracies"] == 1
+
+
+def test_label_smoothing_mixes_in_the_flipped_pair():
+    pair = [[-3.0, -9.0]], [[-5.0, -8.0]]
+    straight, flipped = math.log1p(math.exp(-0.9)), math.log1p(math.exp(0.9))
+    got = preference(*pair, label_smoothing=0.2)["dpo_loss"]
+    np.testing.assert_allclose(got, 0.8 * straight + 0.2 * flipped, rtol=1e-6)
+
+
+def test_pairs_of_weight_0_do_not_count():
+    out = preference([[1.0, 0.0], [9.0, -9.0]], np.zeros((2, 2)), [1, 0], beta=1.0)
+    np.testing.assert_allclose(out["dpo_loss"], math.log1p(math.exp(-1.0)), rtol=1e-6)
+    assert out["rewards/margins"] == 1
+
+
+def test_extreme_margins_stay_finite():
+    out = preference([[-2e4, 0.0]], [[0.0, -2e4]], beta=1.0)
+    np.testing.assert_allclose(out["dpo_loss"], 4e4, rtol=1e-6)
+
+
+def test_token_and_sequence_means_differ_where_lengths_do():
+    logp = jnp.array([[0.0, -1.0, -1.0, -1.0], [0.0, -4.0, 0.0, 0.0]])
+    mask = jnp.array([[False, True, True, True], [False, True, False, False]])
+    weight = jnp.ones(2)
+    assert losses.token_nll(logp, mask, weight) == 7  # over 4 tokens: 1.75
+    assert losses.sequence_nll(logp, mask, weight) == 5  # over 2 rows: 2.5
+    assert losses.sequence_nll(logp, mask, jnp.array([1.0, 0.0])) == 1
+
+
+def test_shape_errors_name_the_argument():
+    with pytest.raises(Exception, match="reference"):
+        preference(np.zeros((2, 2)), np.zeros((3, 2)))
+
+
+def _dpo(**change):
+    values = {"scorer": SCORER, "beta": 0.3, "sft_coef": 0.2, "label_smoothing": 0.1}
+    return losses.Dpo(**(values | change))
+
+
+def _value(loss, batch, params):
+    counts, sums = loss.counts(batch), loss.sums(params, batch)
+    return sum(c * sums[n] / counts[loss.units[n]] for n, c in loss.terms.items())
+
+
+@pytest.fixture(scope="module")
+def params():
+    from stair_jax.model import transformer
+
+    return jax.jit(transformer.init, static_argnums=0)(SPEC, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    mask = np.zeros((3, 2, 9), bool)
+    mask[:, 0, 4:6] = mask[:, 1, 4:8] = True
+    sft = np.zeros((3, 9), bool)
+    sft[:, 2:6] = True
+    arrays = {
+        "tokens": rng.integers(0, SPEC.V, (3, 2, 9)).astype(np.int32), "step_mask": mask,
+        "sft_mask": sft, "weight": np.array([1, 1, 0], np.float32),
+        "sft_weight": np.ones(3, np.float32),
+        "ref_logp": rng.normal(size=(3, 2)).astype(np.float32),
+    }  # fmt: skip
+    return jax.tree.map(jnp.asarray, arrays)
+
+
+@pytest.mark.parametrize("change", [{"beta": 0.7}, {"sft_coef": 0.9}, {"label_smoothing": 0.4}])
+def test_every_constant_of_the_preference_loss_reaches_it(batch, params, change):
+    loss, other = _dpo(), _dpo(**change)
+    assert loss != other
+    assert abs(_value(loss, batch, params) - _value(other, batch, params)) > 1e-3
+
+
+def test_metrics_carry_the_usual_names_and_each_has_a_count(batch, params):
+    for loss, data in (
+        (_dpo(), batch),
+        (losses.Sft(SCORER), {"tokens": batch["tokens"][:, 0], "loss_mask": batch["sft_mask"],
+                              "weight": batch["weight"]}),
+    ):  # fmt: skip
+        sums, counts = loss.sums(params, data), loss.counts(data)
+        assert set(sums) == set(loss.units)
+        assert set(loss.units.values()) == set(counts)
+        assert set(loss.terms) <= set(sums)
+    assert {
+        "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
+        "logps/chosen", "logps/rejected", "nll_loss",
+    } <= set(losses.Dpo.units)  # fmt: skip
+
+
+def test_losses_are_hashable_and_equal_by_value():
+    assert hash(_dpo()) == hash(_dpo())
+    assert _dpo() == _dpo()
+    assert losses.Sft(SCORER) == losses.Sft(dataclasses.replace(SCORER))
+
+
+@pytest.mark.parity
+def test_value_and_gradient_equal_torch(batch):
+    """The same objective written in torch, from logits on; gradients in the logits."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(3, 2, 9, SPEC.V)).astype(np.float32)
+    beta, coef, smooth = 0.3, 0.2, 0.1
+
+    def ours(logits_B2TV):
+        logp = logprobs.token_logp(logits_B2TV[:, :, :-1], batch["tokens"][:, :, 1:])
+        logp = jnp.pad(logp, ((0, 0), (0, 0), (1, 0)))
+        step = jnp.where(batch["step_mask"], logp, 0).sum(-1)
+        sums = losses.preference(
+            step, batch["ref_logp"], batch["weight"], beta=beta, label_smoothing=smooth
+        )
+        nll = losses.sequence_nll(logp[:, 0], batch["sft_mask"], batch["sft_weight"])
+        return sums["dpo_loss"] / 2 + coef * nll / 3
+
+    value, grad = jax.jit(jax.value_and_grad(ours))(jnp.asarray(logits))
+
+    theirs = {name: torch.tensor(np.array(x)) for name, x in batch.items()}
+    x = torch.tensor(logits, requires_grad=True)
+    tokens = theirs["tokens"][:, :, 1:].long()
+    logp = torch.log_softmax(x[:, :, :-1], dim=-1).gather(-1, tokens[..., None])[..., 0]
+    step = (logp * theirs["step_mask"][:, :, 1:]).sum(-1)
+    ratio = step - theirs["ref_logp"]
+    margin = beta * (ratio[:, 0] - ratio[:, 1])
+    f = torch.nn.functional.logsigmoid
+    pair = -(1 - smooth) * f(margin) - smooth * f(-margin)
+    sft = theirs["sft_mask"][:, 1:].float()
+    nll = -(logp[:, 0] * sft).sum(-1) / sft.sum(-1)
+    loss = pair[:2].mean() + coef * nll.mean()
+    loss.backward()
+    np.testing.assert_allclose(value, loss.item(), rtol=1e-5)
+    np.testing.assert_allclose(grad, x.grad.numpy(), atol=1e-5)
+    assert np.abs(grad).max() > 1e-3
