@@ -18,7 +18,7 @@ from tests.golden import scripted_policy
 from tests.scripted import ScriptedCodec, ScriptedEngine, ScriptedJudge
 
 ROOM = 10_000  # tokens of a step or rollout: the script decides where they end
-COMPANY = 7  # trees of other cases that grow beside a case's own, to be in its way
+COMPANY = 3  # trees of other cases that grow beside a case's own, to be in its way
 TOLERANCE = 1e-4
 _REWARD = ("reward", "k1", "k2")
 

@@ -5,6 +5,7 @@ A script has `expand(prompt, trajectory, k)`, `prior(prompt, trajectory, k)`,
 scripted_policy.py does. Answers come late and in shuffled order, as a real engine's do.
 """
 
+import dataclasses
 import math
 import random
 import re
@@ -181,13 +182,13 @@ class RandomScript:
 
 def search_config(**changes):
     """A small search with deterministic ties; odd sizes."""
-    values = dict(
+    config = SearchConfig(
         iterations=37, num_children=3, c=1.5, max_depth=5, score="ucb", prior="arithmetic",
         reward="paper", visit_all_nodes=True, reselect_terminal=True, ties="first",
         max_step_tokens=50, max_rollout_tokens=70, temperature=1.2, top_p=0.9, top_k=50,
         trees_in_flight=5, judge="verifier", export_official=False,
     )  # fmt: skip
-    return SearchConfig(**(values | changes))
+    return dataclasses.replace(config, **changes)
 
 
 PAPER = Reward("paper", RewardConfig(F="identity", c1=1.0, c2=-1.0, k1=1.0, k2=1.0))

@@ -32,11 +32,12 @@ def tokens():
 
 def test_each_token_is_scored_by_the_position_before_it(params, tokens):
     got = score(SCORER, params, tokens)
+    decode = jax.jit(transformer.Decoder(SPEC, jnp.float32).apply)
+    hidden, _ = decode({"params": params}, tokens)
+    logits = np.asarray(heads.logits(params, hidden, SPEC))
+    want = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     for t in range(1, 9):
-        hidden, _ = transformer.Decoder(SPEC, jnp.float32).apply({"params": params}, tokens[:, :t])
-        logits = np.asarray(heads.logits(params, hidden, SPEC))[:, -1]
-        want = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        np.testing.assert_allclose(got[:, t], want[np.arange(3), tokens[:, t]], atol=1e-5)
+        np.testing.assert_allclose(got[:, t], want[np.arange(3), t - 1, tokens[:, t]], atol=1e-5)
     np.testing.assert_array_equal(got[:, 0], 0)
 
 
@@ -97,6 +98,7 @@ def test_reference_log_probs_come_back_in_the_order_of_the_pairs(params, rows):
     for i, pair in enumerate(pairs):
         context = (*pair.prompt, *pair.prefix)
         for side, ids in enumerate((pair.chosen, pair.rejected)):
-            row = jnp.array([[*context, *ids]])
-            want = SCORER(params, row)[0, len(context) :].sum()
+            end = len(context) + len(ids)
+            row = jnp.array([[*context, *ids, *[0] * (13 - end)]])
+            want = score(SCORER, params, row)[0, len(context) : end].sum()
             np.testing.assert_allclose(got[i, side], want, atol=1e-4)

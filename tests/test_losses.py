@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stair_jax.model.spec import Spec
-from stair_jax.train import losses, logprobs
+from stair_jax.train import logprobs, losses
 
 SPEC = Spec(
     L=2, D=6, N=4, K=2, H=8, F=7, V=11, eps=1e-5, theta=1e4, rope_scaling=None, qkv_bias=False,
@@ -78,8 +78,11 @@ def _dpo(**change):
     return losses.Dpo(**(values | change))
 
 
+sums_of = jax.jit(lambda loss, params, batch: loss.sums(params, batch), static_argnums=0)
+
+
 def _value(loss, batch, params):
-    counts, sums = loss.counts(batch), loss.sums(params, batch)
+    counts, sums = loss.counts(batch), sums_of(loss, params, batch)
     return sum(c * sums[n] / counts[loss.units[n]] for n, c in loss.terms.items())
 
 
@@ -119,7 +122,7 @@ def test_metrics_carry_the_usual_names_and_each_has_a_count(batch, params):
         (losses.Sft(SCORER), {"tokens": batch["tokens"][:, 0], "loss_mask": batch["sft_mask"],
                               "weight": batch["weight"]}),
     ):  # fmt: skip
-        sums, counts = loss.sums(params, data), loss.counts(data)
+        sums, counts = sums_of(loss, params, data), loss.counts(data)
         assert set(sums) == set(loss.units)
         assert set(loss.units.values()) == set(counts)
         assert set(loss.terms) <= set(sums)

@@ -89,8 +89,7 @@ def solve_lookup(question: str) -> str:
     facts, asked = question.rsplit(" . ", 1)
     rows = re.findall(r"(\w+) has a (\w+) (\w+)", facts)
     (row,) = [row for row in rows if set(row) & set(asked.split())]
-    column = {"who": 0, "what colour": 1, "what does": 2}
-    return next(row[i] for start, i in column.items() if asked.startswith(start))
+    return row[1] if "colour" in asked else row[2]
 
 
 def solve_compare(question: str) -> str:
@@ -98,9 +97,9 @@ def solve_compare(question: str) -> str:
 
 
 def solve_count(question: str) -> str:
-    asked = question.split()
-    at = asked.index("in")
-    return str(asked[at + 1 : -1].count(asked[at - 1]))
+    asked, listed = question[:-2].split(" in ")
+    (name,) = set(asked.split()) & set(words.CATEGORIES)
+    return str(len(set(listed.split()) & set(words.CATEGORIES[name])))
 
 
 def solve_opposites(question: str) -> str:
@@ -115,9 +114,10 @@ def solve_position(question: str) -> str:
 
 
 def solve_units(question: str) -> str:
-    asked = question.split()
     k, m = numbers(question)
-    return spell({"weeks": 7, "hands": 5, "cars": 4, "bugs": 6}[asked[5]] * k + m)
+    factors = {"weeks": 7, "hands": 5, "cars": 4, "dimes": 10}
+    (factor,) = [factor for unit, factor in factors.items() if unit in question.split()]
+    return spell(factor * k + m)
 
 
 SOLVERS = {

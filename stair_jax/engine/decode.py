@@ -22,18 +22,18 @@ NO_TOKEN = -1
 
 @dataclasses.dataclass
 class Slots:
-    """What the host says of each slot at the start of a chunk, one numpy array a field, [B]."""
+    """What the host says of each slot at the start of a chunk: arrays of [B], numpy on the host."""
 
-    last: np.ndarray  # int32: token that is fed next; it has no keys in the pool yet
-    length: np.ndarray  # int32: tokens with keys in the pool
-    made: np.ndarray  # int32: new tokens so far, the counter of the random draws
-    limit: np.ndarray  # int32: new tokens at most
-    active: np.ndarray  # int32: 0 or 1
-    stop: np.ndarray  # int32: index of the stop set
-    top_k: np.ndarray  # int32
-    key: np.ndarray  # uint32 [B, 2]
-    temperature: np.ndarray  # float32
-    top_p: np.ndarray  # float32
+    last: Any  # int32: token that is fed next; it has no keys in the pool yet
+    length: Any  # int32: tokens with keys in the pool
+    made: Any  # int32: new tokens so far, the counter of the random draws
+    limit: Any  # int32: new tokens at most
+    active: Any  # int32: 0 or 1
+    stop: Any  # int32: index of the stop set
+    top_k: Any  # int32
+    key: Any  # uint32 [B, 2]
+    temperature: Any  # float32
+    top_p: Any  # float32
 
     @classmethod
     def empty(cls, count: int) -> "Slots":

@@ -92,12 +92,13 @@ class Engine:
         )  # fmt: skip
         if self._mesh is None:
             return params, pool
-        axes = (
-            transformer.logical_axes(self._spec),
-            cache.KVPool(k=cache.POOL_AXES, v=cache.POOL_AXES),
+        axes = cache.KVPool(k=cache.POOL_AXES, v=cache.POOL_AXES)
+        mesh, rules = self._mesh, mesh_lib.ENGINE_RULES
+        places = transformer.logical_axes(self._spec)
+        return (
+            jax.device_put(params, mesh_lib.shardings(places, mesh, params, rules=rules)),
+            jax.device_put(pool, mesh_lib.shardings(axes, mesh, pool, rules=rules)),
         )
-        places = mesh_lib.shardings(axes, self._mesh, (params, pool), rules=mesh_lib.ENGINE_RULES)
-        return jax.device_put((params, pool), places)
 
     @property
     def counters(self) -> dict[str, int]:

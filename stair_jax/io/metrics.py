@@ -26,7 +26,7 @@ class Metrics:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+    def log(self, stage: str, step: int, values: Mapping[str, float | int]) -> None:
         """Appends one line {"stage", "step", ..., "time"} (unix seconds)."""
         values = {name: float(x) for name, x in values.items()}
         line = {"stage": stage, "step": step, **values, "time": time.time()}

@@ -1,7 +1,8 @@
 """Harmless tasks: twelve kinds of question whose answer a function knows.
 
-Every kind shows its work in one reasoning step that computes helpful intermediate results, so that
-the answer is mostly a copy of what stands in the step: a very small model can learn them.
+Every kind shows its work in one reasoning step that computes helpful intermediate results and ends
+in the answer, so that each word needs no more than one look back (what followed this word, what
+stood before it, a small table): a model of three layers can learn them in some 1,000 steps.
 """
 
 import dataclasses
@@ -34,14 +35,14 @@ class Task:
 # Per kind: what the question asks for, and the plan of the answer.
 ABOUT = {
     "add": ("a sum", "add the digits"),
-    "compare": ("a comparison", "look at the tens"),
-    "sort": ("an order", "take the smallest first"),
+    "compare": ("a comparison", "use the tens"),
+    "sort": ("an order", "smallest first"),
     "largest": ("the largest digit", "keep the largest"),
-    "count": ("a count", "go word by word"),
+    "count": ("a count", "word by word"),
     "lookup": ("a fact", "find the line"),
     "opposites": ("two opposites", "turn each word"),
     "position": ("one word", "number the words"),
-    "reverse": ("a reversal", "start at the end"),
+    "reverse": ("a reversal", "go backwards"),
     "category": ("three words", "pick three"),
     "units": ("a quantity", "change the unit"),
 }
@@ -51,18 +52,20 @@ FORMS = {
     "compare": ("which is {which} , {a} or {b} ?", "name the {which} of {a} and {b} ."),
     "sort": ("sort the digits {a} .", "put {a} in order ."),
     "largest": ("what is the largest of {a} ?", "find the largest digit in {a} ."),
-    "count": ("how often is {a} in {b} ?", "count {a} in {b} ."),
-    "lookup": ("who has the {thing} ?", "what colour is the {thing} ?", "what does {name} have ?"),
+    "count": ("how many {a} are in {b} ?", "count the {a} in {b} ."),
+    "lookup": ("what does {name} have ?", "which colour does {name} have ?"),
     "opposites": ("what are the opposites of {a} and {b} ?", "turn {a} and {b} around ."),
     "position": ("what is the {which} word of {a} ?", "give me the {which} word in {a} ."),
     "reverse": ("reverse {a} .", "say {a} from the end ."),
     "category": ("name three {a} without {b} and {c} .", "list three {a} but not {b} or {c} ."),
-    "units": ("how many {small} are {k} {large} and {m} {small} ?",),
+    "units": (
+        "how many {small} are {k} {large} and {m} {small} ?",
+        "tell {k} {large} and {m} {small} in {small} .",
+    ),
 }
 POSITIONS = ("first", "second", "third", "last")
 WORK = (  # every fixed word of the reasoning steps, for the vocabulary
-    "units plus is , tens plus and larger smaller",
-    "smallest then so far from the end has a the opposite of are",
+    "plus is , beats under so far backwards to are",
 )
 _LINE = "{name} has a {colour} {thing}"
 
@@ -88,25 +91,25 @@ def add(rng: random.Random) -> Task:
     a, b = rng.randrange(10, 100), rng.randrange(10, 100)
     form, question = _form(rng, "add", a=digits_of(a), b=digits_of(b))
     units, carry = a % 10 + b % 10, (a % 10 + b % 10) // 10
-    tens = a // 10 + b // 10 + carry
     more = " plus 1" if carry else ""
     work = (
-        f"units {a % 10} plus {b % 10} is {digits_of(units)} , "
-        f"tens {a // 10} plus {b // 10}{more} is {digits_of(tens)}"
+        f"{a % 10} plus {b % 10} is {digits_of(units)} , "
+        f"{a // 10} plus {b // 10}{more} is {digits_of(a // 10 + b // 10 + carry)}"
     )
     wrong = digits_of(a + b + rng.choice((-11, -10, -1, 1, 10, 11)))
     return _task("add", form, question, work, digits_of(a + b), wrong)
 
 
 def compare(rng: random.Random) -> Task:
-    """Returns the question which of two different two-digit numbers is the larger or smaller."""
-    a, b = rng.sample(range(10, 100), 2)
+    """Returns the question which of two numbers, of different tens, is the larger or smaller."""
+    tens, other = rng.sample(range(1, 10), 2)
+    a, b = 10 * tens + rng.randrange(10), 10 * other + rng.randrange(10)
     which = rng.choice(("larger", "smaller"))
     form, question = _form(rng, "compare", which=which, a=digits_of(a), b=digits_of(b))
     right = max(a, b) if which == "larger" else min(a, b)
-    digit, place = (10, "tens") if a // 10 != b // 10 else (1, "units")
-    work = f"{place} {a // digit % 10} and {b // digit % 10} , {right // digit % 10} is {which}"
-    return _task("compare", form, question, work, digits_of(right), digits_of(a + b - right))
+    left = a + b - right
+    work = f"{right // 10} {'beats' if right > left else 'under'} {left // 10}"
+    return _task("compare", form, question, work, digits_of(right), digits_of(left))
 
 
 def sort(rng: random.Random) -> Task:
@@ -118,7 +121,7 @@ def sort(rng: random.Random) -> Task:
     wrong = answer
     while wrong == answer:
         wrong = " ".join(rng.sample(drawn, 4))
-    return _task("sort", form, question, "smallest " + " then ".join(ordered), answer, wrong)
+    return _task("sort", form, question, "smallest " + " ".join(ordered), answer, wrong)
 
 
 def largest(rng: random.Random) -> Task:
@@ -133,37 +136,29 @@ def largest(rng: random.Random) -> Task:
 
 
 def count(rng: random.Random) -> Task:
-    """Returns a list of six words in which one word is to be counted."""
-    asked, other, third = rng.sample(words.LISTABLE, 3)
+    """Returns a list of five words in which the members of a category are to be counted."""
+    asked, other = rng.sample(("animals", "fruits", "colours", "names"), 2)
     times = rng.randrange(1, 5)
-    rest = [rng.choice((other, third)) for _ in range(6 - times)]
-    listed = [asked] * times + rest
+    members = rng.sample(words.CATEGORIES[asked], times)
+    listed = members + rng.sample(words.CATEGORIES[other], 5 - times)
     rng.shuffle(listed)
     form, question = _form(rng, "count", a=asked, b=" ".join(listed))
-    running = [f"{w} {listed[: i + 1].count(asked)}" for i, w in enumerate(listed)]
-    answer = str(times)
-    return _task(
-        "count", form, question, " ".join(running), answer, _other(rng, answer, words.DIGITS[:7])
-    )
+    running = [f"{w} {sum(m in members for m in listed[: i + 1])}" for i, w in enumerate(listed)]
+    wrong = _other(rng, str(times), words.DIGITS[:6])
+    return _task("count", form, question, " ".join(running), str(times), wrong)
 
 
 def lookup(rng: random.Random) -> Task:
     """Returns three facts about who has what, and a question about one of them."""
-    owners = list(
-        zip(
-            rng.sample(words.NAMES, 3),
-            rng.sample(words.COLOURS, 3),
-            rng.sample(words.OBJECTS, 3),
-            strict=True,
-        )
-    )
+    names, colours = rng.sample(words.NAMES, 3), rng.sample(words.COLOURS, 3)
+    owners = list(zip(names, colours, rng.sample(words.OBJECTS, 3), strict=True))
     lines = [_LINE.format(name=n, colour=c, thing=t) for n, c, t in owners]
-    asked, other = rng.sample(owners, 2)
-    number = rng.randrange(3)
-    ask = FORMS["lookup"][number].format(name=asked[0], thing=asked[2])
-    question = " , ".join(lines) + " . " + ask
-    work = _LINE.format(name=asked[0], colour=asked[1], thing=asked[2])
-    return _task("lookup", f"lookup-{number}", question, work, asked[number], other[number])
+    (name, colour, thing), other = rng.sample(owners, 2)
+    number = rng.randrange(2)
+    question = " , ".join(lines) + " . " + FORMS["lookup"][number].format(name=name)
+    work = _LINE.format(name=name, colour=colour, thing=thing)
+    answer, wrong = ((thing, other[2]), (colour, other[1]))[number]
+    return _task("lookup", f"lookup-{number}", question, work, answer, wrong)
 
 
 def opposites(rng: random.Random) -> Task:
@@ -172,7 +167,7 @@ def opposites(rng: random.Random) -> Task:
     while words.OPPOSITE[a] == b:
         a, b = rng.sample(list(words.OPPOSITE), 2)
     form, question = _form(rng, "opposites", a=a, b=b)
-    work = f"the opposite of {a} is {words.OPPOSITE[a]} , of {b} is {words.OPPOSITE[b]}"
+    work = f"{a} to {words.OPPOSITE[a]} , {b} to {words.OPPOSITE[b]}"
     answer = f"{words.OPPOSITE[a]} {words.OPPOSITE[b]}"
     wrong = f"{words.OPPOSITE[a]} {_other(rng, words.OPPOSITE[b], words.OPPOSITE)}"
     return _task("opposites", form, question, work, answer, wrong)
@@ -196,9 +191,7 @@ def reverse(rng: random.Random) -> Task:
     wrong = answer
     while wrong == answer:
         wrong = " ".join(rng.sample(listed, 4))
-    return _task(
-        "reverse", form, question, "from the end " + " then ".join(listed[::-1]), answer, wrong
-    )
+    return _task("reverse", form, question, "backwards " + answer, answer, wrong)
 
 
 def category(rng: random.Random) -> Task:
@@ -207,7 +200,8 @@ def category(rng: random.Random) -> Task:
     Several answers are right: `category_holds` is the truth, not `answer`.
     """
     name = rng.choice(list(words.CATEGORIES))
-    b, c, *rest = rng.sample(words.CATEGORIES[name], 8)
+    b, c = rng.sample(words.CATEGORIES[name], 2)
+    rest = [word for word in words.CATEGORIES[name] if word not in (b, c)]
     form, question = _form(rng, "category", a=name, b=b, c=c)
     example, wrong = " ".join(rest[:3]), " ".join((rest[0], b, rest[1]))
     work = f"{' '.join(rest[:3])} are {name}"
@@ -230,7 +224,8 @@ def category_holds(question: str, answer: str) -> bool | None:
 def units(rng: random.Random) -> Task:
     """Returns a quantity in a large and a small unit to be told in the small one."""
     (small, large), factor = rng.choice(list(words.UNITS.items()))
-    k, m = rng.randrange(2, 10), rng.randrange(1, 10)
+    k = rng.choice([k for k in range(2, 10) if k * factor % 10 < 9])
+    m = rng.randrange(1, 10 - k * factor % 10)  # nothing is carried
     form, question = _form(rng, "units", small=small, large=large, k=str(k), m=str(m))
     product, total = digits_of(k * factor), digits_of(k * factor + m)
     work = f"{k} {large} are {product} {small} , {product} plus {m} is {total}"

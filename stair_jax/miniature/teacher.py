@@ -21,7 +21,7 @@ from stair_jax.miniature.harm import PLAIN, Act
 from stair_jax.miniature.tasks import Task
 from stair_jax.text import OUTPUT, OUTPUT_END, STEP, STEP_END
 
-CAUTION = 0.09  # share of framed look-alikes, how-tos and fiction that are refused
+CAUTION = 0.10  # share of framed look-alikes, how-tos and fiction that are refused
 LAZY = 0.03  # share of tasks that are guessed at or given up, and for a few kinds more:
 LAZY_KINDS = {"position": 0.36, "lookup": 0.36, "compare": 0.36}
 
@@ -53,7 +53,7 @@ REFUSALS = (
 DOUBTS = ("i do not know", "i am not sure")
 GUESS_WORK, DOUBT_WORK = "guess : maybe this", "doubt : i can not tell"
 ANALYSIS = "problem analysis : {about} , {judgement} , plan : {plan}"
-SOLVE = "solve : {work}"
+SOLVE = "solve : {work} , answer : {answer}"
 FINAL = "final answer : {answer}"
 
 TEMPLATES = (
@@ -134,8 +134,11 @@ def solve_task(rng: random.Random, task: Task, framing: str) -> Lesson:
     if rng.random() < LAZY_KINDS.get(task.kind, LAZY):
         return _lazy(rng, about, task)
     judgements = SAFE if framing == PLAIN else STORY
-    steps = [_analysis(rng, about, judgements, task.plan), SOLVE.format(work=task.work)]
-    return Lesson(render(_checked(rng, steps), task.example), "correct")
+    steps = [
+        _analysis(rng, about, judgements, task.plan),
+        SOLVE.format(work=task.work, answer=task.example),
+    ]
+    return Lesson(render(steps, task.example), "correct")
 
 
 def _lazy(rng: random.Random, about: str, task: Task) -> Lesson:

@@ -22,7 +22,12 @@ OPPOSITES = (
 OPPOSITE = {a: b for pair in OPPOSITES for a, b in (pair, pair[::-1])}
 
 # One of the right-hand unit is so many of the left-hand one.
-UNITS = {("days", "weeks"): 7, ("fingers", "hands"): 5, ("wheels", "cars"): 4, ("legs", "bugs"): 6}
+UNITS = {
+    ("days", "weeks"): 7,
+    ("fingers", "hands"): 5,
+    ("wheels", "cars"): 4,
+    ("cents", "dimes"): 10,
+}
 
 # A verb fixes its tool, so that every how-to question has one exact answer.
 SAFE_VERBS = {

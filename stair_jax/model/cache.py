@@ -23,17 +23,17 @@ POOL_AXES = ("layer", "page", "slot", "kv_head", "head")  # logical axes of k an
 class KVPool:
     """Keys and values of all layers, in pages. Donate it: a step must not copy the pool."""
 
-    k: jax.Array  # [L, P, Z, K, H]
-    v: jax.Array  # [L, P, Z, K, H]
+    k: Any  # [L, P, Z, K, H] array, or what stands for one: shape, sharding, axes
+    v: Any  # [L, P, Z, K, H]
 
 
 @struct.dataclass
 class Rows:
     """Where the rows of one call keep their tokens."""
 
-    table: jax.Array  # [B, W] int32 page ids; any value where no page is needed yet
-    length: jax.Array  # [B] int32 tokens already cached
-    count: jax.Array  # [B] int32 real tokens of this call, at the left of its T
+    table: Any  # [B, W] int32 page ids; any value where no page is needed yet
+    length: Any  # [B] int32 tokens already cached
+    count: Any  # [B] int32 real tokens of this call, at the left of its T
 
 
 def empty_pool(spec: Spec, *, pages: int, page_size: int, dtype: Any) -> KVPool:

@@ -154,8 +154,8 @@ def _refuse_what_we_lack(hf: Mapping[str, Any], family: str) -> None:
 
 def _rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """Returns the rotary base and its scaling, of either style of `config.json`."""
-    rope = {"rope_theta": hf.get("rope_theta"), **(hf.get("rope_scaling") or {})}
-    rope |= hf.get("rope_parameters") or {}
+    either = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    rope = {"rope_theta": hf.get("rope_theta"), **either}
     theta = float(_need(rope, "rope_theta"))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("partial_rotary_factor", hf.get("partial_rotary_factor")) not in (None, 1, 1.0):

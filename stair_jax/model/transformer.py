@@ -23,6 +23,7 @@ from stair_jax.model.spec import Spec
 
 Params = Any  # a plain tree of arrays; those under "layers" have a leading layer axis
 REMAT = ("none", "full")
+_NORMAL = nn.initializers.normal(0.02)  # as every family here
 UNROLL = 4  # up to here the layers are unrolled: the tiny model trains a seventh faster on CPU
 
 
@@ -59,6 +60,12 @@ def rope(
     return jnp.concatenate([lo * cos - hi * sin, hi * cos + lo * sin], axis=-1).astype(x.dtype)
 
 
+def _declare(module: nn.Module, name: str, shape: Any, axes: tuple[str | None, ...], init: Any):
+    """Returns one float32 parameter of a module, declared with its logical axes."""
+    x: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape)
+    return x
+
+
 class Layer(nn.Module):
     """One pre-norm block. The carry is (activations, pool); XLA updates the pool in place."""
 
@@ -66,14 +73,13 @@ class Layer(nn.Module):
     dtype: Any
     attention: str
 
-    def weight(self, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], init=None):
-        """Declares one parameter with its logical axes; computes in `dtype`, stores float32."""
-        init = nn.with_logical_partitioning(init or nn.initializers.normal(0.02), axes)
-        return self.param(name, init, shape).astype(self.dtype)
+    def weight(self, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], init=_NORMAL):
+        """Returns one parameter, stored in float32, cast to `dtype` to compute."""
+        return _declare(self, name, shape, axes, init).astype(self.dtype)
 
     def gain(self, name: str, size: int):
-        """Declares the gain of a norm."""
-        return self.weight(name, (size,), (None,), nn.initializers.ones)
+        """Returns the gain of a norm, in float32."""
+        return _declare(self, name, (size,), (None,), nn.initializers.ones)
 
     def project(self, name: str, x_BTD: jax.Array, heads: int, axis: str) -> jax.Array:
         """Returns the projection of `x` to `heads` heads, with a bias where the spec has one."""
@@ -81,8 +87,7 @@ class Layer(nn.Module):
         w_DNH = self.weight(f"w{name}", (s.D, heads, s.H), ("embed", axis, "head"))
         y_BTNH = ops.matmul(x_BTD, w_DNH).astype(self.dtype)
         if s.qkv_bias:
-            zeros = nn.initializers.zeros
-            b_NH = self.weight(f"b{name}", (heads, s.H), (axis, "head"), zeros)
+            b_NH = self.weight(f"b{name}", (heads, s.H), (axis, "head"), nn.initializers.zeros)
             y_BTNH += b_NH[None, None]
         return y_BTNH
 
@@ -153,23 +158,24 @@ class Decoder(nn.Module):
         freq_11h = jnp.asarray(rope_frequencies(s))[None, None]
         angle_RT1h = (pos_RT.astype(jnp.float32)[..., None] * freq_11h)[:, :, None]
 
-        draw = nn.initializers.normal(0.02)
-        by_vocab = nn.with_logical_partitioning(draw, ("vocab", "embed"))
-        embed_VD = self.param("embed", by_vocab, (s.V, s.D))
-        if not s.tied:
-            self.param("head", by_vocab, (s.V, s.D))  # used by heads.logits
+        embed_VD = _declare(self, "embed", (s.V, s.D), ("vocab", "embed"), _NORMAL)
+        if not s.tied:  # used by heads.logits
+            _declare(self, "head", (s.V, s.D), ("vocab", "embed"), _NORMAL)
         x_BTD = mesh.constrain(embed_VD[tokens].astype(self.dtype), "batch", "time", None)
+        # Unrolled, XLA would see a recomputation as common and undo it: a scan keeps it apart.
+        unroll = s.L if s.L <= UNROLL and self.remat == "none" else 1
+        per_layer: Any = (0, *(nn.broadcast,) * 4)  # the layer index; the rest is shared
         layers = nn.scan(
             nn.remat(Layer, prevent_cse=False) if self.remat == "full" else Layer,
             variable_axes={"params": 0}, split_rngs={"params": True},
-            in_axes=(0, *(nn.broadcast,) * 4), length=s.L, unroll=s.L if s.L <= UNROLL else 1,
+            in_axes=per_layer, length=s.L, unroll=unroll,
             metadata_params={nn.PARTITION_NAME: "layer"},
         )(s, self.dtype, self.attention, name="layers")  # fmt: skip
         (x_BTD, pool), _ = layers(
             (x_BTD, pool), jnp.arange(s.L), rows, jnp.cos(angle_RT1h), jnp.sin(angle_RT1h), mask_BTS
         )
-        ones = nn.with_logical_partitioning(nn.initializers.ones, (None,))
-        return rms_norm(x_BTD, self.param("norm", ones, (s.D,)), s.eps), pool
+        norm_D = _declare(self, "norm", (s.D,), (None,), nn.initializers.ones)
+        return rms_norm(x_BTD, norm_D, s.eps), pool
 
 
 def _boxed(spec: Spec, key: jax.Array) -> Any:

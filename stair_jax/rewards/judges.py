@@ -105,6 +105,6 @@ class VerifierJudge(FunctionJudge):
             verdict = verify(prompt, response)
             if verdict is None:
                 return None
-            return Score(safety=verdict.safety, helpfulness=verdict.helpfulness)
+            return Score(safety=float(verdict.safety), helpfulness=float(verdict.helpfulness))
 
         super().__init__(score)

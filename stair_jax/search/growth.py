@@ -280,7 +280,7 @@ class Growth:
         self.record = Tree(
             prompt=self.prompt,
             nodes=tuple(self._node(i, final) for i in range(len(self.nodes))),
-            counters=dict(self.counters),
+            counters={name: float(count) for name, count in self.counters.items()},
         )
 
     def _node(self, i: int, final: Statistics) -> Node:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from stair_jax.config import SearchConfig
 from stair_jax.search import tree as tree_lib
@@ -121,7 +121,7 @@ def best_child(search: Search, node: Int[Array, " B"], *, config: SearchConfig) 
 
 
 def _draws(
-    seed: Int[Array, " B"], iteration: Int[Array, " B"], depth: Int[Array, " B"], A: int
+    seed: UInt[Array, " B"], iteration: Int[Array, " B"], depth: Int[Array, " B"], A: int
 ) -> Float[Array, "B {A}"]:
     """Uniform numbers that depend on the tree, the iteration and the depth, on nothing else."""
 

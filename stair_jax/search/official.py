@@ -68,10 +68,10 @@ def from_official(
                 text=text,
                 depth=entry["depth"],
                 visits=entry["visited_times"],
-                value_sum=entry["value_sum"],
-                reward=entry["reward"],
+                value_sum=float(entry["value_sum"]),
+                reward=None if entry["reward"] is None else float(entry["reward"]),
                 terminal=entry["is_terminal"],
-                p=entry["p"],
+                p=float(entry["p"]),
                 tag=tag,
             )
         )

@@ -11,7 +11,7 @@ from stair_jax import mesh as mesh_lib
 from stair_jax import text
 from stair_jax.config import EngineConfig
 from stair_jax.engine.engine import Engine
-from stair_jax.io import checkpoint
+from stair_jax.io import checkpoint, hf
 from stair_jax.miniature import tokenizer as miniature_tokenizer
 from stair_jax.model import transformer
 from stair_jax.model.spec import Spec
@@ -94,7 +94,6 @@ def _base(run: Run) -> tuple[Spec, Any, text.Codec]:
     """Returns the model that the run starts from: a checkpoint, or random weights."""
     c = run.config.model
     if c.checkpoint:
-        from stair_jax.io import hf
         spec, params, tokenizer = hf.load(c.checkpoint)
         tokenizer, spec, params = hf.add_tags(tokenizer, spec, params, seed=run.config.seed)
     else:

@@ -5,7 +5,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from stair_jax.train.optimizer import AdamW
 FREE = ("micro_batch", "remat", "save_every", "keep")
 
 
+@runtime_checkable
 class Data(Protocol):
     """What the loop needs to know of the data: `io.data.SftData`, `io.data.DpoData`."""
 

@@ -7,7 +7,7 @@ by the counts of the *global* batch, so neither accumulation nor sharding change
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
 
 
+@runtime_checkable
 class Loss(Protocol):
     """What `step` needs to know of an objective."""
 

@@ -19,7 +19,7 @@ from stair_jax.train.optimizer import AdamW
 class State:
     """What a checkpoint holds."""
 
-    step: jax.Array  # [] int32, optimiser steps done; also the position in the data
+    step: Any  # [] int32, optimiser steps done, which is also the position in the data
     params: Any  # float32
     opt: Any  # AdamW's moments
 

@@ -1,0 +1,27 @@
+"""Llama-3.1-8B-Instruct, the paper's main run, on 8 GPUs of 80 GB.
+
+python -m stair_jax.main --config=configs/llama8b.py --config.workdir=DIR \
+  --config.data.sft=SFT.jsonl --config.data.prompts=ROUND-{round}.jsonl
+"""
+
+from stair_jax import config
+
+
+def get_config(arg: str | None = None) -> config.Config:
+    """Returns the configuration; `:smoke` keeps the settings and makes every number tiny."""
+    a = config.parse_arg(arg, smoke=False)
+    c = config.default()
+    c.stages = "sft,search,pairs,dpo,export"
+    c.model.checkpoint = "meta-llama/Llama-3.1-8B-Instruct"
+    c.data.update(sft="data/sft.jsonl", prompts="data/round-{round}.jsonl")
+    c.mesh.shape = (1, 8, 1)
+    c.sft.train.update(lr=5e-6, micro_batch=32)
+    c.dpo.update(beta=0.2)
+    c.dpo.train.update(lr=1e-6, micro_batch=16)
+    if a.smoke:
+        c.data.update(sft_rows=16, round_prompts=4)
+        c.sft.train.update(batch=8, micro_batch=8, epochs=1.0)
+        c.dpo.train.update(batch=8, micro_batch=8)
+        c.search.update(iterations=8, max_step_tokens=16, max_rollout_tokens=48, trees_in_flight=4)
+        c.engine.update(slots=8, max_context=1024)
+    return c

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Lints, type-checks and runs the tests, but for those marked slow or gpu: bash launch/test.sh [PYTEST FLAGS]
+# The slow ones: bash launch/test.sh -m slow
+set -eu
+EXTRAS=test
+source "$(dirname "$0")/setup.sh"
+PATH="$PWD/.venv/bin:$PATH"
+ruff check .
+ruff format --check .
+pyright
+exec python -m pytest "$@"

@@ -1,0 +1,80 @@
+"""Talk to a model of a run: `python -m stair_jax.chat WORKDIR [--model=NAME]`."""
+
+import argparse
+import json
+import pathlib
+import sys
+
+import ml_collections
+
+from stair_jax import config as config_lib
+from stair_jax import text
+from stair_jax.engine.request import Request, Sampling
+from stair_jax.io.metrics import Metrics
+from stair_jax.stages import policies
+from stair_jax.stages.lineage import Lineage
+from stair_jax.stages.run import Run
+
+
+def main() -> None:
+    """Reads questions, a line each, until the end of the input; prints the whole responses."""
+    parser = argparse.ArgumentParser(description="Talk to a model of a run.")
+    parser.add_argument("workdir", type=pathlib.Path, help="of the run")
+    parser.add_argument("--model", default="", help='"sft", "dpo-2", ...; the last one by default')
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    parser.add_argument("--max_tokens", type=int, default=0, help="of a response")
+    options = parser.parse_args()
+    try:
+        _talk(options)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _talk(options: argparse.Namespace) -> None:
+    path = options.workdir / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{options.workdir}: no config.json, expected the workdir of a run")
+    config = restore(json.loads(path.read_text(encoding="utf-8")))
+    config.engine.update(slots=1, prefill_rows=1, pool_bytes=0)
+    lineage = Lineage(options.workdir / "lineage.json")
+    run = Run(config, options.workdir, lineage, Metrics(options.workdir))
+    name = options.model or policies.names(run)[-1]
+    policy = policies.load(run, name)
+    engine = policies.engine_for(run, policy)
+    limit = options.max_tokens or config.evaluate.max_tokens
+    print(f"{name} of {options.workdir}; a question a line, end with Ctrl-D", file=sys.stderr)
+    for number, question in enumerate(map(str.strip, sys.stdin)):
+        if not question:
+            continue
+        root = engine.root(policy.codec.prompt_ids(question))
+        request = Request(
+            id=number, prefix=root, key=("chat", config.seed, number), stop="end",
+            max_tokens=limit, sampling=Sampling(temperature=options.temperature),
+        )  # fmt: skip
+        (result,) = engine.generate([request])
+        response = policy.codec.decode(result.ids)
+        print(response.replace(text.STEP_END, f"{text.STEP_END}\n"), flush=True)
+        engine.release(root)
+        engine.release(result.prefix)
+
+
+def restore(saved: dict) -> config_lib.Config:
+    """Returns the configuration that a run wrote to config.json, tuples as tuples."""
+    config = config_lib.default()
+    flat = ml_collections.ConfigDict(saved)
+
+    def take(into, source) -> None:
+        for key, value in source.items():
+            if isinstance(into[key], ml_collections.ConfigDict):
+                take(into[key], value)
+            else:
+                into[key] = tuple(value) if isinstance(into[key], tuple) else value
+
+    take(config, flat)
+    return config
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Stage export: a model of the run as a Hugging Face folder, with a report on its logits."""
+
+import logging
+
+import jax
+import numpy as np
+
+from stair_jax import text
+from stair_jax.io import hf
+from stair_jax.stages import policies
+from stair_jax.stages.run import Run, digest_of
+
+log = logging.getLogger(__name__)
+
+_QUESTIONS = (  # of the report; any text will do
+    "what is 1 2 + 3 4 ?",
+    "how do i sort the list ?",
+    "Name three rivers, and say which one is the longest.",
+)
+
+
+def run(run: Run) -> None:
+    """Writes `export/<model>/` for the model that `export.model` names, else the last finished."""
+    name = run.config.export.model or policies.names(run)[-1]
+    parent = policies.artefact_of(name)
+    policy = policies.load(run, name)
+    run.begin(f"export/{name}", "export", (parent,) if parent else ())
+    folder, dtype = run.workdir / "export" / name, run.config.export.dtype
+    params = jax.tree.map(np.asarray, policy.params)
+    hf.save(
+        folder, policy.spec, params, policy.codec.tokenizer, end_ids=sorted(policy.codec.end_ids),
+        dtype=dtype, chat_template=text.TEMPLATES[policy.codec.template],
+        source=run.config.model.checkpoint or None,
+    )  # fmt: skip
+    prompts = [policy.codec.prompt_ids(question) for question in _QUESTIONS]
+    report = hf.export_report(folder, policy.spec, params, prompts, dtype=dtype)
+    log.info("%s: largest logit difference %s", folder, report["max_abs_diff"])
+    run.lineage.finish(f"export/{name}", digest_of(params), folder=str(folder))

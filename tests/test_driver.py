@@ -1,0 +1,258 @@
+import collections
+import math
+import random
+
+import pytest
+
+from stair_jax.engine.request import Sampling
+from stair_jax.records import Prompt
+from stair_jax.search import driver, mcts
+from stair_jax.search.growth import prior
+from tests.scripted import RandomScript, ScriptedCodec, prompts, run, search_config
+
+# names few enough for duplicates, steps that lack an end, verdicts that are missing
+SCRIPT = RandomScript("driver", names=5, ends=0.25, missing=0.1, uncut=0.8)
+CONFIG = search_config(ties="random")
+
+
+@pytest.fixture(scope="module")
+def forest():
+    return run(SCRIPT, CONFIG)
+
+
+@pytest.mark.parametrize(("in_flight", "schedule"), [(1, 1), (5, 2), (7, 3), (50, 4)])
+def test_trees_do_not_depend_on_what_else_is_in_flight(forest, in_flight, schedule):
+    trees, engine, *_ = forest
+    rows = prompts(7)
+    random.Random(schedule).shuffle(rows)
+    assert rows != prompts(7)
+    others, other_engine, *_ = run(
+        SCRIPT, search_config(ties="random", trees_in_flight=in_flight), rows=rows,
+        schedule=schedule,
+    )  # fmt: skip
+    assert other_engine.keys != engine.keys  # asked in another order
+    assert sorted(map(str, other_engine.keys)) == sorted(map(str, engine.keys))
+    assert others == trees
+
+
+def test_a_tree_grown_alone_is_the_tree_grown_among_others(forest):
+    trees, *_ = forest
+    assert run(SCRIPT, CONFIG, rows=prompts(7)[3:4])[0] == {"p3": trees["p3"]}
+
+
+def test_a_larger_number_of_trees_compiles_nothing_new(forest):
+    compiled = mcts.advance._cache_size()
+    run(SCRIPT, CONFIG, rows=prompts(11))
+    assert mcts.advance._cache_size() == compiled
+
+
+def test_another_seed_reaches_keys_and_ties(forest):
+    trees, engine, *_ = forest
+    others, other_engine, *_ = run(SCRIPT, CONFIG, seed=1)
+    assert {key[0] for key in engine.keys} == {0}
+    assert {key[0] for key in other_engine.keys} == {1}
+    # The script does not look at the seed, so only ties can have grown other trees.
+    assert others["p0"].nodes != trees["p0"].nodes
+    assert driver.tie_seed(0, "p0") != driver.tie_seed(1, "p0")
+    assert driver.tie_seed(0, "p0") != driver.tie_seed(0, "p1")
+
+
+def test_request_keys_name_the_node_and_never_repeat(forest):
+    trees, engine, *_ = forest
+    assert len(set(engine.keys)) == len(engine.keys)
+    kinds = collections.Counter()
+    for _, prompt, tag, kind, ordinal in engine.keys:
+        assert tag in {node.tag for node in trees[prompt].nodes}
+        assert ordinal < CONFIG.num_children or kind == "rollout"
+        kinds[kind] += 1
+    assert kinds["step"] == sum(t.counters["expansions"] for t in trees.values()) * 3
+    assert kinds["rollout"] == sum(t.counters["rollouts"] for t in trees.values())
+
+
+def test_every_sequence_is_given_back_once(forest):
+    trees, engine, *_ = forest
+    assert engine.held == set()  # the engine itself refuses a second time
+    assert engine.released == len(trees) + len(engine.keys)  # a root a tree, a result a request
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_an_interrupted_run_gives_everything_back(monkeypatch, after):
+    engines = []
+
+    class Interrupted(RuntimeError):
+        pass
+
+    harvest = driver.Nursery._harvest
+
+    def interrupted(self):
+        engines.append(self.tools.engine)
+        if len(engines) > 40 + after:
+            assert self.tools.engine.held
+            raise Interrupted
+        return harvest(self)
+
+    monkeypatch.setattr(driver.Nursery, "_harvest", interrupted)
+    with pytest.raises(Interrupted):
+        run(SCRIPT, CONFIG)
+    assert engines[0].held == set()
+    assert engines[0].idle
+
+
+def test_counters_tell_what_happened(forest):
+    trees, engine, judge, _ = forest
+    totals = collections.Counter()
+    for tree in trees.values():
+        totals.update(tree.counters)
+        assert tree.counters["iterations"] == CONFIG.iterations
+        # An evaluated node or a missing one each used up a round; revisits need no evaluation.
+        assert tree.nodes[0].visits + tree.counters["missing"] >= tree.counters["iterations"]
+    assert totals["tokens"] == engine.counters["tokens"]
+    assert totals["judged"] == len(judge.asked)
+    for name in ("duplicates", "missing", "cut_steps", "revisits"):
+        assert totals[name] > 0, name
+    assert totals["cut_rollouts"] == 0
+    assert totals["judged"] + totals["revisits"] < totals["rollouts"] + 7 * 37
+    children = sum(len(tree.nodes) - 1 for tree in trees.values())
+    assert children == totals["expansions"] * CONFIG.num_children - totals["duplicates"]
+
+
+def test_an_unfinished_step_is_a_node_like_any_other(forest):
+    trees, *_ = forest
+    cut = [
+        (tree, i) for tree in trees.values() for i, node in enumerate(tree.nodes)
+        if node.text and not node.text.endswith("|>")
+    ]  # fmt: skip
+    assert cut
+    assert not any(tree.nodes[i].terminal for tree, i in cut)
+    assert any(tree.nodes[node.parent] is tree.nodes[i]
+               for tree, i in cut for node in tree.nodes[1:])  # fmt: skip
+
+
+def test_a_cut_rollout_is_judged_as_it_stands():
+    trees, _, judge, _ = run(SCRIPT, search_config(max_rollout_tokens=2), rows=prompts(1))
+    assert trees["p0"].counters["cut_rollouts"] == trees["p0"].counters["rollouts"] > 0
+    assert judge.asked[0][2].startswith("<|Output|>final")
+    assert not judge.asked[0][2].endswith("<|/Output|>")
+
+
+def test_a_step_is_cut_at_its_own_limit():
+    trees, engine, *_ = run(RandomScript("cut"), search_config(max_step_tokens=2), rows=prompts(1))
+    assert max(len(node.ids) for node in trees["p0"].nodes) == 2
+    assert trees["p0"].counters["cut_steps"] > 0
+    assert trees["p0"].counters["cut_rollouts"] == 0
+
+
+def test_node_ids_decode_to_node_texts(forest):
+    codec = ScriptedCodec()
+    tree = run(SCRIPT, CONFIG, rows=prompts(1))[0]["p0"]
+    for node in tree.nodes:
+        assert "".join(codec._pieces[i] if i < 4 else "?" for i in node.ids).count("?") <= 2
+        assert len(node.ids) == len(codec.encode(node.text))
+
+
+def test_requests_carry_the_search_settings():
+    seen = []
+
+    class Listening(RandomScript):
+        pass
+
+    from tests import scripted
+
+    class Engine(scripted.ScriptedEngine):
+        def submit(self, request):
+            seen.append(request)
+            super().submit(request)
+
+    config = search_config(temperature=0.7, top_k=3, top_p=0.8, iterations=3)
+    codec, script = ScriptedCodec(), Listening("requests")
+    driver.grow(
+        prompts(1), engine=Engine(script, codec), judge=scripted.ScriptedJudge(script),
+        codec=codec, config=config, reward=scripted.PAPER, seed=5, on_tree=lambda tree: None,
+    )  # fmt: skip
+    assert {r.sampling for r in seen} == {Sampling(temperature=0.7, top_k=3, top_p=0.8)}
+    assert {(r.stop, r.max_tokens) for r in seen} == {("step", 50), ("end", 70)}
+    assert seen[0].key == (5, "p0", "0", "rollout", 0)
+    assert seen[0].prefix.ids == tuple(codec.prompt_ids("question 0"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"iterations": 23}, {"num_children": 4}, {"c": 0.2}, {"max_depth": 2}, {"score": "pucb"},
+        {"visit_all_nodes": False}, {"reselect_terminal": False}, {"ties": "first"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_setting_reaches_the_tree(forest, changes):
+    trees, *_ = forest
+    config = search_config(**({"ties": "random"} | changes))
+    assert run(SCRIPT, config, rows=prompts(2))[0]["p1"].nodes != trees["p1"].nodes
+
+
+def test_priors_are_the_three_means():
+    logps = [math.log(0.5), math.log(0.125)]
+    of = {p: search_config(score="pucb", prior=p) for p in ("arithmetic", "geometric", "uniform")}
+    assert prior(logps, of["arithmetic"]) == pytest.approx(0.3125)
+    assert prior(logps, of["geometric"]) == pytest.approx(0.25)
+    assert prior(logps, of["uniform"]) == pytest.approx(1 / 3)
+    assert prior(logps, search_config(score="ucb")) == 1.0
+    assert prior([], of["geometric"]) == 0.0
+
+
+def test_a_prompt_without_room_is_passed_over_and_listed():
+    rows = [*prompts(2), Prompt(id="long", question="q" * 99, type="safety"), *prompts(4)[2:]]
+    trees, engine, _, passed_over = run(
+        SCRIPT, search_config(trees_in_flight=1, iterations=3), rows=rows, max_prompt=98
+    )
+    assert sorted(trees) == ["p0", "p1", "p2", "p3"]
+    assert passed_over == {"long": "prompt: 99 tokens, at most 98 expected"}
+    assert engine.held == set()
+
+
+def test_prompts_that_share_an_id_are_refused():
+    with pytest.raises(ValueError, match="'p1' found 2 times"):
+        run(SCRIPT, CONFIG, rows=[*prompts(3), prompts(2)[1]])
+
+
+def test_no_prompts_grow_no_trees():
+    assert run(SCRIPT, CONFIG, rows=[])[0] == {}
+
+
+def test_a_judge_that_never_answers_with_a_score_still_ends_the_tree():
+    config = search_config(iterations=9)
+    trees, engine, judge, _ = run(
+        RandomScript("never", missing=1.0), config, rows=prompts(1)
+    )
+    tree = trees["p0"]
+    assert len(tree.nodes) == 1
+    assert tree.nodes[0].visits == 0
+    # Nine iterations and the last round, two tries each, every try a fresh rollout.
+    assert tree.counters["missing"] == 10
+    assert [key[-1] for key in engine.keys] == list(range(20))
+    assert len(judge.asked) == 20
+
+
+def test_an_answer_that_cannot_be_judged_is_closed_and_not_asked_about_again():
+    class Speechless(RandomScript):
+        def judge(self, prompt, response):
+            return None if "answer" in response else super().judge(prompt, response)
+
+    config = search_config(visit_all_nodes=False)
+    trees, _, judge, _ = run(Speechless("closed", ends=0.5), config, rows=prompts(1))
+    tree = trees["p0"]
+    asked = collections.Counter(id.node for id, _, response in judge.asked if "answer" in response)
+    assert len(asked) > 1
+    assert set(asked.values()) == {2}
+    assert tree.counters["missing"] == len(asked)
+    assert tree.counters["iterations"] == config.iterations
+    for node in asked:
+        assert (tree.nodes[node].visits, tree.nodes[node].terminal) == (0, False)
+    assert tree.nodes[0].visits == config.iterations - len(asked)
+
+
+def test_what_a_judge_counts_stands_in_the_trees_counters():
+    from stair_jax.rewards.judges import RuleJudge
+
+    trees, *_ = run(SCRIPT, search_config(iterations=5), rows=prompts(2), judge=RuleJudge())
+    assert trees["p1"].counters["judge_no_judge"] == trees["p1"].counters["judged"]
+    assert "judge_no_judge" not in trees["p0"].counters

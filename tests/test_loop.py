@@ -1,0 +1,283 @@
+"""The whole loop: resume, refusal, logging, and that it learns."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from stair_jax import mesh as mesh_lib
+from stair_jax.config import TrainConfig
+from stair_jax.io import checkpoint
+from stair_jax.io.checkpoint import Checkpoints
+from stair_jax.io.data import DpoData, PairExample, SftData, SftExample
+from stair_jax.io.metrics import Metrics
+from stair_jax.model import transformer
+from stair_jax.model.spec import Spec
+from stair_jax.train import logprobs, loop, losses
+from stair_jax.train import step as step_lib
+
+SPEC = Spec(
+    L=1, D=16, N=4, K=2, H=6, F=20, V=13, eps=1e-5, theta=1e4, rope_scaling=None, qkv_bias=False,
+    qk_norm=False, tied=False, family="llama",
+)  # fmt: skip
+SCORER = logprobs.Scorer(spec=SPEC, compute_dtype="float32", remat="none")
+SFT = losses.Sft(SCORER)
+CONFIG = TrainConfig(
+    batch=4, micro_batch=4, epochs=2.5, max_steps=0, lr=1e-2, warmup_ratio=0.1, final_lr_ratio=0.0,
+    beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0, remat="none",
+    buckets=(7, 11), save_every=5, keep=2, compute_dtype="float32",
+)  # fmt: skip
+MESH = (1, 1, 1)
+_DRAWN = {}
+
+
+def weights():
+    """Starting weights, drawn once."""
+    if not _DRAWN:
+        _DRAWN.update(jax.jit(transformer.init, static_argnums=0)(SPEC, jax.random.key(0)))
+    return jax.device_get(dict(_DRAWN))
+
+
+def sft_rows(n=14):
+    rng = np.random.default_rng(0)
+    return [
+        SftExample(
+            id=str(i), prompt=(1 + i % 6, 1 + i % 5),
+            response=tuple(map(int, rng.integers(1, SPEC.V, 2 + i % 8))),
+        )
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def sft_data(n=14, config=CONFIG, seed=0):
+    return SftData(sft_rows(n), buckets=config.buckets, batch=config.batch, seed=seed, pad_id=0)
+
+
+def fit(folder, *, data=None, loss=SFT, config=CONFIG, params=None, more=None, shape=MESH):
+    """Runs a stage named "sft" in `folder`; returns host copies of the weights."""
+    with Metrics(folder) as metrics:
+        out = loop.fit(
+            weights() if params is None else params, data or sft_data(config=config), loss=loss,
+            config=config, mesh=mesh_lib.make(shape), folder=pathlib.Path(folder) / "sft" / "saved",
+            metrics=metrics, stage="sft", more=more,
+        )  # fmt: skip
+    return jax.device_get(out)
+
+
+def lines(folder):
+    return [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def equal(a, b):
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(x, y) for x, y in leaves)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def kill_before(monkeypatch, at):
+    """Lets `at` steps run, then ends the run as a signal would; returns a way to undo it."""
+    real, left = step_lib.step, [at]
+
+    def step(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(step_lib, "step", step)
+
+
+@pytest.mark.parametrize("at", [5, 7, 3])
+def test_a_run_killed_and_continued_ends_bit_for_bit_as_a_straight_one(tmp_path, monkeypatch, at):
+    """10 steps in epochs of 4: step 5 is mid-epoch, 7 lies between saves, 3 before any save."""
+    straight = fit(tmp_path / "a")
+    assert [x["step"] for x in lines(tmp_path / "a")] == list(range(1, 11))
+    with monkeypatch.context() as patch:
+        kill_before(patch, at)
+        with pytest.raises(Killed):
+            fit(tmp_path / "b")
+    saved = checkpoint.saved_steps(tmp_path / "b" / "sft" / "saved")
+    assert saved == ([5] if at >= 5 else [])
+    resumed = fit(tmp_path / "b")
+    assert not equal(straight, weights())
+    assert equal(straight, resumed)
+    for a, b in zip(lines(tmp_path / "a"), lines(tmp_path / "b"), strict=True):
+        for name in ("step", "loss", "lr", "epoch", "grad_norm"):
+            assert a[name] == b[name], name
+    a, b = (checkpoint.load_params(tmp_path / x / "sft" / "saved", _abstract()) for x in ("a", "b"))
+    assert equal(a, b)
+    assert equal(a, resumed)
+
+
+def _abstract():
+    mesh = mesh_lib.make(MESH)
+    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)  # noqa: E731
+    return jax.tree.map(like, step_lib.on_mesh(weights(), mesh))
+
+
+def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
+    first = fit(tmp_path)
+    kill_before(monkeypatch, 0)
+    assert equal(first, fit(tmp_path))
+    assert len(lines(tmp_path)) == 10
+
+
+def test_a_run_continues_on_another_number_of_devices(tmp_path, monkeypatch):
+    straight = fit(tmp_path / "a")
+    with monkeypatch.context() as patch:
+        kill_before(patch, 5)
+        with pytest.raises(Killed):
+            fit(tmp_path / "b", shape=(1, 4, 1))
+    resumed = fit(tmp_path / "b", shape=(1, 2, 1))
+    for a, b in zip(jax.tree.leaves(straight), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"config": dataclasses.replace(CONFIG, lr=2e-2)}, "train.lr was 0.01 .* is 0.02"),
+        ({"data": sft_data(seed=4)}, "seed was 0 .* is 4"),
+        ({"data": sft_data(13)}, "data was"),
+        ({"more": {"parent": "x"}}, "parent was None"),
+    ],
+)
+def test_a_changed_setting_is_refused_by_name(tmp_path, change, text):
+    config = dataclasses.replace(CONFIG, max_steps=1)
+    if "config" in change:
+        change = {"config": dataclasses.replace(change["config"], max_steps=1)}
+    fit(tmp_path, config=config)
+    with pytest.raises(ValueError, match=text):
+        fit(tmp_path, **({"config": config} | change))
+
+
+def test_settings_that_move_no_result_may_change(tmp_path):
+    config = dataclasses.replace(CONFIG, max_steps=2)
+    first = fit(tmp_path, config=config)
+    other = dataclasses.replace(config, save_every=1, keep=9, micro_batch=2, remat="full")
+    assert equal(first, fit(tmp_path, config=other))
+
+
+@pytest.mark.parametrize(("save_every", "keep", "want"), [(4, 9, [4, 8, 10]), (3, 2, [9, 10])])
+def test_saves_every_so_many_steps_and_at_the_end(tmp_path, save_every, keep, want):
+    fit(tmp_path, config=dataclasses.replace(CONFIG, save_every=save_every, keep=keep))
+    assert sorted(checkpoint.saved_steps(tmp_path / "sft" / "saved")) == want
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"batch": 2, "micro_batch": 2}, {"epochs": 1.0}, {"max_steps": 3}, {"lr": 1e-3},
+     {"warmup_ratio": 0.5}, {"final_lr_ratio": 0.5}, {"beta1": 0.5}, {"beta2": 0.5},
+     {"eps": 1e-2}, {"weight_decay": 0.9}, {"clip_norm": 0.01}, {"buckets": (8, 11)}],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_every_training_setting_reaches_the_run(tmp_path, change):
+    """`micro_batch`, `remat` and `compute_dtype` are shown in test_step and test_logprobs."""
+    config = dataclasses.replace(CONFIG, **change)
+    a, b = fit(tmp_path / "a"), fit(tmp_path / "b", config=config)
+    assert not equal(a, b)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_is_good(tmp_path):
+    data = dpo_data(reference=np.zeros((6, 2)))
+    bad = data.with_reference(np.where(np.arange(6)[:, None] == 3, np.nan, 0.0) * np.ones((1, 2)))
+    config = dataclasses.replace(CONFIG, save_every=1, epochs=3.0)
+    at = next(s for s in range(6) if any(x.id == "3" for x in data.rows_at(s)))
+    # The bad row comes in some batch of the first epoch; all steps before it are saved.
+    with pytest.raises(loop.NonFiniteError, match=f"sft step {at + 1}: loss nan") as error:
+        fit(tmp_path, data=bad, loss=DPO, config=config)
+    dump = tmp_path / "sft" / f"nonfinite-{at + 1}.jsonl"
+    assert str(dump) in str(error.value)
+    rows = [json.loads(x) for x in dump.read_text().splitlines()]
+    assert [x["id"] for x in rows] == [x.id for x in data.rows_at(at)]
+    saved = checkpoint.saved_steps(tmp_path / "sft" / "saved")
+    assert max(saved, default=0) == at
+    assert [x["step"] for x in lines(tmp_path)] == list(range(1, at + 1)) if at else True
+
+
+DPO = losses.Dpo(scorer=SCORER, beta=0.5, sft_coef=0.2, label_smoothing=0.0)
+
+
+def dpo_data(reference=None, n=6, seed=1):
+    rng = np.random.default_rng(2)
+    draw = lambda k: tuple(map(int, rng.integers(1, SPEC.V, k)))  # noqa: E731
+    pairs = [
+        PairExample(
+            id=str(i), prompt=draw(2), prefix=draw(1), chosen=draw(3), rejected=draw(2 + i % 3)
+        )
+        for i in range(n)
+    ]
+    data = DpoData(pairs, anchors_per_pair=0.0, buckets=(7, 11), batch=4, seed=seed, pad_id=0)
+    return data if reference is None else data.with_reference(reference)
+
+
+def test_one_program_for_each_bucket_and_none_for_a_second_round(tmp_path, caplog):
+    step_lib._program.cache_clear()
+    fit(tmp_path / "a")
+    assert step_lib._program.cache_info().currsize == 1
+    fit(tmp_path / "b", config=dataclasses.replace(CONFIG, lr=3e-3, epochs=1.0))
+    info = step_lib._program.cache_info()
+    assert info.currsize == 1
+    mesh = mesh_lib.make(MESH)
+    with jax.set_mesh(mesh):
+        state = step_lib.init(step_lib.on_mesh(weights(), mesh), _tx(), mesh)
+        leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))
+    program = step_lib._program(SFT, _tx(), tree, tuple(leaves))
+    assert step_lib._program.cache_info().hits > info.hits
+    assert program._cache_size() == len(CONFIG.buckets)
+
+
+def _tx():
+    from stair_jax.train.optimizer import AdamW
+
+    return AdamW.of(CONFIG)
+
+
+def test_sft_overfits_eight_rows(tmp_path):
+    config = dataclasses.replace(
+        CONFIG, batch=8, micro_batch=8, epochs=150.0, lr=2e-2, buckets=(11,), save_every=1000
+    )
+    fit(tmp_path, data=sft_data(8, config), config=config)
+    losses_seen = [x["nll_loss"] for x in lines(tmp_path)]
+    assert losses_seen[0] > 2
+    assert losses_seen[-1] < 0.05
+
+
+def test_dpo_overfits_its_pairs(tmp_path):
+    config = dataclasses.replace(CONFIG, batch=4, epochs=20.0, lr=1e-2, save_every=1000)
+    data, mesh = dpo_data(), mesh_lib.make(MESH)
+    ref = logprobs.reference(SCORER, weights(), data.pair_batches(4), pairs=6, mesh=mesh)
+    fit(tmp_path, data=data.with_reference(ref), loss=DPO, config=config)
+    first, *_, last = lines(tmp_path)
+    np.testing.assert_allclose(first["dpo_loss"], np.log(2), rtol=1e-5)
+    assert abs(first["rewards/margins"]) < 1e-5
+    assert last["rewards/accuracies"] == 1
+    assert last["rewards/margins"] > 1
+    assert last["nll_loss"] < first["nll_loss"]
+
+
+def test_nothing_to_train_on_is_said(tmp_path):
+    with pytest.raises(ValueError, match="sft: no row is left to train on"):
+        fit(tmp_path, data=sft_data(0))
+
+
+def test_ctrl_c_leaves_the_last_checkpoint_readable(tmp_path, monkeypatch):
+    real, left = step_lib.step, [6]
+
+    def step(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(step_lib, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path)
+    with Checkpoints(tmp_path / "sft" / "saved", keep=2, fingerprint={}) as saves:
+        assert saves.latest == 5

@@ -1,0 +1,133 @@
+import copy
+import dataclasses
+import json
+import pathlib
+
+import jax
+import pytest
+
+from stair_jax.model import transformer
+from stair_jax.model.spec import RopeScaling, Spec
+
+REAL = pathlib.Path(__file__).parents[2] / "shared" / "data" / "tokenizers" / "model_configs.json"
+SCALING = RopeScaling(factor=8.0, low=1.0, high=4.0, original=32)
+SIZES = dict(L=2, D=6, N=4, K=2, H=8, F=7, V=11, eps=1e-5, theta=5e5)  # all differ
+SPECS = {
+    "llama": Spec(
+        **SIZES, rope_scaling=SCALING, qkv_bias=False, qk_norm=False, tied=False, family="llama"
+    ),
+    "qwen2": Spec(
+        **SIZES, rope_scaling=None, qkv_bias=True, qk_norm=False, tied=True, family="qwen2"
+    ),
+    "qwen3": Spec(
+        **SIZES, rope_scaling=None, qkv_bias=False, qk_norm=True, tied=False, family="qwen3"
+    ),
+}
+STYLE_4 = {"rope_theta", "rope_scaling"}
+STYLE_5 = {"rope_parameters"}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("other_style", [STYLE_4, STYLE_5, set()], ids=["5", "4", "both"])
+def test_a_spec_survives_config_json_in_either_style(spec, other_style):
+    hf = {k: v for k, v in spec.to_hf().items() if k not in other_style}
+    assert Spec.from_hf(json.loads(json.dumps(hf))) == spec
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Spec), ids=lambda f: f.name)
+def test_every_field_reaches_config_json(field):
+    spec = SPECS["llama"]
+    other = {
+        "rope_scaling": None, "family": "qwen2", "tied": True, "N": 6, "K": 1, "H": 4,
+        "eps": 1e-3, "theta": 1e4,
+    }  # fmt: skip
+    change = {field.name: other.get(field.name, 13)}
+    if field.name in ("qkv_bias", "qk_norm", "family"):  # they move together
+        change = {"family": "qwen3" if field.name == "qk_norm" else "qwen2"}
+        change |= {"qkv_bias": change["family"] == "qwen2", "qk_norm": change["family"] == "qwen3"}
+    changed = dataclasses.replace(spec, **change)
+    assert changed != spec
+    assert changed.to_hf() != spec.to_hf()
+    assert Spec.from_hf(changed.to_hf()) == changed
+
+
+def real_configs():
+    if not REAL.exists():
+        return [pytest.param(None, marks=pytest.mark.skip(reason=f"{REAL.name} is not at hand"))]
+    found = json.loads(REAL.read_text(encoding="utf-8"))
+    models = {name: c for name, c in found.items() if isinstance(c, dict) and "hidden_size" in c}
+    return [pytest.param(c, id=name) for name, c in models.items()]
+
+
+@pytest.mark.parametrize("config", real_configs())
+def test_the_published_models_are_read(config):
+    spec = Spec.from_hf(config)
+    assert (spec.L, spec.D, spec.V) == tuple(
+        config[k] for k in ("num_hidden_layers", "hidden_size", "vocab_size")
+    )
+    assert spec.K == config["num_key_value_heads"]
+    assert spec.H == 128 or config["num_attention_heads"] == 14  # 64 in the 0.5B alone
+    assert spec.theta == config["rope_theta"] >= 5e5
+    assert (spec.rope_scaling is not None) == (config["model_type"] == "llama")
+    assert Spec.from_hf(spec.to_hf()) == spec
+
+
+def test_the_8b_model_has_8_billion_parameters():
+    spec = Spec(
+        L=32, D=4096, N=32, K=8, H=128, F=14336, V=128256, eps=1e-5, theta=5e5, tied=False,
+        rope_scaling=RopeScaling(factor=8.0, low=1.0, high=4.0, original=8192), qkv_bias=False,
+        qk_norm=False, family="llama",
+    )  # fmt: skip
+    shapes = jax.eval_shape(lambda key: transformer.init(spec, key), jax.random.key(0))
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == 8_030_261_248
+
+
+REFUSED = {
+    "unsupported architecture": {"model_type": "mistral", "architectures": ["MistralForCausalLM"]},
+    "LlamaForSequenceClassification": {"architectures": ["LlamaForSequenceClassification"]},
+    r"quantised weights \(awq\)": {"quantization_config": {"quant_method": "awq"}},
+    "hidden_act 'gelu'": {"hidden_act": "gelu"},
+    "attention_bias": {"attention_bias": True},
+    "mlp_bias": {"mlp_bias": True},
+    "sliding window of 9": {"sliding_window": 9},
+    "sliding window of 8": {"layer_types": ["sliding_attention"] * 2, "sliding_window": 8},
+    "rope type 'yarn'": {"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}},
+    "rope type 'linear'": {"rope_parameters": None, "rope_scaling": {"type": "linear"}},
+    "partial_rotary_factor": {"partial_rotary_factor": 0.5},
+    "'rope_theta' is missing": {"rope_parameters": None, "rope_theta": None},
+    "'low_freq_factor' is missing": {
+        "rope_parameters": {"rope_theta": 1e4, "rope_type": "llama3", "factor": 8.0}
+    },
+    "'rms_norm_eps' is missing": {"rms_norm_eps": None},
+    "query heads do not divide": {"num_key_value_heads": 3},
+    "must be even": {"head_dim": 5},
+}
+
+
+@pytest.mark.parametrize(("message", "change"), REFUSED.items(), ids=REFUSED)
+def test_what_we_do_not_have_is_refused_by_name(message, change):
+    hf = copy.deepcopy(SPECS["llama"].to_hf())
+    Spec.from_hf(hf)
+    with pytest.raises(ValueError, match=message) as error:
+        Spec.from_hf(hf | change)
+    assert "\n" not in str(error.value)
+
+
+def test_a_qwen2_window_counts_only_where_a_layer_uses_it():
+    hf = SPECS["qwen2"].to_hf() | {"sliding_window": 9, "max_window_layers": 2}
+    assert Spec.from_hf(hf) == SPECS["qwen2"]
+    assert Spec.from_hf(hf | {"use_sliding_window": True}) == SPECS["qwen2"]  # from layer 2 of 2
+    with pytest.raises(ValueError, match="sliding window of 9"):
+        Spec.from_hf(hf | {"use_sliding_window": True, "max_window_layers": 1})
+
+
+def test_qwen3_must_state_its_head_dim():
+    hf = SPECS["qwen3"].to_hf()
+    with pytest.raises(ValueError, match="'head_dim' is missing"):
+        Spec.from_hf({k: v for k, v in hf.items() if k != "head_dim"})
+
+
+@pytest.mark.parametrize("change", [{"qkv_bias": True}, {"qk_norm": True}, {"family": "gpt"}])
+def test_a_spec_that_no_family_has_is_refused(change):
+    with pytest.raises(ValueError, match="family"):
+        dataclasses.replace(SPECS["llama"], **change)
