@@ -6,6 +6,7 @@ scripted_policy.py does. Answers come late and in shuffled order, as a real engi
 """
 
 import dataclasses
+import hashlib
 import math
 import random
 import re
@@ -24,19 +25,20 @@ _TOKENS = re.compile("(" + "|".join(map(re.escape, (*TAGS, *ENDS))) + ")")
 
 
 class ScriptedCodec:
-    """Texts as ids: every tag is a token, and so is all that stands between two of them."""
+    """Texts as ids: every tag is a token, and so is all that stands between two of them.
+
+    A piece's id is a hash of it, so that ids do not depend on what was seen before.
+    """
 
     def __init__(self):
-        self._ids: dict[str, int] = {}
-        self._pieces: list[str] = []
+        self._pieces: dict[int, str] = {}
         self.end_stop = frozenset(map(self._id, ENDS))
         self.step_stop = self.end_stop | {self._id(STEP_END)}
 
     def _id(self, piece):
-        if piece not in self._ids:
-            self._ids[piece] = len(self._pieces)
-            self._pieces.append(piece)
-        return self._ids[piece]
+        id = int.from_bytes(hashlib.blake2b(piece.encode(), digest_size=7).digest(), "big")
+        assert self._pieces.setdefault(id, piece) == piece
+        return id
 
     def encode(self, text):
         return [self._id(piece) for piece in _TOKENS.split(text) if piece]

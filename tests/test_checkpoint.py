@@ -27,9 +27,7 @@ def trees(shape=(1, 8, 1), step=0):
 
 
 def like(tree):
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def open_at(folder, **change):
@@ -122,3 +120,18 @@ def test_a_killed_save_is_ignored_and_cleaned_up(tmp_path):
     with Checkpoints(tmp_path, keep=2, fingerprint={}) as saves:
         assert saves.latest == 1
         assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_leftover_of_any_age_is_no_obstacle(tmp_path, begun):
+    """Killed before or after the first byte: the same step can be saved again."""
+    leftover = tmp_path / "2.orbax-checkpoint-tmp"
+    leftover.mkdir()
+    if begun:
+        (leftover / "params").mkdir()
+    params, opt = trees()
+    with open_at(tmp_path) as saves:
+        assert not leftover.exists()
+        assert saves.latest is None
+        saves.save(2, params=params, opt=opt)
+        assert saves.latest == 2

@@ -6,12 +6,31 @@ import pytest
 
 from stair_jax.engine.request import Sampling
 from stair_jax.records import Prompt
+from stair_jax.rewards.judges import RuleJudge
 from stair_jax.search import driver, mcts
 from stair_jax.search.growth import prior
-from tests.scripted import RandomScript, ScriptedCodec, prompts, run, search_config
+from tests.scripted import (
+    PAPER,
+    RandomScript,
+    ScriptedCodec,
+    ScriptedEngine,
+    ScriptedJudge,
+    prompts,
+    run,
+    search_config,
+)
+
+
+class Uneven(RandomScript):
+    """Scores whose sums depend on the order of adding, in the last bit."""
+
+    def judge(self, prompt, response):
+        verdict = super().judge(prompt, response)
+        return verdict and (verdict[0] * 0.7071, verdict[1] * self._unit("uneven", response))
+
 
 # names few enough for duplicates, steps that lack an end, verdicts that are missing
-SCRIPT = RandomScript("driver", names=5, ends=0.25, missing=0.1, uncut=0.8)
+SCRIPT = Uneven("driver", names=5, ends=0.25, missing=0.1, uncut=0.8)
 CONFIG = search_config(ties="random")
 
 
@@ -20,7 +39,7 @@ def forest():
     return run(SCRIPT, CONFIG)
 
 
-@pytest.mark.parametrize(("in_flight", "schedule"), [(1, 1), (5, 2), (7, 3), (50, 4)])
+@pytest.mark.parametrize(("in_flight", "schedule"), [(1, 1), (5, 2), (7, 3)])
 def test_trees_do_not_depend_on_what_else_is_in_flight(forest, in_flight, schedule):
     trees, engine, *_ = forest
     rows = prompts(7)
@@ -41,9 +60,11 @@ def test_a_tree_grown_alone_is_the_tree_grown_among_others(forest):
 
 
 def test_a_larger_number_of_trees_compiles_nothing_new(forest):
-    compiled = mcts.advance._cache_size()
+    cache_size = mcts.advance._cache_size  # pyright: ignore[reportAttributeAccessIssue]
+    compiled = cache_size()
+    assert compiled > 0
     run(SCRIPT, CONFIG, rows=prompts(11))
-    assert mcts.advance._cache_size() == compiled
+    assert cache_size() == compiled
 
 
 def test_another_seed_reaches_keys_and_ties(forest):
@@ -52,7 +73,7 @@ def test_another_seed_reaches_keys_and_ties(forest):
     assert {key[0] for key in engine.keys} == {0}
     assert {key[0] for key in other_engine.keys} == {1}
     # The script does not look at the seed, so only ties can have grown other trees.
-    assert others["p0"].nodes != trees["p0"].nodes
+    assert [others[id].nodes != tree.nodes for id, tree in trees.items()].count(True) > 1
     assert driver.tie_seed(0, "p0") != driver.tie_seed(1, "p0")
     assert driver.tie_seed(0, "p0") != driver.tie_seed(0, "p1")
 
@@ -136,38 +157,33 @@ def test_a_cut_rollout_is_judged_as_it_stands():
 
 
 def test_a_step_is_cut_at_its_own_limit():
-    trees, engine, *_ = run(RandomScript("cut"), search_config(max_step_tokens=2), rows=prompts(1))
+    trees, *_ = run(RandomScript("cut"), search_config(max_step_tokens=2), rows=prompts(1))
     assert max(len(node.ids) for node in trees["p0"].nodes) == 2
     assert trees["p0"].counters["cut_steps"] > 0
     assert trees["p0"].counters["cut_rollouts"] == 0
 
 
-def test_node_ids_decode_to_node_texts(forest):
+def test_nodes_hold_the_ids_that_were_drawn(forest):
     codec = ScriptedCodec()
-    tree = run(SCRIPT, CONFIG, rows=prompts(1))[0]["p0"]
-    for node in tree.nodes:
-        assert "".join(codec._pieces[i] if i < 4 else "?" for i in node.ids).count("?") <= 2
-        assert len(node.ids) == len(codec.encode(node.text))
+    for tree in forest[0].values():
+        assert tree.nodes[0].ids == ()
+        for node in tree.nodes:
+            assert node.ids == tuple(codec.encode(node.text))
 
 
 def test_requests_carry_the_search_settings():
     seen = []
 
-    class Listening(RandomScript):
-        pass
-
-    from tests import scripted
-
-    class Engine(scripted.ScriptedEngine):
+    class Engine(ScriptedEngine):
         def submit(self, request):
             seen.append(request)
             super().submit(request)
 
     config = search_config(temperature=0.7, top_k=3, top_p=0.8, iterations=3)
-    codec, script = ScriptedCodec(), Listening("requests")
+    codec, script = ScriptedCodec(), RandomScript("requests")
     driver.grow(
-        prompts(1), engine=Engine(script, codec), judge=scripted.ScriptedJudge(script),
-        codec=codec, config=config, reward=scripted.PAPER, seed=5, on_tree=lambda tree: None,
+        prompts(1), engine=Engine(script, codec), judge=ScriptedJudge(script),
+        codec=codec, config=config, reward=PAPER, seed=5, on_tree=lambda tree: None,
     )  # fmt: skip
     assert {r.sampling for r in seen} == {Sampling(temperature=0.7, top_k=3, top_p=0.8)}
     assert {(r.stop, r.max_tokens) for r in seen} == {("step", 50), ("end", 70)}
@@ -220,9 +236,7 @@ def test_no_prompts_grow_no_trees():
 
 def test_a_judge_that_never_answers_with_a_score_still_ends_the_tree():
     config = search_config(iterations=9)
-    trees, engine, judge, _ = run(
-        RandomScript("never", missing=1.0), config, rows=prompts(1)
-    )
+    trees, engine, judge, _ = run(RandomScript("never", missing=1.0), config, rows=prompts(1))
     tree = trees["p0"]
     assert len(tree.nodes) == 1
     assert tree.nodes[0].visits == 0
@@ -251,8 +265,6 @@ def test_an_answer_that_cannot_be_judged_is_closed_and_not_asked_about_again():
 
 
 def test_what_a_judge_counts_stands_in_the_trees_counters():
-    from stair_jax.rewards.judges import RuleJudge
-
     trees, *_ = run(SCRIPT, search_config(iterations=5), rows=prompts(2), judge=RuleJudge())
     assert trees["p1"].counters["judge_no_judge"] == trees["p1"].counters["judged"]
     assert "judge_no_judge" not in trees["p0"].counters

@@ -19,6 +19,7 @@ def _by_rule(prompt, response):
     judge.submit("x", prompt, response)
     [(id, score)] = judge.collect()
     assert id == "x"
+    assert score is not None
     assert judge.collect() == []
     return score
 
@@ -75,5 +76,6 @@ def test_verifier_judges_come_from_a_function_and_may_have_no_verdict():
     judge.submit(2, HELP, "s")
     (first, score), (second, missing) = judge.collect()
     assert (first, second, missing) == (1, 2, None)
+    assert score is not None
     assert (score.safety, score.helpfulness) == (-1.0, 0.5)
     assert asked == [(HARM, "r"), (HELP, "s")]

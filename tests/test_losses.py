@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stair_jax.config import DpoConfig
 from stair_jax.model.spec import Spec
 from stair_jax.train import logprobs, losses
 
@@ -74,8 +75,8 @@ def test_shape_errors_name_the_argument():
 
 
 def _dpo(**change):
-    values = {"scorer": SCORER, "beta": 0.3, "sft_coef": 0.2, "label_smoothing": 0.1}
-    return losses.Dpo(**(values | change))
+    values = {"beta": 0.3, "sft_coef": 0.2, "label_smoothing": 0.1, "anchors_per_pair": 0.0}
+    return losses.Dpo.of(SCORER, DpoConfig(**(values | change)))
 
 
 sums_of = jax.jit(lambda loss, params, batch: loss.sums(params, batch), static_argnums=0)

@@ -145,6 +145,7 @@ def test_ties_go_to_the_first_child_on_request():
 def test_terminal_nodes_are_revisited_without_asking_the_host():
     config = search_config()
     search, _, tell = _batch(config, [1, 2])
+    asks = jnp.zeros((7, 4), jnp.int32)
     for _ in range(3):
         search, asks = tell(search, mcts.TERMINAL_REWARD, value=1.0)
     # the root, 3 first visits and 33 revisits: the last call did all of these at once
@@ -172,9 +173,9 @@ def test_a_row_without_news_does_not_move():
 
 
 def test_rounding_does_not_break_a_tie():
-    # Equal means from different sums: 0.1 * 3 / 3 is not 0.1 in binary.
-    config = search_config(c=1e-9)
-    search, _, tell = _batch(config, [1])
-    for value in (0.3, 0.3 + 1e-7, 0.3 - 1e-7):
+    search, _, tell = _batch(search_config(c=0.01), [1])  # an unvisited child scores 1
+    asks = jnp.zeros((7, 4), jnp.int32)
+    for value in (0.3, 0.3 + 1e-6, 0.3 - 1e-6):
         search, asks = tell(search, mcts.REWARD, value=value)
-    assert asks[0].tolist()[:2] == [mcts.EXPAND, 1]
+    assert search.tree.value_sum[0, 2] > search.tree.value_sum[0, 1]
+    np.testing.assert_array_equal(asks[0, :3], [mcts.EXPAND, 1, 4])

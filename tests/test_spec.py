@@ -11,7 +11,7 @@ from stair_jax.model.spec import RopeScaling, Spec
 
 REAL = pathlib.Path(__file__).parents[2] / "shared" / "data" / "tokenizers" / "model_configs.json"
 SCALING = RopeScaling(factor=8.0, low=1.0, high=4.0, original=32)
-SIZES = dict(L=2, D=6, N=4, K=2, H=8, F=7, V=11, eps=1e-5, theta=5e5)  # all differ
+SIZES = {"L": 2, "D": 6, "N": 4, "K": 2, "H": 8, "F": 7, "V": 11, "eps": 1e-5, "theta": 5e5}
 SPECS = {
     "llama": Spec(
         **SIZES, rope_scaling=SCALING, qkv_bias=False, qk_norm=False, tied=False, family="llama"
@@ -62,10 +62,10 @@ def real_configs():
 @pytest.mark.parametrize("config", real_configs())
 def test_the_published_models_are_read(config):
     spec = Spec.from_hf(config)
-    assert (spec.L, spec.D, spec.V) == tuple(
-        config[k] for k in ("num_hidden_layers", "hidden_size", "vocab_size")
-    )
-    assert spec.K == config["num_key_value_heads"]
+    assert config["num_hidden_layers"] == spec.L
+    assert config["hidden_size"] == spec.D
+    assert config["vocab_size"] == spec.V
+    assert config["num_key_value_heads"] == spec.K
     assert spec.H == 128 or config["num_attention_heads"] == 14  # 64 in the 0.5B alone
     assert spec.theta == config["rope_theta"] >= 5e5
     assert (spec.rope_scaling is not None) == (config["model_type"] == "llama")

@@ -16,17 +16,17 @@ from stair_jax.train import logprobs, losses, optimizer
 from stair_jax.train import step as step_lib
 
 SPEC = Spec(
-    L=2, D=8, N=4, K=2, H=6, F=10, V=13, eps=1e-5, theta=1e4, rope_scaling=None, qkv_bias=False,
+    L=1, D=8, N=4, K=2, H=6, F=10, V=13, eps=1e-5, theta=1e4, rope_scaling=None, qkv_bias=False,
     qk_norm=False, tied=False, family="llama",
 )  # fmt: skip
-SCORER = logprobs.Scorer(spec=SPEC, compute_dtype="float32", remat="none")
-SFT = losses.Sft(SCORER)
-DPO = losses.Dpo(scorer=SCORER, beta=0.3, sft_coef=0.2, label_smoothing=0.0)
 CONFIG = TrainConfig(
     batch=8, micro_batch=8, epochs=1.0, max_steps=0, lr=1e-2, warmup_ratio=0.1, final_lr_ratio=0.0,
     beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0, remat="none",
     buckets=(11,), save_every=100, keep=2, compute_dtype="float32",
 )  # fmt: skip
+SCORER = logprobs.Scorer.of(SPEC, CONFIG)
+SFT = losses.Sft(SCORER)
+DPO = losses.Dpo(scorer=SCORER, beta=0.3, sft_coef=0.2, label_smoothing=0.0)
 TX = optimizer.AdamW.of(CONFIG)
 ROWS, T = 8, 11
 
@@ -192,7 +192,8 @@ def test_the_state_is_donated_and_the_callers_parameters_are_not():
 
 
 def test_bfloat16_compute_differs_and_stays_close():
-    half = losses.Sft(dataclasses.replace(SCORER, compute_dtype="bfloat16"))
+    config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+    half = losses.Sft(logprobs.Scorer.of(SPEC, config))
     want, _, _ = one_step(SFT, sft_batch())
     got, moments, params = one_step(half, sft_batch())
     assert got["loss"] != want["loss"]

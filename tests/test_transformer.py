@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import logging
 from functools import partial
 
@@ -23,15 +24,17 @@ SPECS = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3}
 T = 29
 
 
+@functools.cache
 def weights(spec):
     """Returns parameters in which no bias is zero and no gain is one."""
-    params = transformer.init(spec, jax.random.key(0))
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    noisy = [
-        x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)
-    ]  # fmt: skip
-    return jax.tree.unflatten(treedef, noisy)
+
+    def draw(key):
+        leaves, treedef = jax.tree.flatten(transformer.init(spec, key))
+        keys = jax.random.split(key, len(leaves))
+        noise = [0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(treedef, [x + n for x, n in zip(leaves, noise, strict=True)])
+
+    return jax.jit(draw)(jax.random.key(0))
 
 
 def tokens_of(spec, rows=2, T=T):
@@ -45,37 +48,42 @@ def forward(params, tokens, *, spec, remat="none", attention="auto", dtype=jnp.f
     return heads.logits(params, hidden, spec)
 
 
+@partial(jax.jit, static_argnames="spec")
+def feed(params, tokens, pool, rows, *, spec):
+    hidden, pool = transformer.Decoder(spec, jnp.float32).apply(
+        {"params": params}, tokens, pool, rows
+    )
+    return heads.logits(params, hidden, spec), pool
+
+
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize("chunks", [[1] * T, [13, 1, 15], [T]], ids=["single", "mixed", "whole"])
 def test_feeding_in_chunks_through_pages_equals_the_whole_forward(spec, chunks):
     params, tokens = weights(spec), tokens_of(spec)
     want = forward(params, tokens, spec=spec)
-    decoder = transformer.Decoder(spec, jnp.float32)
-    run = jax.jit(lambda params, *args: decoder.apply({"params": params}, *args))
     pool = cache.empty_pool(spec, pages=19, page_size=5, dtype=jnp.float32)
     pool = jax.tree.map(lambda x: x + 3, pool)  # stale pages must not be seen
     table = jax.random.permutation(jax.random.key(2), 19)[:14].reshape(2, 7)
     parts, start, width = [], 0, max(chunks)
     for count in chunks:  # every call is `width` wide: what is beyond `count` is padding
-        rows = Rows(table, jnp.full(2, start), jnp.full(2, count))
+        rows = Rows(table, np.full(2, start, np.int32), np.full(2, count, np.int32))
         part = tokens[:, start : start + count]
-        hidden, pool = run(params, jnp.pad(part, ((0, 0), (0, width - count))), pool, rows)
-        parts.append(heads.logits(params, hidden[:, :count], spec))
+        padded = np.pad(part, ((0, 0), (0, width - count)))
+        logits, pool = feed(params, padded, pool, rows, spec=spec)
+        parts.append(logits[:, :count])
         start += count
     np.testing.assert_allclose(np.concatenate(parts, axis=1), want, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_of_different_lengths_do_not_disturb_each_other():
     params, tokens = weights(LLAMA), tokens_of(LLAMA, T=9)
-    decoder = transformer.Decoder(LLAMA, jnp.float32)
-    run = jax.jit(lambda *args: decoder.apply({"params": params}, *args))
+    run = partial(feed, params, spec=LLAMA)
     pool = cache.empty_pool(LLAMA, pages=6, page_size=4, dtype=jnp.float32)
     table = jnp.array([[5, 0, 3], [1, 4, 2]], jnp.int32)
     starts = jnp.array([4, 7], jnp.int32)
     _, pool = run(tokens, pool, Rows(table, jnp.zeros(2, jnp.int32), starts))
     last = jnp.stack([tokens[0, 4:6], tokens[1, 7:9]])
-    hidden, _ = run(last, pool, Rows(table, starts, jnp.array([2, 2], jnp.int32)))
-    got = heads.logits(params, hidden, LLAMA)
+    got, _ = run(last, pool, Rows(table, starts, jnp.array([2, 2], jnp.int32)))
     want = forward(params, tokens, spec=LLAMA)
     np.testing.assert_allclose(got[0], want[0, 4:6], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(got[1], want[1, 7:9], rtol=1e-5, atol=1e-5)
@@ -194,8 +202,6 @@ def test_bfloat16_computes_in_16_bit_and_stays_close():
     params, tokens = weights(LLAMA), tokens_of(LLAMA)
     exact = forward(params, tokens, spec=LLAMA)
     rough = forward(params, tokens, spec=LLAMA, dtype=jnp.bfloat16)
-    hidden, _ = transformer.Decoder(LLAMA, jnp.bfloat16).apply({"params": params}, tokens)
-    assert hidden.dtype == jnp.bfloat16
     assert rough.dtype == jnp.float32
     gap = np.abs(exact - rough)
     assert 0 < gap.mean() < 2e-2 * np.abs(exact).max()

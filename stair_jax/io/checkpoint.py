@@ -8,11 +8,13 @@ start. Parameters restore alone, for the stage after this one.
 
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import orbax.checkpoint as ocp
 
+_UNFINISHED = ".orbax-checkpoint-tmp"  # how Orbax names a step until it is complete
 Fingerprint = Mapping[str, str | int | float | bool | list]
 
 
@@ -28,10 +30,13 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike, *, keep: int, fingerprint: Fingerprint):
         self.folder = pathlib.Path(folder).absolute()
         self._fingerprint = dict(fingerprint)
+        # Orbax's own cleaning passes over a save that was killed before it wrote any metadata.
+        for leftover in self.folder.glob("*" + _UNFINISHED):
+            shutil.rmtree(leftover)
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=False
+                max_to_keep=keep, enable_async_checkpointing=False
             ),
         )
 

@@ -231,7 +231,7 @@ def save(
         path: the folder, replaced where it exists.
         spec: sizes.
         params: the tree of `transformer.init`, anywhere.
-        tokenizer: saved beside the weights.
+        tokenizer: saved beside the weights; None writes the model alone.
         end_ids: every token that ends a generation, for generation_config.json.
         dtype: of the written weights, "float32" or "bfloat16".
         chat_template: the template that the model was trained with; None keeps the tokenizer's.
@@ -256,7 +256,8 @@ def save(
     partial.mkdir(parents=True)
     _write_weights(partial, spec, flat, DTYPES[dtype], shard_bytes)
     _write_configs(partial, spec, tokenizer, sorted(end_ids), dtype, source)
-    _write_tokenizer(partial, tokenizer, chat_template)
+    if tokenizer is not None:
+        _write_tokenizer(partial, tokenizer, chat_template)
     if folder.exists():  # a folder cannot be renamed over another
         old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -304,8 +305,8 @@ def _write_configs(
 ) -> None:  # fmt: skip
     ends: list[int] | int = end_ids[0] if len(end_ids) == 1 else end_ids
     ids = {
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": ends,
-        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": getattr(tokenizer, "bos_token_id", None), "eos_token_id": ends,
+        "pad_token_id": getattr(tokenizer, "pad_token_id", None),
     }  # fmt: skip
     config = spec.to_hf() | ids | {"torch_dtype": dtype, "max_position_embeddings": MAX_POSITIONS}
     if source is not None:

@@ -5,6 +5,7 @@ import os
 import pathlib
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from stair_jax import records
 
@@ -18,7 +19,7 @@ class Metrics:
         self.path = self.folder / "metrics.jsonl"
         records.mend_jsonl(self.path)
         self._tensorboard = tensorboard
-        self._writers: dict[str, object] = {}  # one event folder a stage
+        self._writers: dict[str, Any] = {}  # one event folder a stage
 
     def __enter__(self) -> "Metrics":
         return self

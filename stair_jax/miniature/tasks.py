@@ -63,9 +63,10 @@ FORMS = {
         "tell {k} {large} and {m} {small} in {small} .",
     ),
 }
+SIDES = ("larger", "smaller")
 POSITIONS = ("first", "second", "third", "last")
 WORK = (  # every fixed word of the reasoning steps, for the vocabulary
-    "plus is , beats under so far backwards to are",
+    "plus is , beats under so far backwards to has a are",
 )
 _LINE = "{name} has a {colour} {thing}"
 
@@ -104,7 +105,7 @@ def compare(rng: random.Random) -> Task:
     """Returns the question which of two numbers, of different tens, is the larger or smaller."""
     tens, other = rng.sample(range(1, 10), 2)
     a, b = 10 * tens + rng.randrange(10), 10 * other + rng.randrange(10)
-    which = rng.choice(("larger", "smaller"))
+    which = rng.choice(SIDES)
     form, question = _form(rng, "compare", which=which, a=digits_of(a), b=digits_of(b))
     right = max(a, b) if which == "larger" else min(a, b)
     left = a + b - right

@@ -30,6 +30,7 @@ def vocabulary() -> list[str]:
         *(text for pair in tasks.ABOUT.values() for text in pair),
         *tasks.WORK,
         *tasks.POSITIONS,
+        *tasks.SIDES,
         *teacher.TEMPLATES,
     )
     fixed = [word for template in templates for word in template.split()]

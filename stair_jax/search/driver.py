@@ -68,7 +68,8 @@ class Nursery:
         self._free = list(range(tools.config.trees_in_flight))[::-1]
         self._growing: dict[int, Growth] = {}  # by row
         self._row_of: dict[str, int] = {}  # by prompt id
-        self._search = mcts.empty(tools.config.trees_in_flight, tools.config)
+        empty = mcts.empty(tools.config.trees_in_flight, tools.config)
+        self._search = jax.device_put(empty, tree_place())
 
     @property
     def busy(self) -> bool:
@@ -180,6 +181,18 @@ class Nursery:
                 del self._growing[row], self._row_of[growth.prompt.id]
                 self._free.append(row)
         return trees
+
+
+def tree_place() -> jax.sharding.Sharding:
+    """Returns where trees live: on a CPU, also beside an accelerator.
+
+    A walk is a short loop that depends on its data at every step; and the accelerator is busy.
+    """
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX was told to leave the CPU out
+        device = jax.local_devices()[0]
+    return jax.sharding.SingleDeviceSharding(device)
 
 
 def tie_seed(seed: int, prompt_id: str) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from stair_jax import mesh as mesh_lib
+from stair_jax.config import TrainConfig
 from stair_jax.model import heads
 from stair_jax.model.spec import Spec
 from stair_jax.model.transformer import Decoder
@@ -23,6 +24,11 @@ class Scorer:
     spec: Spec
     compute_dtype: str
     remat: str
+
+    @classmethod
+    def of(cls, spec: Spec, config: TrainConfig) -> "Scorer":
+        """Takes precision and remat from the training configuration."""
+        return cls(spec=spec, compute_dtype=config.compute_dtype, remat=config.remat)
 
     def __call__(self, params: Any, tokens: Int[Array, "B T"]) -> Float[Array, "B T"]:
         """Log-probability of every token given those before it, in nats; 0 for the first.

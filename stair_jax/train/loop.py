@@ -99,10 +99,11 @@ def fit(
     params = step_lib.on_mesh(params, mesh)
     saves = Checkpoints(folder, keep=config.keep, fingerprint=marks)
     with jax.set_mesh(mesh), saves, _progress(stage, steps) as show:
-        if saves.latest is None:
-            state, start = step_lib.init(params, tx, mesh), 0
+        start = saves.latest or 0
+        if start:
+            state = _restore(saves, start, step_lib.abstract(params, tx, mesh))
         else:
-            state, start = _restore(saves, step_lib.abstract(params, tx, mesh)), saves.latest
+            state = step_lib.init(params, tx, mesh)
         metrics.rewind(stage, start)
         log = _Log(stage, data, metrics, folder, show)
         for step in range(start, steps):
@@ -118,10 +119,10 @@ def fit(
     return state.params
 
 
-def _restore(saves: Checkpoints, like: step_lib.State) -> step_lib.State:
-    """Returns the newest checkpoint's state; the step number is the checkpoint's name."""
-    params, opt = saves.restore(saves.latest, params=like.params, opt=like.opt)
-    return step_lib.State(jax.device_put(np.int32(saves.latest), like.step.sharding), params, opt)
+def _restore(saves: Checkpoints, step: int, like: step_lib.State) -> step_lib.State:
+    """Returns the state as saved; the step number is the checkpoint's name."""
+    params, opt = saves.restore(step, params=like.params, opt=like.opt)
+    return step_lib.State(jax.device_put(np.int32(step), like.step.sharding), params, opt)
 
 
 class _Log:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from stair_jax.config import DpoConfig
 from stair_jax.train.logprobs import Scorer, step_logps
 
 Batch = Mapping[str, jax.Array]
@@ -131,6 +132,14 @@ class Dpo:
         "rewards/margins": "pairs", "rewards/accuracies": "pairs", "logps/chosen": "pairs",
         "logps/rejected": "pairs", "nll_loss": "rows",
     }  # fmt: skip
+
+    @classmethod
+    def of(cls, scorer: Scorer, config: DpoConfig) -> "Dpo":
+        """Takes its constants from the configuration; anchors are the data's business."""
+        return cls(
+            scorer=scorer, beta=config.beta, sft_coef=config.sft_coef,
+            label_smoothing=config.label_smoothing,
+        )  # fmt: skip
 
     @property
     def terms(self) -> Mapping[str, float]:

@@ -44,12 +44,12 @@ def init(params: Any, tx: AdamW, mesh: Mesh) -> State:
 
 
 def on_mesh(params: Any, mesh: Mesh) -> Any:
-    """Returns `params` with the leaves that lie on no mesh yet copied to every device of `mesh`."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    """Returns `params` on `mesh`: split as they are already, on every device where they are not."""
 
-    def put(x: jax.Array) -> jax.Array:
-        placed = isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding)
-        return x if placed else jax.device_put(x, everywhere)
+    def put(x: jax.Array | np.ndarray) -> jax.Array:
+        where = x.sharding if isinstance(x, jax.Array) else None
+        spec = where.spec if isinstance(where, NamedSharding) else PartitionSpec()
+        return jax.device_put(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(put, params)
 

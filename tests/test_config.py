@@ -1,0 +1,141 @@
+import importlib.util
+import pathlib
+
+import pytest
+
+from stair_jax import config as config_lib
+from stair_jax.config import (
+    DpoConfig,
+    EngineConfig,
+    PairsConfig,
+    RewardConfig,
+    SearchConfig,
+    TrainConfig,
+    validate,
+)
+
+FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def keys(d, prefix=""):
+    for name, value in d.items():
+        if hasattr(value, "items"):
+            yield from keys(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def tiny(**changes):
+    c = load(next(p for p in FILES if p.stem == "tiny")).get_config()
+    for key, value in changes.items():
+        section = c
+        *parents, leaf = key.split("__")
+        for name in parents:
+            section = section[name]
+        section[leaf] = value
+    return c
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("arg", [None, "smoke"])
+def test_config_builds_and_adds_no_key(path, arg):
+    c = load(path).get_config(arg)
+    assert set(keys(c)) == set(keys(config_lib.default()))
+    c.workdir = "somewhere"
+    validate(c)
+    for stage in ("sft", "dpo"):
+        TrainConfig.of(c[stage].train, compute_dtype=c.model.compute_dtype)
+    DpoConfig.of(c.dpo)
+    SearchConfig.of(c.search)
+    RewardConfig.of(c.reward)
+    EngineConfig.of(c.engine)
+    PairsConfig.of(c.pairs)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_smoke_is_smaller(path):
+    whole, smoke = load(path).get_config(), load(path).get_config("smoke")
+    assert smoke.search.iterations < whole.search.iterations
+    assert smoke.engine.slots < whole.engine.slots
+
+
+def test_the_paper_is_the_default():
+    c = config_lib.default()
+    s = c.search
+    assert (s.iterations, s.num_children, s.c, s.temperature, s.top_p, s.top_k) == (
+        200, 4, 1.5, 1.2, 0.9, 50,
+    )  # fmt: skip
+    assert (c.rounds, c.sft.train.epochs, c.dpo.train.epochs, c.dpo.sft_coef) == (3, 3, 1, 0.2)
+    for stage in ("sft", "dpo"):
+        t = c[stage].train
+        assert (t.batch, t.weight_decay, t.warmup_ratio) == (128, 0, 0.1)
+
+
+def test_unknown_argument_is_refused():
+    with pytest.raises(ValueError, match="smokee"):
+        config_lib.parse_arg("smokee", smoke=False)
+    assert config_lib.parse_arg("n=3,smoke", n=1, smoke=False).to_dict() == {"n": 3, "smoke": True}
+
+
+def test_words_are_split_and_stripped():
+    assert config_lib.words(" sft, dpo,,") == ("sft", "dpo")
+
+
+def test_a_missing_or_extra_key_of_a_section_is_a_type_error():
+    c = config_lib.default()
+    with pytest.raises(TypeError, match="compute_dtype"):
+        TrainConfig.of(c.sft.train)
+    with pytest.raises(TypeError, match="colour"):
+        DpoConfig.of(c.dpo, colour="red")
+
+
+BAD = [
+    ({"workdir": None}, r"config\.workdir: not set"),
+    ({"workdir": "None"}, r"config\.workdir: not set"),
+    ({"stages": "sft,serch"}, r"config\.stages: \['serch'\] not in"),
+    ({"stages": ""}, r"config\.stages: empty"),
+    ({"search__score": "uct"}, r"config\.search\.score: 'uct' is not one of"),
+    ({"search__judge": "oracle"}, r"config\.search\.judge"),
+    ({"search__iterations": 0}, r"config\.search\.iterations: 0, expected a number above 0"),
+    ({"search__top_p": 0.0}, r"config\.search: expected"),
+    ({"search__temperature": -1.0}, r"config\.search: expected"),
+    ({"reward__F": "cubic"}, r"config\.reward\.F"),
+    ({"engine__dtype": "int8"}, r"config\.engine\.dtype"),
+    ({"engine__slots": -1}, r"config\.engine\.slots"),
+    ({"mesh__shape": (1, 2)}, r"config\.mesh\.shape"),
+    ({"sft__train__micro_batch": 5}, r"config\.sft\.train\.micro_batch: 5 does not divide batch=32"),
+    ({"dpo__train__buckets": (9, 3)}, r"config\.dpo\.train\.buckets"),
+    ({"dpo__train__warmup_ratio": 2.0}, r"config\.dpo\.train"),
+    ({"dpo__beta": 0.0}, r"config\.dpo\.beta"),
+    ({"data__sft_rows": 0}, r"config\.data\.sft_rows: 0, the miniature needs"),
+    ({"data__round_prompts": 0}, r"config\.data\.round_prompts: 0, the miniature needs"),
+    ({"data__prompts": "mine.json"}, r"config\.data\.prompts: 'mine\.json' needs a model"),
+    ({"model__checkpoint": "x"}, r"config\.stages: evaluate knows the miniature's"),
+    ({"evaluate__benchmarks": "harmful,mmlu"}, r"config\.evaluate\.benchmarks: \['mmlu'\]"),
+    ({"evaluate__search": "beam"}, r"config\.evaluate\.search"),
+    ({"export__dtype": "float64"}, r"config\.export\.dtype"),
+    ({"model__template": "alpaca"}, r"config\.model\.template"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD, ids=lambda x: str(x)[:40])
+def test_a_bad_setting_is_refused_in_one_line_that_names_it(changes, message):
+    validate(tiny())
+    with pytest.raises(ValueError, match=message) as error:
+        validate(tiny(**changes))
+    assert "\n" not in str(error.value)
+
+
+def test_the_verifier_knows_the_miniature_only():
+    c = tiny(data__prompts="mine.json", model__checkpoint="x", stages="search")
+    with pytest.raises(ValueError, match="'verifier' knows"):
+        validate(c)

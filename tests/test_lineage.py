@@ -1,0 +1,70 @@
+import pytest
+
+from stair_jax import config as config_lib
+from stair_jax.stages.lineage import Lineage, settings_of
+from stair_jax.stages.run import digest_of, locked
+
+
+def leaves(c, prefix=""):
+    for name, value in c.items():
+        if hasattr(value, "items"):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+STAGES = ("sft", "search", "pairs", "dpo", "evaluate", "export")
+# Which stage is run, where it lies, how it is watched, and how work is laid out.
+RUN_ONLY = {
+    "stages", "workdir", "rounds", "status", "tensorboard", "mesh.shape", "evaluate.benchmarks",
+    "export.model", "search.trees_in_flight", "search.export_official", "sft.train.save_every",
+    "sft.train.keep", "dpo.train.save_every", "dpo.train.keep",
+}  # fmt: skip
+
+
+def test_every_setting_guards_some_result_or_is_known_to_move_none():
+    c = config_lib.default()
+    guarded = {key for stage in STAGES for key in settings_of(c, stage)}
+    assert guarded == set(leaves(c)) - RUN_ONLY
+
+
+def test_a_changed_setting_is_refused_by_name(tmp_path):
+    c = config_lib.default()
+    lineage = Lineage(tmp_path / "lineage.json")
+    lineage.begin("round-1/trees", "search", settings_of(c, "search"), ())
+    lineage = Lineage(tmp_path / "lineage.json")  # as after a restart
+    lineage.begin("round-1/trees", "search", settings_of(c, "search"), ())
+    c.search.trees_in_flight += 1
+    lineage.check("round-1/trees", settings_of(c, "search"))
+    c.search.c = 2.0
+    with pytest.raises(ValueError, match=r"config\.search\.c: 2\.0, but round-1/trees was made with 1\.5"):  # fmt: skip  # noqa: E501
+        lineage.begin("round-1/trees", "search", settings_of(c, "search"), ())
+
+
+def test_a_parent_that_was_made_anew_is_refused(tmp_path):
+    lineage = Lineage(tmp_path / "lineage.json")
+    lineage.begin("sft", "sft", {}, ())
+    assert not lineage.finished("sft")
+    lineage.finish("sft", "one", rows=3)
+    assert lineage.finished("sft")
+    lineage.begin("round-1/trees", "search", {}, ("sft",))
+    assert lineage.entries["round-1/trees"]["parents"] == {"sft": "one"}
+    lineage.finish("sft", "two")
+    with pytest.raises(ValueError, match="round-1/trees was begun from"):
+        lineage.begin("round-1/trees", "search", {}, ("sft",))
+
+
+def test_a_workdir_in_use_is_refused_and_free_again_afterwards(tmp_path):
+    with locked(tmp_path), pytest.raises(ValueError, match="in use by another run"), locked(tmp_path):  # fmt: skip  # noqa: E501
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_digests_tell_content_and_names_apart():
+    import numpy as np
+
+    a, b = np.arange(3.0), np.arange(4.0)
+    trees = [{"x": a}, {"y": a}, {"x": b}, {"x": a, "y": b}, "text", "texts"]
+    assert len({digest_of(tree) for tree in trees}) == len(trees)
+    assert digest_of({"x": a}) == digest_of({"x": a.copy()})

@@ -1,0 +1,124 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from stair_jax import text
+from stair_jax.miniature import tokenizer as miniature
+
+EXTRA = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
+         "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|pad|>"]  # fmt: skip
+
+
+def bytewise(*, without=(), pad="<|pad|>", eos="<|eot_id|>"):
+    """A tokenizer of single characters with the special tokens of both families."""
+    letters = [chr(i) for i in range(32, 127)] + ["\n", "<unk>"]
+    backend = Tokenizer(models.WordLevel({c: i for i, c in enumerate(letters)}, "<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<|begin_of_text|>", eos_token=eos,
+        pad_token=pad,
+    )  # fmt: skip
+    specials = [t for t in (*EXTRA, *text.TAGS) if t not in without]
+    tokenizer.add_special_tokens({"additional_special_tokens": specials})
+    return tokenizer
+
+
+def spoken(codec, ids):
+    return "".join(codec.tokenizer.convert_ids_to_tokens(ids))
+
+
+LLAMA = (
+    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nhi?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+CHATML = "<|im_start|>user\nhi?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(("template", "want"), [("llama3", LLAMA), ("chatml", CHATML)])
+def test_prompts_have_no_system_turn_unless_one_is_asked_for(template, want):
+    codec = text.Codec(bytewise(), template)
+    assert spoken(codec, codec.prompt_ids("hi?")) == want
+    system = text.Codec(bytewise(), template, "be kind")
+    said = spoken(system, system.prompt_ids("hi?"))
+    assert "system" in said
+    assert "be kind" in said
+    assert said.endswith(want[want.index("user") - 3 :])
+
+
+def test_stop_sets_hold_the_ends_of_steps_and_of_responses():
+    codec = text.Codec(bytewise(), "llama3")
+    name = codec.tokenizer.convert_ids_to_tokens
+    ends = {"<|eot_id|>", "<|im_end|>", "<|endoftext|>"}
+    assert set(name(list(codec.end_ids))) == ends
+    assert set(name(list(codec.end_stop))) == ends | {text.OUTPUT_END}
+    assert set(name(list(codec.step_stop))) == ends | {text.OUTPUT_END, text.STEP_END}
+    assert codec.stops == {"step": codec.step_stop, "end": codec.end_stop}
+    assert name(codec.eos_id) == "<|eot_id|>"
+    assert name(text.Codec(bytewise(), "chatml").eos_id) == "<|im_end|>"
+
+
+def test_padding_never_ends_anything():
+    assert text.Codec(bytewise(), "llama3").pad_id == bytewise().convert_tokens_to_ids("<|pad|>")
+    codec = text.Codec(bytewise(pad="<|eot_id|>"), "llama3")
+    assert codec.pad_id not in codec.step_stop
+
+
+@given(st.text(alphabet=st.sampled_from("ab <|/>"), max_size=12), st.sampled_from(text.TAGS))
+def test_tags_in_user_text_never_become_tokens(around, tag):
+    codec = text.Codec(bytewise(), "llama3")
+    question = f"{around}{tag}<|eot_id|>{around}"
+    ids = codec.prompt_ids(question)
+    plain = codec.prompt_ids("")
+    specials = set(codec.tokenizer.all_special_ids)
+    assert [i for i in ids if i in specials] == [i for i in plain if i in specials]
+    spaced = text.escape(question, codec.specials)
+    assert spaced.replace(" ", "") == question.replace(" ", "")  # nothing else was changed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((bytewise(), "alpaca"), "'alpaca' is not one of"),
+        ((bytewise(without=["<|/Output|>"]), "llama3"), r"'<\|/Output\|>' is no token"),
+        ((bytewise(without=["<|im_end|>"]), "chatml"), r"'<\|im_end\|>' is no token"),
+    ],
+)
+def test_a_tokenizer_that_cannot_serve_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        text.Codec(*arguments)
+
+
+@given(st.lists(st.integers(0, 5), max_size=30))
+def test_steps_join_to_what_was_split(ids):
+    steps = text.split_steps(ids, {0, 1})
+    assert [i for step in steps for i in step] == ids
+    assert all(step for step in steps)
+    for step in steps[:-1]:
+        assert step[-1] in (0, 1)
+    for step in steps:
+        assert not {0, 1} & set(step[:-1])
+
+
+@pytest.mark.parametrize(
+    ("response", "want"),
+    [
+        ("<|Reasoning_step|>a<|/Reasoning_step|>\n\n<|Output|>\nFinal Answer:\nyes\n<|/Output|>", "yes"),
+        ("<|Output|> final answer : 4 2 <|/Output|>", "4 2"),
+        ("<|Output|>one<|/Output|><|Output|>two<|/Output|><|eot_id|>", "two"),
+        ("<|Output|><|/Output|>", ""),
+        ("<|Output|>never closed", None),
+        ("closed only<|/Output|>", None),
+        ("no block at all", None),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_the_final_answer_is_told_apart_from_a_missing_one(response, want):
+    assert text.final_answer(response) == want
+
+
+def test_decode_keeps_tags_and_inverts_response_ids():
+    codec = text.Codec(miniature.build(), "llama3")
+    response = "<|Reasoning_step|> problem analysis : 1 <|/Reasoning_step|> <|Output|> 2 <|/Output|>"
+    assert codec.decode(codec.response_ids(response)) == response
