@@ -14,13 +14,14 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from stair_jax.io import hf, hf_names
+from stair_jax.miniature import tokenizer as miniature_tokenizer
 from stair_jax.model import transformer
 from stair_jax.model.spec import RopeScaling, Spec
 from stair_jax.text import TAGS
 
-END = "<|eot_id|>"
+END = "<|endoftext|>"  # a qwen2 folder gets this token from transformers, listed or not
 TINY = Spec(
-    L=2, D=6, N=4, K=2, H=8, F=7, V=271, eps=1e-5, theta=1e4, tied=False,
+    L=3, D=12, N=4, K=2, H=8, F=7, V=271, eps=1e-5, theta=1e4, tied=False,
     rope_scaling=RopeScaling(factor=8.0, low=1.0, high=4.0, original=32),
     qkv_bias=False, qk_norm=False, family="llama",
 )  # fmt: skip
@@ -82,7 +83,7 @@ def test_each_rule_has_their_shape_and_its_own_inverse(rule):
 
 def test_heads_are_the_outer_part_of_their_projections():
     rule = next(r for r in hf_names.RULES if r.ours == "layers/wq")
-    x = np.arange(4 * 8 * 6.0).reshape(32, 6)
+    x = np.arange(4 * 8 * 12.0).reshape(32, 12)
     np.testing.assert_array_equal(hf_names.to_ours(rule, x, TINY)[:, 3, 5], x[3 * 8 + 5])
 
 
@@ -110,6 +111,18 @@ def test_what_is_saved_is_loaded(tmp_path, spec, shard_bytes):
     assert tokenizer.chat_template == "{{ messages[0]['content'] }}"
     jax.tree.map(np.testing.assert_array_equal, params, weights(spec))
     assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+
+
+def test_the_tokenizer_of_the_miniature_survives(tmp_path):
+    tokenizer = miniature_tokenizer.build()
+    spec = dataclasses.replace(TIED, V=len(tokenizer))
+    got = hf.load(save(tmp_path / "model", spec, tokenizer=tokenizer))[2]
+    text = " ".join(["What is", *TAGS, *list(tokenizer.get_vocab())[5:60]])
+    assert got.get_vocab() == tokenizer.get_vocab()
+    assert got.encode(text) == tokenizer.encode(text)
+    assert len(set(got.encode(text))) > 20
+    assert got.decode(got.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+    assert set(got.all_special_tokens) == set(tokenizer.all_special_tokens)
 
 
 def test_bfloat16_export_rounds_and_halves(tmp_path):
@@ -183,7 +196,7 @@ def test_parameters_of_another_model_are_not_exported(tmp_path):
     arguments = {"end_ids": [1], "dtype": "float32"}
     with pytest.raises(ValueError, match=r"q_norm.* do not fit the spec"):
         hf.save(tmp_path / "a", TINY, weights(QWEN3), None, **arguments)
-    with pytest.raises(ValueError, match=r"embed has shape \(271, 6\), expected \(9, 6\)"):
+    with pytest.raises(ValueError, match=r"embed has shape \(271, 12\), expected \(9, 12\)"):
         hf.save(tmp_path / "a", dataclasses.replace(TINY, V=9), weights(TINY), None, **arguments)
     with pytest.raises(ValueError, match="'float8' is unknown"):
         save(tmp_path / "a", dtype="float8")
@@ -209,14 +222,14 @@ BROKEN = {
     r"1 tensors are missing \['model\.norm\.weight'\]": lambda d: edit_tensors(
         d, lambda t: t.pop("model.norm.weight")
     ),
-    r"1 are unknown \['model\.layers\.2\.extra'\]": lambda d: edit_tensors(
-        d, lambda t: t.update({"model.layers.2.extra": np.ones(3, np.float32)})
+    r"1 are unknown \['model\.layers\.3\.extra'\]": lambda d: edit_tensors(
+        d, lambda t: t.update({"model.layers.3.extra": np.ones(3, np.float32)})
     ),
-    r"norm\.weight has shape \(5,\), expected \(6,\)": lambda d: edit_tensors(
+    r"norm\.weight has shape \(5,\), expected \(12,\)": lambda d: edit_tensors(
         d, lambda t: t.update({"model.norm.weight": np.ones(5, np.float32)})
     ),
     r"norm\.weight is I8, expected one of": lambda d: edit_tensors(
-        d, lambda t: t.update({"model.norm.weight": np.ones(6, np.int8)})
+        d, lambda t: t.update({"model.norm.weight": np.ones(12, np.int8)})
     ),
     "the tokenizer cannot be read": lambda d: [p.unlink() for p in d.glob("tokenizer*")],
 }

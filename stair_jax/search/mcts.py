@@ -227,7 +227,7 @@ def _spent(tree: Tree, node: Int[Array, " B"], *, config: SearchConfig) -> Bool[
     row_B = jnp.arange(node.shape[0])
     if config.reselect_terminal:
         return jnp.zeros_like(tree.terminal[:, 0])
-    return tree.terminal[row_B, node]
+    return tree.terminal[row_B, node] | (tree.depth[row_B, node] >= config.max_depth)
 
 
 def _walk(search: Search, *, config: SearchConfig) -> Search:

@@ -60,9 +60,7 @@ def _answers(folder: pathlib.Path, benchmark: str) -> list[Answer]:
     return records.read_jsonl(path, Answer) if path.exists() else []
 
 
-def _answer(
-    run: Run, policy: Policy, todo: list[tuple[str, Prompt]], folder: pathlib.Path
-) -> None:
+def _answer(run: Run, policy: Policy, todo: list[tuple[str, Prompt]], folder: pathlib.Path) -> None:
     """Decodes greedily and appends each answer as it comes."""
     engine = policies.engine_for(run, policy)
     asked = {prompt.id: (benchmark, prompt) for benchmark, prompt in todo}

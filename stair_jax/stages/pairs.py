@@ -24,9 +24,7 @@ def run(run: Run, number: int) -> None:
     with_pairs = 0
     for tree in sorted(trees, key=lambda tree: tree.prompt.id):
         length = len(codec.prompt_ids(tree.prompt.question))
-        found, left = pairs_lib.pairs_of(
-            tree, config, prompt_tokens=length, seed=run.config.seed
-        )
+        found, left = pairs_lib.pairs_of(tree, config, prompt_tokens=length, seed=run.config.seed)
         with_pairs += bool(found)
         pairs += found
         dropped["pairs"] += left

@@ -48,9 +48,7 @@ class Run:
 
 def train_config(config: Config, stage: str) -> config_lib.TrainConfig:
     """Returns the trainer's settings of a stage."""
-    return config_lib.TrainConfig.of(
-        config[stage].train, compute_dtype=config.model.compute_dtype
-    )
+    return config_lib.TrainConfig.of(config[stage].train, compute_dtype=config.model.compute_dtype)
 
 
 def digest_of(tree: Any) -> str:
