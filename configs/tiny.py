@@ -15,8 +15,8 @@ def get_config(arg: str | None = None) -> config.Config:
     c.model.size.theta = 100.0  # a context of a hundred tokens: slower waves would carry nothing
     c.data.update(sft_rows=30_000, round_prompts=360)
     c.sft.train.update(
-        batch=32, micro_batch=32, epochs=1.2, lr=3e-3, beta2=0.98, remat="none", buckets=(64, 80, 96),
-        save_every=200,
+        batch=32, micro_batch=32, epochs=1.2, lr=3e-3, beta2=0.98, remat="none",
+        buckets=(64, 80, 96), save_every=200,
     )  # fmt: skip
     c.dpo.update(beta=0.2, anchors_per_pair=0.5)
     c.dpo.train.update(

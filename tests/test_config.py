@@ -112,7 +112,7 @@ BAD = [
     ({"engine__dtype": "int8"}, r"config\.engine\.dtype"),
     ({"engine__slots": -1}, r"config\.engine\.slots"),
     ({"mesh__shape": (1, 2)}, r"config\.mesh\.shape"),
-    ({"sft__train__micro_batch": 5}, r"config\.sft\.train\.micro_batch: 5 does not divide batch=32"),
+    ({"sft__train__micro_batch": 5}, r"sft\.train\.micro_batch: 5 does not divide batch=32"),
     ({"dpo__train__buckets": (9, 3)}, r"config\.dpo\.train\.buckets"),
     ({"dpo__train__warmup_ratio": 2.0}, r"config\.dpo\.train"),
     ({"dpo__beta": 0.0}, r"config\.dpo\.beta"),

@@ -35,7 +35,7 @@ def make(params, mesh=None, **change):
     return Engine(SPEC, params, config=config, stops=STOPS, vocab=SPEC.V - 2, mesh=mesh)
 
 
-def ask(engine, ids, name=0, stop="never", max_tokens=12, sampling=GREEDY):
+def ask(engine, ids, name: int | str = 0, stop="never", max_tokens=12, sampling=GREEDY):
     return Request(
         id=name, prefix=engine.root(ids), key=("k", name), stop=stop, max_tokens=max_tokens,
         sampling=sampling,

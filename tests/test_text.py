@@ -104,7 +104,8 @@ def test_steps_join_to_what_was_split(ids):
 @pytest.mark.parametrize(
     ("response", "want"),
     [
-        ("<|Reasoning_step|>a<|/Reasoning_step|>\n\n<|Output|>\nFinal Answer:\nyes\n<|/Output|>", "yes"),
+        ("<|Reasoning_step|>a<|/Reasoning_step|>\n\n<|Output|>\nFinal Answer:\nyes\n<|/Output|>",
+         "yes"),
         ("<|Output|> final answer : 4 2 <|/Output|>", "4 2"),
         ("<|Output|>one<|/Output|><|Output|>two<|/Output|><|eot_id|>", "two"),
         ("<|Output|><|/Output|>", ""),
@@ -120,5 +121,5 @@ def test_the_final_answer_is_told_apart_from_a_missing_one(response, want):
 
 def test_decode_keeps_tags_and_inverts_response_ids():
     codec = text.Codec(miniature.build(), "llama3")
-    response = "<|Reasoning_step|> problem analysis : 1 <|/Reasoning_step|> <|Output|> 2 <|/Output|>"
+    response = "<|Reasoning_step|> plan : 1 <|/Reasoning_step|> <|Output|> 2 <|/Output|>"
     assert codec.decode(codec.response_ids(response)) == response

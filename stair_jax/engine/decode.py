@@ -134,8 +134,7 @@ def decode_chunk(
         jnp.int32(0), slots.active > 0, slots.last, slots.length, slots.made, pool,
         jnp.full(shape, NO_TOKEN, jnp.int32), jnp.zeros(shape, jnp.float32),
     )  # fmt: skip
-    *_, pool, out, logps = jax.lax.while_loop(more, one, start)
-    return pool, out, logps
+    return jax.lax.while_loop(more, one, start)[-3:]
 
 
 @partial(jax.jit, donate_argnames="pool")

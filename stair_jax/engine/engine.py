@@ -101,7 +101,7 @@ class Engine:
         )
 
     @property
-    def counters(self) -> dict[str, int]:
+    def counters(self) -> Mapping[str, int]:
         """What has been done so far; the names are explained at `COUNTERS`."""
         return self._counters | {"evicted": self._store.evicted}
 

@@ -1,8 +1,8 @@
 """What goes into the engine and what comes out: the interface that the search is written to."""
 
 import dataclasses
-from collections.abc import Hashable, Sequence
-from typing import Protocol
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,10 +61,14 @@ class Result:
     finish: str  # "stop" or "length"
 
 
+@runtime_checkable
 class EngineLike(Protocol):
     """What the search asks of an engine."""
 
-    counters: dict[str, int]
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What has been done so far."""
+        ...
 
     def root(self, ids: Sequence[int]) -> Prefix:
         """Returns a new sequence; ValueError where it leaves no room for an answer."""

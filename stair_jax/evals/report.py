@@ -26,9 +26,10 @@ def table(results: Results) -> str:
         cells = [_cell(found.get(bench, {}), metrics) for bench, metrics, _ in columns.values()]
         rows.append([model, *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    line = lambda row: (
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-    )  # noqa: E731, E501
+
+    def line(row: list[str]) -> str:
+        return "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+
     rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
     return "\n".join([line(rows[0]), rule, *map(line, rows[1:])]) + "\n"
 

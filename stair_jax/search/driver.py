@@ -14,11 +14,12 @@ import jax
 import numpy as np
 
 from stair_jax.config import SearchConfig
+from stair_jax.engine.request import EngineLike
 from stair_jax.records import Prompt, Tree
 from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import Judge
 from stair_jax.search import mcts
-from stair_jax.search.growth import CodecLike, Growth, Statistics, Task, Tools, TreeEngine
+from stair_jax.search.growth import CodecLike, Growth, Statistics, Task, Tools
 
 PAUSE_S = 0.001  # between looks at a judge, while nothing else can be done
 
@@ -26,7 +27,7 @@ PAUSE_S = 0.001  # between looks at a judge, while nothing else can be done
 def grow(
     prompts: Sequence[Prompt],
     *,
-    engine: TreeEngine,
+    engine: EngineLike,
     judge: Judge,
     codec: CodecLike,
     config: SearchConfig,

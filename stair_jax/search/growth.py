@@ -36,11 +36,6 @@ COUNTERS = (
 
 
 @runtime_checkable
-class TreeEngine(EngineLike, Protocol):
-    """`EngineLike`, in a form that the tests' type checks can check at run time."""
-
-
-@runtime_checkable
 class CodecLike(Protocol):
     """What the search uses of `text.Codec`."""
 
@@ -71,7 +66,7 @@ class Task(NamedTuple):
 class Tools:
     """What all trees of a run share."""
 
-    engine: TreeEngine
+    engine: EngineLike
     judge: Judge
     codec: CodecLike
     config: SearchConfig

@@ -14,7 +14,7 @@ from stair_jax.train.losses import Dpo
 
 def run(run: Run, number: int) -> None:
     """Trains the round's model; the model before it is both its start and its reference."""
-    name, parent = f"round-{number}/dpo", policies.before_round(run, number)
+    name, parent = f"round-{number}/dpo", policies.parent_of_round(run, number)
     above = policies.artefact_of(parent)
     run.begin(name, "dpo", (*((above,) if above else ()), f"round-{number}/pairs"))
     policy, config = policies.load(run, parent), train_config(run.config, "dpo")
@@ -33,15 +33,12 @@ def run(run: Run, number: int) -> None:
             f"{folder / 'pairs.jsonl'}: no pair is left to train on; lower"
             " config.pairs.min_value_gap, or grow more trees"
         )
-    scorer = Scorer(spec=policy.spec, compute_dtype=config.compute_dtype, remat=config.remat)
+    scorer = Scorer.of(policy.spec, config)
     reference = logprobs.reference(
         scorer, policy.params, batches.pair_batches(config.micro_batch), pairs=batches.pairs,
         mesh=run.mesh,
     )  # fmt: skip
-    loss = Dpo(
-        scorer=scorer, beta=loss_config.beta, sft_coef=loss_config.sft_coef,
-        label_smoothing=loss_config.label_smoothing,
-    )  # fmt: skip
+    loss = Dpo.of(scorer, loss_config)
     params = loop.fit(
         policy.params, batches.with_reference(reference), loss=loss, config=config, mesh=run.mesh,
         folder=policies.folder_of(run, f"dpo-{number}"), metrics=run.metrics, stage=stage,

@@ -61,6 +61,13 @@ def before_round(run: Run, number: int) -> str | None:
     return "base" if own else None
 
 
+def parent_of_round(run: Run, number: int) -> str:
+    """Returns `before_round`; ValueError where that model is still missing."""
+    if (name := before_round(run, number)) is None:
+        raise ValueError(f"round {number}: the model that it starts from is not trained yet")
+    return name
+
+
 def load(run: Run, name: str) -> Policy:
     """Returns a model of this run with its weights.
 

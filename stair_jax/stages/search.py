@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def run(run: Run, number: int) -> None:
     """Grows the trees of a round with the round's policy, and appends each as it finishes."""
-    name, parent = f"round-{number}/trees", policies.before_round(run, number)
+    name, parent = f"round-{number}/trees", policies.parent_of_round(run, number)
     artefact = policies.artefact_of(parent)
     run.begin(name, "search", (artefact,) if artefact else ())
     folder = run.round_dir(number) / "trees"

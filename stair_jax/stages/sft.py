@@ -22,9 +22,8 @@ def run(run: Run) -> None:
         pad_id=base.codec.pad_id,
     )  # fmt: skip
     report_dropped("sft", batches.dropped, len(rows))
-    scorer = Scorer(spec=base.spec, compute_dtype=config.compute_dtype, remat=config.remat)
     params = loop.fit(
-        base.params, batches, loss=Sft(scorer), config=config, mesh=run.mesh,
+        base.params, batches, loss=Sft(Scorer.of(base.spec, config)), config=config, mesh=run.mesh,
         folder=policies.folder_of(run, "sft"), metrics=run.metrics, stage="sft",
     )  # fmt: skip
     run.lineage.finish("sft", digest_of(params), rows=len(batches.examples))
