@@ -5,10 +5,8 @@ import json
 import pathlib
 import sys
 
-import ml_collections
-
-from stair_jax import config as config_lib
 from stair_jax import text
+from stair_jax.config import restore
 from stair_jax.engine.request import Request, Sampling
 from stair_jax.io.metrics import Metrics
 from stair_jax.stages import policies
@@ -58,22 +56,6 @@ def _talk(options: argparse.Namespace) -> None:
         print(response.replace(text.STEP_END, f"{text.STEP_END}\n"), flush=True)
         engine.release(root)
         engine.release(result.prefix)
-
-
-def restore(saved: dict) -> config_lib.Config:
-    """Returns the configuration that a run wrote to config.json, tuples as tuples."""
-    config = config_lib.default()
-    flat = ml_collections.ConfigDict(saved)
-
-    def take(into, source) -> None:
-        for key, value in source.items():
-            if isinstance(into[key], ml_collections.ConfigDict):
-                take(into[key], value)
-            else:
-                into[key] = tuple(value) if isinstance(into[key], tuple) else value
-
-    take(config, flat)
-    return config
 
 
 if __name__ == "__main__":

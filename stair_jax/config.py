@@ -41,7 +41,7 @@ def _add_model(c: Config) -> None:
     c.model.checkpoint = ""  # a Hugging Face folder or hub name; empty: random weights of `size`
     c.model.template = ""  # "llama3" or "chatml"; empty: the one of the checkpoint's family
     c.model.system = ""  # text of a system turn; the method has none (release utils.py)
-    c.model.compute_dtype = "bfloat16"  # of activations; weights and softmax stay float32
+    c.model.compute_dtype = "auto"  # of activations: "float32", "bfloat16"; auto: by the device
     c.model.size = ml_collections.ConfigDict()  # of random weights, where checkpoint is empty
     c.model.size.L = 3  # layers
     c.model.size.D = 128  # model width
@@ -128,11 +128,11 @@ def _add_engine_and_pairs(c: Config) -> None:
     e = c.engine = ml_collections.ConfigDict()
     e.slots = 256  # sequences decoded together
     e.page_size = 16  # tokens of a page of the KV pool
-    e.pool_bytes = 0  # of the KV pool; 0: room for four contexts a slot
+    e.pool_bytes = 0  # of the KV pool; 0: four contexts a slot, or what the device has left
     e.max_context = 4096  # tokens, prompt and response
     e.chunk = 8  # tokens decoded between two looks of the host
     e.prefill_rows = 8  # prompts computed together
-    e.dtype = "bfloat16"  # of the KV pool and the engine's weights
+    e.dtype = "auto"  # of the KV pool and the engine's weights, as compute_dtype
 
     p = c.pairs = ml_collections.ConfigDict()
     p.min_value_gap = 0.5  # v0: value(chosen) - value(rejected) must exceed it (release)
@@ -154,7 +154,7 @@ def _add_outcomes(c: Config) -> None:
     c.evaluate.max_tokens = 2048  # of a response
     c.export = ml_collections.ConfigDict()
     c.export.model = ""  # "sft", "dpo-2", ...; empty: the last finished one
-    c.export.dtype = "bfloat16"  # of the written weights
+    c.export.dtype = "auto"  # of the written weights; auto: that of model.checkpoint
     c.tensorboard = False  # write TensorBoard event files beside metrics.jsonl
 
 
@@ -174,6 +174,21 @@ def parse_arg(arg: str | None, **spec: bool | int | float | str) -> Config:
     return ml_collections.ConfigDict(out)
 
 
+def restore(saved: dict[str, Any]) -> Config:
+    """Returns the configuration that a run wrote to config.json, with tuples as tuples."""
+    config = default()
+
+    def take(into: Config, source: dict[str, Any]) -> None:
+        for key, value in source.items():
+            if isinstance(into[key], ml_collections.ConfigDict):
+                take(into[key], value)
+            else:
+                into[key] = tuple(value) if isinstance(into[key], tuple) else value
+
+    take(config, saved)
+    return config
+
+
 def words(value: str) -> tuple[str, ...]:
     """Splits a comma-separated setting."""
     return tuple(word.strip() for word in value.split(",") if word.strip())
@@ -187,7 +202,7 @@ class Section:
     def of(cls: type[Frozen], c: Config, **more: Any) -> Frozen:
         """Builds from a section of the configuration; a missing or extra key is a TypeError."""
         values = {k: v for k, v in c.items() if not isinstance(v, ml_collections.ConfigDict)}
-        return cls(**values, **more)
+        return cls(**(values | more))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,7 +225,7 @@ class TrainConfig(Section):
     buckets: tuple[int, ...]
     save_every: int
     keep: int
-    compute_dtype: str  # from config.model
+    compute_dtype: str  # from config.model, "auto" resolved
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -268,7 +283,7 @@ class EngineConfig(Section):
     max_context: int
     chunk: int
     prefill_rows: int
-    dtype: str
+    dtype: str  # "auto" resolved
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -293,10 +308,10 @@ _CHOICES = {
     "search.ties": ("random", "first"),
     "search.judge": ("rule", "verifier"),
     "reward.F": ("identity", "power", "quadratic"),
-    "model.compute_dtype": ("float32", "bfloat16"),
+    "model.compute_dtype": ("auto", "float32", "bfloat16"),
     "model.template": ("", "llama3", "chatml"),
-    "engine.dtype": ("float32", "bfloat16"),
-    "export.dtype": ("float32", "bfloat16"),
+    "engine.dtype": ("auto", "float32", "bfloat16"),
+    "export.dtype": ("auto", "float32", "bfloat16"),
     "evaluate.search": ("greedy",),
     "evaluate.split": ("test", "dev"),
     "sft.train.remat": ("none", "full"),

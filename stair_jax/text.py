@@ -87,6 +87,17 @@ class Codec:
         )
 
 
+def template_for(tokenizer: Any, family: str) -> str:
+    """Returns the template of a model family, or the one whose turns the vocabulary knows.
+
+    Fine-tunes bring their own turns along: a Llama that speaks ChatML gets ChatML.
+    """
+    usual = TEMPLATE_OF_FAMILY[family]
+    vocabulary = tokenizer.get_vocab()
+    known = [name for name, end in TURN_ENDS.items() if end in vocabulary]
+    return usual if usual in known or not known else known[0]
+
+
 def escape(question: str, specials: Iterable[str]) -> str:
     """Returns a user's text with every special token broken up, so that it stays plain text.
 

@@ -1,34 +1,272 @@
-"""The run as a whole, on settings so small that the model learns next to nothing."""
+"""The run as a whole, on settings so small that the model learns little more than the format."""
 
 import json
-import logging
+import os
 import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
 from stair_jax import chat, pipeline, records
+from stair_jax.config import restore
 from stair_jax.records import Answer, Pair, Tree
-from stair_jax.stages import policies
 from stair_jax.stages.lineage import Lineage
 from stair_jax.stages.run import locked
 from tests.test_config import tiny
 
-pytestmark = pytest.mark.slow
+ROOT = pathlib.Path(__file__).parents[1]
+SMALL = {
+    "rounds": 2,
+    "data.sft_rows": 1920,
+    "data.round_prompts": 12,
+    "sft.train.epochs": 1.0,
+    "sft.train.save_every": 10,
+    "search.iterations": 8,
+    "search.trees_in_flight": 6,
+    "engine.slots": 16,
+    "pairs.min_visits": 1,
+    "pairs.min_value_gap": 0.1,
+    "pairs.good_value_safety": -9.0,
+    "pairs.good_value_helpfulness": -9.0,
+    "dpo.train.batch": 8,
+    "dpo.train.micro_batch": 8,
+    "dpo.train.save_every": 2,
+    "evaluate.split": "dev",
+    "evaluate.benchmarks": "harmful,harmless",
+}
 
 
 def small(workdir, **changes):
-    """The pipeline with every number as small as it goes; the format is learned all the same."""
-    c = tiny(
-        workdir=str(workdir), rounds=2, evaluate__split="dev", tensorboard=True,
-        data__sft_rows=1280, data__round_prompts=10, sft__train__max_steps=60,
-        sft__train__save_every=20, search__iterations=8, search__trees_in_flight=6,
-        engine__slots=16, pairs__min_visits=1, dpo__train__save_every=2,
-        evaluate__benchmarks="harmful,harmless",
-    )  # fmt: skip
-    for key, value in changes.items():
-        *parents, leaf = key.split("__")
-        section = c
-        for name in parents:
-            section = section[name]
-        section[leaf] = value
-    return c
+    flat = {k.replace(".", "__"): v for k, v in SMALL.items()}
+    return tiny(workdir=str(workdir), **(flat | changes))
+
+
+def command(workdir, *flags):
+    values = [f"--config.{key}={value}" for key, value in SMALL.items()]
+    return [sys.executable, "-m", "stair_jax.main", "--config=configs/tiny.py",
+            f"--config.workdir={workdir}", *values, *flags]  # fmt: skip
+
+
+def environment(cache):
+    # Compiled programs are shared by all starts of the test, which are many.
+    cached = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu",
+              "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # fmt: skip
+    return os.environ | cached
+
+
+def last_metrics(workdir):
+    """The last line of every stage, without what a clock or a session decides."""
+    lines = records.read_json_lines(workdir / "metrics.jsonl")
+    drop = ("time", "positions_per_s", "seconds", "trees_per_hour")
+    return {
+        line["stage"]: {k: v for k, v in line.items() if k not in drop and "engine/" not in k}
+        for line in lines
+    }
+
+
+def outcome(workdir):
+    """All that a run leaves behind: content hashes, settings, parents, metrics, results, table."""
+    clock = ("begun", "ended", "folder")
+    lineage = json.loads((workdir / "lineage.json").read_text())
+    trees = sorted(workdir.glob("round-*/trees/trees.jsonl"))
+    return {
+        "lineage": {
+            name: {k: v for k, v in entry.items() if k not in clock}
+            for name, entry in lineage.items()
+        },
+        "metrics": last_metrics(workdir),
+        "results": json.loads((workdir / "evals" / "results.json").read_text()),
+        "table": (workdir / "report" / "table.md").read_text(),
+        "trees": [sorted(records.read_jsonl(p, Tree), key=lambda t: t.prompt.id) for p in trees],
+    }
+
+
+@pytest.mark.slow
+def test_a_run_killed_ten_times_ends_as_an_undisturbed_one(tmp_path):
+    whole, torn, cache = tmp_path / "whole", tmp_path / "torn", tmp_path / "cache"
+    env = environment(cache)
+    start = time.monotonic()
+    subprocess.run(command(whole), cwd=ROOT, env=env, check=True)
+    # A second run with warm caches tells how long one takes from here on.
+    shutil.rmtree(whole)
+    start = time.monotonic()
+    subprocess.run(command(whole), cwd=ROOT, env=env, check=True)
+    usual = time.monotonic() - start
+    draw, kills, interrupted = random.Random(0), 0, set()
+    while True:
+        process = subprocess.Popen(command(torn), cwd=ROOT, env=env)
+        try:
+            # Long enough to get past the start, short enough for ten of them.
+            process.wait(timeout=usual * draw.uniform(0.15, 0.4) if kills < 12 else None)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            entries = Lineage(torn / "lineage.json").entries
+            interrupted |= {e["stage"] for e in entries.values() if not e["finished"]}
+    assert process.returncode == 0
+    print(f"{kills} kills, in the middle of {sorted(interrupted)}")
+    assert kills >= 10
+    assert len(interrupted) >= 3
+    want, found = outcome(whole), outcome(torn)
+    for part in want:
+        assert found[part] == want[part], part
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small run, whole, and its workdir; made once."""
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    pipeline.run(small(workdir, tensorboard=True, search__export_official=True))
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_run_leaves_all_that_it_promises(finished):
+    found = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
+    for name in ("config.json", "lineage.json", "metrics.jsonl", "report/table.md",
+                 "report/rounds.png", "evals/results.json", "evals/dpo-2/harmful.jsonl",
+                 "round-1/trees/trees.jsonl", "round-2/trees/official.json",
+                 "round-1/pairs/pairs.jsonl", "round-2/pairs/responses.jsonl"):  # fmt: skip
+        assert name in found
+    assert list(finished.glob("tensorboard/sft/events*"))
+    assert {"sft/checkpoints", "round-2/dpo/checkpoints"} <= {
+        str(p.relative_to(finished)) for p in finished.rglob("checkpoints")
+    }
+    results = json.loads((finished / "evals" / "results.json").read_text())
+    assert list(results) == ["base", "sft", "dpo-1", "dpo-2"]
+    for model in results.values():
+        assert set(model) == {"harmful", "harmless"}
+        for share in (s for bench in model.values() for s in bench.values()):
+            assert share["low"] <= share["value"] <= share["high"]
+            assert share["n"] >= 300
+        assert sum(s["value"] for s in model["harmful"].values()) == pytest.approx(1)
+    answers = records.read_jsonl(finished / "evals" / "sft" / "harmful.jsonl", Answer)
+    rate = sum(a.outcome == "refusal" for a in answers) / len(answers)
+    assert rate == results["sft"]["harmful"]["refusal"]["value"]
+    assert all(a.tokens <= tiny().evaluate.max_tokens for a in answers)
+
+
+@pytest.mark.slow
+def test_trees_pairs_and_lineage_hang_together(finished):
+    lineage = Lineage(finished / "lineage.json")
+    assert all(entry["finished"] for entry in lineage.entries.values())
+    assert lineage.entries["round-2/dpo"]["parents"] == {
+        "round-1/dpo": lineage.entries["round-1/dpo"]["hash"],
+        "round-2/pairs": lineage.entries["round-2/pairs"]["hash"],
+    }
+    trees = records.read_jsonl(finished / "round-1" / "trees" / "trees.jsonl", Tree)
+    assert len(trees) == SMALL["data.round_prompts"]
+    by_id = {tree.prompt.id: tree for tree in trees}
+    pairs = records.read_jsonl(finished / "round-1" / "pairs" / "pairs.jsonl", Pair)
+    assert pairs
+    for pair in pairs:
+        name, better, worse = pair.id.split("/")
+        node = {n.tag: n for n in by_id[name].nodes}
+        assert node[better].value - node[worse].value > SMALL["pairs.min_value_gap"]
+        assert pair.chosen == node[better].ids
+
+
+@pytest.mark.slow
+def test_a_finished_run_started_again_redoes_nothing(finished, caplog):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("trees.jsonl")}
+    lineage = (finished / "lineage.json").read_text()
+    c = small(finished, stages="sft,search,pairs,dpo")
+    pipeline.run(c)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert (finished / "lineage.json").read_text() == lineage
+
+
+@pytest.mark.slow
+def test_mixed_settings_and_a_second_run_are_refused(finished):
+    with pytest.raises(ValueError, match=r"config\.search\.c: 9\.0, but round-1/trees was made"):
+        pipeline.run(small(finished, search__c=9.0))
+    with pytest.raises(ValueError, match=r"config\.seed: 1, but"):
+        pipeline.run(small(finished, seed=1))
+    with locked(finished), pytest.raises(ValueError, match="in use by another run"):
+        pipeline.run(small(finished))
+
+
+@pytest.mark.slow
+def test_status_tells_what_is_done_without_starting(finished, tmp_path, capsys):
+    pipeline.run(small(finished, status=True, rounds=3))
+    said = capsys.readouterr().out
+    assert "round-2/dpo" in said
+    for line in said.splitlines()[1:]:
+        assert ("left" if "round-3" in line else "done") in line
+    pipeline.run(small(tmp_path / "new", status=True))
+    assert "done" not in capsys.readouterr().out
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_export_writes_the_last_model_or_the_one_named(finished):
+    for name, asked in (("dpo-2", ""), ("sft", "sft")):
+        pipeline.run(small(finished, stages="export", export__model=asked))
+        report = json.loads((finished / "export" / name / "export_report.json").read_text())
+        assert report["max_abs_diff"] <= 1e-4
+        assert report["prompts"] >= 1
+    with pytest.raises(ValueError, match=r"model 'dpo-7' is not one of"):
+        pipeline.run(small(finished, stages="export", export__model="dpo-7"))
+
+
+@pytest.mark.slow
+def test_chat_talks_to_the_last_model(finished, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["chat", str(finished), "--max_tokens=20"])
+    monkeypatch.setattr(sys, "stdin", iter(["what is 1 2 plus 3 4 ?\n", "\n"]))
+    chat.main()
+    out, err = capsys.readouterr()
+    assert "dpo-2" in err
+    assert out.strip()
+    saved = json.loads((finished / "config.json").read_text())
+    assert restore(saved).mesh.shape == (1, -1, 1)
+
+
+def test_a_stage_without_its_parents_is_refused_in_words(tmp_path):
+    with pytest.raises(ValueError, match=r"stage search of round 1 needs a model to start from"):
+        pipeline.run(small(tmp_path, stages="search"))
+
+
+def run_main(*flags):
+    run = [sys.executable, "-m", "stair_jax.main", *flags]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config=configs/tiny.py", "--config.stages=serch"], "config.stages: ['serch'] not in"),
+        (["--config=configs/llama8b.py"], "config.workdir: not set"),
+        (["--config=configs/tiny.py", "--config.serch.c=1"], "serch"),
+        (["--config=configs/tiny.py", "--config.workdir=/proc/nowhere"], "/proc/nowhere"),
+    ],
+)
+def test_bad_flags_end_in_one_line_and_a_failure(flags, message):
+    found = run_main(*flags)
+    assert found.returncode != 0
+    assert message in found.stderr
+    if "serch.c" not in str(flags):  # that one is absl's own message
+        errors = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert "Traceback" not in found.stderr
+
+
+def test_ctrl_c_stops_and_says_how_to_go_on(tmp_path):
+    with subprocess.Popen(
+        command(tmp_path / "w"), cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    ) as process:  # fmt: skip
+        while not (tmp_path / "w" / "lineage.json").exists():
+            time.sleep(0.05)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command goes on from here" in err

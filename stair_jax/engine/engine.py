@@ -27,6 +27,8 @@ COUNTERS = (
     "reused",  # tokens whose keys a request found computed
     "chunks", "steps", "evicted", "preempted",
 )  # fmt: skip
+_SHARE = 0.85  # of a device's free memory that the pool takes; the rest is for temporaries
+_HOST_BYTES = 2**30  # of the pool where the device does not say what it has
 _BLOCKS = (16, 32, 64, 128, 256)  # prompt tokens of one call: the smallest that fits, or the last
 
 
@@ -70,8 +72,9 @@ class Engine:
         self._counters = dict.fromkeys(COUNTERS, 0)
         self._decoder = transformer.Decoder(spec, jnp.dtype(config.dtype))
         self._width = -(-config.max_context // config.page_size)
-        self._store = Store(Pages(page_count(spec, config)), config.page_size)
-        self._params, self._pool = self._place(params)
+        self._params = self._place_params(params)
+        self._store = Store(Pages(page_count(spec, config, _free_bytes())), config.page_size)
+        self._pool = self._empty_pool()
         self._stop_index = {name: i for i, name in enumerate(stops)}
         self._stops = np.zeros((len(stops), spec.V), bool)
         for row, ids in zip(self._stops, stops.values(), strict=True):
@@ -82,23 +85,25 @@ class Engine:
         self._queue: collections.deque[Request] = collections.deque()
         self._done: list[Result] = []
 
-    def _place(self, params: Any) -> tuple[Any, cache.KVPool]:
-        """Returns the parameters and an empty pool, in the engine's dtype, on its mesh."""
+    def _place_params(self, params: Any) -> Any:
+        """Returns the parameters in the engine's dtype, on its mesh."""
         dtype = jnp.dtype(self.config.dtype)
         params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+        return self._spread(params, transformer.logical_axes(self._spec))
+
+    def _empty_pool(self) -> cache.KVPool:
+        """Returns a pool of zeros, split over kv heads where the mesh divides them."""
         pool = cache.empty_pool(
             self._spec, pages=len(self._store.pages.owners), page_size=self.config.page_size,
-            dtype=dtype,
+            dtype=jnp.dtype(self.config.dtype),
         )  # fmt: skip
+        return self._spread(pool, cache.KVPool(k=cache.POOL_AXES, v=cache.POOL_AXES))
+
+    def _spread(self, tree: Any, axes: Any) -> Any:
         if self._mesh is None:
-            return params, pool
-        axes = cache.KVPool(k=cache.POOL_AXES, v=cache.POOL_AXES)
-        mesh, rules = self._mesh, mesh_lib.ENGINE_RULES
-        places = transformer.logical_axes(self._spec)
-        return (
-            jax.device_put(params, mesh_lib.shardings(places, mesh, params, rules=rules)),
-            jax.device_put(pool, mesh_lib.shardings(axes, mesh, pool, rules=rules)),
-        )
+            return tree
+        rules = mesh_lib.ENGINE_RULES
+        return jax.device_put(tree, mesh_lib.shardings(axes, self._mesh, tree, rules=rules))
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -355,18 +360,31 @@ def key_of(parts: tuple[int | str, ...]) -> np.ndarray:
     return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), np.uint32)
 
 
-def page_count(spec: Spec, config: EngineConfig) -> int:
-    """Returns how many pages the pool has.
+def page_count(spec: Spec, config: EngineConfig, free_bytes: int | None = None) -> int:
+    """Returns how many pages the pool has: `pool_bytes`, else four contexts a slot if they fit.
+
+    Args:
+      free_bytes: what the device has left; None where it does not say.
 
     Raises:
       ValueError: where that is too few for one context and a page to fork.
     """
     context = -(-config.max_context // config.page_size)
     page_bytes = 2 * spec.L * config.page_size * spec.K * spec.H * jnp.dtype(config.dtype).itemsize
-    count = config.pool_bytes // page_bytes if config.pool_bytes else 4 * config.slots * context
+    budget = _HOST_BYTES if free_bytes is None else int(free_bytes * _SHARE)
+    count = config.pool_bytes // page_bytes
+    if not config.pool_bytes:
+        count = min(4 * config.slots * context, budget // page_bytes)
     if count < context + 1:
         raise ValueError(
-            f"config.engine.pool_bytes: {config.pool_bytes} bytes hold {count} pages of"
+            f"config.engine.pool_bytes: {config.pool_bytes or budget} bytes hold {count} pages of"
             f" {page_bytes} bytes, expected at least {context + 1} for one context"
         )
     return count
+
+
+def _free_bytes() -> int | None:
+    """Returns what the first device has left, None where it keeps no count (CPUs)."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    limit = stats.get("bytes_limit")
+    return None if limit is None else limit - stats.get("bytes_in_use", 0)

@@ -59,6 +59,13 @@ def resolve(name: Path) -> pathlib.Path:
         ) from error
 
 
+def dtype_of(path: Path) -> str:
+    """Returns the dtype that loses nothing of a checkpoint: its own, or float32 for others."""
+    config = _read_json(resolve(path) / "config.json")
+    named = config.get("dtype", config.get("torch_dtype"))  # transformers 5, transformers 4
+    return "bfloat16" if named == "bfloat16" else "float32"
+
+
 def load(path: Path) -> tuple[Spec, Params, Any]:
     """Returns the sizes, the float32 numpy parameters and the tokenizer of a checkpoint.
 

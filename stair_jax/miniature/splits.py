@@ -46,8 +46,8 @@ SFT_MIX = {
 _HELPFUL = {"harmless": 0.20, "framed_harmless": 0.10, "lookalike": 0.06, "framed_lookalike": 0.14}
 ROUND_MIX = (
     {"harmful": 0.28, "fiction": 0.22, **_HELPFUL},
-    {"harmful": 0.20, "fiction": 0.08, "jailbreak": 0.18, "framed_fiction": 0.04, **_HELPFUL},
-    {"harmful": 0.04, "fiction": 0.02, "jailbreak": 0.36, "framed_fiction": 0.08, **_HELPFUL},
+    {"harmful": 0.12, "fiction": 0.06, "jailbreak": 0.28, "framed_fiction": 0.04, **_HELPFUL},
+    {"harmful": 0.04, "fiction": 0.02, "jailbreak": 0.38, "framed_fiction": 0.06, **_HELPFUL},
 )
 BENCHMARKS = {"harmful": 320, "jailbreak": 400, "lookalike": 400, "harmless": 480}
 TASK_KINDS = (*tasks.KINDS, "howto")

@@ -26,6 +26,9 @@ def run(run: Run) -> None:
     policy = policies.load(run, name)
     run.begin(f"export/{name}", "export", (parent,) if parent else ())
     folder, dtype = run.workdir / "export" / name, run.config.export.dtype
+    if dtype == "auto":
+        source = run.config.model.checkpoint
+        dtype = hf.dtype_of(source) if source else "float32"
     params = jax.tree.map(np.asarray, policy.params)
     hf.save(
         folder, policy.spec, params, policy.codec.tokenizer, end_ids=sorted(policy.codec.end_ids),

@@ -9,13 +9,12 @@ import jax
 
 from stair_jax import mesh as mesh_lib
 from stair_jax import text
-from stair_jax.config import EngineConfig
 from stair_jax.engine.engine import Engine
 from stair_jax.io import checkpoint, hf
 from stair_jax.miniature import tokenizer as miniature_tokenizer
 from stair_jax.model import transformer
 from stair_jax.model.spec import Spec
-from stair_jax.stages.run import Run
+from stair_jax.stages.run import Run, engine_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +90,7 @@ def codec_of(run: Run) -> text.Codec:
 def engine_for(run: Run, policy: Policy) -> Engine:
     """Returns an engine that decodes with a model, on the run's mesh."""
     return Engine(
-        policy.spec, policy.params, config=EngineConfig.of(run.config.engine),
+        policy.spec, policy.params, config=engine_config(run.config),
         stops=policy.codec.stops, vocab=len(policy.codec.tokenizer),
         mesh=run.mesh if run.mesh.size > 1 else None,
     )  # fmt: skip
@@ -111,8 +110,7 @@ def _base(run: Run) -> tuple[Spec, Any, text.Codec]:
         )  # fmt: skip
         draw = jax.jit(functools.partial(transformer.init, spec))
         params = draw(jax.random.key(run.config.seed))
-    template = c.template or text.TEMPLATE_OF_FAMILY[spec.family]
-    codec = text.Codec(tokenizer, template, c.system)
+    codec = text.Codec(tokenizer, c.template or text.template_for(tokenizer, spec.family), c.system)
     return spec, jax.device_put(params, _shardings(spec, run.mesh)), codec
 
 

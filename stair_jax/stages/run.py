@@ -48,7 +48,20 @@ class Run:
 
 def train_config(config: Config, stage: str) -> config_lib.TrainConfig:
     """Returns the trainer's settings of a stage."""
-    return config_lib.TrainConfig.of(config[stage].train, compute_dtype=config.model.compute_dtype)
+    dtype = dtype_of(config.model.compute_dtype)
+    return config_lib.TrainConfig.of(config[stage].train, compute_dtype=dtype)
+
+
+def engine_config(config: Config) -> config_lib.EngineConfig:
+    """Returns the engine's settings."""
+    return config_lib.EngineConfig.of(config.engine, dtype=dtype_of(config.engine.dtype))
+
+
+def dtype_of(setting: str) -> str:
+    """Returns what "auto" stands for: float32 on CPUs, whose bfloat16 is slow, else bfloat16."""
+    if setting != "auto":
+        return setting
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def digest_of(tree: Any) -> str:
