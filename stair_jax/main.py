@@ -8,6 +8,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from stair_jax import pipeline
+from stair_jax.train.loop import NonFiniteError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Run configuration, a file of configs/.", lock_config=True
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         pipeline.run(_CONFIG.value)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, NonFiniteError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)

@@ -78,18 +78,21 @@ def run(config: Config) -> None:
 
 
 def _run_items(run: Run, items: list[Item]) -> None:
-    worked = False
+    worked = waiting = False
     for item in items:
         if item.artefact and run.lineage.finished(item.artefact):
             log.info("%s: done already", item.artefact)
             worked = True
             continue
+        if item.number is not None and waiting:
+            continue  # a later round; what is left can do without it
         if waits_for := missing_for(run, item):
             label = f"stage {item.stage} of round {item.number}"
             if not worked:
                 raise ValueError(f"config.stages: {label} needs {waits_for}")
-            log.info("stopping here: %s needs %s", label, waits_for)
-            return
+            log.info("rounds end here: %s needs %s", label, waits_for)
+            waiting = True
+            continue
         start = time.perf_counter()
         log.info("%s ...", item.artefact or item.stage)
         module = importlib.import_module(f"stair_jax.stages.{item.stage}")

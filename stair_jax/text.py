@@ -50,6 +50,7 @@ class Codec:
         for tag in (*TAGS, TURN_ENDS[template]):
             if tag not in vocabulary:
                 raise ValueError(f"tokenizer: {tag!r} is no token, template {template!r} needs it")
+        self.size = max(vocabulary.values()) + 1  # ids below it can be drawn
         self.eos_id: int = vocabulary[TURN_ENDS[template]]
         ends = {vocabulary[t] for t in _END_TOKENS if t in vocabulary} | {self.eos_id}
         if tokenizer.eos_token_id is not None:

@@ -60,6 +60,13 @@ def _unpack(packed: jax.Array) -> tuple[Slots, jax.Array]:
     return slots, packed[:, 11:]
 
 
+def _apply(
+    decoder: Decoder, params: Any, tokens: jax.Array, pool: KVPool, rows: Rows
+) -> tuple[jax.Array, KVPool]:
+    """Returns hidden states and the grown pool; Flax itself does not say what `apply` returns."""
+    return decoder.apply({"params": params}, tokens, pool, rows)  # pyright: ignore[reportReturnType]
+
+
 @partial(jax.jit, static_argnames="decoder", donate_argnames="pool")
 def extend(
     params: Any,
@@ -76,7 +83,7 @@ def extend(
     The pool is donated. Nothing is sampled: a sequence's last token is fed by `decode_chunk`.
     """
     rows = Rows(table, length, count)
-    return decoder.apply({"params": params}, tokens, pool, rows)[1]  # pyright: ignore
+    return _apply(decoder, params, tokens, pool, rows)[1]
 
 
 @partial(
@@ -116,7 +123,7 @@ def decode_chunk(
     def one(carry):
         step, active, last, length, made, pool, out, logps = carry
         rows = Rows(table, length, active.astype(jnp.int32))
-        hidden_B1D, pool = decoder.apply({"params": params}, last[:, None], pool, rows)  # pyright: ignore
+        hidden_B1D, pool = _apply(decoder, params, last[:, None], pool, rows)
         logits_BV = heads.logits(params, hidden_B1D[:, 0], spec)
         token, logp = sampling.draw(
             jnp.where(spare_1V, -jnp.inf, logits_BV), slots.key, made, slots.temperature,

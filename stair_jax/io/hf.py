@@ -72,13 +72,21 @@ def load(path: Path) -> tuple[Spec, Params, Any]:
     Raises:
         ValueError: whatever makes the folder unusable, in one line that names the file.
     """
+    spec, params = load_weights(path)
+    return spec, params, load_frame(path)[1]
+
+
+def load_frame(path: Path) -> tuple[Spec, Any]:
+    """Returns the sizes and the tokenizer of a checkpoint, without reading its weights.
+
+    Raises:
+        ValueError: see `load`.
+    """
     folder = resolve(path)
-    spec, params = load_weights(folder)
+    spec = _read_spec(folder)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    except (
-        Exception
-    ) as error:  # transformers raises OSError, ValueError and whatever its parsers do
+    except Exception as error:  # OSError, ValueError, and whatever the parsers below it raise
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"{folder}: the tokenizer cannot be read: {reason}") from error
     if len(tokenizer) > spec.V:
@@ -86,7 +94,15 @@ def load(path: Path) -> tuple[Spec, Params, Any]:
             f"{folder}: tokenizer and weights disagree, found {len(tokenizer)} tokens, expected at "
             f"most the {spec.V} rows of the embedding"
         )
-    return spec, params, tokenizer
+    return spec, tokenizer
+
+
+def _read_spec(folder: pathlib.Path) -> Spec:
+    config = _read_json(folder / "config.json")
+    try:
+        return Spec.from_hf(config)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
 
 
 def load_weights(path: Path) -> tuple[Spec, Params]:
@@ -95,12 +111,8 @@ def load_weights(path: Path) -> tuple[Spec, Params]:
     Raises:
         ValueError: see `load`.
     """
-    folder = pathlib.Path(path)
-    config = _read_json(folder / "config.json")
-    try:
-        spec = Spec.from_hf(config)
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    folder = resolve(path)
+    spec = _read_spec(folder)
     wanted = hf_names.tensors_of(spec)
     found = _files_of(folder)
     _check_names(folder, found, set(wanted), spec)
@@ -190,34 +202,45 @@ def _check_shape(where: Any, name: str, found: tuple[int, ...], expected: tuple[
         raise ValueError(f"{where}: {name} has shape {tuple(found)}, expected {tuple(expected)}")
 
 
+def tag(tokenizer: Any, spec: Spec) -> tuple[Spec, list[int]]:
+    """Adds STAIR's tags to a tokenizer as special tokens; returns the sizes then, and new ids.
+
+    Tags that it already has are left as they are.
+    """
+    new = [name for name in TAGS if name not in tokenizer.get_vocab()]
+    if not new:
+        return spec, []
+    extra = {"additional_special_tokens": new}
+    tokenizer.add_special_tokens(extra, replace_extra_special_tokens=False)
+    rows = tokenizer.convert_tokens_to_ids(new)
+    size = spec.V
+    if max(rows) >= size:
+        size = -(-(max(rows) + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    return dataclasses.replace(spec, V=size), rows
+
+
 def add_tags(tokenizer: Any, spec: Spec, params: Params, *, seed: int) -> tuple[Any, Spec, Params]:
     """Returns a tokenizer that holds STAIR's tags as special tokens, and a model with their rows.
 
-    Tags that it already has are left as they are. The rows of a new one (embedding and head) are
-    the mean of the trained rows plus a little noise, whether the vocabulary had spare rows there
-    or must grow. The arguments are not changed, except that `tokenizer` is the one returned.
+    The rows of a new one (embedding and head) are the mean of the trained rows plus a little
+    noise, whether the vocabulary had spare rows there or must grow. The arguments are not changed,
+    except that `tokenizer` is the one returned.
     """
     trained = len(tokenizer)
-    new = [tag for tag in TAGS if tag not in tokenizer.get_vocab()]
-    if not new:
+    after, rows = tag(tokenizer, spec)
+    if not rows:
         return tokenizer, spec, params
-    extra = {"additional_special_tokens": new}
-    tokenizer.add_special_tokens(extra, replace_extra_special_tokens=False)
-    rows = np.asarray(tokenizer.convert_tokens_to_ids(new))
-    size = spec.V
-    if rows.max() >= size:
-        size = -(-(int(rows.max()) + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    fresh = np.union1d(rows, np.arange(spec.V, size))
+    fresh = np.union1d(rows, np.arange(spec.V, after.V))
     random = np.random.default_rng(seed)
     grown = dict(params)
     for name in ("embed",) if spec.tied else ("embed", "head"):
         old = np.asarray(params[name])
-        table = np.concatenate([old, np.zeros((size - spec.V, spec.D), old.dtype)])
+        table = np.concatenate([old, np.zeros((after.V - spec.V, spec.D), old.dtype)])
         noise = random.normal(size=(len(fresh), spec.D)) * old[:trained].std() * TAG_NOISE
         table[fresh] = old[:trained].mean(axis=0, keepdims=True) + noise
         grown[name] = table
-    log.info("%d tags added as tokens %s, vocabulary %d -> %d", len(new), rows, spec.V, size)
-    return tokenizer, dataclasses.replace(spec, V=size), grown
+    log.info("%d tags added as tokens %s, vocabulary %d -> %d", len(rows), rows, spec.V, after.V)
+    return tokenizer, after, grown
 
 
 def save(

@@ -14,7 +14,7 @@ def run(run: Run, number: int) -> None:
     """Writes pairs.jsonl and responses.jsonl of a round, in the order of the prompts' ids."""
     name = f"round-{number}/pairs"
     run.begin(name, "pairs", (f"round-{number}/trees",))
-    config, codec = PairsConfig.of(run.config.pairs), policies.codec_of(run)
+    config, codec = PairsConfig.of(run.config.pairs), policies.frame(run)[1]
     trees = records.read_jsonl(run.round_dir(number) / "trees" / "trees.jsonl", Tree)
     pairs: list[Pair] = []
     responses: list[Response] = []

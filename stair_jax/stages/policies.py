@@ -75,43 +75,48 @@ def load(run: Run, name: str) -> Policy:
     """
     if name not in names(run):
         raise ValueError(f"model {name!r} is not one of {names(run)}")
-    spec, params, codec = _base(run)
-    if name != "base":
-        abstract = _abstract(spec, run.mesh)
-        params = checkpoint.load_params(folder_of(run, name), abstract)
+    if name == "base":
+        return _base(run)
+    spec, codec = frame(run)
+    params = checkpoint.load_params(folder_of(run, name), _abstract(spec, run.mesh))
     return Policy(name, spec, params, codec)
-
-
-def codec_of(run: Run) -> text.Codec:
-    """Returns the codec that all models of the run share."""
-    return _base(run)[2]
 
 
 def engine_for(run: Run, policy: Policy) -> Engine:
     """Returns an engine that decodes with a model, on the run's mesh."""
     return Engine(
         policy.spec, policy.params, config=engine_config(run.config),
-        stops=policy.codec.stops, vocab=len(policy.codec.tokenizer),
+        stops=policy.codec.stops, vocab=policy.codec.size,
         mesh=run.mesh if run.mesh.size > 1 else None,
     )  # fmt: skip
 
 
-def _base(run: Run) -> tuple[Spec, Any, text.Codec]:
-    """Returns the model that the run starts from: a checkpoint, or random weights."""
+def frame(run: Run) -> tuple[Spec, text.Codec]:
+    """Returns the sizes and the codec that all models of the run share, without any weights."""
     c = run.config.model
     if c.checkpoint:
-        spec, params, tokenizer = hf.load(c.checkpoint)
-        tokenizer, spec, params = hf.add_tags(tokenizer, spec, params, seed=run.config.seed)
+        spec, tokenizer = hf.load_frame(c.checkpoint)
+        spec, _ = hf.tag(tokenizer, spec)
     else:
         tokenizer = miniature_tokenizer.build()
         spec = Spec(
             **c.size.to_dict(), V=len(tokenizer), rope_scaling=None, qkv_bias=False,
             qk_norm=False, tied=True, family="llama",
         )  # fmt: skip
+    template = c.template or text.template_for(tokenizer, spec.family)
+    return spec, text.Codec(tokenizer, template, c.system)
+
+
+def _base(run: Run) -> Policy:
+    """Returns the model that the run starts from: a checkpoint's, or random weights."""
+    spec, codec = frame(run)
+    if run.config.model.checkpoint:
+        plain, params, tokenizer = hf.load(run.config.model.checkpoint)
+        params = hf.add_tags(tokenizer, plain, params, seed=run.config.seed)[2]
+    else:
         draw = jax.jit(functools.partial(transformer.init, spec))
         params = draw(jax.random.key(run.config.seed))
-    codec = text.Codec(tokenizer, c.template or text.template_for(tokenizer, spec.family), c.system)
-    return spec, jax.device_put(params, _shardings(spec, run.mesh)), codec
+    return Policy("base", spec, jax.device_put(params, _shardings(spec, run.mesh)), codec)
 
 
 def _shapes(spec: Spec) -> Any:
