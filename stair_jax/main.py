@@ -19,7 +19,9 @@ def main(argv: list[str]) -> None:
     """Runs the stages that the configuration names."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    logging.basicConfig(  # in place of absl's handler
+        format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, force=True
+    )
     for noisy in ("absl", "orbax", "jax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:

@@ -1,0 +1,41 @@
+import importlib.metadata
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import transformers
+
+import stair_jax.kernels
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_our_kernels_never_pass_for_the_hugging_face_package():
+    installed = "kernels" in importlib.metadata.packages_distributions()
+    assert transformers.utils.is_kernels_available() == installed
+    code = "import transformers; print(transformers.utils.is_kernels_available())"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split()[-1] == str(installed)
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_kernels_of_a_checkout_lie_in_the_top_folder():
+    assert str(ROOT / "kernels") in stair_jax.kernels.__path__
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_package_and_the_kernels(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, ROOT],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "stair_jax/main.py" in names
+    assert "stair_jax/kernels/__init__.py" in names
+    assert "stair_jax/kernels/README.md" in names
+    assert not [name for name in names if name.startswith(("tests", "configs", "kernels"))]
