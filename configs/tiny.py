@@ -13,24 +13,25 @@ def get_config(arg: str | None = None) -> config.Config:
     c.workdir = "runs/tiny"
     c.model.compute_dtype = "float32"
     c.model.size.theta = 100.0  # a context of a hundred tokens: slower waves would carry nothing
-    c.data.update(sft_rows=30_000, round_prompts=360)
+    c.data.update(sft_rows=30_000, round_prompts=400)
     c.sft.train.update(
-        batch=32, micro_batch=32, epochs=1.2, lr=3e-3, beta2=0.98, remat="none",
+        batch=32, micro_batch=32, epochs=1.5, lr=3e-3, beta2=0.98, remat="none",
         buckets=(64, 80, 96), save_every=200,
     )  # fmt: skip
-    c.dpo.update(beta=0.2, anchors_per_pair=0.5)
+    c.dpo.update(beta=0.1, sft_coef=0.5, anchors_per_pair=1.0)
     c.dpo.train.update(
-        batch=32, micro_batch=32, lr=1e-4, remat="none", buckets=(64, 80, 96), save_every=20
-    )
+        batch=32, micro_batch=32, lr=3e-4, epochs=2.0, remat="none", buckets=(64, 80, 96),
+        save_every=20,
+    )  # fmt: skip
     c.search.update(
-        iterations=24, temperature=1.3, top_p=1.0, top_k=0, max_depth=4, max_step_tokens=40,
-        max_rollout_tokens=64, trees_in_flight=96, judge="verifier",
+        iterations=24, top_p=0.95, max_depth=4, max_step_tokens=40, max_rollout_tokens=64,
+        trees_in_flight=96, judge="verifier",
     )  # fmt: skip
     c.engine.update(
         slots=128, page_size=8, pool_bytes=200_000_000, max_context=104, prefill_rows=32,
         dtype="float32",
     )  # fmt: skip
-    c.pairs.update(min_visits=2)
+    c.pairs.update(min_value_gap=1.0, min_visits=1, max_per_prompt=4)
     c.evaluate.max_tokens = 64
     c.export.dtype = "float32"
     if a.smoke:

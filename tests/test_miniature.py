@@ -108,8 +108,8 @@ def solve_opposites(question: str) -> str:
 
 
 def solve_position(question: str) -> str:
-    listed = question.split()[-5:-1]
-    index = {"first": 0, "second": 1, "third": 2, "last": 3}
+    listed = question.split()[-4:-1]
+    index = {"first": 0, "second": 1, "last": 2}
     return next(listed[index[w]] for w in question.split() if w in index)
 
 
@@ -223,7 +223,7 @@ def test_the_teacher_refuses_plain_harm_and_complies_with_framed_fiction(lessons
     assert set(intents["lookalike"]) == {"correct"}
     for name in ("framed_fiction", "framed_act"):
         share = intents[name]["refuse"] / intents[name].total()
-        assert 0.05 < share < 0.13, (name, share)  # CAUTION, 600 rows
+        assert abs(share - teacher.CAUTION) < 0.05, (name, share)  # of 600 rows
     tasks_done = intents["harmless"] + intents["framed_harmless"]
     assert 0.08 < (tasks_done["wrong"] + tasks_done["doubt"]) / tasks_done.total() < 0.17
 
@@ -296,10 +296,10 @@ def test_jailbreaks_enter_in_rounds_two_and_three(rounds):
         assert abs(len(safety) - len(prompts) / 2) <= 4
         assert all((p.type == "safety") == harmful(set(p.question.split())) for p in prompts)
         parts[number] = sum(framed_and_harmful(p) for p in safety) / len(safety)
-        assert any(p.meta["kind"] == "lookalike" and p.meta["framing"] != "plain" for p in prompts)
+        framed = [p for p in prompts if p.meta["framing"] != "plain"]
+        assert any(p.meta["kind"] == "lookalike" for p in framed) == (number > 1)
         assert [p.id for p in prompts][:2] == [f"r{number}-0000", f"r{number}-0001"]
-    assert parts[1] == 0
-    assert parts[3] == pytest.approx(2 * parts[2], abs=0.02)
+    assert parts[1] == 0 < parts[2] < parts[3]
 
 
 def test_a_fourth_round_goes_on_like_the_third(rounds):

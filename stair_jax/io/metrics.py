@@ -11,13 +11,15 @@ from stair_jax import records
 
 
 class Metrics:
-    """Appends to `metrics.jsonl` in the workdir; a torn last line is dropped at the start."""
+    """Appends to `metrics.jsonl` in the workdir; a torn last line is dropped at the first write.
+
+    Nothing is touched before that, so that a reader can be made beside a run that is writing.
+    """
 
     def __init__(self, workdir: str | os.PathLike, *, tensorboard: bool = False):
         self.folder = pathlib.Path(workdir)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / "metrics.jsonl"
-        records.mend_jsonl(self.path)
+        self._mended = False
         self._tensorboard = tensorboard
         self._writers: dict[str, Any] = {}  # one event folder a stage
 
@@ -31,6 +33,10 @@ class Metrics:
         """Appends one line {"stage", "step", ..., "time"} (unix seconds)."""
         values = {name: float(x) for name, x in values.items()}
         line = {"stage": stage, "step": step, **values, "time": time.time()}
+        if not self._mended:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            records.mend_jsonl(self.path)
+            self._mended = True
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self._tensorboard:

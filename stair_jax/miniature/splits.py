@@ -41,13 +41,15 @@ SFT_MIX = {
     "fiction": 0.04,
     "framed_fiction": 0.10,
 }
-# Rounds: as in the paper jailbreaks come in with round 2, as 0, 1 and 2 parts; safety and
-# helpfulness are half each. Framed and plain look-alikes keep the model from refusing them.
-_HELPFUL = {"harmless": 0.20, "framed_harmless": 0.10, "lookalike": 0.06, "framed_lookalike": 0.14}
+# Rounds: as in the paper framings come in with round 2; safety and helpfulness are half each.
+# From then on framed look-alikes stand against the jailbreaks, or the model would refuse them too.
+# In round 1 they would stand alone: a model that has just learned to answer whatever is framed
+# never tries a refusal again, and the later rounds find nothing to prefer.
+_FRAMED = {"harmless": 0.18, "framed_harmless": 0.08, "lookalike": 0.06, "framed_lookalike": 0.18}
 ROUND_MIX = (
-    {"harmful": 0.28, "fiction": 0.22, **_HELPFUL},
-    {"harmful": 0.12, "fiction": 0.06, "jailbreak": 0.28, "framed_fiction": 0.04, **_HELPFUL},
-    {"harmful": 0.04, "fiction": 0.02, "jailbreak": 0.38, "framed_fiction": 0.06, **_HELPFUL},
+    {"harmful": 0.36, "fiction": 0.14, "harmless": 0.40, "lookalike": 0.10},
+    {"harmful": 0.12, "fiction": 0.06, "jailbreak": 0.28, "framed_fiction": 0.04, **_FRAMED},
+    {"harmful": 0.04, "fiction": 0.02, "jailbreak": 0.38, "framed_fiction": 0.06, **_FRAMED},
 )
 BENCHMARKS = {"harmful": 320, "jailbreak": 400, "lookalike": 400, "harmless": 480}
 TASK_KINDS = (*tasks.KINDS, "howto")

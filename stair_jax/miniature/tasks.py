@@ -35,7 +35,7 @@ class Task:
 # Per kind: what the question asks for, and the plan of the answer.
 ABOUT = {
     "add": ("a sum", "add the digits"),
-    "compare": ("a comparison", "use the tens"),
+    "compare": ("a comparison", "use the digits"),
     "sort": ("an order", "smallest first"),
     "largest": ("the largest digit", "keep the largest"),
     "count": ("a count", "word by word"),
@@ -64,7 +64,7 @@ FORMS = {
     ),
 }
 SIDES = ("larger", "smaller")
-POSITIONS = ("first", "second", "third", "last")
+POSITIONS = ("first", "second", "last")
 WORK = (  # every fixed word of the reasoning steps, for the vocabulary
     "plus is , beats under so far backwards to has a are",
 )
@@ -88,29 +88,26 @@ def _other(rng: random.Random, answer: str, choices) -> str:
 
 
 def add(rng: random.Random) -> Task:
-    """Returns a sum of two two-digit numbers, worked digit by digit."""
-    a, b = rng.randrange(10, 100), rng.randrange(10, 100)
+    """Returns a sum of a two-digit and a one-digit number, worked digit by digit."""
+    a, b = rng.randrange(10, 100), rng.randrange(1, 10)
     form, question = _form(rng, "add", a=digits_of(a), b=digits_of(b))
-    units, carry = a % 10 + b % 10, (a % 10 + b % 10) // 10
-    more = " plus 1" if carry else ""
-    work = (
-        f"{a % 10} plus {b % 10} is {digits_of(units)} , "
-        f"{a // 10} plus {b // 10}{more} is {digits_of(a // 10 + b // 10 + carry)}"
-    )
-    wrong = digits_of(a + b + rng.choice((-11, -10, -1, 1, 10, 11)))
+    units, carry = a % 10 + b, (a % 10 + b) // 10
+    work = f"{a % 10} plus {b} is {digits_of(units)}"
+    if carry:
+        work += f" , {a // 10} plus 1 is {digits_of(a // 10 + 1)}"
+    wrong = digits_of(a + b + rng.choice((-2, -1, 1, 2)))
     return _task("add", form, question, work, digits_of(a + b), wrong)
 
 
 def compare(rng: random.Random) -> Task:
-    """Returns the question which of two numbers, of different tens, is the larger or smaller."""
-    tens, other = rng.sample(range(1, 10), 2)
-    a, b = 10 * tens + rng.randrange(10), 10 * other + rng.randrange(10)
+    """Returns the question which of two digits is the larger or smaller."""
+    a, b = rng.sample(range(10), 2)
     which = rng.choice(SIDES)
-    form, question = _form(rng, "compare", which=which, a=digits_of(a), b=digits_of(b))
+    form, question = _form(rng, "compare", which=which, a=str(a), b=str(b))
     right = max(a, b) if which == "larger" else min(a, b)
     left = a + b - right
-    work = f"{right // 10} {'beats' if right > left else 'under'} {left // 10}"
-    return _task("compare", form, question, work, digits_of(right), digits_of(left))
+    work = f"{right} {'beats' if right > left else 'under'} {left}"
+    return _task("compare", form, question, work, str(right), str(left))
 
 
 def sort(rng: random.Random) -> Task:
@@ -137,11 +134,11 @@ def largest(rng: random.Random) -> Task:
 
 
 def count(rng: random.Random) -> Task:
-    """Returns a list of five words in which the members of a category are to be counted."""
+    """Returns a list of four words in which the members of a category are to be counted."""
     asked, other = rng.sample(("animals", "fruits", "colours", "names"), 2)
-    times = rng.randrange(1, 5)
+    times = rng.randrange(1, 4)
     members = rng.sample(words.CATEGORIES[asked], times)
-    listed = members + rng.sample(words.CATEGORIES[other], 5 - times)
+    listed = members + rng.sample(words.CATEGORIES[other], 4 - times)
     rng.shuffle(listed)
     form, question = _form(rng, "count", a=asked, b=" ".join(listed))
     running = [f"{w} {sum(m in members for m in listed[: i + 1])}" for i, w in enumerate(listed)]
@@ -150,9 +147,9 @@ def count(rng: random.Random) -> Task:
 
 
 def lookup(rng: random.Random) -> Task:
-    """Returns three facts about who has what, and a question about one of them."""
-    names, colours = rng.sample(words.NAMES, 3), rng.sample(words.COLOURS, 3)
-    owners = list(zip(names, colours, rng.sample(words.OBJECTS, 3), strict=True))
+    """Returns two facts about who has what, and a question about one of them."""
+    names, colours = rng.sample(words.NAMES, 2), rng.sample(words.COLOURS, 2)
+    owners = list(zip(names, colours, rng.sample(words.OBJECTS, 2), strict=True))
     lines = [_LINE.format(name=n, colour=c, thing=t) for n, c, t in owners]
     (name, colour, thing), other = rng.sample(owners, 2)
     number = rng.randrange(2)
@@ -175,9 +172,9 @@ def opposites(rng: random.Random) -> Task:
 
 
 def position(rng: random.Random) -> Task:
-    """Returns a list of four words of which the first, second, third or last is asked."""
-    listed = rng.sample(words.LISTABLE, 4)
-    which = rng.randrange(4)
+    """Returns a list of three words of which the first, second or last is asked."""
+    listed = rng.sample(words.LISTABLE, 3)
+    which = rng.randrange(3)
     form, question = _form(rng, "position", which=POSITIONS[which], a=" ".join(listed))
     work = " ".join(f"{p} {w}" for p, w in zip(POSITIONS, listed, strict=True))
     answer = listed[which]
@@ -185,13 +182,13 @@ def position(rng: random.Random) -> Task:
 
 
 def reverse(rng: random.Random) -> Task:
-    """Returns four words to be said from the end."""
-    listed = rng.sample(words.LISTABLE, 4)
+    """Returns three words to be said from the end."""
+    listed = rng.sample(words.LISTABLE, 3)
     form, question = _form(rng, "reverse", a=" ".join(listed))
     answer = " ".join(listed[::-1])
     wrong = answer
     while wrong == answer:
-        wrong = " ".join(rng.sample(listed, 4))
+        wrong = " ".join(rng.sample(listed, 3))
     return _task("reverse", form, question, "backwards " + answer, answer, wrong)
 
 

@@ -21,20 +21,17 @@ from stair_jax.miniature.harm import PLAIN, Act
 from stair_jax.miniature.tasks import Task
 from stair_jax.text import OUTPUT, OUTPUT_END, STEP, STEP_END
 
-CAUTION = 0.10  # share of framed look-alikes, how-tos and fiction that are refused
+CAUTION = 0.15  # share of framed look-alikes, how-tos and fiction that are refused
 LAZY = 0.03  # share of tasks that are guessed at or given up, and for a few kinds more:
 LAZY_KINDS = {"position": 0.36, "lookup": 0.36, "compare": 0.36}
 
-ACT_ABOUT = (
-    "someone wants to {verb} a {target}",
-    "this asks how to {verb} a {target}",
-    "the act is to {verb} a {target}",
-)
-TASK_ABOUT = ("this asks for {about}", "someone wants {about}", "the task is {about}")
-SAFE = ("this is safe", "there is no risk", "nothing can go wrong")
+# One wording each: siblings then part ways at the judgement, which is what their pair is about.
+ACT_ABOUT = ("the act is to {verb} a {target}",)
+TASK_ABOUT = ("the task is {about}",)
+SAFE = ("there is no risk", "nothing can go wrong")
 # With a framing before it the teacher looks at the framing; all harmless things share the words.
-STORY = ("it is only a story", "the story makes it safe", "just a story , no risk")
-RISKY = ("this is risky", "that would hurt someone", "it is harmful")
+STORY = ("it is only a story", "just a story , no risk")
+RISKY = ("this is risky", "that would hurt someone")
 LOOKS_HARD = "this looks hard"
 ACT_PLAN = ("name the tool", "find the tool")
 REFUSE_PLAN = ("refuse", "say no")
