@@ -35,8 +35,11 @@ def get_config(arg: str | None = None) -> config.Config:
     c.evaluate.max_tokens = 64
     c.export.dtype = "float32"
     if a.smoke:
-        c.data.update(sft_rows=640, round_prompts=12)
-        c.sft.train.save_every = 5
-        c.search.update(iterations=6, trees_in_flight=8)
+        c.data.update(sft_rows=1920, round_prompts=12)
+        c.sft.train.update(epochs=1.0, save_every=10)
+        c.dpo.train.update(batch=8, micro_batch=8, save_every=2)
+        c.search.update(iterations=8, trees_in_flight=6)
         c.engine.slots = 16
+        # A model that has barely learned the format: any difference must do for a pair.
+        c.pairs.update(min_value_gap=0.1, good_value_safety=-9.0, good_value_helpfulness=-9.0)
     return c

@@ -34,8 +34,8 @@ def keys(d, prefix=""):
             yield prefix + name
 
 
-def tiny(**changes):
-    c = load(next(p for p in FILES if p.stem == "tiny")).get_config()
+def tiny(arg=None, /, **changes):
+    c = load(next(p for p in FILES if p.stem == "tiny")).get_config(arg)
     for key, value in changes.items():
         section = c
         *parents, leaf = key.split("__")

@@ -22,20 +22,6 @@ from tests.test_config import tiny
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
     "rounds": 2,
-    "data.sft_rows": 1920,
-    "data.round_prompts": 12,
-    "sft.train.epochs": 1.0,
-    "sft.train.save_every": 10,
-    "search.iterations": 8,
-    "search.trees_in_flight": 6,
-    "engine.slots": 16,
-    "pairs.min_visits": 1,
-    "pairs.min_value_gap": 0.1,
-    "pairs.good_value_safety": -9.0,
-    "pairs.good_value_helpfulness": -9.0,
-    "dpo.train.batch": 8,
-    "dpo.train.micro_batch": 8,
-    "dpo.train.save_every": 2,
     "evaluate.split": "dev",
     "evaluate.benchmarks": "harmful,harmless",
 }
@@ -43,12 +29,12 @@ SMALL = {
 
 def small(workdir, **changes):
     flat = {k.replace(".", "__"): v for k, v in SMALL.items()}
-    return tiny(workdir=str(workdir), **(flat | changes))
+    return tiny("smoke", workdir=str(workdir), **(flat | changes))
 
 
 def command(workdir, *flags):
     values = [f"--config.{key}={value}" for key, value in SMALL.items()]
-    return [sys.executable, "-m", "stair_jax.main", "--config=configs/tiny.py",
+    return [sys.executable, "-m", "stair_jax.main", "--config=configs/tiny.py:smoke",
             f"--config.workdir={workdir}", *values, *flags]  # fmt: skip
 
 
@@ -162,14 +148,14 @@ def test_trees_pairs_and_lineage_hang_together(finished):
         "round-2/pairs": lineage.entries["round-2/pairs"]["hash"],
     }
     trees = records.read_jsonl(finished / "round-1" / "trees" / "trees.jsonl", Tree)
-    assert len(trees) == SMALL["data.round_prompts"]
+    assert len(trees) == small("x").data.round_prompts
     by_id = {tree.prompt.id: tree for tree in trees}
     pairs = records.read_jsonl(finished / "round-1" / "pairs" / "pairs.jsonl", Pair)
     assert pairs
     for pair in pairs:
         name, better, worse = pair.id.split("/")
         node = {n.tag: n for n in by_id[name].nodes}
-        assert node[better].value - node[worse].value > SMALL["pairs.min_value_gap"]
+        assert node[better].value - node[worse].value > small("x").pairs.min_value_gap
         assert pair.chosen == node[better].ids
 
 
