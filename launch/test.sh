@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lints, type-checks and runs the tests, but for those marked slow or gpu: bash launch/test.sh [PYTEST FLAGS]
-# The slow ones: bash launch/test.sh -m slow
+# The slow ones: bash launch/test.sh -m slow. WORKERS=N runs N files side by side (default: one a core).
 set -eu
 EXTRAS=test
 source "$(dirname "$0")/setup.sh"
@@ -8,4 +8,4 @@ PATH="$PWD/.venv/bin:$PATH"
 ruff check .
 ruff format --check .
 pyright
-exec python -m pytest "$@"
+exec python -m pytest -n "${WORKERS:-auto}" --dist loadfile "$@"

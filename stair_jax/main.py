@@ -1,6 +1,7 @@
 """Entry point: flags in, a run out. `python -m stair_jax.main --config=configs/tiny.py`."""
 
 import logging
+import os
 import sys
 
 import jax
@@ -29,8 +30,8 @@ def main(argv: list[str]) -> None:
     except (ValueError, OSError, NonFiniteError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        print("\nstopped; the same command goes on from here", file=sys.stderr, flush=True)
+        os._exit(130)  # XLA's threads may still be at work, and crash an orderly exit
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import safetensors.numpy
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from stair_jax.io import hf, hf_names
+from stair_jax.io import hf, hf_names, tags
 from stair_jax.miniature import tokenizer as miniature_tokenizer
 from stair_jax.model import transformer
 from stair_jax.model.spec import RopeScaling, Spec
@@ -265,7 +265,7 @@ def test_a_hub_name_without_network_is_one_clear_line(tmp_path, monkeypatch):
 def test_tags_become_special_tokens_with_rows_near_the_mean(spec, V):
     spec = dataclasses.replace(spec, V=V)
     before = weights(spec)
-    tokenizer, after_spec, after = hf.add_tags(make_tokenizer(), spec, before, seed=5)
+    tokenizer, after_spec, after = tags.add_tags(make_tokenizer(), spec, before, seed=5)
     rows = [257, 258, 259, 260]
     assert tokenizer.convert_tokens_to_ids(list(TAGS)) == rows
     assert set(TAGS) <= set(tokenizer.all_special_tokens)
@@ -285,16 +285,16 @@ def test_tags_become_special_tokens_with_rows_near_the_mean(spec, V):
 
 
 def test_the_seed_of_the_tags_decides_their_rows():
-    row = lambda seed: hf.add_tags(make_tokenizer(), TINY, weights(TINY), seed=seed)[2]["embed"]  # noqa: E731
+    row = lambda seed: tags.add_tags(make_tokenizer(), TINY, weights(TINY), seed=seed)[2]["embed"]  # noqa: E731
     np.testing.assert_array_equal(row(1), row(1))
     assert not np.array_equal(row(1), row(2))
 
 
 def test_tags_that_are_there_are_left(tmp_path):
-    tokenizer, spec, params = hf.add_tags(make_tokenizer(), TINY, weights(TINY), seed=0)
+    tokenizer, spec, params = tags.add_tags(make_tokenizer(), TINY, weights(TINY), seed=0)
     hf.save(tmp_path / "m", spec, params, tokenizer, end_ids=[256], dtype="float32")
     again = hf.load(tmp_path / "m")
-    got = hf.add_tags(again[2], again[0], again[1], seed=9)
+    got = tags.add_tags(again[2], again[0], again[1], seed=9)
     assert len(got[0]) == len(tokenizer) == 261
     assert got[1] == spec
     jax.tree.map(np.testing.assert_array_equal, got[2], params)

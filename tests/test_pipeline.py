@@ -76,19 +76,22 @@ def outcome(workdir):
 def test_a_run_killed_ten_times_ends_as_an_undisturbed_one(tmp_path):
     whole, torn, cache = tmp_path / "whole", tmp_path / "torn", tmp_path / "cache"
     env = environment(cache)
-    start = time.monotonic()
     subprocess.run(command(whole), cwd=ROOT, env=env, check=True)
-    # A second run with warm caches tells how long one takes from here on.
-    shutil.rmtree(whole)
-    start = time.monotonic()
-    subprocess.run(command(whole), cwd=ROOT, env=env, check=True)
-    usual = time.monotonic() - start
+    shutil.rmtree(whole)  # a second run, its programs compiled, tells how long one takes
+    begin = time.monotonic()
+    with subprocess.Popen(command(whole), cwd=ROOT, env=env) as process:
+        while not (whole / "lineage.json").exists():
+            time.sleep(0.02)
+        awake = time.monotonic() - begin
+    assert process.returncode == 0
+    work = time.monotonic() - begin - awake
     draw, kills, interrupted = random.Random(0), 0, set()
     while True:
         process = subprocess.Popen(command(torn), cwd=ROOT, env=env)
         try:
-            # Long enough to get past the start, short enough for ten of them.
-            process.wait(timeout=usual * draw.uniform(0.15, 0.4) if kills < 12 else None)
+            # Pieces so small that ten of them do not make a run.
+            piece = awake + work * draw.uniform(0.01, 0.14)
+            process.wait(timeout=piece if kills < 12 else None)
             break
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)

@@ -105,8 +105,8 @@ def test_accumulation_equals_one_large_batch(loss, batch, micro):
     whole, grads, _ = one_step(loss, batch)
     parts, summed, _ = one_step(loss, batch, micro=micro)
     for name in whole:
-        assert math.isclose(whole[name], parts[name], rel_tol=1e-6, abs_tol=1e-6), name
-    assert_close(grads, summed, 1e-6)
+        assert math.isclose(whole[name], parts[name], rel_tol=1e-5, abs_tol=1e-6), name
+    assert_close(grads, summed, 1e-5)
 
 
 def one_count(loss, batch):

@@ -1,6 +1,5 @@
-"""Hugging Face folders: import, STAIR's tags, export, and the proof that an export is right."""
+"""Hugging Face folders: import, export, and the proof that an export is right."""
 
-import dataclasses
 import importlib.util
 import json
 import logging
@@ -24,7 +23,6 @@ import transformers
 from stair_jax.io import hf_names
 from stair_jax.model import heads, transformer
 from stair_jax.model.spec import Spec
-from stair_jax.text import TAGS
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +33,6 @@ FLOATS = {"F32", "F16", "BF16", "F64"}
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 SHARD_BYTES = 5_000_000_000  # of one exported file, as transformers cuts them
 MAX_POSITIONS = 8192  # of an export that was imported from nowhere
-VOCAB_MULTIPLE = 8  # a grown vocabulary still divides over a tensor axis of 2, 4 or 8
-TAG_NOISE = 0.1  # of the spread of the other rows; ours
 
 
 def resolve(name: Path) -> pathlib.Path:
@@ -200,47 +196,6 @@ def _read(files: Mapping[str, pathlib.Path]) -> Iterator[tuple[pathlib.Path, str
 def _check_shape(where: Any, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if tuple(found) != tuple(expected):
         raise ValueError(f"{where}: {name} has shape {tuple(found)}, expected {tuple(expected)}")
-
-
-def tag(tokenizer: Any, spec: Spec) -> tuple[Spec, list[int]]:
-    """Adds STAIR's tags to a tokenizer as special tokens; returns the sizes then, and new ids.
-
-    Tags that it already has are left as they are.
-    """
-    new = [name for name in TAGS if name not in tokenizer.get_vocab()]
-    if not new:
-        return spec, []
-    extra = {"additional_special_tokens": new}
-    tokenizer.add_special_tokens(extra, replace_extra_special_tokens=False)
-    rows = tokenizer.convert_tokens_to_ids(new)
-    size = spec.V
-    if max(rows) >= size:
-        size = -(-(max(rows) + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    return dataclasses.replace(spec, V=size), rows
-
-
-def add_tags(tokenizer: Any, spec: Spec, params: Params, *, seed: int) -> tuple[Any, Spec, Params]:
-    """Returns a tokenizer that holds STAIR's tags as special tokens, and a model with their rows.
-
-    The rows of a new one (embedding and head) are the mean of the trained rows plus a little
-    noise, whether the vocabulary had spare rows there or must grow. The arguments are not changed,
-    except that `tokenizer` is the one returned.
-    """
-    trained = len(tokenizer)
-    after, rows = tag(tokenizer, spec)
-    if not rows:
-        return tokenizer, spec, params
-    fresh = np.union1d(rows, np.arange(spec.V, after.V))
-    random = np.random.default_rng(seed)
-    grown = dict(params)
-    for name in ("embed",) if spec.tied else ("embed", "head"):
-        old = np.asarray(params[name])
-        table = np.concatenate([old, np.zeros((after.V - spec.V, spec.D), old.dtype)])
-        noise = random.normal(size=(len(fresh), spec.D)) * old[:trained].std() * TAG_NOISE
-        table[fresh] = old[:trained].mean(axis=0, keepdims=True) + noise
-        grown[name] = table
-    log.info("%d tags added as tokens %s, vocabulary %d -> %d", len(rows), rows, spec.V, after.V)
-    return tokenizer, after, grown
 
 
 def save(

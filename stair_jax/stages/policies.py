@@ -10,7 +10,7 @@ import jax
 from stair_jax import mesh as mesh_lib
 from stair_jax import text
 from stair_jax.engine.engine import Engine
-from stair_jax.io import checkpoint, hf
+from stair_jax.io import checkpoint, hf, tags
 from stair_jax.miniature import tokenizer as miniature_tokenizer
 from stair_jax.model import transformer
 from stair_jax.model.spec import Spec
@@ -96,7 +96,7 @@ def frame(run: Run) -> tuple[Spec, text.Codec]:
     c = run.config.model
     if c.checkpoint:
         spec, tokenizer = hf.load_frame(c.checkpoint)
-        spec, _ = hf.tag(tokenizer, spec)
+        spec, _ = tags.tag(tokenizer, spec)
     else:
         tokenizer = miniature_tokenizer.build()
         spec = Spec(
@@ -112,7 +112,7 @@ def _base(run: Run) -> Policy:
     spec, codec = frame(run)
     if run.config.model.checkpoint:
         plain, params, tokenizer = hf.load(run.config.model.checkpoint)
-        params = hf.add_tags(tokenizer, plain, params, seed=run.config.seed)[2]
+        params = tags.add_tags(tokenizer, plain, params, seed=run.config.seed)[2]
     else:
         draw = jax.jit(functools.partial(transformer.init, spec))
         params = draw(jax.random.key(run.config.seed))
