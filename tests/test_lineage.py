@@ -1,17 +1,10 @@
 import pytest
 
 from stair_jax import config as config_lib
+from stair_jax.io.metrics import Metrics
 from stair_jax.stages.lineage import Lineage, settings_of
-from stair_jax.stages.run import digest_of, locked
-
-
-def leaves(c, prefix=""):
-    for name, value in c.items():
-        if hasattr(value, "items"):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
+from stair_jax.stages.run import Run, digest_of, locked, need_disk
+from tests.test_config import keys
 
 STAGES = ("sft", "search", "pairs", "dpo", "evaluate", "export")
 # Which stage is run, where it lies, how it is watched, and how work is laid out.
@@ -25,7 +18,7 @@ RUN_ONLY = {
 def test_every_setting_guards_some_result_or_is_known_to_move_none():
     c = config_lib.default()
     guarded = {key for stage in STAGES for key in settings_of(c, stage)}
-    assert guarded == set(leaves(c)) - RUN_ONLY
+    assert guarded == set(keys(c)) - RUN_ONLY
 
 
 def test_a_changed_setting_is_refused_by_name(tmp_path):
@@ -68,3 +61,16 @@ def test_digests_tell_content_and_names_apart():
     trees = [{"x": a}, {"y": a}, {"x": b}, {"x": a, "y": b}, "text", "texts"]
     assert len({digest_of(tree) for tree in trees}) == len(trees)
     assert digest_of({"x": a}) == digest_of({"x": a.copy()})
+
+
+def test_checkpoints_that_do_not_fit_the_disk_are_refused_before_any_work(tmp_path, monkeypatch):
+    import shutil
+    import types
+
+    lineage = Lineage(tmp_path / "lineage.json")
+    run = Run(config_lib.default(), tmp_path, lineage, Metrics(tmp_path))
+    free = types.SimpleNamespace(free=36 * 10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    need_disk(run, "sft", 10**9)  # 12 bytes a parameter, two kept and one being written
+    with pytest.raises(ValueError, match=r"36\.0 GB free, the checkpoints of stage dpo need 36\.1 GB"):  # fmt: skip  # noqa: E501
+        need_disk(run, "dpo", 10**9 + 3 * 10**6)

@@ -131,3 +131,13 @@ def test_qwen3_must_state_its_head_dim():
 def test_a_spec_that_no_family_has_is_refused(change):
     with pytest.raises(ValueError, match="family"):
         dataclasses.replace(SPECS["llama"], **change)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_the_count_of_parameters_is_that_of_the_arrays(spec):
+    import jax
+
+    from stair_jax.model import transformer
+
+    shapes = jax.eval_shape(lambda key: transformer.init(spec, key), jax.random.key(0))
+    assert spec.parameters == sum(x.size for x in jax.tree.leaves(shapes))

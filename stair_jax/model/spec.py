@@ -59,6 +59,14 @@ class Spec:
         """Query heads per kv head."""
         return self.N // self.K
 
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, a tied head counted once."""
+        attention = 2 * self.D * self.H * (self.N + self.K)
+        biases = self.H * (self.N + 2 * self.K) * self.qkv_bias + 2 * self.H * self.qk_norm
+        layer = attention + biases + 3 * self.D * self.F + 2 * self.D
+        return self.L * layer + self.V * self.D * (1 if self.tied else 2) + self.D
+
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> "Spec":
         """Returns the sizes of a Hugging Face `config.json`, of transformers 4 or 5 style.

@@ -5,7 +5,7 @@ from stair_jax.config import DpoConfig
 from stair_jax.io import data
 from stair_jax.records import Pair, Response
 from stair_jax.stages import policies
-from stair_jax.stages.run import Run, digest_of, train_config
+from stair_jax.stages.run import Run, digest_of, need_disk, train_config
 from stair_jax.stages.sft import report_dropped
 from stair_jax.train import logprobs, loop
 from stair_jax.train.logprobs import Scorer
@@ -18,6 +18,7 @@ def run(run: Run, number: int) -> None:
     above = policies.artefact_of(parent)
     run.begin(name, "dpo", (*((above,) if above else ()), f"round-{number}/pairs"))
     policy, config = policies.load(run, parent), train_config(run.config, "dpo")
+    need_disk(run, "dpo", policy.spec.parameters)
     loss_config, stage = DpoConfig.of(run.config.dpo), f"round-{number}/dpo"
     folder = run.round_dir(number) / "pairs"
     pairs = records.read_jsonl(folder / "pairs.jsonl", Pair)

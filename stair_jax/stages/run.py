@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import shutil
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -74,6 +75,24 @@ def digest_of(tree: Any) -> str:
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()[:32]
+
+
+def need_disk(run: Run, stage: str, parameters: int) -> None:
+    """Refuses a training stage whose checkpoints would not fit the disk.
+
+    A checkpoint holds weights and two moments in float32; one more than are kept is written
+    before the oldest goes.
+
+    Raises:
+      ValueError: with what is needed and what is free, in GB.
+    """
+    needed = 12 * parameters * (run.config[stage].train.keep + 1)
+    free = shutil.disk_usage(run.workdir).free
+    if needed > free:
+        raise ValueError(
+            f"config.workdir: {run.workdir} has {free / 1e9:.1f} GB free, the checkpoints of stage"
+            f" {stage} need {needed / 1e9:.1f} GB (lower config.{stage}.train.keep?)"
+        )
 
 
 @contextlib.contextmanager

@@ -1,12 +1,15 @@
 """Stage search: prompts in, one search tree each out."""
 
+import collections
 import logging
+import pathlib
 import time
 
 from stair_jax import records
 from stair_jax.config import RewardConfig, SearchConfig
+from stair_jax.io import progress
 from stair_jax.miniature import verifier
-from stair_jax.records import Tree
+from stair_jax.records import Prompt, Tree
 from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import Judge, RuleJudge, VerifierJudge
 from stair_jax.search import driver, official
@@ -28,42 +31,48 @@ def run(run: Run, number: int) -> None:
     have = {tree.prompt.id for tree in records.read_jsonl(path, Tree)} if path.exists() else set()
     every = prompts.for_round(run.config, number)
     left = [prompt for prompt in every if prompt.id not in have]
-    if left:
-        _grow(run, number, parent, left, path, len(have))
+    passed_over, session = _grow(run, number, parent, left, path, len(have)) if left else ({}, {})
     trees = sorted(records.read_jsonl(path, Tree), key=lambda tree: tree.prompt.id)
     if run.config.search.export_official:
         records.write_json(folder / "official.json", [official.to_official(t) for t in trees])
+    # Sums over all trees, whichever session grew them; only what a clock says is this session's.
+    totals = sum((collections.Counter(tree.counters) for tree in trees), collections.Counter())
+    run.metrics.rewind(name, -1)
+    run.metrics.log(
+        name, len(trees), totals | session | {"trees": len(trees), "passed_over": len(passed_over)}
+    )
     content = "\n".join(repr(tree.nodes) for tree in trees)
-    run.lineage.finish(name, digest_of(content), trees=len(trees))
+    run.lineage.finish(name, digest_of(content), trees=len(trees), passed_over=passed_over)
 
 
-def _grow(run: Run, number: int, parent: str, left, path, have: int) -> None:
-    policy = policies.load(run, parent)
+def _grow(
+    run: Run, number: int, parent: str, left: list[Prompt], path: pathlib.Path, have: int
+) -> tuple[dict[str, str], dict[str, float]]:
+    """Grows and appends the trees that are missing.
+
+    Returns why prompts were passed over, by id, and what the engine did in this session.
+    """
+    policy, stage = policies.load(run, parent), f"round-{number}/search"
     config = SearchConfig.of(run.config.search)
-    engine, start = policies.engine_for(run, policy), time.perf_counter()
-    totals: dict[str, float] = {}
-    stage = f"round-{number}/search"
+    engine, start, grown = policies.engine_for(run, policy), time.perf_counter(), 0
+    with progress.line(stage, have + len(left)) as show:
 
-    def on_tree(tree: Tree) -> None:
-        records.append_jsonl(path, tree)
-        for key, value in tree.counters.items():
-            totals[key] = totals.get(key, 0) + value
-        totals["trees"] = totals.get("trees", 0) + 1
+        def on_tree(tree: Tree) -> None:
+            nonlocal grown
+            records.append_jsonl(path, tree)
+            grown += 1
+            show(have + grown, f"{engine.counters['delivered']} tokens")
 
-    passed_over = driver.grow(
-        left, engine=engine, judge=judge_of(config), codec=policy.codec, config=config,
-        reward=Reward(config.reward, RewardConfig.of(run.config.reward)), seed=run.config.seed,
-        on_tree=on_tree,
-    )  # fmt: skip
+        passed_over = driver.grow(
+            left, engine=engine, judge=judge_of(config), codec=policy.codec, config=config,
+            reward=Reward(config.reward, RewardConfig.of(run.config.reward)),
+            seed=run.config.seed, on_tree=on_tree,
+        )  # fmt: skip
     for prompt_id, reason in passed_over.items():
         log.warning("%s: prompt %s passed over: %s", stage, prompt_id, reason)
     seconds = time.perf_counter() - start
-    hour = {"trees_per_hour": 3600 * totals.get("trees", 0) / seconds, "seconds": seconds}
-    counters = {f"engine/{key}": value for key, value in engine.counters.items()}
-    run.metrics.log(
-        stage, have + int(totals.get("trees", 0)),
-        totals | counters | hour | {"passed_over": len(passed_over)},
-    )  # fmt: skip
+    session = {f"engine/{name}": float(count) for name, count in engine.counters.items()}
+    return passed_over, session | {"seconds": seconds, "trees_per_hour": 3600 * grown / seconds}
 
 
 def judge_of(config: SearchConfig) -> Judge:

@@ -4,7 +4,7 @@ import logging
 
 from stair_jax.io import data
 from stair_jax.stages import policies, prompts
-from stair_jax.stages.run import Run, digest_of, train_config
+from stair_jax.stages.run import Run, digest_of, need_disk, train_config
 from stair_jax.train import loop
 from stair_jax.train.logprobs import Scorer
 from stair_jax.train.losses import Sft
@@ -16,6 +16,7 @@ def run(run: Run) -> None:
     """Trains the base model on the teacher rows, on their responses only."""
     run.begin("sft", "sft")
     base, config = policies.load(run, "base"), train_config(run.config, "sft")
+    need_disk(run, "sft", base.spec.parameters)
     rows = data.sft_examples(prompts.for_sft(run.config), base.codec)
     batches = data.SftData(
         rows, buckets=config.buckets, batch=config.batch, seed=run.config.seed,

@@ -1,10 +1,8 @@
 """The loop around the step: resume, feed, log, save, stop."""
 
-import contextlib
-import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -12,6 +10,7 @@ import numpy as np
 
 from stair_jax import records
 from stair_jax.config import TrainConfig
+from stair_jax.io import progress
 from stair_jax.io.checkpoint import Checkpoints, Fingerprint
 from stair_jax.io.metrics import Metrics
 from stair_jax.train import optimizer
@@ -98,7 +97,7 @@ def fit(
     tx, marks = AdamW.of(config), fingerprint(config, loss, data) | dict(more or {})
     params = step_lib.on_mesh(params, mesh)
     saves = Checkpoints(folder, keep=config.keep, fingerprint=marks)
-    with jax.set_mesh(mesh), saves, _progress(stage, steps) as show:
+    with jax.set_mesh(mesh), saves, progress.line(stage, steps) as show:
         start = saves.latest or 0
         if start:
             state = _restore(saves, start, step_lib.abstract(params, tx, mesh))
@@ -129,7 +128,7 @@ class _Log:
     """Metrics of the step before, so that the host never waits for the step just dispatched."""
 
     def __init__(self, stage: str, data: Data, metrics: Metrics, folder: pathlib.Path,
-                 show: Callable[[int, float], None]):  # fmt: skip
+                 show: progress.Show):  # fmt: skip
         self.stage, self.data, self.metrics, self.folder = stage, data, metrics, folder
         self.show = show
         self._waiting: tuple[int, Any, dict[str, float], int] | None = None
@@ -156,7 +155,7 @@ class _Log:
         speed = {"positions_per_s": positions / (now - self._clock)}
         self._clock = now
         self.metrics.log(self.stage, step + 1, out | more | speed)
-        self.show(step + 1, out["loss"])
+        self.show(step + 1, f"loss {out['loss']:.4f}")
 
     def _stop(self, step: int, out: dict[str, float]) -> None:
         """Writes the rows of a bad batch and raises."""
@@ -167,19 +166,3 @@ class _Log:
             f"expected finite numbers; the batch's rows are in {path}, the last good weights in "
             f"{self.folder}"
         )
-
-
-@contextlib.contextmanager
-def _progress(stage: str, steps: int) -> Iterator[Callable[[int, float], None]]:
-    """Yields `show(step, loss)`: a progress line on a terminal, nothing elsewhere."""
-    from rich import console, progress  # only the loop draws
-
-    out = console.Console(stderr=True)
-    columns = (
-        progress.TextColumn("{task.description}"), progress.BarColumn(),
-        progress.MofNCompleteColumn(), progress.TextColumn("loss {task.fields[loss]:.4f}"),
-        progress.TimeRemainingColumn(),
-    )  # fmt: skip
-    with progress.Progress(*columns, console=out, disable=not out.is_terminal) as bar:
-        task = bar.add_task(stage, total=steps, loss=math.nan)
-        yield lambda step, loss: bar.update(task, completed=step, loss=loss)
