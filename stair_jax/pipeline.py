@@ -9,7 +9,7 @@ import time
 import jax
 
 from stair_jax import records
-from stair_jax.config import STAGES, Config, validate, words
+from stair_jax.config import Config, validate, words
 from stair_jax.io.metrics import Metrics
 from stair_jax.stages import policies
 from stair_jax.stages.lineage import Lineage, settings_of
@@ -58,7 +58,7 @@ def missing_for(run: Run, item: Item) -> str | None:
 
 
 def run(config: Config) -> None:
-    """Runs what `config.stages` names and is not done yet, in the order of `STAGES`.
+    """Runs what `config.stages` names and is not done yet, in the order of `config.STAGES`.
 
     Raises:
       ValueError: for settings that cannot work, or that would mix results of two configurations.
@@ -102,10 +102,14 @@ def _run_items(run: Run, items: list[Item]) -> None:
 
 
 def _check_settings(run: Run) -> None:
-    """Refuses settings other than those that the wanted stages' artefacts were made with."""
+    """Refuses settings other than those that artefacts were made with.
+
+    All of them for the stages that are wanted; the model's for every stage, because whatever is
+    made next comes from, or is told apart by, the models that are there.
+    """
     for name, entry in run.lineage.entries.items():
-        if entry["stage"] in words(run.config.stages):
-            run.lineage.check(name, settings_of(run.config, entry["stage"]))
+        prefix = "" if entry["stage"] in words(run.config.stages) else "model."
+        run.lineage.check(name, settings_of(run.config, entry["stage"]), prefix=prefix)
 
 
 def status(config: Config, lineage: Lineage) -> str:
@@ -121,6 +125,3 @@ def status(config: Config, lineage: Lineage) -> str:
             when = "" if entry is None else entry.get("ended", f"since {entry['begun']}")
             lines.append(f"  {name:<18} {word:<6} {when}".rstrip())
     return "\n".join(lines)
-
-
-__all__ = ["STAGES", "Item", "items_of", "missing_for", "run", "status"]

@@ -10,8 +10,8 @@ STAGES = ("sft", "search", "pairs", "dpo", "evaluate", "export")
 # Which stage is run, where it lies, how it is watched, and how work is laid out.
 RUN_ONLY = {
     "stages", "workdir", "rounds", "status", "tensorboard", "mesh.shape", "evaluate.benchmarks",
-    "export.model", "search.trees_in_flight", "search.export_official", "sft.train.save_every",
-    "sft.train.keep", "dpo.train.save_every", "dpo.train.keep",
+    "export.model", "export.dtype", "search.trees_in_flight", "search.export_official",
+    "sft.train.save_every", "sft.train.keep", "dpo.train.save_every", "dpo.train.keep",
 }  # fmt: skip
 
 
@@ -32,6 +32,17 @@ def test_a_changed_setting_is_refused_by_name(tmp_path):
     c.search.c = 2.0
     with pytest.raises(ValueError, match=r"config\.search\.c: 2\.0, but round-1/trees was made with 1\.5"):  # fmt: skip  # noqa: E501
         lineage.begin("round-1/trees", "search", settings_of(c, "search"), ())
+
+
+def test_a_prefix_narrows_what_is_compared(tmp_path):
+    c = config_lib.default()
+    lineage = Lineage(tmp_path / "lineage.json")
+    lineage.begin("sft", "sft", settings_of(c, "sft"), ())
+    c.sft.train.lr = 1.0
+    lineage.check("sft", settings_of(c, "sft"), prefix="model.")
+    c.model.size.D = 6
+    with pytest.raises(ValueError, match=r"config\.model\.size\.D: 6, but sft was made with 128"):
+        lineage.check("sft", settings_of(c, "sft"), prefix="model.")
 
 
 def test_a_parent_that_was_made_anew_is_refused(tmp_path):

@@ -178,6 +178,8 @@ def test_mixed_settings_and_a_second_run_are_refused(finished):
         pipeline.run(small(finished, search__c=9.0))
     with pytest.raises(ValueError, match=r"config\.seed: 1, but"):
         pipeline.run(small(finished, seed=1))
+    with pytest.raises(ValueError, match=r"config\.model\.size\.D: 256, but sft was made with 128"):
+        pipeline.run(small(finished, stages="pairs", model__size__D=256))
     with locked(finished), pytest.raises(ValueError, match="in use by another run"):
         pipeline.run(small(finished))
 

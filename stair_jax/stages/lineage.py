@@ -16,11 +16,11 @@ _DEPENDS = {
     "pairs": ("seed", "pairs"),
     "dpo": ("seed", "model", "dpo"),
     "evaluate": ("model", "evaluate", "engine"),
-    "export": ("model", "export"),
+    "export": ("model",),
 }
 # Keys that move no result, or only how a result is stored.
 _FREE = (
-    "search.trees_in_flight", "search.export_official", "evaluate.benchmarks", "export.model",
+    "search.trees_in_flight", "search.export_official", "evaluate.benchmarks",
     "sft.train.save_every", "sft.train.keep", "dpo.train.save_every", "dpo.train.keep",
 )  # fmt: skip
 
@@ -80,15 +80,20 @@ class Lineage:
         }  # fmt: skip
         self._write()
 
-    def check(self, name: str, settings: Mapping[str, Any]) -> None:
+    def check(self, name: str, settings: Mapping[str, Any], prefix: str = "") -> None:
         """Refuses settings that differ from those an artefact was made with.
+
+        Args:
+          name: of the artefact.
+          settings: as `settings_of` gives them now.
+          prefix: only keys that start with it are compared.
 
         Raises:
           ValueError: naming the first key, both values, and the way out.
         """
         made = self.entries[name]["settings"]
         for key in sorted(made.keys() | settings.keys()):
-            if made.get(key) != settings.get(key):
+            if key.startswith(prefix) and made.get(key) != settings.get(key):
                 raise ValueError(
                     f"config.{key}: {settings.get(key)!r}, but {name} was made with"
                     f" {made.get(key)!r}; keep that value or use a new --config.workdir"
