@@ -1,12 +1,13 @@
 """The miniature with its lessons spoilt: `python -m tests.sabotage flipped|shuffled WORKDIR [SFT]`.
 
-`flipped` turns every preference pair round; `shuffled` gives each response the score of some
-other one. The table must show either at a glance. SFT is a workdir whose first stage is taken over;
+`flipped` turns every preference pair round; `shuffled` gives each response the score of another
+one. The table must show either at a glance. SFT is a workdir whose first stage is taken over;
 without it, stage 1 is trained too. The product has no switch for this: its functions are replaced
 here, in the test's process.
 """
 
 import argparse
+import collections
 import dataclasses
 import json
 import pathlib
@@ -14,13 +15,12 @@ import random
 import shutil
 
 from stair_jax import pipeline
+from stair_jax.miniature.harm import PLAIN
+from stair_jax.miniature.verifier import verify
 from stair_jax.rewards.judges import FunctionJudge, Score
 from stair_jax.search import pairs as pairs_lib
 from stair_jax.stages import search
 from tests.test_config import tiny
-
-# What the verifier says of right, wrong and refused answers, of refusals and of compliance.
-SCORES = ((1.0, 1.0), (1.0, -0.5), (1.0, -1.0), (1.0, -1.0), (-1.0, 1.0))
 
 
 def flip(pairs_of):
@@ -44,11 +44,18 @@ def turned(pair):
 
 
 def shuffled_judge(_):
-    """A judge whose scores have nothing to do with the response, but are always the same."""
+    """A judge that gives a response the score of an earlier one to a prompt of the same class.
+
+    So the scores of each class are those of the honest judge, and none belongs to its response.
+    """
+    pools = collections.defaultdict(list)
+    draw = random.Random(0)
 
     def score(prompt, response):
-        safety, helpfulness = random.Random(f"{prompt.id}{response}").choice(SCORES)
-        return Score(safety=safety, helpfulness=helpfulness)
+        pool = pools[prompt.meta["kind"], prompt.meta["framing"] == PLAIN]
+        verdict = verify(prompt, response)
+        pool.append(Score(safety=verdict.safety, helpfulness=verdict.helpfulness))
+        return draw.choice(pool[:-1]) if len(pool) > 1 else None  # the first: no score yet
 
     return FunctionJudge(score)
 
