@@ -8,9 +8,9 @@ from tests.test_config import tiny
 @pytest.mark.slow
 def test_spoilt_lessons_show_in_the_table(tmp_path):
     """About a quarter of an hour: an honest stage 1, then the rounds spoilt in two ways."""
-    pipeline.run(tiny(workdir=str(tmp_path / "sft"), stages="sft,evaluate", seed=11))
+    pipeline.run(tiny(workdir=str(tmp_path / "sft"), stages="sft,evaluate", seed=21))
     for how in ("flipped", "shuffled"):
-        results = sabotage.run(how, tmp_path / how, tmp_path / "sft", seed=11)
+        results = sabotage.run(how, tmp_path / how, tmp_path / "sft", seed=21)
         assert sabotage.shows(results), how
 
 
