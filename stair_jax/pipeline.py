@@ -9,11 +9,12 @@ import time
 import jax
 
 from stair_jax import records
-from stair_jax.config import Config, validate, words
+from stair_jax.config import Config, words
 from stair_jax.io.metrics import Metrics
 from stair_jax.stages import policies
 from stair_jax.stages.lineage import Lineage, settings_of
 from stair_jax.stages.run import Run, locked
+from stair_jax.validate import validate
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from stair_jax.config import (
     RewardConfig,
     SearchConfig,
     TrainConfig,
-    validate,
 )
+from stair_jax.validate import validate
 
 FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -109,6 +109,16 @@ BAD = [
     ({"search__top_p": 0.0}, r"config\.search: expected"),
     ({"search__temperature": -1.0}, r"config\.search: expected"),
     ({"reward__F": "cubic"}, r"config\.reward\.F"),
+    (
+        {"reward__k1": 2.0},
+        r"config\.reward\.k1: 2\.0 would be ignored, it needs",
+    ),
+    (
+        {"reward__c2": 0.0, "search__reward": "outcome"},
+        r"config\.reward\.c2: 0\.0 would be ignored",
+    ),
+    ({"search__prior": "uniform"}, r"config\.search\.prior: 'uniform' would be ignored"),
+    ({"pairs__max_good_bad_ratio": 2}, r"config\.pairs\.max_good_bad_ratio: 2 would be ignored"),
     ({"engine__dtype": "int8"}, r"config\.engine\.dtype"),
     ({"engine__slots": -1}, r"config\.engine\.slots"),
     ({"mesh__shape": (1, 2)}, r"config\.mesh\.shape"),
@@ -133,6 +143,19 @@ def test_a_bad_setting_is_refused_in_one_line_that_names_it(changes, message):
     with pytest.raises(ValueError, match=message) as error:
         validate(tiny(**changes))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reward__k1": 2.0, "search__reward": "safe-constraint"},
+        {"reward__c2": 0.0},
+        {"search__prior": "uniform", "search__score": "pucb"},
+        {"pairs__max_good_bad_ratio": 2, "pairs__terminal_only": True},
+    ],
+)
+def test_a_setting_counts_under_the_one_that_it_needs(changes):
+    validate(tiny(**changes))
 
 
 def test_the_verifier_knows_the_miniature_only():
