@@ -163,7 +163,7 @@ def test_trees_pairs_and_lineage_hang_together(finished):
 
 
 @pytest.mark.slow
-def test_a_finished_run_started_again_redoes_nothing(finished, caplog):
+def test_a_finished_run_started_again_redoes_nothing(finished):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("trees.jsonl")}
     lineage = (finished / "lineage.json").read_text()
     c = small(finished, stages="sft,search,pairs,dpo")
