@@ -133,6 +133,8 @@ def _add_engine_and_pairs(c: Config) -> None:
     e.chunk = 8  # tokens decoded between two looks of the host
     e.prefill_rows = 8  # prompts computed together
     e.dtype = "auto"  # of the KV pool and the engine's weights, as compute_dtype
+    e.attention = "auto"  # of decoding: views (of pages, for CPUs), xla, pallas
+    e.share_prefix = "auto"  # siblings read what they share once: on, off; auto: on with pallas
 
     p = c.pairs = ml_collections.ConfigDict()
     p.min_value_gap = 0.5  # v0: value(chosen) - value(rejected) must exceed it (release)
@@ -284,6 +286,8 @@ class EngineConfig(Section):
     chunk: int
     prefill_rows: int
     dtype: str  # "auto" resolved
+    attention: str = "auto"
+    share_prefix: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,12 @@ def make(shape: Sequence[int], devices: Sequence[Any] | None = None) -> jax.shar
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=used)
 
 
+def replicas(mesh: jax.sharding.Mesh) -> list[jax.sharding.Mesh]:
+    """Returns a mesh of shape (1, 1, tensor) for every place on the data and fsdp axes."""
+    rows = mesh.devices.reshape(-1, 1, 1, mesh.shape["tensor"])
+    return [jax.sharding.Mesh(row, AXES, axis_types=(AxisType.Auto,) * len(AXES)) for row in rows]
+
+
 def spec(*axes: str | None, rules: Rules = RULES) -> PartitionSpec:
     """Returns the mesh axes of logical axis names, one name per array dimension."""
     return PartitionSpec(*(a if a is None else rules[a] for a in axes))

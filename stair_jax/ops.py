@@ -9,11 +9,18 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
+
+from stair_jax.kernels import (
+    paged_attention as paged_kernel,  # pyright: ignore[reportAttributeAccessIssue]
+)
 
 log = logging.getLogger(__name__)
 
 ATTENTION = ("auto", "xla", "cudnn")
+PAGED = ("auto", "xla", "pallas")
+NO_KEYS = paged_kernel.EMPTY  # the log-sum-exp of attention over no keys
+merge_attention = paged_kernel.merge
 
 
 def matmul(x: Float[Array, "..."], w: Float[Array, "..."], *, over: int = 1) -> jax.Array:
@@ -57,7 +64,7 @@ def attention(
     refusal = _cudnn_refusal(q.dtype, causal, q.shape[-1])
     if implementation == "auto":
         implementation = "xla" if refusal else "cudnn"
-        _say_once(implementation, refusal)
+        _say_once("attention", implementation, refusal)
     elif implementation == "cudnn" and refusal:
         raise ValueError(f"attention 'cudnn' cannot run here: {refusal}")
     if implementation == "cudnn":
@@ -79,8 +86,52 @@ def _cudnn_refusal(dtype: jnp.dtype, causal: bool, head_dim: int) -> str:
 
 
 @functools.cache
-def _say_once(choice: str, refusal: str) -> None:
-    log.info("attention auto: %s%s", choice, f" (not cudnn: {refusal})" if refusal else "")
+def _say_once(what: str, choice: str, refusal: str) -> None:
+    log.info("%s auto: %s%s", what, choice, f" ({refusal})" if refusal else "")
+
+
+def paged_attention(
+    q: Float[Array, "R K M H"],
+    k: Float[Array, "L P K Z H"],
+    v: Float[Array, "L P K Z H"],
+    layer: Int[Array, ""] | int,
+    table: Int[Array, "R W"],
+    length: Int[Array, " R"],
+    *,
+    scale: float,
+    implementation: str,
+) -> tuple[Float[Array, "R K M H"], Float[Array, "R K M"]]:
+    """Returns attention of M queries a row and kv head over the row's pages, and its log-sum-exp.
+
+    All queries of a row see its first `length` tokens; a row without any gets zeros and `NO_KEYS`.
+
+    Args:
+        k: keys of the whole pool; a layer of it is never copied. So is `v`.
+        table: page ids; the token at position p lies in page table[p // Z] at p % Z.
+        implementation: "xla" runs everywhere; "pallas" is fused, for a GPU. See `paged_choice`.
+    """
+    body = {"xla": paged_kernel.reference, "pallas": paged_kernel.paged_attention}[implementation]
+    return body(q, k, v, layer, table, length, scale=scale)
+
+
+def paged_choice(implementation: str) -> str:
+    """Returns the implementation of paged attention that runs here: "xla" or "pallas".
+
+    "auto" takes "pallas" where it can run, else "xla", and logs the choice once.
+
+    Raises:
+        ValueError: an unknown implementation, or one that cannot run here.
+    """
+    if implementation not in PAGED:
+        raise ValueError(f"attention {implementation!r} is unknown, expected one of {PAGED}")
+    backend = jax.default_backend()
+    refusal = "" if backend == "gpu" else f"pallas needs a GPU, found {backend}"
+    if implementation == "auto":
+        implementation = "xla" if refusal else "pallas"
+        _say_once("paged attention", implementation, refusal)
+    elif implementation == "pallas" and refusal:
+        raise ValueError(f"attention 'pallas' cannot run here: {refusal}")
+    return implementation
 
 
 def _xla(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -14,6 +14,8 @@ _CHOICES = {
     "model.compute_dtype": ("auto", "float32", "bfloat16"),
     "model.template": ("", "llama3", "chatml"),
     "engine.dtype": ("auto", "float32", "bfloat16"),
+    "engine.attention": ("auto", "views", "xla", "pallas"),
+    "engine.share_prefix": ("auto", "on", "off"),
     "export.dtype": ("auto", "float32", "bfloat16"),
     "evaluate.search": ("greedy",),
     "evaluate.split": ("test", "dev"),

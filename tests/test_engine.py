@@ -7,8 +7,9 @@ import pytest
 
 from stair_jax import mesh as mesh_lib
 from stair_jax.config import EngineConfig
-from stair_jax.engine.engine import Engine, key_of, page_count
-from stair_jax.engine.request import GREEDY, Request, Sampling
+from stair_jax.engine.device import page_count
+from stair_jax.engine.engine import Engine
+from stair_jax.engine.request import GREEDY, Request, Sampling, key_of
 from stair_jax.model import heads, transformer
 from stair_jax.model.spec import Spec
 
@@ -38,7 +39,7 @@ def make(params, mesh=None, **change):
 def ask(engine, ids, name: int | str = 0, stop="never", max_tokens=12, sampling=GREEDY):
     return Request(
         id=name, prefix=engine.root(ids), key=("k", name), stop=stop, max_tokens=max_tokens,
-        sampling=sampling,
+        sampling=sampling, logps=True,
     )  # fmt: skip
 
 
@@ -240,7 +241,7 @@ def test_sizes_change_the_work_and_not_the_tokens(params, change):
 
 def test_the_dtype_reaches_the_pool_and_the_logits(params):
     a, b = make(params), make(params, dtype="bfloat16")
-    assert b._pool.k.dtype == jnp.bfloat16
+    assert b._device._pool.k.dtype == jnp.bfloat16
     first, second = (e.generate([ask(e, PROMPTS[3])])[0].logps for e in (a, b))
     assert first[:3] != second[:3]
     np.testing.assert_allclose(first[:3], second[:3], atol=0.2)
@@ -272,9 +273,9 @@ def test_an_engine_on_a_mesh_gives_the_same_tokens_and_log_probs(params, shape):
     mesh = mesh_lib.make(shape)
     alone, spread = make(params), make(params, mesh=mesh)
     heads_split = shape[2] == 2  # two kv heads do not divide over four: replicated
-    assert spread._pool.k.sharding.is_fully_replicated != heads_split
+    assert spread._device._pool.k.sharding.is_fully_replicated != heads_split
     if shape[2] > 1:
-        assert not spread._params["layers"]["wq"].sharding.is_fully_replicated
+        assert not spread._device._params["layers"]["wq"].sharding.is_fully_replicated
     results = [e.generate([ask(e, p, i, "end", 9, WARM) for i, p in enumerate(PROMPTS)])
                for e in (alone, spread)]  # fmt: skip
     for a, b in zip(*results, strict=True):

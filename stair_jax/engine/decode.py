@@ -1,73 +1,78 @@
 """The engine's device programs: extend, decode a chunk, copy pages. All of fixed shape.
 
-Shape letters: B slots  W pages per slot  N tokens of a chunk  C columns of the packed state
-  R rows computed together  T prompt tokens of this call  V vocabulary  E stop sets
+Shape letters: B slots  R requests at hand  W pages per request  N tokens of a chunk
+  X prompts computed together  T prompt tokens of this call  V vocabulary  E stop sets
+  A slots loaded together
+A chunk is handed more requests than there are slots: the first B rows are what the slots run, the
+others wait, and a slot that ends takes up the next of them without a word from the host.
 """
 
+import collections
 import dataclasses
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from flax import struct
 
+from stair_jax.engine import batch as batch_lib
 from stair_jax.engine import sampling
-from stair_jax.model import heads
-from stair_jax.model.cache import KVPool, Rows
+from stair_jax.engine.batch import Batch
+from stair_jax.model import heads, views
+from stair_jax.model.cache import Fresh, KVPool, Rows
 from stair_jax.model.transformer import Decoder
+from stair_jax.model.views import Views
 
-NO_TOKEN = -1
+NO_TOKEN = NO_ROW = -1
+_LEAST_TAKEN, _SHARE_TAKEN = 4, 16  # slots taken up a step: at least four, or a sixteenth of all
 
-
-@dataclasses.dataclass
-class Slots:
-    """What the host says of each slot at the start of a chunk: arrays of [B], numpy on the host."""
-
-    last: Any  # int32: token that is fed next; it has no keys in the pool yet
-    length: Any  # int32: tokens with keys in the pool
-    made: Any  # int32: new tokens so far, the counter of the random draws
-    limit: Any  # int32: new tokens at most
-    active: Any  # int32: 0 or 1
-    stop: Any  # int32: index of the stop set
-    top_k: Any  # int32
-    key: Any  # uint32 [B, 2]
-    temperature: Any  # float32
-    top_p: Any  # float32
-
-    @classmethod
-    def empty(cls, count: int) -> "Slots":
-        """Returns `count` idle slots."""
-        ints = {f.name: np.zeros(count, np.int32) for f in dataclasses.fields(cls)}
-        floats = {name: np.ones(count, np.float32) for name in ("temperature", "top_p")}
-        return cls(**(ints | floats | {"key": np.zeros((count, 2), np.uint32)}))
-
-    def pack(self, table: np.ndarray) -> np.ndarray:
-        """Returns [B, C] int32, bit for bit: one transfer a chunk in place of eleven."""
-        columns = [getattr(self, f.name) for f in dataclasses.fields(self)]
-        wide = [c[:, None] if c.ndim == 1 else c for c in columns]
-        return np.concatenate([c.view(np.int32) for c in wide] + [table], axis=1)
+traces: collections.Counter[str] = collections.Counter()  # of each program: JAX compiles as often
 
 
-def _unpack(packed: jax.Array) -> tuple[Slots, jax.Array]:
-    """Inverse of `Slots.pack` on the device."""
-    take = lambda i, dtype: jax.lax.bitcast_convert_type(packed[:, i], dtype)  # noqa: E731
-    key_B2 = jnp.stack([take(7, jnp.uint32), take(8, jnp.uint32)], axis=1)
-    slots = Slots(
-        *(packed[:, i] for i in range(7)), key=key_B2, temperature=take(9, jnp.float32),
-        top_p=take(10, jnp.float32),
-    )  # fmt: skip
-    return slots, packed[:, 11:]
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a decoding program is compiled for, beside its shapes."""
+
+    decoder: Decoder
+    chunk: int  # N
+    vocab: int  # tokens that may be drawn, the ids below it; an embedding can have spare rows
+    candidates: int  # see `sampling.draw`
+    logps: bool  # whether log-probs are wanted
 
 
-def _apply(
-    decoder: Decoder, params: Any, tokens: jax.Array, pool: KVPool, rows: Rows
-) -> tuple[jax.Array, KVPool]:
-    """Returns hidden states and the grown pool; Flax itself does not say what `apply` returns."""
-    return decoder.apply({"params": params}, tokens, pool, rows)  # pyright: ignore[reportReturnType]
+@struct.dataclass
+class Chunk:
+    """What a chunk gives back."""
+
+    tokens: Any  # [R, N] int32, NO_TOKEN past what a request got
+    logps: Any  # [R, N] float32; zeros where the plan wants none
+    row: Any  # [B] int32, the request that each slot runs; NO_ROW for none
+    steps: Any  # [] int32
 
 
-@partial(jax.jit, static_argnames="decoder", donate_argnames="pool")
+@struct.dataclass
+class _State:
+    """The loop's state; a slot's `row` says which request it runs, or ran last."""
+
+    step: Any  # [] int32
+    waiting: Any  # [] int32, the next request that no slot has taken up
+    going: Any  # [B] bool
+    row: Any  # [B] int32
+    last: Any  # [B] int32, the token that is fed next
+    length: Any  # [B] int32, tokens with keys
+    made: Any  # [B] int32, new tokens
+    cache: Any
+    tokens: Any  # [R, N] int32
+    logps: Any  # [R, N] float32
+
+
+def _apply(decoder: Decoder, params: Any, tokens: jax.Array, cache: Any, rows: Rows) -> Any:
+    """Returns hidden states and the grown cache; Flax itself does not say what `apply` returns."""
+    return decoder.apply({"params": params}, tokens, cache, rows)
+
+
+@partial(jax.jit, static_argnames=("decoder", "fresh"), donate_argnames="pool")
 def extend(
     params: Any,
     pool: KVPool,
@@ -77,71 +82,141 @@ def extend(
     table: jax.Array,
     *,
     decoder: Decoder,
+    fresh: bool,
 ) -> KVPool:
-    """Returns the pool with the keys of `tokens` [R, T], the `count` [R] left ones of each row.
+    """Returns the pool with the keys of `tokens` [X, T], the `count` [X] left ones of each row.
 
     The pool is donated. Nothing is sampled: a sequence's last token is fed by `decode_chunk`.
-    """
-    rows = Rows(table, length, count)
-    return _apply(decoder, params, tokens, pool, rows)[1]
-
-
-@partial(
-    jax.jit,
-    static_argnames=("decoder", "chunk", "candidates", "vocab"),
-    donate_argnames="pool",
-)
-def decode_chunk(
-    params: Any,
-    pool: KVPool,
-    packed: jax.Array,
-    stops: jax.Array,
-    *,
-    decoder: Decoder,
-    chunk: int,
-    candidates: int,
-    vocab: int,
-) -> tuple[KVPool, jax.Array, jax.Array]:
-    """Decodes up to `chunk` tokens in every active slot; the pool is donated.
 
     Args:
-      packed: `Slots.pack`, [B, C] int32.
-      stops: [E, V] bool, the stop sets; a slot ends after a token of its own, or at its limit.
-      candidates: see `sampling.draw`.
-      vocab: tokens that may be drawn, the ids below it; an embedding can have spare rows.
-
-    Returns:
-      (pool, tokens [B, N] int32 with NO_TOKEN where a slot was idle, log-probs [B, N] float32).
+      length: [X] int32, tokens that have keys already.
+      fresh: whether none of the rows has; they need not look into the pool then.
     """
-    spec, (slots, table) = decoder.spec, _unpack(packed)
-    spare_1V = (jnp.arange(spec.V) >= vocab)[None]
+    traces["extend"] += 1
+    cache, rows = Fresh(pool) if fresh else pool, Rows(table, length, count)
+    cache = _apply(decoder, params, tokens, cache, rows)[1]
+    return cache.pool if fresh else cache
 
-    def more(carry):
-        step, active, *_ = carry
-        return (step < chunk) & active.any()
 
-    def one(carry):
-        step, active, last, length, made, pool, out, logps = carry
-        rows = Rows(table, length, active.astype(jnp.int32))
-        hidden_B1D, pool = _apply(decoder, params, last[:, None], pool, rows)
-        logits_BV = heads.logits(params, hidden_B1D[:, 0], spec)
-        token, logp = sampling.draw(
-            jnp.where(spare_1V, -jnp.inf, logits_BV), slots.key, made, slots.temperature,
-            slots.top_k, slots.top_p, candidates=candidates,
-        )  # fmt: skip
-        out = out.at[:, step].set(jnp.where(active, token, NO_TOKEN))
-        logps = logps.at[:, step].set(jnp.where(active, logp, 0.0))
-        count = active.astype(jnp.int32)
-        length, made = length + count, made + count
-        going = active & ~stops[slots.stop, token] & (made < slots.limit)
-        return step + 1, going, jnp.where(active, token, last), length, made, pool, out, logps
+@partial(jax.jit, static_argnames="plan", donate_argnames="cache")
+def decode_chunk(
+    params: Any,
+    cache: Any,
+    packed: jax.Array,
+    table: jax.Array,
+    stops: jax.Array,
+    patience: jax.Array,
+    *,
+    plan: Plan,
+) -> tuple[Any, Chunk]:
+    """Decodes up to `plan.chunk` steps; the cache is donated.
 
-    shape = (packed.shape[0], chunk)
-    start = (
-        jnp.int32(0), slots.active > 0, slots.last, slots.length, slots.made, pool,
-        jnp.full(shape, NO_TOKEN, jnp.int32), jnp.zeros(shape, jnp.float32),
+    Ends early where no request waits and more than `patience` slots have ended theirs.
+
+    Args:
+      cache: `Views` or `Groups` over the pool.
+      packed: rows of `batch.row`, [R, C] int32; row b < B is what slot b runs.
+      table: [R, W] int32, the requests' pages.
+      stops: [E, V] bool, the stop sets; a request ends after a token of its own, or at its limit.
+      patience: [] int32.
+    """
+    traces["decode_chunk"] += 1
+    batch = batch_lib.unpack(packed)
+    R, B = packed.shape[0], _slots(cache, packed)
+    state = _State(
+        step=jnp.int32(0), waiting=jnp.int32(B), going=batch.active[:B] > 0, row=jnp.arange(B),
+        last=batch.last[:B], length=batch.length[:B], made=batch.made[:B], cache=cache,
+        tokens=jnp.full((R, plan.chunk), NO_TOKEN, jnp.int32),
+        logps=jnp.zeros((R, plan.chunk), jnp.float32),
     )  # fmt: skip
-    return jax.lax.while_loop(more, one, start)[-3:]
+    end = (batch.active > 0).sum(where=jnp.arange(R) >= B) + B
+    enough = state.going.sum() - patience
+
+    def more(state):
+        busy = state.going.sum()
+        return (state.step < plan.chunk) & (busy > 0) & ((state.waiting < end) | (busy >= enough))
+
+    def step(state):
+        # Slots take up requests last: before the pool is written, XLA would copy it to read it.
+        state = _one(state, batch, params, table, stops, plan)
+        return _take_up(state, batch, table, end) if R > B else state
+
+    state = jax.lax.while_loop(more, step, state)
+    row = jnp.where(state.going, state.row, NO_ROW)
+    return state.cache, Chunk(state.tokens, state.logps, row, state.step)
+
+
+def _slots(cache: Any, packed: jax.Array) -> int:
+    """Returns B: views know it; without them all requests at hand run."""
+    return cache.k[0].shape[0] if isinstance(cache, Views) else packed.shape[0]
+
+
+def _take_up(state: _State, batch: Batch, table: jax.Array, end: jax.Array) -> _State:
+    """Gives idle slots the next requests, as long as there are any; a few slots a step."""
+    B = state.row.shape[0]
+    few = min(B, max(_LEAST_TAKEN, B // _SHARE_TAKEN))
+    rank_B = jnp.cumsum(~state.going) - 1
+    new_B = ~state.going & (rank_B < jnp.minimum(few, end - state.waiting))
+    row_B = jnp.where(new_B, state.waiting + rank_B, state.row)
+
+    def pick(column_R, old_B):
+        return jnp.where(new_B, column_R[row_B], old_B)
+
+    slot_A = jnp.nonzero(new_B, size=few, fill_value=B)[0]
+    table_AW = table[row_B.at[slot_A].get(mode="clip")]
+    return dataclasses.replace(
+        state,
+        waiting=state.waiting + new_B.sum(),
+        going=state.going | new_B,
+        row=row_B,
+        last=pick(batch.last, state.last),
+        length=pick(batch.length, state.length),
+        made=pick(batch.made, state.made),
+        cache=views.load(state.cache, state.cache.pool, slot_A, table_AW),
+    )
+
+
+def _one(
+    state: _State, batch: Batch, params: Any, table: jax.Array, stops: jax.Array, plan: Plan
+) -> _State:
+    """Draws one token in every slot that runs a request."""
+    spec, row_B, going_B = plan.decoder.spec, state.row, state.going
+    rows = Rows(table[row_B], state.length, going_B.astype(jnp.int32))
+    hidden_B1D, cache = _apply(plan.decoder, params, state.last[:, None], state.cache, rows)
+    logits_BV = heads.logits(params, hidden_B1D[:, 0], spec)
+    spare_1V = (jnp.arange(spec.V) >= plan.vocab)[None]
+    logits_BV = jnp.where(spare_1V, -jnp.inf, logits_BV)
+    temperature_B = batch.temperature[row_B]
+    token_B = sampling.draw(
+        logits_BV, batch.key[row_B], state.made, temperature_B, batch.top_k[row_B],
+        batch.top_p[row_B], batch.min_p[row_B], candidates=plan.candidates,
+    )  # fmt: skip
+    count_B = going_B.astype(jnp.int32)
+    # A request's column is its count of tokens in this chunk; an idle slot's is out of range.
+    at = (row_B, jnp.where(going_B, state.made - batch.made[row_B], plan.chunk))
+    logps = state.logps
+    if plan.logps:
+        logp_B = sampling.logp_of(logits_BV, token_B, temperature_B)
+        logps = logps.at[at].set(logp_B, mode="drop")
+    made_B = state.made + count_B
+    return dataclasses.replace(
+        state,
+        step=state.step + 1,
+        going=going_B & ~stops[batch.stop[row_B], token_B] & (made_B < batch.limit[row_B]),
+        last=jnp.where(going_B, token_B, state.last),
+        length=state.length + count_B,
+        made=made_B,
+        cache=cache,
+        tokens=state.tokens.at[at].set(token_B, mode="drop"),
+        logps=logps,
+    )
+
+
+@partial(jax.jit, donate_argnames="shown")
+def load_views(shown: Views, pool: KVPool, slot: jax.Array, table: jax.Array) -> Views:
+    """Returns `views.load`; the views are donated, the pool is not."""
+    traces["load_views"] += 1
+    return views.load(shown, pool, slot, table)
 
 
 @partial(jax.jit, donate_argnames="pool")
@@ -150,6 +225,7 @@ def copy_pages(pool: KVPool, source: jax.Array, target: jax.Array) -> KVPool:
 
     A target outside the pool is passed over. The pool is donated.
     """
+    traces["copy_pages"] += 1
 
     def copy(x):
         return x.at[:, target].set(x.at[:, source].get(mode="clip"), mode="drop")

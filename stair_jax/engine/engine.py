@@ -1,23 +1,26 @@
-"""Continuous batching over a fixed number of slots, with prefixes computed once and forked."""
+"""Continuous batching over a fixed number of slots, with prefixes computed once and forked.
+
+A request waits in the queue; gets pages and waits at hand (`_ready`) or in a slot; runs; ends.
+What runs and what is at hand goes to the device for a chunk of steps, in which a slot that ends
+takes up the next request at hand by itself.
+"""
 
 import collections
-import contextlib
-import dataclasses
-import hashlib
-from collections.abc import Collection, Hashable, Mapping, Sequence
+import time
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from stair_jax import mesh as mesh_lib
 from stair_jax.config import EngineConfig
-from stair_jax.engine import decode, sampling
+from stair_jax.engine import batch, decode
+from stair_jax.engine.device import Device, Wanted, block_of, free_bytes, page_count
 from stair_jax.engine.pages import OutOfPages, Pages
-from stair_jax.engine.request import Prefix, Request, Result
+from stair_jax.engine.request import Prefix, Request, Result, Sampling, generate
+from stair_jax.engine.runs import Run
 from stair_jax.engine.sequences import Held, Store
-from stair_jax.model import cache, transformer
+from stair_jax.engine.siblings import Siblings
 from stair_jax.model.spec import Spec
 
 COUNTERS = (
@@ -25,21 +28,14 @@ COUNTERS = (
     "decoded",  # tokens drawn, those of preempted requests included
     "prefilled",  # tokens whose keys were computed without drawing
     "reused",  # tokens whose keys a request found computed
-    "chunks", "steps", "evicted", "preempted",
+    "preempted", "preempted_tokens",  # requests sent back, and what they had drawn
+    "chunks", "steps",
+    "busy_slots",  # slot-steps that drew a token
+    "idle_slots",  # slot-steps that did not, for want of requests
+    "overshoot",  # slot-steps that did not, though requests waited for the chunk to end
+    "host_s",  # seconds between chunks
+    "device_s",  # seconds that chunks took
 )  # fmt: skip
-_SHARE = 0.85  # of a device's free memory that the pool takes; the rest is for temporaries
-_HOST_BYTES = 2**30  # of the pool where the device does not say what it has
-_BLOCKS = (16, 32, 64, 128, 256)  # prompt tokens of one call: the smallest that fits, or the last
-
-
-@dataclasses.dataclass
-class _Running:
-    """A request in a slot."""
-
-    request: Request
-    pages: list[int]
-    ids: list[int] = dataclasses.field(default_factory=list)
-    logps: list[float] = dataclasses.field(default_factory=list)
 
 
 class Engine:
@@ -55,7 +51,7 @@ class Engine:
       mesh: where the model is to lie; None for the default device.
 
     Raises:
-      ValueError: where the pool cannot hold one full context.
+      ValueError: where the pool cannot hold one full context, or attention cannot run here.
     """
 
     def __init__(
@@ -68,47 +64,57 @@ class Engine:
         vocab: int,
         mesh: jax.sharding.Mesh | None = None,
     ):
-        self.config, self._spec, self._vocab, self._mesh = config, spec, vocab, mesh
-        self._counters = dict.fromkeys(COUNTERS, 0)
-        self._decoder = transformer.Decoder(spec, jnp.dtype(config.dtype))
-        self._width = -(-config.max_context // config.page_size)
-        self._params = self._place_params(params)
-        self._store = Store(Pages(page_count(spec, config, _free_bytes())), config.page_size)
-        self._pool = self._empty_pool()
+        self.config, self._spec = config, spec
+        self._counters: dict[str, int | float] = dict.fromkeys(COUNTERS, 0)
         self._stop_index = {name: i for i, name in enumerate(stops)}
-        self._stops = np.zeros((len(stops), spec.V), bool)
-        for row, ids in zip(self._stops, stops.values(), strict=True):
+        self._stop_sets = {name: frozenset(ids) for name, ids in stops.items()}
+        table = np.zeros((len(stops), spec.V), bool)
+        for row, ids in zip(table, stops.values(), strict=True):
             row[sorted(ids)] = True
-        self._slots = decode.Slots.empty(config.slots)
-        self._table = np.zeros((config.slots, self._width), np.int32)
-        self._running: dict[int, _Running] = {}  # by slot, the youngest last
+        count = page_count(spec, config, free_bytes(mesh))
+        self._store = Store(Pages(count), config.page_size)
+        self._device = Device(
+            spec, params, config=config, stops=table, vocab=vocab, pages=count, mesh=mesh
+        )
         self._queue: collections.deque[Request] = collections.deque()
+        self._ready: collections.deque[Run] = collections.deque()  # for slots that end in a chunk
+        self._slots: list[Run | None] = [None] * config.slots
+        self._unseen: list[int] = []  # slots whose requests the device's views do not show yet
+        self._begun = 0
+        self._short = False  # of pages, when requests were last admitted
+        self._chunk: decode.Chunk | None = None  # under way
+        self._at_hand: list[Run | None] = []  # in it, by row
         self._done: list[Result] = []
-
-    def _place_params(self, params: Any) -> Any:
-        """Returns the parameters in the engine's dtype, on its mesh."""
-        dtype = jnp.dtype(self.config.dtype)
-        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
-        return self._spread(params, transformer.logical_axes(self._spec))
-
-    def _empty_pool(self) -> cache.KVPool:
-        """Returns a pool of zeros, split over kv heads where the mesh divides them."""
-        pool = cache.empty_pool(
-            self._spec, pages=len(self._store.pages.owners), page_size=self.config.page_size,
-            dtype=jnp.dtype(self.config.dtype),
-        )  # fmt: skip
-        return self._spread(pool, cache.KVPool(k=cache.POOL_AXES, v=cache.POOL_AXES))
-
-    def _spread(self, tree: Any, axes: Any) -> Any:
-        if self._mesh is None:
-            return tree
-        rules = mesh_lib.ENGINE_RULES
-        return jax.device_put(tree, mesh_lib.shardings(axes, self._mesh, tree, rules=rules))
+        self._clock, self._traces = time.perf_counter(), decode.traces.total()
 
     @property
-    def counters(self) -> Mapping[str, int]:
-        """What has been done so far; the names are explained at `COUNTERS`."""
-        return self._counters | {"evicted": self._store.evicted}
+    def counters(self) -> Mapping[str, int | float]:
+        """What has been done so far; the names are explained at `COUNTERS`.
+
+        Besides: `evicted` sequences, `pages_high_water`, and `compiles`: the engines' programs that
+        JAX has compiled since this engine was made.
+        """
+        return self._counters | {
+            "evicted": self._store.evicted,
+            "pages_high_water": self._store.pages.high_water,
+            "compiles": decode.traces.total() - self._traces,
+        }
+
+    @property
+    def hungry(self) -> bool:
+        """True where more requests would keep more slots busy."""
+        waiting = len(self._queue) + len(self._ready)
+        return not self._short and waiting < max(self._device.waiting_rows, self.config.slots // 4)
+
+    @property
+    def idle(self) -> bool:
+        """True where no request is queued or running."""
+        return not (self._queue or self._ready or any(self._slots))
+
+    def compile(self, samplings: Sequence[Sampling], *, logps: bool = False) -> None:
+        """Compiles all that requests with these samplings can need, so that none waits for it."""
+        kinds = {Wanted.of([s], logps=logps, vocab=self._spec.V) for s in samplings}
+        self._device.compile(sorted(kinds, key=str))
 
     def root(self, ids: Sequence[int]) -> Prefix:
         """Returns a new sequence; its keys are computed when it is first continued.
@@ -138,10 +144,35 @@ class Engine:
 
     def step(self) -> None:
         """Admits what fits and decodes one chunk."""
+        self.start()
+        self.finish()
+
+    def start(self) -> None:
+        """Admits what fits and starts a chunk, without waiting for it."""
+        if self._chunk is not None:
+            raise RuntimeError("engine: a chunk is under way, finish it first")
         self._admit()
         self._reserve()
-        if self._running:
+        if any(self._slots):
             self._decode()
+
+    @property
+    def under_way(self) -> bool:
+        """True between `start` and `finish`, where there was something to do."""
+        return self._chunk is not None
+
+    @property
+    def ready(self) -> bool:
+        """True where `finish` would not wait."""
+        return self._chunk is None or self._chunk.steps.is_ready()
+
+    def finish(self) -> None:
+        """Waits for the chunk under way, if there is one, and takes up its results."""
+        if self._chunk is None:
+            return
+        chunk, self._chunk = jax.device_get(self._chunk), None
+        self._lap("device_s")
+        self._take_up(chunk)
 
     def collect(self) -> list[Result]:
         """Returns the requests finished since the last call."""
@@ -150,178 +181,200 @@ class Engine:
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """Returns the results of all requests, in their order."""
-        for request in requests:
-            self.submit(request)
-        found: dict[Hashable, Result] = {}
-        while len(found) < len(requests):
-            self.step()
-            found |= {result.id: result for result in self.collect()}
-        return [found[request.id] for request in requests]
+        return generate(self, requests)
 
     def release(self, prefix: Prefix) -> None:
         """Gives a sequence back; requests that still run on it finish all the same."""
         self._store.release(self._store.held(prefix))
 
     def cancel(self, request_id: Hashable) -> None:
-        """Forgets a queued or running request; it gives no result."""
+        """Forgets a queued, running or uncollected request; it gives no result."""
+        self.finish()
         for request in [r for r in self._queue if r.id == request_id]:
             self._queue.remove(request)
             self._store.leave(_held(request))
-        for slot in [s for s, run in self._running.items() if run.request.id == request_id]:
-            run = self._vacate(slot)
-            self._store.pages.drop(run.pages)
+        for run in [run for run in self._runs() if run.request.id == request_id]:
+            self._withdraw(run)
             self._store.leave(_held(run.request))
+        for result in [r for r in self._done if r.id == request_id]:
+            self._done.remove(result)
+            self.release(result.prefix)
 
-    @property
-    def idle(self) -> bool:
-        """True where no request is queued or running."""
-        return not self._queue and not self._running
+    def _runs(self) -> Iterator[Run]:
+        """Returns the requests that have pages, the oldest in their slots first."""
+        yield from (run for run in self._slots if run is not None)
+        yield from self._ready
+
+    def _lap(self, counter: str) -> None:
+        now = time.perf_counter()
+        self._counters[counter] += now - self._clock
+        self._clock = now
 
     # Admission
 
     def _admit(self) -> None:
-        """Gives free slots to the oldest requests, as far as pages reach."""
-        free = [s for s in range(self.config.slots) if s not in self._running]
-        batch: list[Request] = []
-        while self._queue and len(batch) < len(free):
+        """Gives pages to the oldest requests, as far as slots, rows and pages reach."""
+        free = [slot for slot, run in enumerate(self._slots) if run is None]
+        room = len(free) + self._device.waiting_rows - len(self._ready)
+        requests: list[Request] = []
+        while self._queue and len(requests) < room:
             request = self._queue.popleft()
             if self._room(request) > 0:
-                batch.append(request)
+                requests.append(request)
             else:
                 self._deliver(request, [], [], Held(request.prefix.ids), stopped=False)
-        ready = self._compute([_held(request) for request in batch])
+        sequences = [_held(request) for request in requests]
         started, copies = 0, []
-        for slot, request in zip(free, batch[:ready], strict=False):
-            sources = [_held(r) for r in batch[: started + 1]]
+        for index in range(self._compute(sequences)):
             # Keys computed a moment ago may have been evicted again for an older request.
-            if not sources[-1].computed:
+            if not sequences[index].computed:
                 break
             try:
-                pages, copy = self._store.fork(sources[-1], pinned=sources)
+                pages, copy = self._store.fork(sequences[index], pinned=sequences[: index + 1])
             except OutOfPages:
                 break
-            self._occupy(slot, request, pages)
+            self._ready.append(self._begin(requests[index], pages))
             copies += [copy] if copy else []
             started += 1
-        self._queue.extendleft(reversed(batch[started:]))
-        self._copy(copies)
+        self._short = started < len(requests)
+        self._queue.extendleft(reversed(requests[started:]))
+        self._device.copy(copies)
+        for slot in free[: len(self._ready)]:
+            self._slots[slot] = self._ready.popleft()
+            self._unseen.append(slot)
 
     def _room(self, request: Request) -> int:
         return min(request.max_tokens, self.config.max_context - len(request.prefix.ids))
 
-    def _occupy(self, slot: int, request: Request, pages: list[int]) -> None:
-        sequence, s, how = _held(request), self._slots, request.sampling
-        self._running[slot] = _Running(request, pages)
-        s.last[slot], s.length[slot] = sequence.ids[-1], sequence.wanted
-        s.made[slot], s.limit[slot], s.active[slot] = 0, self._room(request), 1
-        s.stop[slot], s.key[slot] = self._stop_index[request.stop], key_of(request.key)
-        s.temperature[slot], s.top_k[slot], s.top_p[slot] = how.temperature, how.top_k, how.top_p
-        self._counters["reused"] += sequence.wanted
+    def _begin(self, request: Request, pages: list[int]) -> Run:
+        """Returns the run of a request that has got its pages."""
+        self._begun += 1
+        self._counters["reused"] += _held(request).wanted
+        stop, limit = self._stop_index[request.stop], self._room(request)
+        return Run.of(request, pages, stop=stop, limit=limit, age=self._begun)
 
-    def _copy(self, copies: list[list[int]]) -> None:
-        if copies:
-            nowhere = len(self._store.pages.owners)
-            pairs = np.full((self.config.slots, 2), nowhere, np.int32)
-            pairs[: len(copies)] = copies
-            self._pool = decode.copy_pages(self._pool, pairs[:, 0], pairs[:, 1])
-
-    # Keys of prompts, and of sequences that lost theirs
-
-    def _compute(self, batch: list[Held]) -> int:
+    def _compute(self, sequences: list[Held]) -> int:
         """Computes missing keys; returns how many sequences, from the first on, now have them."""
-        groups: dict[int, list[Held]] = collections.defaultdict(list)
-        ready = len(batch)
-        for index, sequence in enumerate(batch):
+        missing: dict[int, list[Held]] = collections.defaultdict(list)
+        ready = len(sequences)
+        for index, sequence in enumerate(sequences):
             if sequence.computed:
                 continue
             try:
-                pages = self._store.take(self._store.size(sequence.wanted), batch[: index + 1])
+                pages = self._store.take(self._store.size(sequence.wanted), sequences[: index + 1])
             except OutOfPages:
                 ready = index
                 break
             self._store.hold(sequence, pages)
-            groups[next((b for b in _BLOCKS if b >= sequence.wanted), _BLOCKS[-1])].append(sequence)
+            missing[block_of(sequence.wanted)].append(sequence)
         rows = self.config.prefill_rows
-        for block, group in sorted(groups.items()):
-            for start in range(0, len(group), rows):
-                self._extend(group[start : start + rows], block)
+        for _, alike in sorted(missing.items()):
+            for start in range(0, len(alike), rows):
+                some = alike[start : start + rows]
+                self._device.extend([s.ids[:-1] for s in some], [s.pages for s in some])
+                self._counters["prefilled"] += sum(s.wanted for s in some)
         return ready
 
-    def _extend(self, group: list[Held], block: int) -> None:
-        """Computes all but the last token of up to `prefill_rows` sequences, block by block."""
-        rows = self.config.prefill_rows
-        longest = -(-max(s.wanted for s in group) // block) * block
-        ids = np.zeros((rows, longest), np.int32)
-        table, total = np.zeros((rows, self._width), np.int32), np.zeros(rows, np.int32)
-        for row, sequence in enumerate(group):
-            total[row] = sequence.wanted
-            ids[row, : sequence.wanted] = sequence.ids[:-1]
-            table[row, : len(sequence.pages)] = sequence.pages
-        for start in range(0, longest, block):
-            with self._on_mesh():
-                self._pool = decode.extend(
-                    self._params, self._pool, ids[:, start : start + block],
-                    np.minimum(total, start), np.clip(total - start, 0, block), table,
-                    decoder=self._decoder,
-                )  # fmt: skip
-        self._counters["prefilled"] += int(total.sum())
-
-    # Decoding
-
     def _reserve(self) -> None:
-        """Gives every slot pages for the next chunk; under shortage the youngest slot yields."""
-        s = self._slots
-        for slot in list(self._running):
-            while slot in self._running:
-                run = self._running[slot]
-                ahead = min(self.config.chunk, int(s.limit[slot] - s.made[slot]))
-                wanted = self._store.size(int(s.length[slot]) + ahead)
+        """Gives everything at hand pages for a chunk; under shortage the youngest yields."""
+        for run in list(self._runs()):
+            while not run.withdrawn:
+                ahead = min(self.config.chunk, run.limit - len(run.ids))
+                missing = self._store.size(run.length + ahead) - len(run.pages)
                 try:
-                    run.pages += self._store.take(max(0, wanted - len(run.pages)))
-                    self._table[slot, : len(run.pages)] = run.pages
+                    run.pages += self._store.take(max(0, missing))
                     break
                 except OutOfPages:
+                    self._short = True
                     self._preempt()
 
     def _preempt(self) -> None:
         """Sends the youngest request back to the queue, where it will draw the same tokens."""
-        if len(self._running) == 1:
+        runs = list(self._runs())
+        if len(runs) == 1:
             raise RuntimeError("engine: one request alone finds no pages, some were lost")
-        run = self._vacate(next(reversed(self._running)))
-        self._store.pages.drop(run.pages)
+        run = max(runs, key=lambda run: run.age)
+        self._withdraw(run)
         self._queue.appendleft(run.request)
         self._counters["preempted"] += 1
+        self._counters["preempted_tokens"] += len(run.ids)
+
+    def _withdraw(self, run: Run) -> None:
+        """Takes a request out of its slot, or from those at hand, and its pages back."""
+        if run in self._ready:
+            self._ready.remove(run)
+        else:
+            slot = self._slots.index(run)
+            self._slots[slot] = None
+            self._unseen = [s for s in self._unseen if s != slot]
+        self._store.pages.drop(run.pages)
+        run.withdrawn = True
+
+    # Decoding
 
     def _decode(self) -> None:
-        s, active = self._slots, self._slots.active > 0
-        candidates = sampling.candidates_for(
-            s.temperature[active], s.top_k[active], s.top_p[active], self._spec.V
-        )
-        with self._on_mesh():
-            self._pool, *out = decode.decode_chunk(
-                self._params, self._pool, s.pack(self._table), self._stops, decoder=self._decoder,
-                chunk=self.config.chunk, candidates=candidates, vocab=self._vocab,
-            )  # fmt: skip
-        tokens, logps = jax.device_get(out)
-        self._counters["chunks"] += 1
-        self._counters["steps"] += int((tokens != decode.NO_TOKEN).any(axis=0).sum())
-        for slot in list(self._running):
-            count = int((tokens[slot] != decode.NO_TOKEN).sum())
-            self._advance(slot, tokens[slot, :count].tolist(), logps[slot, :count].tolist())
+        """Starts a chunk with all that is at hand."""
+        slots, device = self.config.slots, self._device
+        self._at_hand = [*self._slots, *self._ready]
+        runs = [run for run in self._at_hand if run is not None]
+        running = slots - self._slots.count(None)
+        if device.widen(max(len(run.pages) for run in runs), idle=running == len(self._unseen)):
+            self._unseen = [slot for slot, run in enumerate(self._slots) if run is not None]
+        packed = np.zeros((slots + device.waiting_rows, len(batch.COLUMNS)), np.int32)
+        table = np.zeros((len(packed), device.width), np.int32)
+        for row, run in enumerate(self._at_hand):
+            if run is not None:
+                packed[row] = run.columns
+                table[row, : len(run.pages)] = run.pages
+        device.load(self._unseen, table[self._unseen])
+        self._unseen = []
+        wanted = Wanted.of(
+            list({run.request.sampling for run in runs}), vocab=self._spec.V,
+            logps=any(run.request.logps for run in runs),
+        )  # fmt: skip
+        siblings = self._siblings(table) if device.shares else None
+        own = table if siblings is None else siblings.own
+        self._lap("host_s")
+        self._chunk = device.decode(packed, own, siblings, wanted)
 
-    def _advance(self, slot: int, tokens: list[int], logps: list[float]) -> None:
-        """Takes up a slot's new tokens, and delivers the request where it has ended."""
-        run, s, count = self._running[slot], self._slots, len(tokens)
-        run.ids += tokens
-        run.logps += logps
-        self._counters["decoded"] += count
-        s.last[slot] = run.ids[-1]
-        s.length[slot] += count
-        s.made[slot] += count
-        stopped = bool(self._stops[s.stop[slot], run.ids[-1]])
-        if stopped or s.made[slot] >= s.limit[slot]:
-            self._vacate(slot)
-            used = self._store.size(int(s.length[slot]))
+    def _siblings(self, table: np.ndarray) -> Siblings:
+        """Groups the slots by what their requests share, as far as its keys are in the pool."""
+
+        def common(run: Run | None) -> tuple[Hashable, int] | None:
+            if run is None or run.request.group is None:
+                return None
+            return run.request.group, min(run.request.shared, run.length)
+
+        shared = [common(run) for run in self._slots]
+        return Siblings.of(shared, table, self.config.page_size)
+
+    def _take_up(self, chunk: decode.Chunk) -> None:
+        """Takes up what a chunk drew, and who is in which slot now."""
+        counts = (chunk.tokens != decode.NO_TOKEN).sum(axis=1).tolist()
+        steps, busy = int(chunk.steps), sum(counts)
+        self._counters["chunks"] += 1
+        self._counters["steps"] += steps
+        self._counters["decoded"] += busy
+        self._counters["busy_slots"] += busy
+        unused = steps * self.config.slots - busy
+        self._counters["overshoot" if self._queue else "idle_slots"] += unused
+        rows = chunk.row.tolist()
+        self._slots = [None if row == decode.NO_ROW else self._at_hand[row] for row in rows]
+        for row, run in enumerate(self._at_hand):
+            if run is not None and counts[row]:
+                tokens = chunk.tokens[row, : counts[row]].tolist()
+                self._advance(run, tokens, chunk.logps[row, : counts[row]].tolist())
+        started = {id(run) for run in self._slots}
+        self._ready = collections.deque(
+            run for run in self._ready if not run.ids and id(run) not in started
+        )
+
+    def _advance(self, run: Run, tokens: list[int], logps: list[float]) -> None:
+        """Takes up a request's new tokens, and delivers it where it has ended."""
+        run.grow(tokens, logps)
+        stopped = run.ids[-1] in self._stop_sets[run.request.stop]
+        if stopped or len(run.ids) >= run.limit:
+            used = self._store.size(run.length)
             self._store.pages.drop(run.pages[used:])
             sequence = Held(run.request.prefix.ids + tuple(run.ids))
             self._store.hold(sequence, run.pages[:used])
@@ -341,50 +394,7 @@ class Engine:
         self._done.append(result)
         self._store.leave(_held(request))
 
-    def _vacate(self, slot: int) -> _Running:
-        self._slots.active[slot] = 0
-        return self._running.pop(slot)
-
-    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
-
 
 def _held(request: Request) -> Held:
     assert isinstance(request.prefix, Held)  # `submit` has checked
     return request.prefix
-
-
-def key_of(parts: tuple[int | str, ...]) -> np.ndarray:
-    """Returns the random key [2] uint32 that a request's `key` stands for."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), np.uint32)
-
-
-def page_count(spec: Spec, config: EngineConfig, free_bytes: int | None = None) -> int:
-    """Returns how many pages the pool has: `pool_bytes`, else four contexts a slot if they fit.
-
-    Args:
-      free_bytes: what the device has left; None where it does not say.
-
-    Raises:
-      ValueError: where that is too few for one context and a page to fork.
-    """
-    context = -(-config.max_context // config.page_size)
-    page_bytes = 2 * spec.L * config.page_size * spec.K * spec.H * jnp.dtype(config.dtype).itemsize
-    budget = _HOST_BYTES if free_bytes is None else int(free_bytes * _SHARE)
-    count = config.pool_bytes // page_bytes
-    if not config.pool_bytes:
-        count = min(4 * config.slots * context, budget // page_bytes)
-    if count < context + 1:
-        raise ValueError(
-            f"config.engine.pool_bytes: {config.pool_bytes or budget} bytes hold {count} pages of"
-            f" {page_bytes} bytes, expected at least {context + 1} for one context"
-        )
-    return count
-
-
-def _free_bytes() -> int | None:
-    """Returns what the first device has left, None where it keeps no count (CPUs)."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    limit = stats.get("bytes_limit")
-    return None if limit is None else limit - stats.get("bytes_in_use", 0)

@@ -1,30 +1,26 @@
 """The paged cache: one pool of key/value pages for all rows and layers.
 
 Shape letters: L layers  P pages in the pool  Z tokens per page  K kv heads  H head dim
-  B rows  T tokens of this call  W pages per row
+  B rows  T tokens of this call  W pages per row  N query heads  S = W Z
 Token at position p of a row lives in page `table[p // Z]`, at offset `p % Z`. A page may stand in
 the tables of many rows: that is how a shared prefix is stored once.
+
+What a decoder can be given as its cache has one method, `attend`: `KVPool`, and `Fresh` for rows
+without a past; to decode, `views.Views` or `groups.Groups`.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
+from stair_jax import ops
 from stair_jax.model.spec import Spec
 
-POOL_AXES = ("layer", "page", "slot", "kv_head", "head")  # logical axes of k and v
-
-
-@struct.dataclass
-class KVPool:
-    """Keys and values of all layers, in pages. Donate it: a step must not copy the pool."""
-
-    k: Any  # [L, P, Z, K, H] array, or what stands for one: shape, sharding, axes
-    v: Any  # [L, P, Z, K, H]
+POOL_AXES = ("layer", "page", "kv_head", "slot", "head")  # logical axes of k and v
 
 
 @struct.dataclass
@@ -36,9 +32,63 @@ class Rows:
     count: Any  # [B] int32 real tokens of this call, at the left of its T
 
 
+@struct.dataclass
+class KVPool:
+    """Keys and values of all layers, in pages. Donate it: a step must not copy the pool.
+
+    A page holds a head's tokens side by side, as attention reads them.
+    """
+
+    BY_LAYER: ClassVar[bool] = False  # whether `attend` wants the layer as a plain number
+
+    k: Any  # [L, P, K, Z, H] array, or what stands for one: shape, sharding, axes
+    v: Any  # [L, P, K, Z, H]
+
+    @property
+    def page_size(self) -> int:
+        """Tokens of a page, Z."""
+        return self.k.shape[3]
+
+    def attend(
+        self,
+        layer: jax.Array | int,
+        rows: Rows,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+    ) -> tuple[Float[Array, "B T N H"], "KVPool"]:
+        """Returns attention over the cached tokens and this call's, and the grown cache."""
+        pool = write(self, layer, rows, k, v)
+        k_BSKH, v_BSKH = read(pool, layer, rows)
+        pos_BT = rows.length[:, None] + jnp.arange(q.shape[1])[None]
+        mask_BTS = jnp.arange(k_BSKH.shape[1])[None, None] <= pos_BT[..., None]
+        k_BSKH, v_BSKH = k_BSKH.astype(q.dtype), v_BSKH.astype(q.dtype)
+        return ops.attention(q, k_BSKH, v_BSKH, mask=mask_BTS, implementation="xla"), pool
+
+
+@struct.dataclass
+class Fresh:
+    """A pool for rows that have nothing cached: what they see is in the call itself."""
+
+    BY_LAYER: ClassVar[bool] = False
+
+    pool: KVPool
+
+    def attend(
+        self,
+        layer: jax.Array | int,
+        rows: Rows,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+    ) -> tuple[Float[Array, "B T N H"], "Fresh"]:
+        """Returns causal attention over this call's tokens, and the grown cache."""
+        return ops.attention(q, k, v, causal=True), Fresh(write(self.pool, layer, rows, k, v))
+
+
 def empty_pool(spec: Spec, *, pages: int, page_size: int, dtype: Any) -> KVPool:
-    """Returns a zeroed pool. On CPU with jax 0.10, bfloat16 scatters are slow: take float32."""
-    shape = (spec.L, pages, page_size, spec.K, spec.H)
+    """Returns a zeroed pool."""
+    shape = (spec.L, pages, spec.K, page_size, spec.H)
     return KVPool(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
@@ -50,14 +100,14 @@ def write(
     v: Float[Array, "B T K H"],
 ) -> KVPool:
     """Returns the pool with the real tokens of one layer stored; padding is dropped."""
-    P, Z = pool.k.shape[1:3]
+    P, Z = pool.k.shape[1], pool.page_size
     step_1T = jnp.arange(k.shape[1])[None]
     pos_BT = rows.length[:, None] + step_1T
     page_BT = jnp.take_along_axis(rows.table, pos_BT // Z, axis=1, mode="clip")
     fits_BT = (step_1T < rows.count[:, None]) & (pos_BT < rows.table.shape[1] * Z)
     # P lies outside the pool, so "drop" skips it; a negative id would count from the end instead.
     page_BT = jnp.where(fits_BT & (page_BT >= 0), page_BT, P)
-    at = (layer, page_BT, pos_BT % Z)
+    at = (layer, page_BT, slice(None), pos_BT % Z)
     return dataclasses.replace(
         pool,
         k=pool.k.at[at].set(k.astype(pool.k.dtype), mode="drop"),
@@ -71,7 +121,10 @@ def read(pool: KVPool, layer: jax.Array | int, rows: Rows) -> tuple[jax.Array, j
     Slots that no token was written to hold anything: the caller masks them by position.
     """
     B, W = rows.table.shape
-    _, _, Z, K, H = pool.k.shape
-    at = (layer, rows.table)
-    k_BWZKH, v_BWZKH = pool.k.at[at].get(mode="clip"), pool.v.at[at].get(mode="clip")
-    return k_BWZKH.reshape(B, W * Z, K, H), v_BWZKH.reshape(B, W * Z, K, H)
+    K, Z, H = pool.k.shape[2:]
+
+    def gathered(x):
+        x_BWKZH = x.at[layer, rows.table].get(mode="clip")
+        return x_BWKZH.swapaxes(2, 3).reshape(B, W * Z, K, H)
+
+    return gathered(pool.k), gathered(pool.v)

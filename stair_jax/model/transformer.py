@@ -18,8 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from stair_jax import mesh, ops
-from stair_jax.model import cache
-from stair_jax.model.cache import KVPool, Rows
+from stair_jax.model.cache import Rows
 from stair_jax.model.spec import Spec
 
 Params = Any  # a plain tree of arrays; those under "layers" have a leading layer axis
@@ -68,7 +67,7 @@ def _declare(module: nn.Module, name: str, shape: Any, axes: tuple[str | None, .
 
 
 class Layer(nn.Module):
-    """One pre-norm block. The carry is (activations, pool); XLA updates the pool in place."""
+    """One pre-norm block. The carry is (activations, cache); XLA updates the cache in place."""
 
     spec: Spec
     dtype: Any
@@ -99,25 +98,24 @@ class Layer(nn.Module):
         return y_BTNH
 
     @nn.compact
-    def __call__(self, carry, layer, rows, cos, sin, mask_BTS):
+    def __call__(self, carry, layer, rows, cos, sin):
         """Returns (the next carry, None), the form that `nn.scan` wants."""
         s = self.spec
-        x_BTD, pool = carry
+        x_BTD, cache = carry
         h_BTD = rms_norm(x_BTD, self.gain("attn_norm", s.D), s.eps)
         q_BTNH = self.project("q", h_BTD, s.N, "q_head")
-        k_BSKH = self.project("k", h_BTD, s.K, "kv_head")
-        v_BSKH = self.project("v", h_BTD, s.K, "kv_head")
+        k_BTKH = self.project("k", h_BTD, s.K, "kv_head")
+        v_BTKH = self.project("v", h_BTD, s.K, "kv_head")
         if s.qk_norm:
             q_BTNH = rms_norm(q_BTNH, self.gain("q_norm", s.H), s.eps)
-            k_BSKH = rms_norm(k_BSKH, self.gain("k_norm", s.H), s.eps)
-        q_BTNH, k_BSKH = rope(q_BTNH, cos, sin), rope(k_BSKH, cos, sin)
-        if pool is not None:  # static: a different program, not a branch
-            pool = cache.write(pool, layer, rows, k_BSKH, v_BSKH)
-            k_BSKH, v_BSKH = cache.read(pool, layer, rows)
-        y_BTNH = ops.attention(
-            q_BTNH, k_BSKH.astype(self.dtype), v_BSKH.astype(self.dtype), mask=mask_BTS,
-            causal=pool is None, implementation=self.attention,
-        )  # fmt: skip
+            k_BTKH = rms_norm(k_BTKH, self.gain("k_norm", s.H), s.eps)
+        q_BTNH, k_BTKH = rope(q_BTNH, cos, sin), rope(k_BTKH, cos, sin)
+        if cache is None:  # static: a different program, not a branch
+            y_BTNH = ops.attention(
+                q_BTNH, k_BTKH, v_BTKH, causal=True, implementation=self.attention
+            )
+        else:
+            y_BTNH, cache = cache.attend(layer, rows, q_BTNH, k_BTKH, v_BTKH)
         wo_NHD = self.weight("wo", (s.N, s.H, s.D), ("q_head", "head", "embed"))
         x_BTD += ops.matmul(y_BTNH, wo_NHD, over=2).astype(self.dtype)
 
@@ -128,11 +126,11 @@ class Layer(nn.Module):
         up_BTF = ops.matmul(h_BTD, w_up_DF).astype(self.dtype)
         w_down_FD = self.weight("w_down", (s.F, s.D), ("ffn", "embed"))
         x_BTD += ops.matmul(nn.silu(gate_BTF) * up_BTF, w_down_FD).astype(self.dtype)
-        return (mesh.constrain(x_BTD, "batch", "time", None), pool), None
+        return (mesh.constrain(x_BTD, "batch", "time", None), cache), None
 
 
 class Decoder(nn.Module):
-    """A Llama-family decoder: tokens in, hidden states out, and the grown pool.
+    """A Llama-family decoder: tokens in, hidden states out, and the grown cache.
 
     `remat="full"` keeps only each layer's input for the backward pass. `attention` is an
     implementation of `ops.attention`.
@@ -145,23 +143,22 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "B T"], pool: KVPool | None = None, rows: Rows | None = None
-    ) -> tuple[Float[Array, "B T D"], KVPool | None]:
-        """Returns hidden states after the final norm, and the pool with the new tokens in it.
+        self, tokens: Int[Array, "B T"], cache: Any = None, rows: Rows | None = None
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Returns hidden states after the final norm, and the cache with the new tokens in it.
 
-        Without a pool: causal over T, where padding at the right changes nothing to its left.
-        With one: `tokens` follow the `rows.length` tokens that each row has cached.
+        Without a cache: causal over T, where padding at the right changes nothing to its left.
+        With one (see `model/cache.py`): `tokens` follow the `rows.length` tokens that each row
+        has cached.
         """
         s, T = self.spec, tokens.shape[1]
         if self.remat not in REMAT:
             raise ValueError(f"remat {self.remat!r} is unknown, expected one of {REMAT}")
-        if (pool is None) != (rows is None):
-            raise ValueError("the decoder wants a pool and rows together, found one of them")
-        pos_RT, mask_BTS = jnp.arange(T)[None], None  # R is 1 where all rows start at 0, else B
-        if pool is not None and rows is not None:
+        if (cache is None) != (rows is None):
+            raise ValueError("the decoder wants a cache and rows together, found one of them")
+        pos_RT = jnp.arange(T)[None]  # R is 1 where all rows start at 0, else B
+        if rows is not None:
             pos_RT = rows.length[:, None] + pos_RT
-            slots = rows.table.shape[1] * pool.k.shape[2]
-            mask_BTS = jnp.arange(slots)[None, None] <= pos_RT[..., None]
         freq_11h = jnp.asarray(rope_frequencies(s))[None, None]
         angle_RT1h = (pos_RT.astype(jnp.float32)[..., None] * freq_11h)[:, :, None]
 
@@ -169,20 +166,36 @@ class Decoder(nn.Module):
         if not s.tied:  # used by heads.logits
             _declare(self, "head", (s.V, s.D), ("vocab", "embed"), _NORMAL)
         x_BTD = mesh.constrain(embed_VD[tokens].astype(self.dtype), "batch", "time", None)
+        angles = jnp.cos(angle_RT1h), jnp.sin(angle_RT1h)
+        if cache is not None and rows is not None and cache.BY_LAYER:
+            x_BTD, cache = self._one_by_one(x_BTD, cache, rows, *angles)
+        else:
+            x_BTD, cache = self._scanned(x_BTD, cache, rows, *angles)
+        norm_D = _declare(self, "norm", (s.D,), (None,), nn.initializers.ones)
+        return rms_norm(x_BTD, norm_D, s.eps), cache
+
+    def _scanned(self, x_BTD: jax.Array, cache: Any, rows: Rows | None, cos: Any, sin: Any) -> Any:
+        """Returns activations and cache after all layers; it declares their parameters."""
+        s = self.spec
         # Unrolled, XLA would see a recomputation as common and undo it: a scan keeps it apart.
         unroll = s.L if s.L <= UNROLL and self.remat == "none" else 1
-        per_layer: Any = (0, *(nn.broadcast,) * 4)  # the layer index; the rest is shared
+        per_layer: Any = (0, *(nn.broadcast,) * 3)  # the layer index; the rest is shared
         layers = nn.scan(
             nn.remat(Layer, prevent_cse=False) if self.remat == "full" else Layer,
             variable_axes={"params": 0}, split_rngs={"params": True},
             in_axes=per_layer, length=s.L, unroll=unroll,
             metadata_params={nn.PARTITION_NAME: "layer"},
         )(s, self.dtype, self.attention, name="layers")  # fmt: skip
-        (x_BTD, pool), _ = layers(
-            (x_BTD, pool), jnp.arange(s.L), rows, jnp.cos(angle_RT1h), jnp.sin(angle_RT1h), mask_BTS
-        )
-        norm_D = _declare(self, "norm", (s.D,), (None,), nn.initializers.ones)
-        return rms_norm(x_BTD, norm_D, s.eps), pool
+        return layers((x_BTD, cache), jnp.arange(s.L), rows, cos, sin)[0]
+
+    def _one_by_one(self, x_BTD: jax.Array, cache: Any, rows: Rows, cos: Any, sin: Any) -> Any:
+        """Returns what `_scanned` does, with layers that are numbers and not traced."""
+        layer, stacked = Layer(self.spec, self.dtype, self.attention), self.variables["params"]
+        carry = x_BTD, cache
+        for i in range(self.spec.L):
+            params = jax.tree.map(lambda x, i=i: x[i], stacked["layers"])
+            carry = layer.apply({"params": params}, carry, i, rows, cos, sin)[0]
+        return carry
 
 
 def _boxed(spec: Spec, key: jax.Array) -> Any:

@@ -10,6 +10,7 @@ import jax
 from stair_jax import mesh as mesh_lib
 from stair_jax import text
 from stair_jax.engine.engine import Engine
+from stair_jax.engine.replicas import Replicas
 from stair_jax.io import checkpoint, hf, tags
 from stair_jax.miniature import tokenizer as miniature_tokenizer
 from stair_jax.model import transformer
@@ -82,13 +83,17 @@ def load(run: Run, name: str) -> Policy:
     return Policy(name, spec, params, codec)
 
 
-def engine_for(run: Run, policy: Policy) -> Engine:
-    """Returns an engine that decodes with a model, on the run's mesh."""
-    return Engine(
-        policy.spec, policy.params, config=engine_config(run.config),
-        stops=policy.codec.stops, vocab=policy.codec.size,
-        mesh=run.mesh if run.mesh.size > 1 else None,
-    )  # fmt: skip
+def engine_for(run: Run, policy: Policy) -> Engine | Replicas:
+    """Returns an engine that decodes with a model: a replica for each data and fsdp index."""
+    what: Any = {
+        "config": engine_config(run.config), "stops": policy.codec.stops,
+        "vocab": policy.codec.size,
+    }  # fmt: skip
+    if run.mesh.size == 1:
+        return Engine(policy.spec, policy.params, **what)
+    if run.mesh.size == run.mesh.shape["tensor"]:
+        return Engine(policy.spec, policy.params, **what, mesh=run.mesh)
+    return Replicas(policy.spec, policy.params, **what, mesh=run.mesh)
 
 
 def frame(run: Run) -> tuple[Spec, text.Codec]:

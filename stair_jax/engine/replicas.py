@@ -1,0 +1,126 @@
+"""Replicas of an engine, each on devices of its own: one queue of trees, no lock-step."""
+
+import collections
+import time
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import Any
+
+from stair_jax import mesh as mesh_lib
+from stair_jax.config import EngineConfig
+from stair_jax.engine.engine import Engine
+from stair_jax.engine.request import Prefix, Request, Result, Sampling, generate
+from stair_jax.model.spec import Spec
+
+PAUSE_S = 0.0002  # between looks at the replicas, while all of them work
+
+
+class Replicas:
+    """Engines that answer as one. A sequence and all that continues it stay on one replica.
+
+    Each has its own pool and queue; `step` lets those work on whose chunk is done, and waits only
+    where none is. A mesh with (data, fsdp, tensor) = (d, f, t) gives d f replicas over t devices.
+
+    Args:
+      mesh: of the run; `config`, `stops` and the other arguments are those of `Engine`, and count
+        for every replica.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        params: Any,
+        *,
+        config: EngineConfig,
+        stops: Mapping[str, Collection[int]],
+        vocab: int,
+        mesh: Any,
+    ):
+        self._engines = [
+            Engine(spec, params, config=config, stops=stops, vocab=vocab, mesh=part)
+            for part in mesh_lib.replicas(mesh)
+        ]
+        self._home: dict[Prefix, Engine] = {}  # of every sequence that is held
+        self._asked: dict[Hashable, Engine] = {}  # of every request without a result
+        self._load: collections.Counter[int] = collections.Counter()  # sequences held, by replica
+
+    @property
+    def counters(self) -> Mapping[str, int | float]:
+        """The sums of the replicas' counters."""
+        total: collections.Counter[str] = collections.Counter()
+        for engine in self._engines:
+            total.update(engine.counters)
+        return total
+
+    @property
+    def hungry(self) -> bool:
+        """True where more requests would keep more slots of some replica busy."""
+        return any(engine.hungry for engine in self._engines)
+
+    @property
+    def idle(self) -> bool:
+        """True where no request is queued or running."""
+        return all(engine.idle for engine in self._engines)
+
+    def compile(self, samplings: Sequence[Sampling], *, logps: bool = False) -> None:
+        """Compiles all that requests with these samplings can need, on every replica."""
+        for engine in self._engines:
+            engine.compile(samplings, logps=logps)
+
+    def root(self, ids: Sequence[int]) -> Prefix:
+        """Returns a new sequence, on the replica that has most to spare; see `Engine.root`."""
+        engine = min(self._engines, key=lambda e: (not e.hungry, self._load[id(e)]))
+        return self._hold(engine.root(ids), engine)
+
+    def submit(self, request: Request) -> None:
+        """Queues a request where its prefix is; see `Engine.submit`."""
+        engine = self._home_of(request.prefix)
+        engine.submit(request)
+        self._asked[request.id] = engine
+
+    def step(self) -> None:
+        """Starts a chunk on every replica that has none under way; takes up those that are done."""
+        for engine in self._engines:
+            if not engine.under_way:
+                engine.start()
+        working = [engine for engine in self._engines if engine.under_way]
+        while working and not any(engine.ready for engine in working):
+            time.sleep(PAUSE_S)
+        for engine in working:
+            if engine.ready:
+                engine.finish()
+
+    def collect(self) -> list[Result]:
+        """Returns the requests finished since the last call."""
+        found = []
+        for engine in self._engines:
+            for result in engine.collect():
+                self._hold(result.prefix, engine)
+                del self._asked[result.id]
+                found.append(result)
+        return found
+
+    def generate(self, requests: Sequence[Request]) -> list[Result]:
+        """Returns the results of all requests, in their order."""
+        return generate(self, requests)
+
+    def release(self, prefix: Prefix) -> None:
+        """Gives a sequence back."""
+        engine = self._home_of(prefix)
+        engine.release(prefix)
+        del self._home[prefix]
+        self._load[id(engine)] -= 1
+
+    def cancel(self, request_id: Hashable) -> None:
+        """Forgets a queued, running or uncollected request; it gives no result."""
+        if (engine := self._asked.pop(request_id, None)) is not None:
+            engine.cancel(request_id)
+
+    def _hold(self, prefix: Prefix, engine: Engine) -> Prefix:
+        self._home[prefix] = engine
+        self._load[id(engine)] += 1
+        return prefix
+
+    def _home_of(self, prefix: Prefix) -> Engine:
+        if prefix not in self._home:
+            raise ValueError("prefix: released already, or not made by this engine")
+        return self._home[prefix]
