@@ -11,6 +11,7 @@ def get_config(arg: str | None = None) -> config.Config:
     a = config.parse_arg(arg, smoke=False)
     c = config.default()
     c.workdir = "runs/tiny"
+    c.mesh.shape = (1, 1, 1)
     c.model.compute_dtype = "float32"
     c.model.size.theta = 100.0  # a context of a hundred tokens: slower waves would carry nothing
     c.data.update(sft_rows=30_000, round_prompts=400)
@@ -25,10 +26,10 @@ def get_config(arg: str | None = None) -> config.Config:
     )  # fmt: skip
     c.search.update(
         iterations=24, top_p=0.95, max_depth=4, max_step_tokens=40, max_rollout_tokens=64,
-        trees_in_flight=96, judge="verifier",
+        judge="verifier",
     )  # fmt: skip
     c.engine.update(
-        slots=128, page_size=8, pool_bytes=200_000_000, max_context=104, prefill_rows=32,
+        slots=48, chunk=16, page_size=8, pool_bytes=100_000_000, max_context=104, prefill_rows=32,
         dtype="float32",
     )  # fmt: skip
     c.pairs.update(min_value_gap=1.0, min_visits=1, max_per_prompt=4)

@@ -36,6 +36,7 @@ def _talk(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.workdir}: no config.json, expected the workdir of a run")
     config = restore(json.loads(path.read_text(encoding="utf-8")))
     config.engine.update(slots=1, prefill_rows=1, pool_bytes=0)
+    config.mesh.replicas = 0
     lineage = Lineage(options.workdir / "lineage.json")
     run = Run(config, options.workdir, lineage, Metrics(options.workdir))
     name = options.model or policies.names(run)[-1]

@@ -25,8 +25,10 @@ def default() -> Config:
     c.workdir = placeholder(str)  # where everything of this run lies
     c.rounds = 3  # K of self-improvement (paper 3.1)
     c.status = False  # print what is done and what is left, and stop
+    c.profile = False  # trace some of the search into workdir/profile, for TensorBoard or Perfetto
     c.mesh = ml_collections.ConfigDict()
     c.mesh.shape = (1, -1, 1)  # devices along data, fsdp, tensor; -1 takes what is left
+    c.mesh.replicas = 0  # of the engine; 0: one a place on data x fsdp, beside one CPU one a core
     _add_model(c)
     _add_data(c)
     _add_training(c)
@@ -112,7 +114,8 @@ def _add_search(c: Config) -> None:
     s.temperature = 1.2  # paper C.1, with top_p and top_k
     s.top_p = 0.9
     s.top_k = 50
-    s.trees_in_flight = 96  # trees grown at once (ours: 1.5 x slots / num_children)
+    s.min_p = 0.0  # least probability of a token, over the likeliest one's; 0: off (ours)
+    s.trees_in_flight = 0  # trees grown at once at most; 0: two for every slot (ours)
     s.judge = "rule"  # "rule": refusal rule, no judge of helpfulness; "verifier": the miniature's
     s.export_official = False  # also write each round's trees in the official file format
 
@@ -130,7 +133,7 @@ def _add_engine_and_pairs(c: Config) -> None:
     e.page_size = 16  # tokens of a page of the KV pool
     e.pool_bytes = 0  # of the KV pool; 0: four contexts a slot, or what the device has left
     e.max_context = 4096  # tokens, prompt and response
-    e.chunk = 8  # tokens decoded between two looks of the host
+    e.chunk = 8  # tokens decoded between two looks of the host, at most
     e.prefill_rows = 8  # prompts computed together
     e.dtype = "auto"  # of the KV pool and the engine's weights, as compute_dtype
     e.attention = "auto"  # of decoding: views (of pages, for CPUs), xla, pallas
@@ -262,6 +265,7 @@ class SearchConfig(Section):
     trees_in_flight: int
     judge: str
     export_official: bool
+    min_p: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

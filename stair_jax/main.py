@@ -8,7 +8,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from stair_jax import pipeline
+from stair_jax import mesh, pipeline
 from stair_jax.train.loop import NonFiniteError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -25,8 +25,10 @@ def main(argv: list[str]) -> None:
     )
     for noisy in ("absl", "orbax", "jax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    config = _CONFIG.value
+    mesh.show_cpus(config.mesh.shape, config.mesh.replicas)
     try:
-        pipeline.run(_CONFIG.value)
+        pipeline.run(config)
     except (ValueError, OSError, NonFiniteError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

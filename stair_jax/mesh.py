@@ -7,10 +7,12 @@ array is replicated along it.
 
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 log = logging.getLogger(__name__)
@@ -51,10 +53,48 @@ def make(shape: Sequence[int], devices: Sequence[Any] | None = None) -> jax.shar
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=used)
 
 
-def replicas(mesh: jax.sharding.Mesh) -> list[jax.sharding.Mesh]:
-    """Returns a mesh of shape (1, 1, tensor) for every place on the data and fsdp axes."""
+def replicas(mesh: jax.sharding.Mesh, count: int) -> list[jax.sharding.Mesh]:
+    """Returns where the engine's replicas lie: meshes of shape (1, 1, tensor).
+
+    There is one for every place on the data and fsdp axes. Beside a mesh of a single CPU there is
+    one on each of `count` CPUs: XLA puts little of a small model's work on more than one core.
+
+    Args:
+      count: what the configuration asks for; 0 leaves it open.
+
+    Raises:
+      ValueError: where that many cannot be had.
+    """
     rows = mesh.devices.reshape(-1, 1, 1, mesh.shape["tensor"])
+    if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
+        devices = jax.local_devices(backend="cpu")
+        count = count or min(cores(), len(devices))
+        if count > len(devices):
+            raise ValueError(f"mesh.replicas: {count}, but JAX shows {len(devices)} CPU devices")
+        rows = np.array(devices[:count]).reshape(-1, 1, 1, 1)
+    elif count not in (0, len(rows)):
+        raise ValueError(f"mesh.replicas: {count}, expected data x fsdp = {len(rows)}, or 0")
     return [jax.sharding.Mesh(row, AXES, axis_types=(AxisType.Auto,) * len(AXES)) for row in rows]
+
+
+def cores() -> int:
+    """Returns how many CPU devices are worth having: one for each core, at most four."""
+    return min(4, len(os.sched_getaffinity(0)))
+
+
+def show_cpus(shape: Sequence[int], count: int) -> None:
+    """Has JAX show as many CPU devices as a mesh of `shape` and `count` replicas want.
+
+    It must come before JAX starts its backend; whoever has set a number keeps it.
+    """
+    flagged = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not flagged and not _cpus_chosen():
+        wanted = math.prod(n for n in shape if n != REST)
+        jax.config.update("jax_num_cpu_devices", max(wanted, count or cores()))
+
+
+def _cpus_chosen() -> bool:
+    return jax.config.jax_num_cpu_devices != -1  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def spec(*axes: str | None, rules: Rules = RULES) -> PartitionSpec:

@@ -24,7 +24,7 @@ _CHOICES = {
 }
 _POSITIVE = (
     "rounds", "search.iterations", "search.num_children", "search.max_depth",
-    "search.max_step_tokens", "search.max_rollout_tokens", "search.trees_in_flight",
+    "search.max_step_tokens", "search.max_rollout_tokens",
     "engine.slots", "engine.page_size", "engine.max_context", "engine.chunk",
     "engine.prefill_rows", "pairs.max_tokens", "pairs.max_good_bad_ratio", "evaluate.max_tokens",
     "dpo.beta", *(f"{stage}.train.{key}" for stage in ("sft", "dpo")
@@ -54,6 +54,7 @@ def validate(c: Config) -> None:
     if not words(c.stages):
         raise ValueError(f"config.stages: empty, expected some of {list(STAGES)}")
     _validate_values(c)
+    _validate_search(c)
     _validate_data(c)
     if len(c.mesh.shape) != 3:
         raise ValueError(f"config.mesh.shape: {c.mesh.shape}, expected 3: data, fsdp, tensor")
@@ -76,9 +77,26 @@ def _validate_values(c: Config) -> None:
             )
 
 
+def _validate_search(c: Config) -> None:
+    s = c.search
+    if not (0 < s.top_p <= 1 and 0 <= s.min_p <= 1 and s.top_k >= 0 and s.temperature >= 0):
+        raise ValueError(
+            f"config.search: temperature={s.temperature} top_k={s.top_k} top_p={s.top_p}"
+            f" min_p={s.min_p}; expected temperature >= 0, top_k >= 0, 0 < top_p <= 1,"
+            " 0 <= min_p <= 1"
+        )
+    if s.trees_in_flight < 0:
+        raise ValueError(f"config.search.trees_in_flight: {s.trees_in_flight}, expected 0 or more")
+    if c.profile and "search" not in words(c.stages):
+        raise ValueError("config.profile: True would be ignored, it traces the stage search")
+    if c.engine.share_prefix == "on" and c.engine.attention == "views":
+        raise ValueError(
+            "config.engine.share_prefix: 'on' would be ignored, engine.attention='views' keeps"
+            " every slot's keys apart (expected xla or pallas)"
+        )
+
+
 def _validate_data(c: Config) -> None:
-    if not 0 < c.search.top_p <= 1 or c.search.top_k < 0 or c.search.temperature < 0:
-        raise ValueError("config.search: expected temperature >= 0, top_k >= 0, 0 < top_p <= 1")
     wanted = words(c.stages)
     for stage, key, number in (("sft", "sft", "sft_rows"), ("search", "prompts", "round_prompts")):
         if stage not in wanted:

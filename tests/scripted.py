@@ -59,10 +59,14 @@ class ScriptedPrefix(Prefix):
 
 
 class ScriptedEngine:
-    """Answers requests from the script, each after a few steps; counts who holds what."""
+    """Answers requests from the script, each after a few steps; counts who holds what.
 
-    def __init__(self, script, codec, *, seed=0, slowest=3, max_prompt=10**6):
+    It is hungry while fewer than `appetite` requests wait, always where that is None.
+    """
+
+    def __init__(self, script, codec, *, seed=0, slowest=3, max_prompt=10**6, appetite=None):
         self.script, self.codec, self.max_prompt = script, codec, max_prompt
+        self.appetite = appetite
         self.counters = {"tokens": 0, "steps": 0}
         self.keys, self.released, self.held = [], 0, set()
         self._random, self._slowest = random.Random(seed), slowest
@@ -106,10 +110,10 @@ class ScriptedEngine:
         self.counters["tokens"] += len(ids)
         text = self.codec.decode(ids)
         prefix = ScriptedPrefix(start.ids + ids, start.prompt, (*start.trajectory, text))
+        logps = (math.log(p),) * len(ids) if request.logps else ()
         return Result(
-            id=request.id, ids=ids, logps=(math.log(p),) * len(ids), prefix=self._hold(prefix),
-            finish=finish,
-        )  # fmt: skip
+            id=request.id, ids=ids, logps=logps, prefix=self._hold(prefix), finish=finish
+        )
 
     def collect(self):
         done, self._done = self._done, []
@@ -128,6 +132,10 @@ class ScriptedEngine:
     @property
     def idle(self):
         return not self._waiting and not self._done
+
+    @property
+    def hungry(self):
+        return self.appetite is None or len(self._waiting) < self.appetite
 
 
 class ScriptedJudge:
@@ -201,10 +209,12 @@ def prompts(count):
     return [Prompt(id=f"p{i}", question=f"question {i}", type=kinds[i % 2]) for i in range(count)]
 
 
-def run(script, config, *, rows=None, seed=0, schedule=0, judge=None, **engine):
+def run(
+    script, config, *, rows=None, seed=0, schedule=0, judge=None, kind=ScriptedEngine, **engine
+):
     """Grows a forest on a script; returns the trees by prompt id, the engine and the judge."""
     codec, trees = ScriptedCodec(), {}
-    engine = ScriptedEngine(script, codec, seed=schedule, **engine)
+    engine = kind(script, codec, seed=schedule, **engine)
     judge = judge or ScriptedJudge(script, seed=schedule)
     passed_over = grow(
         prompts(7) if rows is None else rows,

@@ -1,14 +1,17 @@
 import collections
 import math
 import random
+import statistics
 
+import numpy as np
 import pytest
 
 from stair_jax.engine.request import Sampling
 from stair_jax.records import Prompt
 from stair_jax.rewards.judges import RuleJudge
 from stair_jax.search import driver, mcts
-from stair_jax.search.growth import prior
+from stair_jax.search.growth import Growth, Outcome, Tools, prior
+from tests.plain_mcts import PlainSearch
 from tests.scripted import (
     PAPER,
     RandomScript,
@@ -34,9 +37,50 @@ SCRIPT = Uneven("driver", names=5, ends=0.25, missing=0.1, uncut=0.8)
 CONFIG = search_config(ties="random")
 
 
+class Watched(ScriptedEngine):
+    """Remembers all requests, and step by step what was under way and how many trees were open."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.questions, self.requests, self.under_way, self.trees_open = [], [], [], []
+
+    def root(self, ids):
+        prefix = super().root(ids)
+        self.questions.append(prefix.prompt)
+        return prefix
+
+    def submit(self, request):
+        self.requests.append(request)
+        super().submit(request)
+
+    def step(self):
+        self.under_way.append([request.id for _, request in self._waiting.values()])
+        # Every tree that grows holds its root.
+        self.trees_open.append(sum(prefix.trajectory == () for prefix in self.held))
+        super().step()
+
+    @property
+    def overlapped(self):
+        """Whether children of a tree were evaluated beside the steps of their siblings."""
+        return any(
+            {"step", "rollout"} <= {id.kind for id in ids if id.prompt_id == prompt}
+            for ids in self.under_way
+            for prompt in {id.prompt_id for id in ids}
+        )
+
+
+class OneByOne(Watched):
+    """Answers the oldest request only."""
+
+    def step(self):
+        for waiting in list(self._waiting.values())[1:]:
+            waiting[0] += 1
+        super().step()
+
+
 @pytest.fixture(scope="module")
 def forest():
-    return run(SCRIPT, CONFIG)
+    return run(SCRIPT, CONFIG, kind=Watched)
 
 
 @pytest.mark.parametrize(("in_flight", "schedule"), [(1, 1), (5, 2), (7, 3)])
@@ -57,6 +101,90 @@ def test_trees_do_not_depend_on_what_else_is_in_flight(forest, in_flight, schedu
 def test_a_tree_grown_alone_is_the_tree_grown_among_others(forest):
     trees, *_ = forest
     assert run(SCRIPT, CONFIG, rows=prompts(7)[3:4])[0] == {"p3": trees["p3"]}
+
+
+def test_trees_do_not_depend_on_when_evaluations_start(forest, monkeypatch):
+    trees, engine, *_ = forest
+    monkeypatch.setattr(Growth, "_start_early", lambda self, child: None)
+    others, on_demand, *_ = run(
+        SCRIPT, search_config(ties="random", trees_in_flight=1), kind=OneByOne
+    )
+    assert engine.overlapped
+    assert not on_demand.overlapped
+    assert others == trees
+
+
+@pytest.mark.parametrize("visit_all", [True, False])
+def test_what_starts_early_is_used_and_nothing_else_is_made(visit_all):
+    config, counters = search_config(visit_all_nodes=visit_all), collections.Counter()
+    trees, engine, judge, _ = run(SCRIPT, config, rows=prompts(3), kind=Watched)
+    assert engine.overlapped == visit_all
+    for prompt in prompts(3):
+        tree, plain = trees[prompt.id], PlainSearch(SCRIPT, prompt, config, PAPER).run()
+        keys = [key[2:4] for key in engine.keys if key[1] == prompt.id]
+        rolled = [tag for tag, kind in keys if kind == "rollout"]
+        judged = [tree.nodes[task.node].tag for task, id, _ in judge.asked if id == prompt.id]
+        wanted = {node.tag: node.draws for node in plain.nodes if node.draws}
+        assert collections.Counter(judged) == wanted
+        ended = {node.tag for node in plain.nodes if node.ends}
+        assert collections.Counter(rolled) == {t: n for t, n in wanted.items() if t not in ended}
+        counters.update(tree.counters)
+    assert counters["missing"] > 0
+    assert counters["duplicates"] > 0
+
+
+def test_news_that_do_not_fit_are_told_when_they_are_asked_for():
+    codec, script = ScriptedCodec(), RandomScript("fit")
+    engine, judge = ScriptedEngine(script, codec), ScriptedJudge(script)
+    tools = Tools(
+        engine=engine, judge=judge, codec=codec, config=search_config(), reward=PAPER, seed=0
+    )
+    tree = Growth(prompts(1)[0], engine.root(codec.prompt_ids("question 0")), tools)
+    tree._outcomes = {n: Outcome(mcts.REWARD, np.float32(n)) for n in (5, 3, 0, 7)}
+    assert tree.ready
+    told = tree.tell()
+    assert (told.kind, list(told.outcomes)) == (mcts.PLANT, [0, 5, 3])
+    assert not tree.ready
+    tree.evaluate(7)
+    assert tree.ready
+    assert tree.tell().outcomes == {7: (mcts.REWARD, 7.0)}
+    assert not engine.keys
+
+
+def test_requests_of_a_family_say_what_they_share(forest):
+    trees, engine, *_ = forest
+    families = collections.defaultdict(list)
+    for request in engine.requests:
+        families[request.group].append(request)
+    for request in families.pop(None):
+        assert (request.id.node, request.id.kind, request.shared) == (0, "rollout", 0)
+    sizes = collections.Counter()
+    for (prompt, parent), requests in families.items():
+        assert len({request.prefix.ids[: request.shared] for request in requests}) == 1
+        for request in requests:
+            own = len(request.prefix.ids) - request.shared
+            if request.id.kind == "step":
+                assert (request.id.prompt_id, request.id.node, own) == (prompt, parent, 0)
+            else:
+                node = trees[prompt].nodes[request.id.node]
+                assert (node.parent, len(node.ids)) == (parent, own)
+            sizes[prompt, parent, request.id.kind] += 1
+    assert len(families) == sum(tree.counters["expansions"] for tree in trees.values())
+    assert {n for (*_, kind), n in sizes.items() if kind == "step"} == {CONFIG.num_children}
+    assert max(n for (*_, kind), n in sizes.items() if kind == "rollout") > 1
+
+
+def test_trees_are_planted_while_the_engine_is_hungry(forest):
+    trees, engine, *_ = forest
+    trees_open = {math.inf: engine.trees_open}
+    for appetite in (0, 2):
+        others, modest, *_ = run(SCRIPT, CONFIG, kind=Watched, appetite=appetite)
+        assert modest.questions == [prompt.question for prompt in prompts(7)]
+        assert others == trees
+        trees_open[appetite] = modest.trees_open
+    assert max(trees_open[math.inf]) == CONFIG.trees_in_flight
+    assert set(trees_open[0]) == {1}  # it never is, so one at a time
+    assert 1.5 < statistics.mean(trees_open[2]) < statistics.mean(trees_open[math.inf]) - 1
 
 
 def test_a_larger_number_of_trees_compiles_nothing_new(forest):
@@ -172,23 +300,22 @@ def test_nodes_hold_the_ids_that_were_drawn(forest):
 
 
 def test_requests_carry_the_search_settings():
-    seen = []
-
-    class Engine(ScriptedEngine):
-        def submit(self, request):
-            seen.append(request)
-            super().submit(request)
-
     config = search_config(temperature=0.7, top_k=3, top_p=0.8, iterations=3)
-    codec, script = ScriptedCodec(), RandomScript("requests")
-    driver.grow(
-        prompts(1), engine=Engine(script, codec), judge=ScriptedJudge(script),
-        codec=codec, config=config, reward=PAPER, seed=5, on_tree=lambda tree: None,
-    )  # fmt: skip
-    assert {r.sampling for r in seen} == {Sampling(temperature=0.7, top_k=3, top_p=0.8)}
-    assert {(r.stop, r.max_tokens) for r in seen} == {("step", 50), ("end", 70)}
-    assert seen[0].key == (5, "p0", "0", "rollout", 0)
-    assert seen[0].prefix.ids == tuple(codec.prompt_ids("question 0"))
+    _, engine, *_ = run(RandomScript("requests"), config, rows=prompts(1), seed=5, kind=Watched)
+    asked = engine.requests
+    assert {r.sampling for r in asked} == {Sampling(temperature=0.7, top_k=3, top_p=0.8)}
+    assert {(r.stop, r.max_tokens) for r in asked} == {("step", 50), ("end", 70)}
+    assert asked[0].key == (5, "p0", "0", "rollout", 0)
+    assert asked[0].prefix.ids == tuple(ScriptedCodec().prompt_ids("question 0"))
+
+
+@pytest.mark.parametrize("score", ["ucb", "pucb"])
+@pytest.mark.parametrize("mean", ["arithmetic", "geometric", "uniform"])
+def test_log_probs_are_asked_for_where_the_prior_needs_them(score, mean):
+    config = search_config(iterations=3, score=score, prior=mean)
+    _, engine, *_ = run(RandomScript("requests"), config, rows=prompts(1), kind=Watched)
+    wanted = {r.id.kind for r in engine.requests if r.logps}
+    assert wanted == ({"step"} if score == "pucb" and mean != "uniform" else set())
 
 
 @pytest.mark.parametrize(

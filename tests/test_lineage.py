@@ -9,7 +9,8 @@ from tests.test_config import keys
 STAGES = ("sft", "search", "pairs", "dpo", "evaluate", "export")
 # Which stage is run, where it lies, how it is watched, and how work is laid out.
 RUN_ONLY = {
-    "stages", "workdir", "rounds", "status", "tensorboard", "mesh.shape", "evaluate.benchmarks",
+    "stages", "workdir", "rounds", "status", "profile", "tensorboard", "mesh.shape",
+    "mesh.replicas", "evaluate.benchmarks",
     "export.model", "export.dtype", "search.trees_in_flight", "search.export_official",
     "sft.train.save_every", "sft.train.keep", "dpo.train.save_every", "dpo.train.keep",
 }  # fmt: skip

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stair_jax.search import mcts
+from stair_jax.search.tree import NONE
 from tests.plain_mcts import PlainSearch
 from tests.scripted import PAPER, RandomScript, prompts, run, search_config
 
@@ -106,29 +108,44 @@ def test_the_variants_of_the_oracle_test_grow_different_trees(variant):
     assert [n.visits for n in plain[0].nodes] != [n.visits for n in plain[1].nodes]
 
 
-def _batch(config, seeds):
+B = 7
+
+
+def _tell(search, config, *, kind: Any = mcts.NOTHING, count=0, seed: Any = 0, outcomes=()):
+    """Tells 7 trees the same, but for what is an array; outcomes are (node, outcome, reward)."""
+    shape = B, config.num_children
+    node, outcome = np.full(shape, NONE, np.int32), np.zeros(shape, np.int32)
+    reward = np.zeros(shape, np.float32)
+    for slot, came_to in enumerate(outcomes):
+        node[:, slot], outcome[:, slot], reward[:, slot] = came_to
+    events = mcts.Events(
+        kind=np.broadcast_to(np.int32(kind), B), count=np.full(B, count, np.int32),
+        seed=np.broadcast_to(np.uint32(seed), B), prior=np.ones(shape, np.float32),
+        node=node, outcome=outcome, reward=reward,
+    )  # fmt: skip
+    search, asks = mcts.advance(search, events, config=config)
+    return search, np.asarray(asks)
+
+
+def _batch(config, seeds=(0,), **news):
     """A batch of 7 trees after their roots were evaluated and given three children each."""
-    search, B, seeds = mcts.empty(7, config), 7, [*seeds, *[0] * (7 - len(seeds))]
-
-    def tell(search, kind, count=0, value=0.0):
-        events = mcts.Events(
-            kind=jnp.full((B,), kind), count=jnp.full((B,), count),
-            seed=jnp.array(seeds, jnp.uint32), value=jnp.full((B,), value),
-            prior=jnp.ones((B, config.num_children)),
-        )  # fmt: skip
-        return mcts.advance(search, events, config=config)
-
-    search, asks = tell(search, mcts.PLANT)
+    seeds = np.array([*seeds, *[0] * (B - len(seeds))])
+    search, asks = _tell(mcts.empty(B, config), config, kind=mcts.PLANT, seed=seeds)
     np.testing.assert_array_equal(asks, [[mcts.EVALUATE, 0, 0, 0]] * B)
-    search, asks = tell(search, mcts.REWARD, value=0.5)
+    search, asks = _tell(search, config, outcomes=[(0, mcts.REWARD, 0.5)])
     np.testing.assert_array_equal(asks, [[mcts.EXPAND, 0, 1, 0]] * B)
-    return *tell(search, mcts.CHILDREN, count=3), tell
+    return _tell(search, config, kind=mcts.CHILDREN, count=3, **news)
+
+
+def _copies(search):
+    """The arrays of a batch that is about to be donated."""
+    return [np.array(leaf) for leaf in jax.tree.leaves(search)]
 
 
 def test_random_ties_are_fixed_by_the_trees_seed_and_spread_over_children():
     config = search_config(ties="random")
     first = [
-        np.asarray(_batch(config, range(start, start + 7))[1])[:, mcts.NODE]
+        _batch(config, range(start, start + 7))[1][:, mcts.NODE]
         for start in (0, 7, 14, 21, 28, 35, 3)
     ]
     np.testing.assert_array_equal(first[-1][:4], first[0][3:])  # other rows, same seeds
@@ -138,32 +155,79 @@ def test_random_ties_are_fixed_by_the_trees_seed_and_spread_over_children():
 
 
 def test_ties_go_to_the_first_child_on_request():
-    _, asks, _ = _batch(search_config(ties="first"), [3, 4, 5])
-    np.testing.assert_array_equal(np.asarray(asks)[:, mcts.NODE], np.ones(7))
+    _, asks = _batch(search_config(ties="first"), [3, 4, 5])
+    np.testing.assert_array_equal(asks[:, mcts.NODE], np.ones(7))
 
 
 def test_terminal_nodes_are_revisited_without_asking_the_host():
-    config = search_config()
-    search, _, tell = _batch(config, [1, 2])
-    asks = jnp.zeros((7, 4), jnp.int32)
-    for _ in range(3):
-        search, asks = tell(search, mcts.TERMINAL_REWARD, value=1.0)
-    # the root, 3 first visits and 33 revisits: the last call did all of these at once
+    config, calls = search_config(), 0
+    search, asks = _batch(config)
+    for node in (1, 2, 3):
+        np.testing.assert_array_equal(asks[:, mcts.NODE], [node] * 7)
+        search, asks = _tell(search, config, outcomes=[(node, mcts.TERMINAL_REWARD, 1.0)])
+    while asks[0, mcts.ASK] == mcts.WALK:
+        done, calls = asks[0, mcts.ITERATIONS], calls + 1
+        search, asks = _tell(search, config)
+        assert asks[0, mcts.ITERATIONS] <= done + mcts.STRIDE
+    assert calls > 1  # one tree's long walk is cut for the sake of the others
+    # the root, 3 first visits and 33 revisits
     np.testing.assert_array_equal(asks, [[mcts.FINISHED, asks[0, 1], 37, 33]] * 7)
     np.testing.assert_array_equal(search.tree.visits[:, 0], [37] * 7)
     np.testing.assert_array_equal(search.tree.visits[0, 1:4].sum(), 36)
 
 
+KNOWN = [(1, mcts.REWARD, 0.25), (2, mcts.TERMINAL_REWARD, -1.0), (3, mcts.MISSING, 0.0)]
+
+
+def test_outcomes_that_are_known_are_used_without_asking():
+    config = search_config()
+    search, asks = _batch(config)
+    for node, *_ in KNOWN:
+        np.testing.assert_array_equal(asks, [[mcts.EVALUATE, node, node, 0]] * 7)
+        search, asks = _tell(search, config, outcomes=[KNOWN[node - 1]])
+    np.testing.assert_array_equal(asks, [[mcts.EVALUATE, 3, 4, 0]] * 7)  # missing: asked again
+    at_once, asks_at_once = _batch(config, outcomes=KNOWN)
+    np.testing.assert_array_equal(asks_at_once, asks)
+    for one, other in zip(_copies(search), _copies(at_once), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_an_outcome_waits_for_the_visit_it_is_for():
+    config = search_config()
+    search, asks = _batch(config)
+    search, later = _tell(search, config, outcomes=KNOWN[1:])
+    np.testing.assert_array_equal(later, asks)
+    np.testing.assert_array_equal(search.tree.visits[:, :4], [[1, 0, 0, 0]] * 7)
+    _, asks = _tell(search, config, outcomes=KNOWN[:1])
+    np.testing.assert_array_equal(asks, [[mcts.EVALUATE, 3, 4, 0]] * 7)
+
+
+def test_a_call_copies_no_array_of_the_trees():
+    config = search_config(iterations=200)
+    leaves, form = jax.tree.flatten(mcts.empty(B, config))
+    wide, flat = np.zeros((B, config.num_children), np.int32), np.zeros(B, np.int32)
+    events = mcts.Events(
+        kind=flat, seed=flat.astype(np.uint32), count=flat, prior=wide.astype(np.float32),
+        node=wide, outcome=wide, reward=wide.astype(np.float32),
+    )  # fmt: skip
+
+    def call(leaves):
+        return jax.tree.leaves(mcts.advance(form.unflatten(leaves), events, config=config))
+
+    memory = jax.jit(call, donate_argnums=0).lower(leaves).compile().memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < min(leaf.nbytes for leaf in leaves if leaf.ndim > 1)
+
+
 def test_a_row_without_news_does_not_move():
     config = search_config()
-    search, asks, _ = _batch(config, [1, 2, 3])
-    before = [np.array(leaf) for leaf in jax.tree.leaves(search)]
-    kind = jnp.full((7,), mcts.NOTHING).at[1].set(mcts.REWARD).at[2].set(mcts.PLANT)
-    events = mcts.Events(
-        kind=kind, count=jnp.full((7,), 0), seed=jnp.full((7,), 9, jnp.uint32),
-        value=jnp.full((7,), 2.0), prior=jnp.ones((7, 3)),
+    search, asks = _batch(config, [1, 2, 3])
+    before, row_B = _copies(search), np.arange(7)
+    awaited = np.where(row_B == 1, asks[:, mcts.NODE], NONE)
+    after, asks_after = _tell(
+        search, config, kind=np.where(row_B == 2, mcts.PLANT, mcts.NOTHING), seed=9,
+        outcomes=[(awaited, mcts.REWARD, 2.0)],
     )  # fmt: skip
-    after, asks_after = mcts.advance(search, events, config=config)
     for old, new in zip(before, jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(np.delete(old, [1, 2], 0), np.delete(new, [1, 2], 0))
     np.testing.assert_array_equal(asks_after[0], asks[0])
@@ -173,9 +237,9 @@ def test_a_row_without_news_does_not_move():
 
 
 def test_rounding_does_not_break_a_tie():
-    search, _, tell = _batch(search_config(c=0.01), [1])  # an unvisited child scores 1
-    asks = jnp.zeros((7, 4), jnp.int32)
-    for value in (0.3, 0.3 + 1e-6, 0.3 - 1e-6):
-        search, asks = tell(search, mcts.REWARD, value=value)
+    config = search_config(c=0.01)  # an unvisited child scores 1
+    search, asks = _batch(config)
+    for node, value in (1, 0.3), (2, 0.3 + 1e-6), (3, 0.3 - 1e-6):
+        search, asks = _tell(search, config, outcomes=[(node, mcts.REWARD, value)])
     assert search.tree.value_sum[0, 2] > search.tree.value_sum[0, 1]
     np.testing.assert_array_equal(asks[0, :3], [mcts.EXPAND, 1, 4])

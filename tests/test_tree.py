@@ -49,16 +49,17 @@ def test_backup_reaches_the_root_and_only_ancestors_of_chosen_rows():
 
 
 def test_a_branch_is_dead_once_all_its_leaves_are():
-    tree, every = _three_trees(), jnp.array([True, True, True])
-    no = jnp.zeros(3, bool)
-    tree = bury(tree, jnp.array([3, 2, 0]), every, jnp.array([True, True, False]))
+    tree, first_two = _three_trees(), jnp.array([True, True, False])
+    tree = bury(tree, jnp.array([3, 2, 0]), first_two)
     np.testing.assert_array_equal(tree.dead[:2, :4], [[0, 0, 0, 1], [0, 0, 1, 0]])
-    assert not tree.dead[2].any()
-    tree = bury(tree, jnp.array([4, 3, 0]), every, jnp.array([True, True, False]))
+    tree = bury(tree, jnp.array([4, 3, 0]), first_two)
     np.testing.assert_array_equal(tree.dead[0, :5], [0, 0, 1, 1, 1])  # node 1 keeps the root open
     np.testing.assert_array_equal(tree.dead[1, :4], [1, 1, 1, 1])
-    tree = bury(tree, jnp.array([1, 0, 0]), no, every)
-    assert not tree.dead[0, 1], "a leaf that did not end stays open"
+    assert not tree.dead[2].any()
+    again = bury(tree, jnp.array([1, 0, 0]), jnp.array([False, False, False]))
+    np.testing.assert_array_equal(again.dead, tree.dead)
+    again = bury(tree, jnp.array([1, 0, 0]), jnp.array([True, False, True]))
+    np.testing.assert_array_equal(again.dead[:, 0], [True, True, True])
 
 
 def test_clearing_a_row_leaves_its_neighbours_alone():

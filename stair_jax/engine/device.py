@@ -28,7 +28,7 @@ ATTENTION = ("auto", "views", "xla", "pallas")
 BLOCKS = (16, 32, 64, 128, 256)  # prompt tokens of one call: the smallest that fits, or the last
 _SHARE = 0.85  # of a device's free memory that the pool takes; the rest is for temporaries
 _HOST_BYTES = 2**30  # of the pool where the device does not say what it has
-_LEAST_WIDTH = 8  # pages; tables have a power of two of them, or all that a context can need
+_LEAST_WIDTH = 16  # pages; tables have a power of two of them, or all that a context can need
 
 
 def attention_of(choice: str) -> str:
@@ -72,6 +72,8 @@ class Device:
         mesh: jax.sharding.Mesh | None,
     ):
         self.attention = attention_of(config.attention)
+        if self.attention == "views" and config.share_prefix == "on":
+            raise ValueError("engine.share_prefix 'on': views keep every slot's keys apart")
         self.shares = config.share_prefix == "on" or (
             config.share_prefix == "auto" and self.attention == "pallas"
         )
@@ -89,7 +91,7 @@ class Device:
     @property
     def waiting_rows(self) -> int:
         """Requests that a chunk can hold ready for slots that end."""
-        return self._config.slots if self.attention == "views" else 0
+        return 2 * self._config.slots if self.attention == "views" else 0
 
     def _placed(self, params: Any) -> Any:
         """Returns the parameters in the engine's dtype, on its mesh."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from stair_jax.config import EngineConfig
 from stair_jax.engine import batch, decode
+from stair_jax.engine.counters import COUNTERS
 from stair_jax.engine.device import Device, Wanted, block_of, free_bytes, page_count
 from stair_jax.engine.pages import OutOfPages, Pages
 from stair_jax.engine.request import Prefix, Request, Result, Sampling, generate
@@ -22,20 +23,6 @@ from stair_jax.engine.runs import Run
 from stair_jax.engine.sequences import Held, Store
 from stair_jax.engine.siblings import Siblings
 from stair_jax.model.spec import Spec
-
-COUNTERS = (
-    "delivered",  # tokens of finished requests
-    "decoded",  # tokens drawn, those of preempted requests included
-    "prefilled",  # tokens whose keys were computed without drawing
-    "reused",  # tokens whose keys a request found computed
-    "preempted", "preempted_tokens",  # requests sent back, and what they had drawn
-    "chunks", "steps",
-    "busy_slots",  # slot-steps that drew a token
-    "idle_slots",  # slot-steps that did not, for want of requests
-    "overshoot",  # slot-steps that did not, though requests waited for the chunk to end
-    "host_s",  # seconds between chunks
-    "device_s",  # seconds that chunks took
-)  # fmt: skip
 
 
 class Engine:
@@ -85,11 +72,11 @@ class Engine:
         self._chunk: decode.Chunk | None = None  # under way
         self._at_hand: list[Run | None] = []  # in it, by row
         self._done: list[Result] = []
-        self._clock, self._traces = time.perf_counter(), decode.traces.total()
+        self._clock, self._compiled = time.perf_counter(), decode.compiled()
 
     @property
     def counters(self) -> Mapping[str, int | float]:
-        """What has been done so far; the names are explained at `COUNTERS`.
+        """What has been done so far; the names are explained at `counters.COUNTERS`.
 
         Besides: `evicted` sequences, `pages_high_water`, and `compiles`: the engines' programs that
         JAX has compiled since this engine was made.
@@ -97,7 +84,7 @@ class Engine:
         return self._counters | {
             "evicted": self._store.evicted,
             "pages_high_water": self._store.pages.high_water,
-            "compiles": decode.traces.total() - self._traces,
+            "compiles": decode.compiled() - self._compiled,
         }
 
     @property

@@ -3,9 +3,11 @@
 import collections
 import time
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
-from stair_jax import mesh as mesh_lib
+import jax
+
 from stair_jax.config import EngineConfig
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import Prefix, Request, Result, Sampling, generate
@@ -18,11 +20,10 @@ class Replicas:
     """Engines that answer as one. A sequence and all that continues it stay on one replica.
 
     Each has its own pool and queue; `step` lets those work on whose chunk is done, and waits only
-    where none is. A mesh with (data, fsdp, tensor) = (d, f, t) gives d f replicas over t devices.
+    where none is.
 
     Args:
-      mesh: of the run; `config`, `stops` and the other arguments are those of `Engine`, and count
-        for every replica.
+      meshes: of the replicas. The other arguments are those of `Engine` and count for each.
     """
 
     def __init__(
@@ -33,23 +34,22 @@ class Replicas:
         config: EngineConfig,
         stops: Mapping[str, Collection[int]],
         vocab: int,
-        mesh: Any,
+        meshes: Sequence[jax.sharding.Mesh],
     ):
         self._engines = [
-            Engine(spec, params, config=config, stops=stops, vocab=vocab, mesh=part)
-            for part in mesh_lib.replicas(mesh)
+            Engine(spec, params, config=config, stops=stops, vocab=vocab, mesh=mesh)
+            for mesh in meshes
         ]
         self._home: dict[Prefix, Engine] = {}  # of every sequence that is held
         self._asked: dict[Hashable, Engine] = {}  # of every request without a result
-        self._load: collections.Counter[int] = collections.Counter()  # sequences held, by replica
+        self._load: collections.Counter[int] = collections.Counter()  # of both, by replica
 
     @property
     def counters(self) -> Mapping[str, int | float]:
-        """The sums of the replicas' counters."""
-        total: collections.Counter[str] = collections.Counter()
-        for engine in self._engines:
-            total.update(engine.counters)
-        return total
+        """The sums of the replicas' counters; see `Engine.counters`."""
+        parts = [engine.counters for engine in self._engines]
+        total = {name: sum(part[name] for part in parts) for name in parts[0]}
+        return total | {"compiles": parts[0]["compiles"]}  # counted for the whole process
 
     @property
     def hungry(self) -> bool:
@@ -63,8 +63,8 @@ class Replicas:
 
     def compile(self, samplings: Sequence[Sampling], *, logps: bool = False) -> None:
         """Compiles all that requests with these samplings can need, on every replica."""
-        for engine in self._engines:
-            engine.compile(samplings, logps=logps)
+        with futures.ThreadPoolExecutor(len(self._engines)) as pool:
+            list(pool.map(lambda e: e.compile(samplings, logps=logps), self._engines))
 
     def root(self, ids: Sequence[int]) -> Prefix:
         """Returns a new sequence, on the replica that has most to spare; see `Engine.root`."""
@@ -76,6 +76,7 @@ class Replicas:
         engine = self._home_of(request.prefix)
         engine.submit(request)
         self._asked[request.id] = engine
+        self._load[id(engine)] += 1
 
     def step(self) -> None:
         """Starts a chunk on every replica that has none under way; takes up those that are done."""
@@ -95,7 +96,7 @@ class Replicas:
         for engine in self._engines:
             for result in engine.collect():
                 self._hold(result.prefix, engine)
-                del self._asked[result.id]
+                self._forget(result.id)
                 found.append(result)
         return found
 
@@ -112,8 +113,12 @@ class Replicas:
 
     def cancel(self, request_id: Hashable) -> None:
         """Forgets a queued, running or uncollected request; it gives no result."""
-        if (engine := self._asked.pop(request_id, None)) is not None:
+        if (engine := self._asked.get(request_id)) is not None:
             engine.cancel(request_id)
+            self._forget(request_id)
+
+    def _forget(self, request_id: Hashable) -> None:
+        self._load[id(self._asked.pop(request_id))] -= 1
 
     def _hold(self, prefix: Prefix, engine: Engine) -> Prefix:
         self._home[prefix] = engine

@@ -9,6 +9,7 @@ GREEDY, ALL = 1, 0  # values of `candidates`: no row draws; every entry is one
 _LEAST = 16  # candidates come in powers of two from here on, so that programs stay few
 _NEVER = 128.0  # nats below the likeliest entry at which float32 knows no probability any more
 _ODD = np.uint32(0x9E3779B9)  # 2^32 over the golden ratio: spreads neighbouring ids
+_HALVINGS = 10  # of a bracket between two looks at whether one entry is left in it
 _SMALL = 4096  # vocabularies up to here are not worth a top-k: on a CPU it sorts
 
 
@@ -106,38 +107,42 @@ def kept_of_all(
 def _largest(fall_BV: jax.Array, weight_BV: jax.Array, mass_B: jax.Array) -> jax.Array:
     """Marks the largest entries: each one before which less than `mass` has been gathered.
 
-    Equal entries count in the order of their places. `fall` is in [-_NEVER, 0].
+    Equal entries count in the order of their places.
     """
 
-    def above(bound_B):
-        above_BV = fall_BV > bound_B[:, None]
-        count_B = jnp.where(above_BV, 1.0, 0.0).sum(axis=-1)
-        return jnp.where(above_BV, weight_BV, 0.0).sum(axis=-1), count_B
+    def above(bound_B, weight_BV):
+        return jnp.where(fall_BV > bound_B[:, None], weight_BV, 0.0).sum(axis=-1)
 
-    def halve(bracket):
+    def halve(_, bracket):
         # The mass is reached above `low` and not above `high`: the edge is between, or at high.
-        low_B, high_B, count_low_B, count_high_B, _ = bracket
+        low_B, high_B = bracket
         bound_B = (low_B + high_B) / 2
-        mass_above_B, count_B = above(bound_B)
-        up_B = mass_above_B >= mass_B
-        low_B, high_B = jnp.where(up_B, bound_B, low_B), jnp.where(up_B, high_B, bound_B)
-        count_low_B = jnp.where(up_B, count_B, count_low_B)
-        count_high_B = jnp.where(up_B, count_high_B, count_B)
-        bound_B = (low_B + high_B) / 2
-        wide_B = (count_low_B - count_high_B > 1) & (low_B < bound_B) & (bound_B < high_B)
-        return low_B, high_B, count_low_B, count_high_B, wide_B.any()
+        up_B = above(bound_B, weight_BV) >= mass_B
+        return jnp.where(up_B, bound_B, low_B), jnp.where(up_B, high_B, bound_B)
 
+    def narrow(state):
+        low_B, high_B = jax.lax.fori_loop(0, _HALVINGS, halve, state[:2])
+        inside_B = above(low_B, one_BV) - above(high_B, one_BV)
+        middle_B = (low_B + high_B) / 2
+        open_B = (inside_B > 1) & (low_B < middle_B) & (middle_B < high_B)
+        return low_B, high_B, open_B.any()
+
+    def of_equals(edge_weight_BV):
+        return jnp.cumsum(edge_weight_BV, axis=-1) - edge_weight_BV
+
+    one_BV = jnp.ones_like(weight_BV)
+    low_B = fall_BV.min(axis=-1) - 1.0
     # Where the mass is never reached (no filter), there is no edge: all entries stay.
-    low_B = jnp.full_like(mass_B, -2 * _NEVER)
-    all_mass_B, all_B = above(low_B)
-    endless_B = mass_B >= all_mass_B
+    endless_B = mass_B >= weight_BV.sum(axis=-1)
     high_B = jnp.where(endless_B, low_B, 0.0)
-    start = low_B, high_B, all_B, jnp.zeros_like(all_B), ~endless_B.all()
-    low_B, high_B, *_ = jax.lax.while_loop(lambda bracket: bracket[-1], halve, start)
+    start = low_B, high_B, ~endless_B.all()
+    low_B, high_B, _ = jax.lax.while_loop(lambda state: state[2], narrow, start)
     edge_BV = (fall_BV > low_B[:, None]) & (fall_BV <= high_B[:, None])
     edge_weight_BV = jnp.where(edge_BV, weight_BV, 0.0)
-    before_BV = jnp.cumsum(edge_weight_BV, axis=-1) - edge_weight_BV
-    before_BV += above(high_B)[0][:, None]
+    before_BV = jax.lax.cond(
+        (edge_BV.sum(axis=-1) > 1).any(), of_equals, jnp.zeros_like, edge_weight_BV
+    )
+    before_BV += above(high_B, weight_BV)[:, None]
     return (fall_BV > high_B[:, None]) | (edge_BV & (before_BV < mass_B[:, None]))
 
 

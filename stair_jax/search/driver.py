@@ -19,7 +19,8 @@ from stair_jax.records import Prompt, Tree
 from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import Judge
 from stair_jax.search import mcts
-from stair_jax.search.growth import CodecLike, Growth, Statistics, Task, Tools
+from stair_jax.search.growth import CodecLike, Event, Growth, Statistics, Task, Tools
+from stair_jax.search.tree import NONE, ROOT
 
 PAUSE_S = 0.001  # between looks at a judge, while nothing else can be done
 
@@ -69,6 +70,7 @@ class Nursery:
         self._free = list(range(tools.config.trees_in_flight))[::-1]
         self._growing: dict[int, Growth] = {}  # by row
         self._row_of: dict[str, int] = {}  # by prompt id
+        self._walking: set[int] = set()  # rows that the last call left in the middle of a walk
         empty = mcts.empty(tools.config.trees_in_flight, tools.config)
         self._search = jax.device_put(empty, tree_place())
 
@@ -79,16 +81,17 @@ class Nursery:
 
     def tick(self) -> list[Tree]:
         """Moves every tree that can move, then lets the engine work once; returns whole trees."""
-        trees, moved = [], True
-        while moved:  # an answer judged at once must not wait for the engine's next step
-            self._plant()
-            moved = self._advance()
-            moved |= self._take_verdicts()
+        trees, judged = [], True
+        self._take_verdicts()
+        while judged:  # an answer judged at once must not wait for the engine's next step
+            self._advance()
             trees += self._harvest()
+            self._plant()
+            judged = self._take_verdicts()
         engine = self.tools.engine
         if not engine.idle:
             engine.step()
-        elif self.busy:  # all there is to do is to wait for a judge
+        elif self.busy and not self._walking:  # all there is to do is to wait for a judge
             time.sleep(PAUSE_S)
         for result in engine.collect():
             growth, task = self._addressee(result.id)
@@ -114,60 +117,70 @@ class Nursery:
         return bool(verdicts)
 
     def _plant(self) -> None:
-        """Gives every free row a prompt, as long as there are any."""
-        while self._free and self._queue:
+        """Gives free rows a prompt each, as long as there are any and the engine has too little.
+
+        The order of planting is that of the prompts; how many grow at once changes no tree.
+        """
+        engine = self.tools.engine
+        while self._free and self._queue and (engine.hungry or not self._growing):
             prompt = self._queue.popleft()
             try:
-                root = self.tools.engine.root(self.tools.codec.prompt_ids(prompt.question))
+                root = engine.root(self.tools.codec.prompt_ids(prompt.question))
             except ValueError as error:
                 self.passed_over[prompt.id] = str(error)
                 continue
             row = self._free.pop()
-            self._growing[row] = Growth(prompt, root, self.tools)
+            self._growing[row] = growth = Growth(prompt, root, self.tools)
             self._row_of[prompt.id] = row
+            growth.evaluate(ROOT)  # asked for before all else, and what the engine's hunger sees
 
-    def _advance(self) -> bool:
+    def _advance(self) -> None:
         """Tells the device all news in one call, and hands on what it asks for."""
-        news = {row: growth for row, growth in self._growing.items() if growth.event is not None}
+        growing, walking = self._growing.items(), self._walking
+        news = {row: tree.tell() for row, tree in growing if tree.ready or row in walking}
         if not news:
-            return False
+            return
         events = self._events(news)
         self._search, asks = mcts.advance(self._search, events, config=self.tools.config)
         asks = jax.device_get(asks)
+        self._walking = {row for row in news if asks[row, mcts.ASK] == mcts.WALK}
         final = self._statistics([row for row in news if asks[row, mcts.ASK] == mcts.FINISHED])
-        for row, growth in news.items():
+        for row in news:
             ask, node, iterations, revisits = asks[row].tolist()
             if ask == mcts.EXPAND:
-                growth.expand(node)
+                self._growing[row].expand(node)
             elif ask == mcts.EVALUATE:
-                growth.evaluate(node)
-            else:
-                growth.finish(final[row], iterations=iterations, revisits=revisits)
-        return True
+                self._growing[row].evaluate(node)
+            elif ask == mcts.FINISHED:
+                self._growing[row].finish(final[row], iterations=iterations, revisits=revisits)
 
-    def _events(self, news: Mapping[int, Growth]) -> mcts.Events:
-        """Packs the trees' news, and takes them off the trees."""
-        config = self.tools.config
-        B, A = config.trees_in_flight, config.num_children
-        kind = np.full((B,), mcts.NOTHING, np.int32)
-        count, seed = np.zeros((B,), np.int32), np.zeros((B,), np.uint32)
-        value, prior = np.zeros((B,), np.float32), np.ones((B, A), np.float32)
-        for row, growth in news.items():
-            event, growth.event = growth.event, None
-            assert event is not None  # `news` are the trees with an event
-            kind[row], value[row], count[row] = event.kind, event.value, len(event.priors)
+    def _events(self, news: Mapping[int, Event]) -> mcts.Events:
+        """Packs the trees' news, by row."""
+        B, A = self.tools.config.trees_in_flight, self.tools.config.num_children
+        kind, count = np.full((B,), mcts.NOTHING, np.int32), np.zeros((B,), np.int32)
+        seed, prior = np.zeros((B,), np.uint32), np.ones((B, A), np.float32)
+        node, outcome = np.full((B, A), NONE, np.int32), np.zeros((B, A), np.int32)
+        reward = np.zeros((B, A), np.float32)
+        for row, event in news.items():
+            kind[row], count[row] = event.kind, len(event.priors)
             prior[row, : len(event.priors)] = event.priors
             if event.kind == mcts.PLANT:
-                seed[row] = tie_seed(self.tools.seed, growth.prompt.id)
-        return mcts.Events(kind=kind, count=count, seed=seed, value=value, prior=prior)
+                seed[row] = tie_seed(self.tools.seed, self._growing[row].prompt.id)
+            for slot, (evaluated, came_to) in enumerate(event.outcomes.items()):
+                node[row, slot] = evaluated
+                outcome[row, slot], reward[row, slot] = came_to
+        return mcts.Events(
+            kind=kind, seed=seed, count=count, prior=prior, node=node, outcome=outcome,
+            reward=reward,
+        )  # fmt: skip
 
     def _statistics(self, rows: list[int]) -> dict[int, Statistics]:
         """Fetches the arrays of finished trees; no tree has finished in most ticks."""
         if not rows:
             return {}
         tree = self._search.tree
-        arrays = jax.device_get((tree.visits, tree.value_sum, tree.reward, tree.terminal))
-        names = "visits", "value_sum", "reward", "terminal"
+        arrays = jax.device_get((tree.visits, tree.value_sum, tree.outcome, tree.reward))
+        names = "visits", "value_sum", "outcome", "reward"
         return {
             row: Statistics(**{n: array[row] for n, array in zip(names, arrays, strict=True)})
             for row in rows

@@ -1,9 +1,14 @@
 """The host's side of one growing tree: texts, sequences, and what is under way for it.
 
 Statistics live on the device (`mcts`); here is what each node says and its sequence in the engine.
-What the device asks for becomes requests; what comes back becomes an `Event` for the device. A
-tree has one expansion or one evaluation under way at a time, until its iterations are done: then
-all nodes never visited are evaluated together (`visit_all_nodes`).
+What the device asks for becomes requests; what comes back becomes an `Event` for the device.
+
+A tree has one expansion under way at a time, and waits until all of its steps are in. But the
+first evaluation of a child starts as soon as the child is certain to be one: when its step and all
+those before it are in, for a step that says the same as an earlier one is dropped. The outcome is
+kept until the child is first visited. That changes no choice, since what is drawn depends on the
+node alone, and wastes no token, since every node is visited in the end (`visit_all_nodes`: in the
+last round, if not before). Where that setting is off, evaluations start when they are asked for.
 
 An evaluation whose judge gives no score is tried once more (`TRIES`): a fresh rollout, or the
 same answer judged again. If that fails too it counts as missing: the iteration is spent, nothing
@@ -25,7 +30,7 @@ from stair_jax.records import Node, Prompt, Tree
 from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import Judge, Score
 from stair_jax.search import mcts
-from stair_jax.search.tree import NONE
+from stair_jax.search.tree import NONE, ROOT
 
 TRIES = 2  # of an evaluation
 
@@ -90,13 +95,20 @@ class Sprout:
     draws: int = 0  # evaluations begun here; they number the requests
 
 
+class Outcome(NamedTuple):
+    """What an evaluation came to."""
+
+    kind: int  # mcts.REWARD to mcts.MISSING_FOR_GOOD
+    reward: np.float32
+
+
 @dataclasses.dataclass(frozen=True)
 class Event:
     """What a tree has to tell the device."""
 
-    kind: int  # mcts.PLANT to mcts.MISSING_FOR_GOOD
-    value: float = 0.0
-    priors: tuple[float, ...] = ()  # one a child
+    kind: int  # mcts.NOTHING, PLANT or CHILDREN
+    priors: tuple[float, ...]  # one a child
+    outcomes: dict[int, Outcome]  # by node, `num_children` at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,18 +117,20 @@ class Statistics:
 
     visits: np.ndarray  # [M] int32
     value_sum: np.ndarray  # [M] float32
+    outcome: np.ndarray  # [M] int32, what is not used up, and kept rewards
     reward: np.ndarray  # [M] float32
-    terminal: np.ndarray  # [M] bool
 
 
 class Growth:
     """One tree, from its prompt to its record.
 
-    `event` is what the device must hear next, `record` the finished tree; None until then.
+    Once it is `ready`, the device can move it on with what `tell` returns. `record` is the finished
+    tree, None until then.
     """
 
     def __init__(self, prompt: Prompt, root: Prefix, tools: Tools):
-        self.prompt, self.tools = prompt, tools
+        self.prompt, self.tools, c = prompt, tools, tools.config
+        self._sampling = sampling_of(c)
         self.nodes = [
             Sprout(
                 tag="0", parent=NONE, depth=0, ids=(), text="", response="", p=1.0, ends=False,
@@ -124,22 +138,68 @@ class Growth:
             )
         ]  # fmt: skip
         self.counters: collections.Counter[str] = collections.Counter(dict.fromkeys(COUNTERS, 0))
-        self.event: Event | None = Event(mcts.PLANT)
         self.record: Tree | None = None
+        self._news = mcts.PLANT
         self._requests: set[Hashable] = set()  # in the engine
-        self._steps: dict[int, Result] = {}  # of the expansion under way, by ordinal
+        self._steps: dict[int, Result] = {}  # that wait for an earlier one, by ordinal
+        self._taken = 0  # steps of the last expansion that were made children or dropped
+        self._first = 1  # node of the last expansion, or where the next one's will be
         self._tries: dict[int, int] = {}  # of the evaluations under way, by node
-        self._last_round: dict[int, np.float32 | None] = {}  # rewards, by node
+        self._outcomes: dict[int, Outcome] = {}  # that the device was not told, by node
+        self._awaited = ROOT  # node whose outcome the device asked for; NONE once all is over
         self._final: Statistics | None = None  # once the iterations are done
+
+    @property
+    def ready(self) -> bool:
+        """True where what the device waits for is there."""
+        return self._news == mcts.CHILDREN or self._awaited in self._outcomes
+
+    def tell(self) -> Event:
+        """Returns the news, which count as told with that; some outcomes may be left over."""
+        news, self._news = self._news, mcts.NOTHING
+        new = self.nodes[self._first :] if news == mcts.CHILDREN else []
+        # What does not fit can wait: the device will ask for it.
+        awaited_first = sorted(self._outcomes, key=lambda node: node != self._awaited)
+        nodes = awaited_first[: self.tools.config.num_children]
+        return Event(
+            kind=news,
+            priors=tuple(sprout.p for sprout in new),
+            outcomes={node: self._outcomes.pop(node) for node in nodes},
+        )
 
     def expand(self, node: int) -> None:
         """Asks for the next steps after `node`."""
         self.counters["expansions"] += 1
+        self._taken, self._first = 0, len(self.nodes)
         for k in range(self.tools.config.num_children):
-            self._generate(node, "step", k)
+            self._generate(node, "step", k, group=node)
 
     def evaluate(self, node: int) -> None:
-        """Asks for the reward of `node`: of its own answer, or of a rollout from it."""
+        """Lets the device wait for the outcome of `node`."""
+        self._awaited = node
+        self._seek(node)
+
+    def finish(self, final: Statistics, *, iterations: int, revisits: int) -> None:
+        """Takes what the iterations left; evaluates what they never reached."""
+        self.counters["iterations"], self.counters["revisits"] = iterations, revisits
+        size = len(self.nodes)
+        arrays = dataclasses.asdict(final)
+        self._final = final = Statistics(**{n: array[:size].copy() for n, array in arrays.items()})
+        self._awaited = NONE
+        if self.tools.config.visit_all_nodes:
+            for node in np.flatnonzero(final.visits == 0).tolist():
+                if final.outcome[node] != mcts.UNKNOWN:
+                    self._outcomes[node] = Outcome(int(final.outcome[node]), final.reward[node])
+                self._seek(node)
+        self._settle()
+
+    def _seek(self, node: int) -> None:
+        """Starts an evaluation of `node`, unless its outcome is there or under way."""
+        if node not in self._outcomes and node not in self._tries:
+            self._begin(node)
+
+    def _begin(self, node: int) -> None:
+        """Starts an evaluation: of the node's own answer, or of a rollout from it."""
         sprout = self.nodes[node]
         self._tries[node] = self._tries.get(node, 0) + 1
         ordinal, sprout.draws = sprout.draws, sprout.draws + 1
@@ -147,22 +207,13 @@ class Growth:
             self._judge(node, ordinal, sprout.response)
         else:
             self.counters["rollouts"] += 1
-            self._generate(node, "rollout", ordinal)
+            self._generate(node, "rollout", ordinal, group=sprout.parent)
 
-    def finish(self, final: Statistics, *, iterations: int, revisits: int) -> None:
-        """Takes what the iterations left; evaluates what they never reached."""
-        self.counters["iterations"], self.counters["revisits"] = iterations, revisits
-        size = len(self.nodes)
-        arrays = dataclasses.asdict(final)
-        self._final = Statistics(**{name: array[:size].copy() for name, array in arrays.items()})
-        if self.tools.config.visit_all_nodes:
-            for node in np.flatnonzero(self._final.visits == 0).tolist():
-                self.evaluate(node)
-        self._settle()
-
-    def _generate(self, node: int, kind: str, ordinal: int) -> None:
+    def _generate(self, node: int, kind: str, ordinal: int, *, group: int) -> None:
+        """Asks the engine to go on from `node`; all that go on from `group` share its path."""
         tools, sprout = self.tools, self.nodes[node]
         step, c = kind == "step", tools.config
+        path = self.nodes[group].prefix if group != NONE else None
         assert sprout.prefix is not None  # only a node that ends gives its sequence back early
         request = Request(
             id=Task(self.prompt.id, node, kind, ordinal),
@@ -170,7 +221,10 @@ class Growth:
             key=(tools.seed, self.prompt.id, sprout.tag, kind, ordinal),
             stop="step" if step else "end",
             max_tokens=c.max_step_tokens if step else c.max_rollout_tokens,
-            sampling=Sampling(temperature=c.temperature, top_k=c.top_k, top_p=c.top_p),
+            sampling=self._sampling,
+            logps=step and wants_logps(c),
+            group=(self.prompt.id, group) if path else None,
+            shared=len(path.ids) if path else 0,
         )
         self._requests.add(request.id)
         tools.engine.submit(request)
@@ -193,23 +247,26 @@ class Growth:
             self._judge(node, ordinal, response)
             return
         self._steps[ordinal] = result
-        if len(self._steps) == self.tools.config.num_children:
-            self._attach(node)
+        while (step := self._steps.pop(self._taken, None)) is not None:
+            self._taken += 1
+            self._attach(node, step)
+        if self._taken == self.tools.config.num_children:
+            self._news = mcts.CHILDREN
 
-    def _attach(self, node: int) -> None:
-        """Makes children of the steps that came in, all but those that repeat a sibling's text."""
-        first, seen = len(self.nodes), set()
-        for _, result in sorted(self._steps.items()):
-            step = self.tools.codec.decode(result.ids)
-            if step in seen:
-                self.counters["duplicates"] += 1
-                self.tools.engine.release(result.prefix)
-                continue
-            self.nodes.append(self._child(node, len(seen), step, result))
-            seen.add(step)
-        self._steps = {}
-        priors = tuple(sprout.p for sprout in self.nodes[first:])
-        self.event = Event(mcts.CHILDREN, priors=priors)
+    def _attach(self, node: int, result: Result) -> None:
+        """Makes a child of the next step in order, unless it repeats a sibling's text."""
+        step, siblings = self.tools.codec.decode(result.ids), self.nodes[self._first :]
+        if any(step == sibling.text for sibling in siblings):
+            self.counters["duplicates"] += 1
+            self.tools.engine.release(result.prefix)
+            return
+        self.nodes.append(self._child(node, len(siblings), step, result))
+        self._start_early(len(self.nodes) - 1)
+
+    def _start_early(self, child: int) -> None:
+        """Starts the first evaluation of a new child, where it is sure to be visited."""
+        if self.tools.config.visit_all_nodes:
+            self._begin(child)
 
     def _child(self, node: int, slot: int, step: str, result: Result) -> Sprout:
         parent = self.nodes[node]
@@ -232,27 +289,21 @@ class Growth:
         """Takes the judge's verdict; where there is none, asks once more."""
         node = task.node
         if score is None and self._tries[node] < TRIES:
-            self.evaluate(node)
+            self._begin(node)
             return
         del self._tries[node]
-        reward = self._joined(score)
-        if self._final is not None:
-            self._last_round[node] = reward
-            self._settle()
-            return
-        ends = self.nodes[node].ends
-        if reward is None:
-            self.event = Event(mcts.MISSING_FOR_GOOD if ends else mcts.MISSING)
-        else:
-            self.event = Event(mcts.TERMINAL_REWARD if ends else mcts.REWARD, float(reward))
+        self._outcomes[node] = self._outcome(node, score)
+        self._settle()
 
-    def _joined(self, score: Score | None) -> np.float32 | None:
+    def _outcome(self, node: int, score: Score | None) -> Outcome:
+        ends = self.nodes[node].ends
         if score is None:
             self.counters["missing"] += 1
-            return None
+            return Outcome(mcts.MISSING_FOR_GOOD if ends else mcts.MISSING, np.float32(0))
         for name, count in score.counts.items():
             self.counters[f"judge_{name}"] += count
-        return np.float32(self.tools.reward(score.safety, score.helpfulness, self.prompt.type))
+        reward = np.float32(self.tools.reward(score.safety, score.helpfulness, self.prompt.type))
+        return Outcome(mcts.TERMINAL_REWARD if ends else mcts.REWARD, reward)
 
     def _settle(self) -> None:
         """Ends the tree once the last round is complete, backing that up in the nodes' order.
@@ -262,11 +313,11 @@ class Growth:
         final = self._final
         if self._tries or final is None:
             return
-        for node, reward in sorted(self._last_round.items()):
-            if reward is None:
+        for node, (kind, reward) in sorted(self._outcomes.items()):
+            if kind in (mcts.MISSING, mcts.MISSING_FOR_GOOD):
                 continue
-            if self.nodes[node].ends:
-                final.terminal[node], final.reward[node] = True, reward
+            if kind == mcts.TERMINAL_REWARD:
+                final.outcome[node], final.reward[node] = mcts.KEPT_REWARD, reward
             while node != NONE:
                 final.visits[node] += 1
                 final.value_sum[node] += reward
@@ -279,7 +330,7 @@ class Growth:
         )
 
     def _node(self, i: int, final: Statistics) -> Node:
-        sprout, terminal = self.nodes[i], bool(final.terminal[i])
+        sprout, terminal = self.nodes[i], final.outcome[i] == mcts.KEPT_REWARD
         return Node(
             parent=sprout.parent,
             ids=sprout.ids,
@@ -288,7 +339,7 @@ class Growth:
             visits=int(final.visits[i]),
             value_sum=float(final.value_sum[i]),
             reward=float(final.reward[i]) if terminal else None,
-            terminal=terminal,
+            terminal=bool(terminal),
             p=sprout.p,
             tag=sprout.tag,
         )
@@ -304,6 +355,17 @@ class Growth:
         for sprout in self.nodes:
             sprout.prefix = None
         self._requests, self._steps = set(), {}
+
+
+def sampling_of(config: SearchConfig) -> Sampling:
+    """Returns how every token of a tree is drawn."""
+    names = "temperature", "top_k", "top_p", "min_p"
+    return Sampling(**{name: getattr(config, name) for name in names})
+
+
+def wants_logps(config: SearchConfig) -> bool:
+    """Returns whether the steps' log-probs are used: by PUCB, unless its prior is uniform."""
+    return config.score == "pucb" and config.prior != "uniform"
 
 
 def prior(logps: Sequence[float], config: SearchConfig) -> float:

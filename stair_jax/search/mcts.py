@@ -1,8 +1,9 @@
 """Safety-Informed MCTS over a batch of trees: scores, selection, and the loop between requests.
 
 The device holds every tree up to the point where it needs text: `advance` applies what came in
-(children, rewards), then runs each tree on until it asks for an expansion, for an evaluation, or
-has finished. Walks that end at a judged terminal node need nobody and cost no round trip.
+(children, outcomes of evaluations), then runs each tree on until it asks for an expansion, for an
+evaluation, or has finished. An outcome may come long before its node is visited and waits there;
+that of a terminal node serves every visit. Walks that end at a known outcome need nobody.
 Source: STAIR algorithm 1; thu-ml/STAIR src/mcts.py, src/mcts_node.py.
 """
 
@@ -20,14 +21,18 @@ from stair_jax.search import tree as tree_lib
 from stair_jax.search.tree import NONE, ROOT, Tree
 
 UNVISITED = 100.0  # score of an unvisited child, in units of c (thu-ml/STAIR src/mcts_node.py)
+STRIDE = 8  # selections in one call: all trees pay for the one that walks longest
 TIE = 1e-5  # scores this close are equal: rounding in float32 must not choose
 
 # What a tree wants, column ASK of what `advance` returns.
 IDLE, WALK, EXPAND, EVALUATE, FINISHED = range(5)
 ASK, NODE, ITERATIONS, REVISITS = range(4)
-# What a tree gets: a new root, children, the reward of a node that is not or is terminal, no
-# reward though asked twice (and where asking again would give the same, the end of that branch).
-NOTHING, PLANT, CHILDREN, REWARD, TERMINAL_REWARD, MISSING, MISSING_FOR_GOOD = range(7)
+# What a tree gets, beside outcomes: a new root, or the children it asked for.
+NOTHING, PLANT, CHILDREN = range(3)
+# What an evaluation came to: the reward of a node that is not or is terminal, no reward though
+# asked twice (and where asking again would give the same, the end of that branch). A node's
+# outcome is used up when it is visited; a terminal node keeps its reward for every visit.
+UNKNOWN, REWARD, TERMINAL_REWARD, MISSING, MISSING_FOR_GOOD, KEPT_REWARD = range(6)
 
 
 @struct.dataclass
@@ -44,13 +49,15 @@ class Search:
 
 @struct.dataclass
 class Events:
-    """What came in for each tree since the last call, at most one thing each."""
+    """What came in for each tree since the last call."""
 
-    kind: jax.Array | np.ndarray  # [B] int32, NOTHING to MISSING_FOR_GOOD
-    count: jax.Array | np.ndarray  # [B] int32, of children
+    kind: jax.Array | np.ndarray  # [B] int32, NOTHING to CHILDREN
     seed: jax.Array | np.ndarray  # [B] uint32, of a new tree
-    value: jax.Array | np.ndarray  # [B] float32, a reward
+    count: jax.Array | np.ndarray  # [B] int32, of children
     prior: jax.Array | np.ndarray  # [B, A] float32, of the children
+    node: jax.Array | np.ndarray  # [B, A] int32, that were evaluated; `NONE` fills up
+    outcome: jax.Array | np.ndarray  # [B, A] int32, REWARD to MISSING_FOR_GOOD
+    reward: jax.Array | np.ndarray  # [B, A] float32
 
 
 def empty(trees: int, config: SearchConfig) -> Search:
@@ -151,17 +158,21 @@ def advance(
 ) -> tuple[Search, Int[Array, "B 4"]]:
     """Applies `events` and runs every tree on until it needs text or has finished.
 
+    A tree that needs neither for a long time stops at WALK; the next call takes it up again.
     `search` is donated. Returns the new state, and for the host a row a tree: ASK, NODE,
-    ITERATIONS done and terminal REVISITS; only rows that had an event can have changed.
+    ITERATIONS done and terminal REVISITS; only rows that had an event or walked can have changed.
     """
     search = _plant(search, events)
     search = _sprout(search, events, config=config)
-    search = _reward(search, events, config=config)
-    search = jax.lax.while_loop(
-        lambda s: (s.ask == WALK).any(), functools.partial(_walk, config=config), search
+    search = _note(search, events)
+    # Settling first, then walking, lets XLA write to the tree in place: reads come after writes.
+    search, _ = jax.lax.while_loop(
+        lambda carry: _can_move(carry[0]).any() & (carry[1] < STRIDE),
+        lambda carry: (_walk(_settle(carry[0], config=config), config=config), carry[1] + 1),
+        (search, 0),
     )
-    columns = search.ask, search.node, search.iteration, search.revisits
-    return search, jnp.stack(columns, axis=1)
+    ask_B = jnp.where(_can_move(search), WALK, search.ask)
+    return search, jnp.stack((ask_B, search.node, search.iteration, search.revisits), axis=1)
 
 
 def _plant(search: Search, events: Events) -> Search:
@@ -198,55 +209,64 @@ def _sprout(search: Search, events: Events, *, config: SearchConfig) -> Search:
     )
 
 
-def _reward(search: Search, events: Events, *, config: SearchConfig) -> Search:
-    """Ends the iteration of the trees whose evaluation came in, with a reward or without one."""
-    terminal_B = events.kind == TERMINAL_REWARD
-    scored_B = (events.kind == REWARD) | terminal_B
-    hopeless_B = events.kind == MISSING_FOR_GOOD
-    ended_B = scored_B | (events.kind == MISSING) | hopeless_B
-    row_B, tree, value_B = jnp.arange(scored_B.shape[0]), search.tree, jnp.asarray(events.value)
-    at_B = jnp.where(terminal_B, search.node, tree.parent.shape[1])
+def _note(search: Search, events: Events) -> Search:
+    """Puts the outcomes that came in beside their nodes."""
+    tree, node_BA = search.tree, jnp.asarray(events.node)
+    row_BA = jnp.broadcast_to(jnp.arange(node_BA.shape[0])[:, None], node_BA.shape)
+    at_BA = jnp.where(node_BA == NONE, tree.parent.shape[1], node_BA)  # out of range: dropped
     tree = dataclasses.replace(
         tree,
-        terminal=tree.terminal.at[row_B, at_B].set(True, mode="drop"),
-        reward=tree.reward.at[row_B, at_B].set(value_B, mode="drop"),
+        outcome=tree.outcome.at[row_BA, at_BA].set(events.outcome, mode="drop"),
+        reward=tree.reward.at[row_BA, at_BA].set(events.reward, mode="drop"),
     )
-    tree = tree_lib.backup(tree, search.node, value_B, scored_B)
-    closed_B = hopeless_B | (scored_B & _spent(tree, search.node, config=config))
-    tree = tree_lib.bury(tree, search.node, closed_B, ended_B)
+    return dataclasses.replace(search, tree=tree)
+
+
+def _can_move(search: Search) -> Bool[Array, " B"]:
+    """Returns which trees need nothing from the host."""
+    outcome_B = search.tree.outcome[jnp.arange(search.node.shape[0]), search.node]
+    return (search.ask == WALK) | ((search.ask == EVALUATE) & (outcome_B != UNKNOWN))
+
+
+def _settle(search: Search, *, config: SearchConfig) -> Search:
+    """Ends the iteration of each tree that asks for an evaluation whose outcome is known."""
+    tree, node_B = search.tree, search.node
+    row_B, M = jnp.arange(node_B.shape[0]), tree.parent.shape[1]
+    outcome_B = jnp.where(search.ask == EVALUATE, tree.outcome[row_B, node_B], UNKNOWN)
+    known_B, again_B = outcome_B != UNKNOWN, outcome_B == KEPT_REWARD
+    terminal_B = again_B | (outcome_B == TERMINAL_REWARD)
+    scored_B = terminal_B | (outcome_B == REWARD)
+    closed_B = outcome_B == MISSING_FOR_GOOD
+    if not config.reselect_terminal:
+        deep_B = tree.depth[row_B, node_B] >= config.max_depth
+        closed_B |= terminal_B | (scored_B & deep_B)
+    left_B = jnp.where(terminal_B, KEPT_REWARD, UNKNOWN)
+    at_B = jnp.where(known_B, node_B, M)  # M is out of range: dropped
+    outcome = tree.outcome.at[row_B, at_B].set(left_B, mode="drop")
+    tree = dataclasses.replace(tree, outcome=outcome)
+    tree = tree_lib.backup(tree, node_B, tree.reward[row_B, node_B], scored_B)
     return dataclasses.replace(
         search,
-        tree=tree,
-        iteration=search.iteration + ended_B,
-        ask=jnp.where(ended_B, WALK, search.ask),
+        tree=tree_lib.bury(tree, node_B, closed_B),
+        iteration=search.iteration + known_B,
+        revisits=search.revisits + again_B,
+        ask=jnp.where(known_B, WALK, search.ask),
     )
-
-
-def _spent(tree: Tree, node: Int[Array, " B"], *, config: SearchConfig) -> Bool[Array, " B"]:
-    """Returns where `node`, just visited, is not to be selected again (`reselect_terminal`)."""
-    row_B = jnp.arange(node.shape[0])
-    if config.reselect_terminal:
-        return jnp.zeros_like(tree.terminal[:, 0])
-    return tree.terminal[row_B, node] | (tree.depth[row_B, node] >= config.max_depth)
 
 
 def _walk(search: Search, *, config: SearchConfig) -> Search:
-    """One selection in each tree that can go on; a kept reward is backed up at once."""
+    """One selection in each tree that can go on."""
     row_B, tree = jnp.arange(search.node.shape[0]), search.tree
     walks_B = search.ask == WALK
     over_B = (search.iteration >= config.iterations) | tree.dead[:, ROOT]
     leaf_B = select(search, config=config)
-    terminal_B = tree.terminal[row_B, leaf_B]
-    deep_B = tree.depth[row_B, leaf_B] >= config.max_depth
-    fresh_B = (tree.visits[row_B, leaf_B] == 0) | deep_B
-    ask_B = jnp.where(terminal_B, WALK, jnp.where(fresh_B, EVALUATE, EXPAND))
+    fresh_B = tree.visits[row_B, leaf_B] == 0
+    last_B = tree.outcome[row_B, leaf_B] == KEPT_REWARD
+    last_B |= tree.depth[row_B, leaf_B] >= config.max_depth
+    ask_B = jnp.where(fresh_B | last_B, EVALUATE, EXPAND)
     ask_B = jnp.where(over_B, FINISHED, ask_B)
-    kept_B = walks_B & (ask_B == WALK)
     return dataclasses.replace(
         search,
-        tree=tree_lib.backup(tree, leaf_B, tree.reward[row_B, leaf_B], kept_B),
         ask=jnp.where(walks_B, ask_B, search.ask),
         node=jnp.where(walks_B, leaf_B, search.node),
-        iteration=search.iteration + kept_B,
-        revisits=search.revisits + kept_B,
     )

@@ -22,8 +22,8 @@ class Tree:
     prior: jax.Array  # [B, M] float32, p of PUCB
     visits: jax.Array  # [B, M] int32
     value_sum: jax.Array  # [B, M] float32
-    terminal: jax.Array  # [B, M] bool, known from the first visit on
-    reward: jax.Array  # [B, M] float32, the kept reward of a terminal node
+    outcome: jax.Array  # [B, M] int32, of an evaluation not yet used up (`mcts.UNKNOWN` onwards)
+    reward: jax.Array  # [B, M] float32, that came with the outcome
     dead: jax.Array  # [B, M] bool, never to be selected again
     size: jax.Array  # [B] int32, nodes in use
 
@@ -51,7 +51,7 @@ def empty(trees: int, nodes: int, children: int) -> Tree:
         prior=jnp.ones((trees, nodes), jnp.float32),
         visits=jnp.zeros((trees, nodes), jnp.int32),
         value_sum=jnp.zeros((trees, nodes), jnp.float32),
-        terminal=jnp.zeros((trees, nodes), bool),
+        outcome=jnp.zeros((trees, nodes), jnp.int32),
         reward=jnp.zeros((trees, nodes), jnp.float32),
         dead=jnp.zeros((trees, nodes), bool),
         size=jnp.ones((trees,), jnp.int32),
@@ -116,10 +116,8 @@ def backup(
     return dataclasses.replace(tree, visits=visits, value_sum=value_sum)
 
 
-def bury(
-    tree: Tree, leaf: Int[Array, " B"], ended: Bool[Array, " B"], rows: Bool[Array, " B"]
-) -> Tree:
-    """Marks `leaf` as dead where `ended`, then each ancestor whose children are all dead."""
+def bury(tree: Tree, leaf: Int[Array, " B"], rows: Bool[Array, " B"]) -> Tree:
+    """Marks `leaf` as dead where `rows` holds, then each ancestor whose children are all dead."""
     B, M = tree.parent.shape
     row_B = jnp.arange(B)
 
@@ -133,7 +131,7 @@ def bury(
         above_B = jnp.where(node_B == NONE, NONE, tree.parent[row_B, node_B])
         return above_B, dead
 
-    dead = tree.dead.at[row_B, jnp.where(rows & ended, leaf, M)].set(True, mode="drop")
+    dead = tree.dead.at[row_B, jnp.where(rows, leaf, M)].set(True, mode="drop")
     start_B = jnp.where(rows, leaf, NONE)
     _, dead = jax.lax.while_loop(lambda carry: (carry[0] != NONE).any(), up, (start_B, dead))
     return dataclasses.replace(tree, dead=dead)

@@ -63,6 +63,7 @@ def _answers(folder: pathlib.Path, benchmark: str) -> list[Answer]:
 def _answer(run: Run, policy: Policy, todo: list[tuple[str, Prompt]], folder: pathlib.Path) -> None:
     """Decodes greedily and appends each answer as it comes."""
     engine = policies.engine_for(run, policy)
+    engine.compile([GREEDY])
     asked = {prompt.id: (benchmark, prompt) for benchmark, prompt in todo}
     for _, prompt in todo:
         root = engine.root(policy.codec.prompt_ids(prompt.question))

@@ -20,7 +20,7 @@ _DEPENDS = {
 }
 # Keys that move no result, or only how a result is stored.
 _FREE = (
-    "search.trees_in_flight", "search.export_official", "evaluate.benchmarks",
+    "search.trees_in_flight", "search.export_official", "mesh.replicas", "evaluate.benchmarks",
     "sft.train.save_every", "sft.train.keep", "dpo.train.save_every", "dpo.train.keep",
 )  # fmt: skip
 

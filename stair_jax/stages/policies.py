@@ -84,16 +84,20 @@ def load(run: Run, name: str) -> Policy:
 
 
 def engine_for(run: Run, policy: Policy) -> Engine | Replicas:
-    """Returns an engine that decodes with a model: a replica for each data and fsdp index."""
+    """Returns an engine that decodes with a model, or replicas of it."""
     what: Any = {
         "config": engine_config(run.config), "stops": policy.codec.stops,
         "vocab": policy.codec.size,
     }  # fmt: skip
-    if run.mesh.size == 1:
-        return Engine(policy.spec, policy.params, **what)
-    if run.mesh.size == run.mesh.shape["tensor"]:
-        return Engine(policy.spec, policy.params, **what, mesh=run.mesh)
-    return Replicas(policy.spec, policy.params, **what, mesh=run.mesh)
+    places = engine_places(run)
+    if len(places) == 1:
+        return Engine(policy.spec, policy.params, **what, mesh=places[0])
+    return Replicas(policy.spec, policy.params, **what, meshes=places)
+
+
+def engine_places(run: Run) -> list[jax.sharding.Mesh]:
+    """Returns the meshes of the engine's replicas."""
+    return mesh_lib.replicas(run.mesh, run.config.mesh.replicas)
 
 
 def frame(run: Run) -> tuple[Spec, text.Codec]:

@@ -1,22 +1,26 @@
 """Stage search: prompts in, one search tree each out."""
 
 import collections
+import dataclasses
 import logging
 import pathlib
 import time
 
 from stair_jax import records
 from stair_jax.config import RewardConfig, SearchConfig
-from stair_jax.io import progress
+from stair_jax.engine import counters
+from stair_jax.io import progress, trace
 from stair_jax.miniature import verifier
 from stair_jax.records import Prompt, Tree
 from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import Judge, RuleJudge, VerifierJudge
-from stair_jax.search import driver, official
+from stair_jax.search import driver, growth, official
 from stair_jax.stages import policies, prompts
 from stair_jax.stages.run import Run, digest_of
 
 log = logging.getLogger(__name__)
+
+TREES_A_SLOT = 2  # in flight at most: more would only hold keys
 
 
 def run(run: Run, number: int) -> None:
@@ -53,15 +57,23 @@ def _grow(
     Returns why prompts were passed over, by id, and what the engine did in this session.
     """
     policy, stage = policies.load(run, parent), f"round-{number}/search"
-    config = SearchConfig.of(run.config.search)
-    engine, start, grown = policies.engine_for(run, policy), time.perf_counter(), 0
-    with progress.line(stage, have + len(left)) as show:
+    config, engine = SearchConfig.of(run.config.search), policies.engine_for(run, policy)
+    if not config.trees_in_flight:
+        wanted = TREES_A_SLOT * run.config.engine.slots * len(policies.engine_places(run))
+        config = dataclasses.replace(config, trees_in_flight=min(wanted, len(left)))
+    engine.compile([growth.sampling_of(config)], logps=growth.wants_logps(config))
+    start, grown = time.perf_counter(), 0
+    with (
+        progress.line(stage, have + len(left)) as show,
+        trace.some(run.workdir / "profile" if run.config.profile else None) as traced,
+    ):
 
         def on_tree(tree: Tree) -> None:
             nonlocal grown
             records.append_jsonl(path, tree)
             grown += 1
             show(have + grown, f"{engine.counters['delivered']} tokens")
+            traced()
 
         passed_over = driver.grow(
             left, engine=engine, judge=judge_of(config), codec=policy.codec, config=config,
@@ -71,7 +83,8 @@ def _grow(
     for prompt_id, reason in passed_over.items():
         log.warning("%s: prompt %s passed over: %s", stage, prompt_id, reason)
     seconds = time.perf_counter() - start
-    session = {f"engine/{name}": float(count) for name, count in engine.counters.items()}
+    counted = {**engine.counters, **counters.shares(engine.counters)}
+    session = {f"engine/{name}": float(count) for name, count in counted.items()}
     return passed_over, session | {"seconds": seconds, "trees_per_hour": 3600 * grown / seconds}
 
 
