@@ -9,11 +9,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from stair_jax.kernels import (
-    paged_attention as paged_kernel,  # pyright: ignore[reportAttributeAccessIssue]
-)
+from stair_jax.kernels import paged_attention as paged_kernel
+from stair_jax.kernels import top_k as top_k_kernel
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ ATTENTION = ("auto", "xla", "cudnn")
 PAGED = ("auto", "xla", "pallas")
 NO_KEYS = paged_kernel.EMPTY  # the log-sum-exp of attention over no keys
 merge_attention = paged_kernel.merge
+top_k = top_k_kernel.exact_top_k  # XLA alone sorts whole rows of logits on a GPU
 
 
 def matmul(x: Float[Array, "..."], w: Float[Array, "..."], *, over: int = 1) -> jax.Array:
@@ -110,8 +111,17 @@ def paged_attention(
         table: page ids; the token at position p lies in page table[p // Z] at p % Z.
         implementation: "xla" runs everywhere; "pallas" is fused, for a GPU. See `paged_choice`.
     """
-    body = {"xla": paged_kernel.reference, "pallas": paged_kernel.paged_attention}[implementation]
-    return body(q, k, v, layer, table, length, scale=scale)
+    bodies = {"xla": paged_kernel.reference, "pallas": paged_kernel.paged_attention}
+    body = functools.partial(bodies[implementation], scale=scale)
+    ways = dict(jax.sharding.get_abstract_mesh().shape).get("tensor", 1)
+    if implementation == "pallas" and ways > 1 and k.shape[2] % ways == 0:
+        # XLA cannot look into a kernel: left to itself it would gather the whole pool.
+        heads, pool, same = P(None, "tensor"), P(None, None, "tensor"), P()
+        body = jax.shard_map(
+            body, in_specs=(heads, pool, pool, same, same, same), out_specs=(heads, heads),
+            check_vma=False,
+        )  # fmt: skip
+    return body(q, k, v, jnp.asarray(layer), table, length)
 
 
 def paged_choice(implementation: str) -> str:

@@ -275,7 +275,7 @@ def test_an_engine_on_a_mesh_gives_the_same_tokens_and_log_probs(params, shape):
     heads_split = shape[2] == 2  # two kv heads do not divide over four: replicated
     assert spread._device._pool.k.sharding.is_fully_replicated != heads_split
     if shape[2] > 1:
-        assert not spread._device._params["layers"]["wq"].sharding.is_fully_replicated
+        assert not spread._device._params["layers"][0]["wq"].sharding.is_fully_replicated
     results = [e.generate([ask(e, p, i, "end", 9, WARM) for i, p in enumerate(PROMPTS)])
                for e in (alone, spread)]  # fmt: skip
     for a, b in zip(*results, strict=True):

@@ -56,7 +56,6 @@ class Device:
       params: parameters of `spec`, in any float dtype and place.
       stops: [E, V] bool, the stop sets.
       vocab: number of tokens that may be drawn.
-      pages: of the pool.
       mesh: where the model is to lie; None for the default device.
     """
 
@@ -68,7 +67,6 @@ class Device:
         config: EngineConfig,
         stops: np.ndarray,
         vocab: int,
-        pages: int,
         mesh: jax.sharding.Mesh | None,
     ):
         self.attention = attention_of(config.attention)
@@ -81,9 +79,12 @@ class Device:
         self._config, self._spec, self._vocab, self._mesh = config, spec, vocab, mesh
         self._decoder = transformer.Decoder(spec, jnp.dtype(config.dtype))
         self._params, self._stops = self._placed(params), self._spread(stops, (None, None))
-        self._page_count, self.width = pages, 0  # width: pages of a table while decoding
+        # Once the weights lie there, what is free is for the pool and the temporaries.
+        jax.block_until_ready(self._params)
+        self.pages = page_count(spec, config, self._free_bytes())
+        self.width = 0  # pages of a table while decoding
         pool = cache.empty_pool(
-            spec, pages=pages, page_size=config.page_size, dtype=jnp.dtype(config.dtype)
+            spec, pages=self.pages, page_size=config.page_size, dtype=jnp.dtype(config.dtype)
         )
         self._pool = self._spread(pool, cache.KVPool(k=cache.POOL_AXES, v=cache.POOL_AXES))
         self._views: Views | None = None  # without their pool
@@ -94,16 +95,36 @@ class Device:
         return 2 * self._config.slots if self.attention == "views" else 0
 
     def _placed(self, params: Any) -> Any:
-        """Returns the parameters in the engine's dtype, on its mesh."""
-        dtype = jnp.dtype(self._config.dtype)
-        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
-        return self._spread(params, transformer.logical_axes(self._spec))
+        """Returns the parameters layer by layer, in the engine's dtype, on its mesh."""
+        dtype, axes = jnp.dtype(self._config.dtype), transformer.logical_axes(self._spec)
+
+        def place(tree, axes):
+            return self._spread(jax.tree.map(lambda x: jnp.asarray(x, dtype), tree), axes)
+
+        params = transformer.by_layer(params)
+        of_layer = jax.tree.map(lambda a: a[1:], axes["layers"], is_leaf=_is_axes)
+        layers = tuple(place(layer, of_layer) for layer in params["layers"])
+        rest = {name: place(x, axes[name]) for name, x in params.items() if name != "layers"}
+        return {**rest, "layers": layers}
 
     def _spread(self, tree: Any, axes: Any) -> Any:
         if self._mesh is None:  # said aloud: where it is left open, a program's first call differs
             return jax.device_put(tree, jax.local_devices()[0])
         rules = mesh_lib.ENGINE_RULES
         return jax.device_put(tree, mesh_lib.shardings(axes, self._mesh, tree, rules=rules))
+
+    def _free_bytes(self) -> int | None:
+        """Returns what the devices in use have left for a pool; None where they keep no count.
+
+        Heads of the pool are split over the tensor axis, where it divides them.
+        """
+        first, ways = jax.local_devices()[0], 1
+        if self._mesh is not None:
+            first, tensor = self._mesh.devices.flat[0], self._mesh.shape["tensor"]
+            ways = tensor if self._spec.K % tensor == 0 else 1
+        stats = first.memory_stats() or {}
+        limit = stats.get("bytes_limit")
+        return None if limit is None else ways * (limit - stats.get("bytes_in_use", 0))
 
     def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
@@ -136,7 +157,7 @@ class Device:
         """Copies whole pages, [source, target] each, a slotful at a time."""
         for start in range(0, len(pairs), self._config.slots):
             some = pairs[start : start + self._config.slots]
-            padded = np.full((self._config.slots, 2), self._page_count, np.int32)
+            padded = np.full((self._config.slots, 2), self.pages, np.int32)
             padded[: len(some)] = some
             self._pool = decode.copy_pages(self._pool, padded[:, 0], padded[:, 1])
 
@@ -214,8 +235,8 @@ class Device:
         idle = np.zeros((rows, len(COLUMNS)), np.int32)
         table = np.zeros((rows, self.context_pages), np.int32)
         for tokens in (*BLOCKS, config.max_context):
-            self.extend([[0] * min(tokens, config.max_context)], [[self._page_count]])
-        self.copy([[self._page_count, self._page_count]])
+            self.extend([[0] * min(tokens, config.max_context)], [[self.pages]])
+        self.copy([[self.pages, self.pages]])
         for width in sorted({self._bucket(pages) for pages in range(1, self.context_pages + 1)}):
             self.width = 0
             self.widen(width, idle=True)
@@ -226,6 +247,10 @@ class Device:
 
     def _all_siblings(self) -> Iterable[Siblings | None]:
         return Siblings.shapes(self._config.slots, self.width) if self.shares else [None]
+
+
+def _is_axes(x: Any) -> bool:
+    return isinstance(x, tuple)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,11 +289,3 @@ def page_count(spec: Spec, config: EngineConfig, free_bytes: int | None = None) 
             f" {page_bytes} bytes, expected at least {context + 1} for one context"
         )
     return count
-
-
-def free_bytes(mesh: jax.sharding.Mesh | None) -> int | None:
-    """Returns what the first device in use has left, None where it keeps no count (CPUs)."""
-    device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
-    stats = device.memory_stats() or {}
-    limit = stats.get("bytes_limit")
-    return None if limit is None else limit - stats.get("bytes_in_use", 0)

@@ -16,7 +16,7 @@ import numpy as np
 from stair_jax.config import EngineConfig
 from stair_jax.engine import batch, decode
 from stair_jax.engine.counters import COUNTERS
-from stair_jax.engine.device import Device, Wanted, block_of, free_bytes, page_count
+from stair_jax.engine.device import Device, Wanted, block_of
 from stair_jax.engine.pages import OutOfPages, Pages
 from stair_jax.engine.request import Prefix, Request, Result, Sampling, generate
 from stair_jax.engine.runs import Run
@@ -58,11 +58,8 @@ class Engine:
         table = np.zeros((len(stops), spec.V), bool)
         for row, ids in zip(table, stops.values(), strict=True):
             row[sorted(ids)] = True
-        count = page_count(spec, config, free_bytes(mesh))
-        self._store = Store(Pages(count), config.page_size)
-        self._device = Device(
-            spec, params, config=config, stops=table, vocab=vocab, pages=count, mesh=mesh
-        )
+        self._device = Device(spec, params, config=config, stops=table, vocab=vocab, mesh=mesh)
+        self._store = Store(Pages(self._device.pages), config.page_size)
         self._queue: collections.deque[Request] = collections.deque()
         self._ready: collections.deque[Run] = collections.deque()  # for slots that end in a chunk
         self._slots: list[Run | None] = [None] * config.slots
@@ -325,12 +322,12 @@ class Engine:
         self._chunk = device.decode(packed, own, siblings, wanted)
 
     def _siblings(self, table: np.ndarray) -> Siblings:
-        """Groups the slots by what their requests share, as far as its keys are in the pool."""
+        """Groups the slots by what their requests share, as far as its keys were in the pool."""
 
         def common(run: Run | None) -> tuple[Hashable, int] | None:
             if run is None or run.request.group is None:
                 return None
-            return run.request.group, min(run.request.shared, run.length)
+            return run.request.group, min(run.request.shared, len(run.request.prefix.ids) - 1)
 
         shared = [common(run) for run in self._slots]
         return Siblings.of(shared, table, self.config.page_size)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
+from stair_jax import ops
+
 GREEDY, ALL = 1, 0  # values of `candidates`: no row draws; every entry is one
 _LEAST = 16  # candidates come in powers of two from here on, so that programs stay few
 _NEVER = 128.0  # nats below the likeliest entry at which float32 knows no probability any more
@@ -45,7 +47,7 @@ def draw(
         token_BC = jnp.broadcast_to(jnp.arange(logits.shape[-1])[None], logits.shape)
         logit_BC, kept_BC = logits_BV, kept_of_all(logits_BV, top_k, top_p, min_p)
     else:
-        logit_BC, token_BC = jax.lax.top_k(logits_BV, min(candidates, logits.shape[-1]))
+        logit_BC, token_BC = ops.top_k(logits_BV, min(candidates, logits.shape[-1]))
         kept_BC = kept_of_sorted(logit_BC, top_k, top_p, min_p)
     noise_BC = jnp.where(greedy_B[:, None], 0.0, gumbel(key, index, token_BC))
     best_B = _first_largest(jnp.where(kept_BC, logit_BC + noise_BC, -jnp.inf))

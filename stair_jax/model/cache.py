@@ -10,7 +10,7 @@ without a past; to decode, `views.Views` or `groups.Groups`.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,6 @@ class KVPool:
 
     A page holds a head's tokens side by side, as attention reads them.
     """
-
-    BY_LAYER: ClassVar[bool] = False  # whether `attend` wants the layer as a plain number
 
     k: Any  # [L, P, K, Z, H] array, or what stands for one: shape, sharding, axes
     v: Any  # [L, P, K, Z, H]
@@ -69,8 +67,6 @@ class KVPool:
 @struct.dataclass
 class Fresh:
     """A pool for rows that have nothing cached: what they see is in the call itself."""
-
-    BY_LAYER: ClassVar[bool] = False
 
     pool: KVPool
 

@@ -10,7 +10,7 @@ Shape letters: B slots  T = 1  N query heads  K kv heads  Q = N/K  H head dim  C
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,6 @@ class Groups:
 
     `rows.table` of `attend` has the pages of the slots' own parts alone.
     """
-
-    BY_LAYER: ClassVar[bool] = False
 
     pool: KVPool
     table: Any = None  # [C, W] int32, pages of the shared parts

@@ -167,7 +167,7 @@ class Decoder(nn.Module):
             _declare(self, "head", (s.V, s.D), ("vocab", "embed"), _NORMAL)
         x_BTD = mesh.constrain(embed_VD[tokens].astype(self.dtype), "batch", "time", None)
         angles = jnp.cos(angle_RT1h), jnp.sin(angle_RT1h)
-        if cache is not None and rows is not None and cache.BY_LAYER:
+        if rows is not None and isinstance(self.variables["params"].get("layers"), tuple):
             x_BTD, cache = self._one_by_one(x_BTD, cache, rows, *angles)
         else:
             x_BTD, cache = self._scanned(x_BTD, cache, rows, *angles)
@@ -185,15 +185,14 @@ class Decoder(nn.Module):
             variable_axes={"params": 0}, split_rngs={"params": True},
             in_axes=per_layer, length=s.L, unroll=unroll,
             metadata_params={nn.PARTITION_NAME: "layer"},
+            check_constancy_invariants=False,  # its extra tracing trips over kernels on jax 0.11
         )(s, self.dtype, self.attention, name="layers")  # fmt: skip
         return layers((x_BTD, cache), jnp.arange(s.L), rows, cos, sin)[0]
 
     def _one_by_one(self, x_BTD: jax.Array, cache: Any, rows: Rows, cos: Any, sin: Any) -> Any:
-        """Returns what `_scanned` does, with layers that are numbers and not traced."""
-        layer, stacked = Layer(self.spec, self.dtype, self.attention), self.variables["params"]
-        carry = x_BTD, cache
-        for i in range(self.spec.L):
-            params = jax.tree.map(lambda x, i=i: x[i], stacked["layers"])
+        """Returns what `_scanned` does, for parameters that `by_layer` has parted."""
+        layer, carry = Layer(self.spec, self.dtype, self.attention), (x_BTD, cache)
+        for i, params in enumerate(self.variables["params"]["layers"]):
             carry = layer.apply({"params": params}, carry, i, rows, cos, sin)[0]
         return carry
 
@@ -205,6 +204,18 @@ def _boxed(spec: Spec, key: jax.Array) -> Any:
 def init(spec: Spec, key: jax.Array) -> Params:
     """Returns random float32 parameters, a plain tree; `key` is consumed. May be jitted."""
     return nn.meta.unbox(_boxed(spec, key))
+
+
+def by_layer(params: Params) -> Params:
+    """Returns parameters with a tuple of layers in place of arrays with a layer axis.
+
+    For decoding: XLA copies what it slices off a stack, so every token would move all weights
+    once more.
+    """
+    stacked = params["layers"]
+    count = len(jax.tree.leaves(stacked)[0])
+    layers = tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count))
+    return {**params, "layers": layers}
 
 
 def logical_axes(spec: Spec) -> Any:

@@ -9,7 +9,7 @@ Shape letters: L layers  B slots  K kv heads  G query heads per kv head  H head 
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
@@ -23,9 +23,11 @@ VIEW_AXES = ("slot", "kv_head", None, None)  # logical axes of a layer's k and v
 
 @struct.dataclass
 class Views:
-    """The pool and the slots' copies of it; every token is written to both."""
+    """The pool and the slots' copies of it; every token is written to both.
 
-    BY_LAYER: ClassVar[bool] = True  # a layer is an array of its own: a slice would be copied
+    A layer is an array of its own, since a slice would be copied: they serve parameters that
+    `transformer.by_layer` has parted.
+    """
 
     pool: KVPool | None  # None while nobody attends
     k: tuple[Any, ...]  # of [B, K, H, S]: scores are sums over H of whole vectors over S

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from stair_jax.config import SearchConfig
-from stair_jax.engine.request import EngineLike
+from stair_jax.engine.request import EngineLike, Result
 from stair_jax.records import Prompt, Tree
 from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import Judge
@@ -71,6 +71,7 @@ class Nursery:
         self._growing: dict[int, Growth] = {}  # by row
         self._row_of: dict[str, int] = {}  # by prompt id
         self._walking: set[int] = set()  # rows that the last call left in the middle of a walk
+        self._results: collections.deque[Result] = collections.deque()  # collected, not taken
         empty = mcts.empty(tools.config.trees_in_flight, tools.config)
         self._search = jax.device_put(empty, tree_place())
 
@@ -93,15 +94,19 @@ class Nursery:
             engine.step()
         elif self.busy and not self._walking:  # all there is to do is to wait for a judge
             time.sleep(PAUSE_S)
-        for result in engine.collect():
+        self._results.extend(engine.collect())
+        while self._results:
+            result = self._results.popleft()
             growth, task = self._addressee(result.id)
             growth.take(result, task)
         return trees
 
     def close(self) -> None:
-        """Gives back what unfinished trees hold."""
+        """Gives back what unfinished trees hold, and answers that a failure left untaken."""
         for growth in self._growing.values():
             growth.close()
+        for result in self._results:
+            self.tools.engine.release(result.prefix)
 
     def _addressee(self, id: Hashable) -> tuple[Growth, Task]:
         """Returns whom an answer is for."""
