@@ -3,9 +3,8 @@
 bash launch/compile_gpu.sh [WORD ...]        (only programs with one of the words in their names)
 
 No GPU is needed, only JAX's CUDA plugin. The table says for each program whether it compiles, what
-it is given, what it needs besides, and how much of the layers' weights it copies: MB of one layer
-where layers are scanned, and best none. Exit 1 where a program does not compile, or needs more than
-a tenth of the pool.
+it is given, what it needs besides, and how many MB of the layers' weights it copies: best none.
+Exit 1 where a program does not compile, or needs more than a tenth of the pool.
 """
 
 import dataclasses
@@ -57,7 +56,7 @@ class Compiled:
     arguments: int
     temporaries: int
     calls: tuple[str, ...]  # what is not XLA's own: kernels and libraries
-    copied: int  # weights that are written to memory before they are used; in a scan, one layer's
+    copied: int  # weights that are written to memory before they are used
 
 
 def mesh_of(target: str, devices: int) -> jax.sharding.Mesh:
@@ -98,7 +97,8 @@ class Model:
     @classmethod
     def on(cls, mesh: jax.sharding.Mesh) -> "Model":
         """Returns the 8B model in bfloat16. Not to be called with the mesh set: it computes."""
-        params = jax.eval_shape(lambda: transformer.init(LLAMA_8B, jax.random.key(0)))
+        draw = lambda: transformer.by_layer(transformer.init(LLAMA_8B, jax.random.key(0)))  # noqa: E731
+        params = jax.eval_shape(draw)
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
         empty = partial(cache.empty_pool, LLAMA_8B, pages=PAGES, page_size=PAGE)
         pool = jax.eval_shape(partial(empty, dtype=jnp.bfloat16))
@@ -106,15 +106,15 @@ class Model:
         return cls(
             mesh,
             transformer.Decoder(LLAMA_8B, jnp.bfloat16),
-            placed(params, mesh, transformer.logical_axes(LLAMA_8B)),
+            placed(params, mesh, transformer.logical_axes_by_layer(LLAMA_8B)),
             placed(pool, mesh, axes),
         )
 
     @property
     def weights(self) -> set[int]:
         """Elements of a layer's matrices, on one device."""
-        layers = [x for x in jax.tree.leaves(self.params["layers"]) if x.ndim > 2]
-        return {math.prod(x.sharding.shard_shape(x.shape)[1:]) for x in layers}
+        layers = [x for x in jax.tree.leaves(self.params["layers"]) if x.ndim > 1]
+        return {math.prod(x.sharding.shard_shape(x.shape)) for x in layers}
 
 
 def kernel(model: Model, rows: int, queries: int, width: int, dtype: Any) -> Any:
@@ -197,9 +197,9 @@ def compiled(target: str, name: str) -> Compiled:
 def copied(hlo: str, sizes: Collection[int]) -> int:
     """Returns the bytes of arrays of the given sizes that instructions write, each counted once.
 
-    A scan takes a slice of the stacked weights in every layer. Where XLA cannot give a product a
-    place inside the stack it copies the slice first, and so reads all weights twice and writes them
-    once in every step. What a fusion keeps to itself is not written.
+    A scan over stacked weights would take a slice in every layer. Where XLA cannot give a product
+    a place inside the stack it copies the slice first, and so reads all weights twice and writes
+    them once in every step. What a fusion keeps to itself is not written.
     """
     total, loops = 0, {*re.findall(r"body=%([^\s,]+)", hlo)}
     for computation in re.split(r"\n(?=%|ENTRY)", hlo):

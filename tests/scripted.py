@@ -111,9 +111,7 @@ class ScriptedEngine:
         text = self.codec.decode(ids)
         prefix = ScriptedPrefix(start.ids + ids, start.prompt, (*start.trajectory, text))
         logps = (math.log(p),) * len(ids) if request.logps else ()
-        return Result(
-            id=request.id, ids=ids, logps=logps, prefix=self._hold(prefix), finish=finish
-        )
+        return Result(id=request.id, ids=ids, logps=logps, prefix=self._hold(prefix), finish=finish)
 
     def collect(self):
         done, self._done = self._done, []

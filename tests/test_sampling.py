@@ -1,125 +1,358 @@
+"""Drawn tokens against the definition in scalar code, by both ways of filtering."""
+
+import itertools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from stair_jax.engine import sampling
-from stair_jax.engine.engine import key_of
-from stair_jax.engine.request import Sampling
+from stair_jax.engine.request import Sampling, key_of
+from stair_jax.engine.sampling import ALL, GREEDY
 
 V = 7
 LOGITS = np.array([1.0, 0.2, -0.5, 2.0, 0.2, -3.0, 0.9], np.float32)
 draw = jax.jit(sampling.draw, static_argnames="candidates")
+kept_of_all = jax.jit(sampling.kept_of_all)
+kept_of_sorted = jax.jit(sampling.kept_of_sorted)
 
 
-def rows(count, temperature=1.0, top_k=0, top_p=1.0, logits=LOGITS):
-    keys = np.stack([key_of(("test", i)) for i in range(count)])
+def keys(count):
+    return np.stack([key_of(("test", i)) for i in range(count)])
+
+
+def rows(count, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, logits=LOGITS):
+    """Arguments of `draw` for rows that differ in key and index alone."""
     full = lambda x, dtype: jnp.full((count,), x, dtype)  # noqa: E731
     return {
         "logits": jnp.tile(jnp.asarray(logits)[None], (count, 1)),
-        "key": jnp.asarray(keys),
+        "key": jnp.asarray(keys(count)),
         "index": jnp.arange(count, dtype=jnp.int32) % 5,
         "temperature": full(temperature, jnp.float32),
         "top_k": full(top_k, jnp.int32),
         "top_p": full(top_p, jnp.float32),
+        "min_p": full(min_p, jnp.float32),
     }
 
 
-def exact(temperature, top_k, top_p):
-    """The distribution by the definition: temperature, then top-k, then top-p; scalar code."""
-    weight = np.exp(LOGITS.astype(np.float64) / temperature)
-    prob, order = weight / weight.sum(), np.argsort(-LOGITS, kind="stable")
-    kept = list(order[:top_k] if top_k else order)
-    total, mass, nucleus = sum(prob[i] for i in kept), 0.0, []
-    for i in kept:
-        if nucleus and mass >= top_p:
-            break
-        nucleus.append(i)
-        mass += prob[i] / total
-    out = np.zeros(V)
-    out[nucleus] = prob[nucleus]
-    return out / out.sum()
+def definition(logits: Any, top_k: Any, top_p: Any, min_p: Any, slack: float = 0.0):
+    """Ids that stay, the likeliest first; scalar code. `slack` moves the bounds of mass apart."""
+    order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+    weight = [float(np.exp(np.float64(logits[i]) - np.float64(logits[order[0]]))) for i in order]
+    inside = min(top_k, len(order)) if top_k else len(order)
+    total, before, kept = sum(weight[:inside]), 0.0, []
+    for rank, i in enumerate(order):
+        in_p = top_p >= 1 or before < (top_p + slack) * total
+        if rank == 0 or (rank < inside and in_p and weight[rank] >= min_p - slack):
+            kept.append(i)
+        before += weight[rank]
+    return kept
 
 
-CASES = [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.3, 3, 1.0), (1.0, 0, 0.6), (0.9, 5, 0.8), (1.5, 1, 1.0)]
+def exact(temperature, top_k, top_p, min_p):
+    """The distribution by the definition."""
+    kept = definition(LOGITS / temperature, top_k, top_p, min_p)
+    weight = np.zeros(V)
+    weight[kept] = np.exp(LOGITS[kept].astype(np.float64) / temperature)
+    return weight / weight.sum()
 
 
-@pytest.mark.parametrize(("temperature", "top_k", "top_p"), CASES)
-def test_tokens_follow_the_exact_distribution(temperature, top_k, top_p):
-    count = 4000
-    candidates = 0 if (top_k, top_p) == (0, 1.0) else V
-    token, _ = draw(**rows(count, temperature, top_k, top_p), candidates=candidates)
-    want = exact(temperature, top_k, top_p)
-    found = np.bincount(np.asarray(token), minlength=V)
+CASES = list(itertools.product((1.0, 1.6), (0, 4), (1.0, 0.9), (0.0, 0.2)))
+COUNT = 4000
+
+
+def drawn(candidates):
+    """[case, row] tokens of all cases in one batch: every row has filters of its own."""
+    batch = [rows(COUNT, *case) for case in CASES]
+    stacked = {name: jnp.concatenate([b[name] for b in batch]) for name in batch[0]}
+    order = np.random.default_rng(0).permutation(len(CASES) * COUNT)
+    token = np.asarray(draw(**{n: x[order] for n, x in stacked.items()}, candidates=candidates))
+    return token[np.argsort(order)].reshape(len(CASES), COUNT)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return drawn(ALL)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_tokens_follow_the_exact_distribution(tokens, case):
+    want = exact(*case)
+    found = np.bincount(tokens[CASES.index(case)], minlength=V)
     assert not found[want == 0].any()
-    if (want > 0).sum() > 1:
-        test = stats.chisquare(found[want > 0], count * want[want > 0])
-        assert test.pvalue > 1e-3  # keys are fixed, so this is no lottery
+    test = stats.chisquare(found[want > 0], COUNT * want[want > 0])
+    assert test.pvalue > 1e-3  # keys are fixed, so this is no lottery
 
 
-def test_cases_differ_in_distribution():
-    distributions = [exact(*case).round(6).tobytes() for case in CASES]
-    assert len(set(distributions)) == len(CASES)
+def test_every_filter_bites_in_some_cases_and_temperature_in_all():
+    sizes = [len(definition(LOGITS / t, *filters)) for t, *filters in CASES]
+    assert sizes[:8] == [7, 3, 5, 3, 4, 3, 3, 3]  # by hand
+    assert sizes[8:] == [7, 6, 5, 5, 4, 4, 4, 4]
+    for cool, warm in zip(CASES[:8], CASES[8:], strict=True):
+        assert np.abs(exact(*cool) - exact(*warm)).max() > 0.05
+
+
+def test_the_number_of_candidates_changes_no_draw(tokens):
+    np.testing.assert_array_equal(drawn(V), tokens)
+    args = rows(600, 1.2, 3, 0.9)
+    every = draw(**args, candidates=ALL)
+    np.testing.assert_array_equal(draw(**args, candidates=3), every)
+    np.testing.assert_array_equal(draw(**args, candidates=5), every)
+    assert (np.asarray(draw(**(args | {"top_k": args["top_k"] - 1}), candidates=3)) != every).any()
+
+
+def test_logits_that_differ_by_less_than_the_largest_one_can_show_are_ties_for_all():
+    logits = np.array([1.0, 1e-8, 2e-8], np.float32)
+    assert logits[1] < logits[2]
+    args = rows(200, top_k=2, logits=logits)
+    every = np.asarray(draw(**args, candidates=ALL))
+    assert set(every) == {0, 1}
+    np.testing.assert_array_equal(draw(**args, candidates=2), every)
+
+
+def test_a_large_vocabulary_is_drawn_from_alike_by_both_ways():
+    size, rng = 5000, np.random.default_rng(1)
+    logits = rng.normal(size=(64, size)).astype(np.float32) * 2
+    logits[::2] = logits[::2].round(1)  # ties, also where top-k cuts
+    args = rows(64, 1.3, 40, 0.95, 0.02) | {"logits": jnp.asarray(logits)}
+    args["top_k"] = jnp.asarray(rng.integers(1, 64, size=64), jnp.int32)
+    args["temperature"] = args["temperature"].at[:7].set(0.0)
+    candidates = sampling.candidates_for(args["temperature"], args["top_k"], size)
+    assert candidates == 64
+    every, some = (np.asarray(draw(**args, candidates=c)) for c in (ALL, candidates))
+    np.testing.assert_array_equal(every, some)
+    assert (every[:7] == logits[:7].argmax(axis=-1)).all()
+    assert (every[7:] != logits[7:].argmax(axis=-1)).any()
+
+
+# What stays, against the definition
+
+SPREAD, NEVER, SLACK = 4, 128.0, 1e-5
+_PLAIN = st.floats(-8, 8, width=32)
+_LOGIT = st.one_of(
+    _PLAIN,
+    st.sampled_from([0.0, 1.0, 1.0, 2.0]),  # ties
+    st.integers(0, 4).map(lambda n: np.nextafter(np.float32(1), np.float32(2)) + n * 2.0**-23),
+    st.sampled_from([-1e4, 1e4, 3e4, -130.0, -100.0, 1e-8, 2e-8]),
+    st.just(-np.inf),  # spare rows of a vocabulary
+)
+
+
+@st.composite
+def filtered(draw, size):
+    """Logits, top_k, top_p, min_p of a row."""
+    kind = draw(st.sampled_from([_LOGIT, _PLAIN, st.just(0.5)]))
+    logits = np.array(draw(st.lists(kind, min_size=size, max_size=size)), np.float32)
+    logits[draw(st.integers(0, size - 1))] = draw(_PLAIN)  # one can be drawn at least
+    return (
+        logits,
+        draw(st.one_of(st.just(0), st.integers(1, size), st.just(size + 9))),
+        np.float32(draw(st.sampled_from([0.0, 1e-30, 1e-6, 0.3, 0.5, 0.9, 1.0])
+                        | st.floats(0, 1, width=32))),
+        np.float32(draw(st.sampled_from([0.0, 1.0]) | st.floats(2.0**-20, 1, width=32))),
+    )  # fmt: skip
+
+
+def falls(logits):
+    """What the filters compare: differences to the largest logit, in float32."""
+    return logits - logits.max()
+
+
+@st.composite
+def batches(draw):
+    size = draw(st.sampled_from([1, 12]))
+    return [draw(filtered(size)) for _ in range(SPREAD)]
+
+
+def stacked(batch):
+    logits, top_k, top_p, min_p = (jnp.asarray(np.array(x)) for x in zip(*batch, strict=True))
+    return logits, top_k.astype(jnp.int32), top_p, min_p
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches())
+def test_what_stays_is_what_the_definition_says(batch):
+    found = np.asarray(kept_of_all(*stacked(batch)))
+    for kept, (logits, *filters) in zip(found, batch, strict=True):
+        fall = falls(logits)
+        fewest, most = (definition(fall, *filters, slack=slack) for slack in (-SLACK, SLACK))
+        # Nothing so far below the largest is ever drawn, kept or not.
+        fewest, most = ([i for i in some if fall[i] > -NEVER] for some in (fewest, most))
+        order = sorted(np.flatnonzero(kept & (fall > -NEVER)), key=lambda i: (-fall[i], i))
+        assert len(fewest) <= len(order) <= len(most)
+        assert order == most[: len(order)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(batches(), st.integers(0, 2**32 - 1))
+def test_both_ways_of_filtering_draw_the_same_token(batch, seed):
+    logits, top_k, top_p, min_p = stacked(batch)
+    key = np.stack([key_of((seed, i)) for i in range(SPREAD)])
+    args = {
+        "logits": logits, "top_k": top_k, "top_p": top_p, "min_p": min_p, "key": jnp.asarray(key),
+        "index": jnp.arange(SPREAD), "temperature": jnp.asarray([1.0, 0.5, 3.0, 0.0]),
+    }  # fmt: skip
+    every, some = (draw(**args, candidates=c) for c in (ALL, logits.shape[-1]))
+    scaled = np.asarray(logits) / np.array([1.0, 0.5, 3.0, 1.0], np.float32)[:, None]
+    for row, (_, *filters) in enumerate(batch):
+        kept = [definition(falls(scaled[row]), *filters, slack=slack) for slack in (-SLACK, SLACK)]
+        assert every[row] in kept[1]
+        if kept[0] == kept[1]:  # else sums in another order may round across the bound
+            assert every[row] == some[row]
+
+
+def test_equal_logits_everywhere_stay_in_the_order_of_their_ids():
+    logits = jnp.zeros((4, 9), jnp.float32)
+    top_k, top_p = jnp.array([4, 0, 0, 2], jnp.int32), jnp.array([1, 0.5, 0, 0.5], jnp.float32)
+    want = np.arange(9)[None] < np.array([4, 5, 1, 1])[:, None]
+    for kept in (kept_of_all, kept_of_sorted):
+        np.testing.assert_array_equal(kept(logits, top_k, top_p, jnp.zeros(4)), want)
+        np.testing.assert_array_equal(kept(logits, top_k, top_p, jnp.ones(4)), want)
+
+
+@settings(max_examples=60, deadline=None)
+@given(batches())
+def test_sorted_candidates_stay_by_the_same_definition(batch):
+    batch = [(np.sort(logits)[::-1], *filters) for logits, *filters in batch]
+    found = np.asarray(kept_of_sorted(*stacked(batch)))
+    for kept, (logits, *filters) in zip(found, batch, strict=True):
+        fewest, most = (
+            definition(falls(logits), *filters, slack=slack) for slack in (-SLACK, SLACK)
+        )
+        assert (kept == (np.arange(len(kept)) < kept.sum())).all()
+        assert len(fewest) <= kept.sum() <= len(most)
 
 
 def test_zero_temperature_takes_the_largest_logit_whatever_the_filters():
-    token, logp = draw(**rows(9, 0.0, 2, 0.5), candidates=V)
-    assert (np.asarray(token) == LOGITS.argmax()).all()
-    np.testing.assert_allclose(logp, jax.nn.log_softmax(jnp.asarray(LOGITS))[3], rtol=1e-6)
+    for candidates in (ALL, GREEDY, 2, V):
+        token = draw(**rows(9, 0.0, 2, 0.5, 0.3), candidates=candidates)
+        assert (np.asarray(token) == LOGITS.argmax()).all()
+    tie = np.array([0.0, 1.0, 1.0, -np.inf, 1.0, 0.0, 0.0], np.float32)
+    for candidates in (ALL, GREEDY, V):
+        assert (np.asarray(draw(**rows(9, 0.0, logits=tie), candidates=candidates)) == 1).all()
 
 
-def test_log_probs_are_at_the_temperature_and_before_the_filters():
-    token, logp = draw(**rows(50, 1.3, 3, 0.9), candidates=V)
-    want = jax.nn.log_softmax(jnp.asarray(LOGITS) / 1.3)
-    np.testing.assert_allclose(logp, np.asarray(want)[np.asarray(token)], rtol=1e-5)
-
-
-def test_the_number_of_candidates_changes_no_draw():
-    args = rows(300, 1.2, 3, 0.9)
-    some, _ = draw(**args, candidates=3)
-    every, _ = draw(**args, candidates=V)
-    np.testing.assert_array_equal(some, every)
-    args |= {"top_k": args["top_k"] * 0, "top_p": args["top_p"] * 0 + 1}
-    plain, _ = draw(**args, candidates=0)
-    unfiltered, _ = draw(**args, candidates=V)
-    np.testing.assert_array_equal(plain, unfiltered)
-    assert (np.asarray(plain) != np.asarray(some)).any()
+def test_edges_ties_large_k_tiny_p_and_full_min_p():
+    tie = np.array([1.0, 1.0, 1.0, -9.0, -9.0, -9.0, -9.0], np.float32)
+    for candidates in (ALL, V):
+        token = draw(**rows(400, 1.0, 2, 1.0, 0.0, tie), candidates=candidates)
+        assert set(np.asarray(token)) == {0, 1}  # of three equal logits the lowest ids
+        token = draw(**rows(400, 1.0, 0, 1.0, 1.0, tie), candidates=candidates)
+        assert set(np.asarray(token)) == {0, 1, 2}
+        token = draw(**rows(400, 1.0, 100), candidates=candidates)
+        assert len(set(np.asarray(token))) == V
+        for tiny in (0.0, 1e-6):
+            token = draw(**rows(9, 1.0, 0, tiny), candidates=candidates)
+            assert (np.asarray(token) == LOGITS.argmax()).all()
 
 
 def test_a_row_does_not_see_its_neighbours_and_every_token_draws_anew():
     args = rows(20, 1.0)
-    token, _ = draw(**args, candidates=0)
+    token = draw(**args, candidates=ALL)
     order = np.random.default_rng(0).permutation(20)
-    shuffled, _ = draw(**{name: x[order] for name, x in args.items()}, candidates=0)
+    shuffled = draw(**{name: x[order] for name, x in args.items()}, candidates=ALL)
     np.testing.assert_array_equal(shuffled, np.asarray(token)[order])
-    later, _ = draw(**(args | {"index": args["index"] + 1}), candidates=0)
+    others = args | {"logits": args["logits"].at[1:].set(0.0), "top_k": args["top_k"].at[1:].set(1)}
+    assert draw(**others, candidates=ALL)[0] == token[0]
+    assert (np.asarray(draw(**others, candidates=ALL))[1:] != np.asarray(token)[1:]).any()
+    later = draw(**(args | {"index": args["index"] + 1}), candidates=ALL)
     assert (np.asarray(later) != np.asarray(token)).any()
 
 
-def test_edges_ties_large_k_and_tiny_p():
-    tie = np.array([1.0, 1.0, 1.0, -9.0, -9.0, -9.0, -9.0], np.float32)
-    token, _ = draw(**rows(400, 1.0, 2, 1.0, tie), candidates=2)
-    assert set(np.asarray(token)) == {0, 1}  # top-2 keeps two of three equal logits, the lowest ids
-    token, _ = draw(**rows(400, 1.0, 100, 1.0), candidates=100)
-    assert len(set(np.asarray(token))) == V
-    token, _ = draw(**rows(9, 1.0, 0, 1e-6), candidates=V)
-    assert (np.asarray(token) == LOGITS.argmax()).all()
+def test_log_probs_are_at_the_temperature_and_before_the_filters():
+    token = jnp.arange(3, dtype=jnp.int32)
+    logits = jnp.tile(jnp.asarray(LOGITS)[None], (3, 1))
+    found = sampling.logp_of(logits, token, jnp.array([1.3, 0.5, 0.0]))
+    by = [jax.nn.log_softmax(jnp.asarray(LOGITS) / t) for t in (1.3, 0.5, 1.0)]
+    np.testing.assert_allclose(found, [by[i][i] for i in range(3)], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p", "want"),
-    [([1, 1], [0, 0], [1, 1], 0), ([1, 1], [3, 5], [1, 1], 5), ([1, 1], [3, 0], [1, 0.9], 99),
-     ([0, 1], [0, 4], [1, 0.9], 4), ([0, 0], [7, 0], [0.5, 1], 0)],
+    ("temperature", "top_k", "vocab", "want"),
+    [([0, 0], [7, 0], 9999, GREEDY), ([1, 1], [0, 0], 9999, ALL), ([1, 1], [3, 0], 9999, ALL),
+     ([1, 1], [3, 5], 9999, 16), ([0, 1], [0, 16], 9999, 16), ([0, 1], [0, 17], 9999, 32),
+     ([1, 1], [50, 40], 9999, 64), ([1, 1], [9999, 40], 9999, ALL), ([1, 1], [50, 40], 999, ALL)],
 )  # fmt: skip
-def test_candidates_serve_every_row(temperature, top_k, top_p, want):
-    found = sampling.candidates_for(
-        np.array(temperature, np.float32), np.array(top_k), np.array(top_p, np.float32), 99
-    )
-    assert found == want
+def test_candidates_serve_every_row(temperature, top_k, vocab, want):
+    assert sampling.candidates_for(np.array(temperature), np.array(top_k), vocab) == want
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"temperature": -1.0}, {"top_k": -1}, {"top_p": -0.1}, {"top_p": 1.1}, {"min_p": -0.1},
+     {"min_p": 1.1}],
+)  # fmt: skip
 def test_impossible_sampling_is_refused(wrong):
     with pytest.raises(ValueError, match="expected"):
         Sampling(**wrong)
+
+
+# The noise
+
+MANY = 100_000
+WORD = np.array([[0xDEADBEEF, 0x12345678]], np.uint32)
+
+
+def noise(key, index, token):
+    return np.asarray(jax.jit(sampling.gumbel)(
+        jnp.asarray(key, jnp.uint32), jnp.asarray(index, jnp.int32), jnp.asarray(token, jnp.int32)
+    ))  # fmt: skip
+
+
+def over_ids():
+    return noise(WORD, [0], np.arange(MANY)[None])[0]
+
+
+def over_index():
+    return noise(WORD.repeat(MANY, 0), np.arange(MANY), np.full((MANY, 1), 3))[:, 0]
+
+
+def over_keys(word):
+    key = WORD.repeat(MANY, 0)
+    key[:, word] = np.arange(MANY)
+    return noise(key, np.zeros(MANY), np.full((MANY, 1), 3))[:, 0]
+
+
+SEQUENCES = {
+    "ids": over_ids, "index": over_index, "first key": lambda: over_keys(0),
+    "second key": lambda: over_keys(1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("along", SEQUENCES)
+def test_noise_is_gumbel_and_its_neighbours_know_nothing_of_each_other(along):
+    unit = np.exp(-np.exp(-SEQUENCES[along]().astype(np.float64)))
+    assert stats.kstest(unit, "uniform").pvalue > 1e-3
+    for lag in (1, 2, 3, 4, 8, 16, 64, 256, 4096):
+        r = np.corrcoef(unit[lag:], unit[:-lag])[0, 1]
+        assert abs(r) < 4 / np.sqrt(MANY), lag
+    for lag in (1, 2, 7):  # what correlations do not see: how pairs fall into 16 x 16 fields
+        fields = np.histogram2d(unit[::2][:-lag], unit[1::2][lag:], bins=16)[0].ravel()
+        assert stats.chisquare(fields).pvalue > 1e-3, lag
+
+
+def test_noise_of_one_token_knows_nothing_of_the_next_tokens():
+    """Along the ids, at neighbouring indices and keys."""
+    ids = np.arange(MANY)[None].repeat(4, 0)
+    key = WORD.repeat(4, 0)
+    key[2, 0] += 1
+    key[3, 1] += 1
+    rank = noise(key, [0, 1, 0, 0], ids)
+    unit = np.exp(-np.exp(-rank.astype(np.float64)))
+    corr = np.corrcoef(unit) - np.eye(4)
+    assert np.abs(corr).max() < 4 / np.sqrt(MANY)
+    for a, b in itertools.combinations(range(4), 2):
+        fields = np.histogram2d(unit[a], unit[b], bins=16)[0].ravel()
+        assert stats.chisquare(fields).pvalue > 1e-3
+
+
+def test_noise_reaches_as_far_as_its_bits():
+    found = over_ids()
+    assert np.isfinite(found).all()
+    assert found.max() > 10  # the largest of 1e5 lies about ln(1e5) up
+    assert found.min() < -2.2

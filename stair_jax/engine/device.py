@@ -96,16 +96,9 @@ class Device:
 
     def _placed(self, params: Any) -> Any:
         """Returns the parameters layer by layer, in the engine's dtype, on its mesh."""
-        dtype, axes = jnp.dtype(self._config.dtype), transformer.logical_axes(self._spec)
-
-        def place(tree, axes):
-            return self._spread(jax.tree.map(lambda x: jnp.asarray(x, dtype), tree), axes)
-
-        params = transformer.by_layer(params)
-        of_layer = jax.tree.map(lambda a: a[1:], axes["layers"], is_leaf=_is_axes)
-        layers = tuple(place(layer, of_layer) for layer in params["layers"])
-        rest = {name: place(x, axes[name]) for name, x in params.items() if name != "layers"}
-        return {**rest, "layers": layers}
+        dtype = jnp.dtype(self._config.dtype)
+        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), transformer.by_layer(params))
+        return self._spread(params, transformer.logical_axes_by_layer(self._spec))
 
     def _spread(self, tree: Any, axes: Any) -> Any:
         if self._mesh is None:  # said aloud: where it is left open, a program's first call differs
@@ -247,10 +240,6 @@ class Device:
 
     def _all_siblings(self) -> Iterable[Siblings | None]:
         return Siblings.shapes(self._config.slots, self.width) if self.shares else [None]
-
-
-def _is_axes(x: Any) -> bool:
-    return isinstance(x, tuple)
 
 
 @dataclasses.dataclass(frozen=True)

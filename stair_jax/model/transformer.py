@@ -167,7 +167,7 @@ class Decoder(nn.Module):
             _declare(self, "head", (s.V, s.D), ("vocab", "embed"), _NORMAL)
         x_BTD = mesh.constrain(embed_VD[tokens].astype(self.dtype), "batch", "time", None)
         angles = jnp.cos(angle_RT1h), jnp.sin(angle_RT1h)
-        if rows is not None and isinstance(self.variables["params"].get("layers"), tuple):
+        if rows is not None and isinstance(self.variables["params"].get("layers"), list):
             x_BTD, cache = self._one_by_one(x_BTD, cache, rows, *angles)
         else:
             x_BTD, cache = self._scanned(x_BTD, cache, rows, *angles)
@@ -207,14 +207,14 @@ def init(spec: Spec, key: jax.Array) -> Params:
 
 
 def by_layer(params: Params) -> Params:
-    """Returns parameters with a tuple of layers in place of arrays with a layer axis.
+    """Returns parameters with a list of layers in place of arrays with a layer axis.
 
     For decoding: XLA copies what it slices off a stack, so every token would move all weights
     once more.
     """
     stacked = params["layers"]
     count = len(jax.tree.leaves(stacked)[0])
-    layers = tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count))
+    layers = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)]
     return {**params, "layers": layers}
 
 
@@ -222,3 +222,10 @@ def logical_axes(spec: Spec) -> Any:
     """Returns the tree of `init` with a tuple of logical axis names for each parameter."""
     specs = nn.get_partition_spec(jax.eval_shape(partial(_boxed, spec), jax.random.key(0)))
     return jax.tree.map(tuple, specs, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
+
+
+def logical_axes_by_layer(spec: Spec) -> Any:
+    """Returns the logical axes of what `by_layer` returns."""
+    axes = logical_axes(spec)
+    layer = jax.tree.map(lambda a: a[1:], axes["layers"], is_leaf=lambda a: isinstance(a, tuple))
+    return {**axes, "layers": [layer] * spec.L}
