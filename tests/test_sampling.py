@@ -141,12 +141,13 @@ _LOGIT = st.one_of(
     st.sampled_from([-1e4, 1e4, 3e4, -130.0, -100.0, 1e-8, 2e-8]),
     st.just(-np.inf),  # spare rows of a vocabulary
 )
+_CROWD = st.integers(0, 64).map(lambda n: n * 2.0**-12)  # nearly alike, and in any order
 
 
 @st.composite
 def filtered(draw, size):
     """Logits, top_k, top_p, min_p of a row."""
-    kind = draw(st.sampled_from([_LOGIT, _PLAIN, st.just(0.5)]))
+    kind = draw(st.sampled_from([_LOGIT, _PLAIN, _CROWD, st.just(0.5)]))
     logits = np.array(draw(st.lists(kind, min_size=size, max_size=size)), np.float32)
     logits[draw(st.integers(0, size - 1))] = draw(_PLAIN)  # one can be drawn at least
     return (
@@ -207,12 +208,14 @@ def test_both_ways_of_filtering_draw_the_same_token(batch, seed):
 
 
 def test_equal_logits_everywhere_stay_in_the_order_of_their_ids():
-    logits = jnp.zeros((4, 9), jnp.float32)
-    top_k, top_p = jnp.array([4, 0, 0, 2], jnp.int32), jnp.array([1, 0.5, 0, 0.5], jnp.float32)
-    want = np.arange(9)[None] < np.array([4, 5, 1, 1])[:, None]
+    logits = jnp.zeros((6, 16), jnp.float32)
+    five = np.float32(5 / 16)  # of the mass, exactly: the sixth comes after it
+    top_p = jnp.array([1, five, np.nextafter(five, np.float32(1)), 0, 0.5, 1])
+    top_k = jnp.array([4, 0, 0, 0, 6, 0], jnp.int32)
+    want = np.arange(16)[None] < np.array([4, 5, 6, 1, 3, 16])[:, None]
     for kept in (kept_of_all, kept_of_sorted):
-        np.testing.assert_array_equal(kept(logits, top_k, top_p, jnp.zeros(4)), want)
-        np.testing.assert_array_equal(kept(logits, top_k, top_p, jnp.ones(4)), want)
+        np.testing.assert_array_equal(kept(logits, top_k, top_p, jnp.zeros(6)), want)
+        np.testing.assert_array_equal(kept(logits, top_k, top_p, jnp.ones(6)), want)
 
 
 @settings(max_examples=60, deadline=None)
