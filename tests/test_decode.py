@@ -15,17 +15,18 @@ from stair_jax.model import cache, transformer, views
 from stair_jax.model.groups import Groups
 from tests.test_engine import CONFIG, SPEC, STOPS
 
-DEEP = dataclasses.replace(SPEC, L=6)  # more layers than are unrolled
+DEEP = dataclasses.replace(SPEC, L=6)  # more layers than a scan unrolls
 SLOTS, WIDTH, PAGES, Z = 4, 8, 8192, 8
 KINDS = [
     ("views", "off", DEEP), ("xla", "off", SPEC), ("xla", "off", DEEP), ("xla", "on", DEEP),
 ]  # fmt: skip
 
 
-def compiled(attention, share, spec, *, late_read=False):
+def compiled(attention, share, spec):
     """A decoding program over a large pool, and the pool's bytes."""
     pool = cache.empty_pool(spec, pages=PAGES, page_size=Z, dtype=np.float32)
-    params = jax.eval_shape(lambda key: transformer.init(spec, key), jax.random.key(0))
+    draw = lambda key: transformer.by_layer(transformer.init(spec, key))  # noqa: E731
+    params = jax.eval_shape(draw, jax.random.key(0))
     rows = 3 * SLOTS if attention == "views" else SLOTS
     kept = pool
     if attention == "views":

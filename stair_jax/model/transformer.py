@@ -185,7 +185,6 @@ class Decoder(nn.Module):
             variable_axes={"params": 0}, split_rngs={"params": True},
             in_axes=per_layer, length=s.L, unroll=unroll,
             metadata_params={nn.PARTITION_NAME: "layer"},
-            check_constancy_invariants=False,  # its extra tracing trips over kernels on jax 0.11
         )(s, self.dtype, self.attention, name="layers")  # fmt: skip
         return layers((x_BTD, cache), jnp.arange(s.L), rows, cos, sin)[0]
 
