@@ -53,6 +53,7 @@ class ScriptedDevice:
         del params, mesh
         self.attention = {"auto": "views"}.get(config.attention, config.attention)
         self.shares = config.share_prefix == "on"
+        self.group_counts = [max(1, config.slots // 2), config.slots]
         assert not (self.shares and self.attention == "views")
         self.waiting_rows = 2 * config.slots if self.attention == "views" else 0
         self.context_pages = -(-config.max_context // config.page_size)

@@ -1,6 +1,7 @@
 """Reading a shared prefix once gives what reading it for every sibling does."""
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stair_jax.engine.device import Device
 from stair_jax.engine.siblings import TOGETHER, Siblings
 from stair_jax.model.groups import Groups
 from tests import paged
@@ -25,6 +27,16 @@ def family(N, K, *, seed, teams, whole, length):
     return case
 
 
+def counts_of(slots, attention="xla"):
+    """What the device compiles for."""
+    config = SimpleNamespace(slots=slots)
+    fget: Any = Device.group_counts.fget
+    return fget(SimpleNamespace(attention=attention, _config=config))
+
+
+COUNTS = [2, 4, 9]  # of nine slots
+
+
 def groups(case, siblings):
     arrays: Any = siblings.arrays()
     return Groups(case.pool, **arrays)
@@ -32,7 +44,7 @@ def groups(case, siblings):
 
 def both(case, shared, steps=3):
     """Outputs and pool at the end: of groups, and of slots on their own."""
-    siblings = Siblings.of(shared, case.table, Z)
+    siblings = Siblings.of(shared, case.table, Z, counts_of(len(case.table)))
     grouped, alone = groups(case, siblings), Groups(case.pool)
     outs = []
     for step in range(steps):
@@ -111,7 +123,7 @@ def teams_of(siblings):
 
 def test_slots_with_the_same_group_are_grouped_and_strangers_are_not():
     shared = [("a", 9), None, ("b", 8), ("a", 9), ("a", 8), ("c", 3), None, ("b", 8), ("d", 12)]
-    found = Siblings.of(shared, TABLE, Z)
+    found = Siblings.of(shared, TABLE, Z, COUNTS)
     # "a" with 9 and with 8 tokens in common is not the same; "c" has no whole page.
     assert teams_of(found) == [[0, 3], [2, 7], [4], [8]]
     assert found.length.tolist() == [8, 8, 8, 12]
@@ -128,13 +140,13 @@ def test_slots_with_the_same_group_are_grouped_and_strangers_are_not():
 
 
 def test_more_siblings_than_fit_form_another_group():
-    found = Siblings.of([("a", 5)] * SLOTS, TABLE, Z)
+    found = Siblings.of([("a", 5)] * SLOTS, TABLE, Z, COUNTS)
     assert teams_of(found) == [[0, 1, 2, 3], [4, 5, 6, 7], [8], []]
     assert found.length.tolist() == [4, 4, 4, 0]
 
 
 def test_nobody_shares_where_no_slot_has_a_group():
-    found = Siblings.of([None] * SLOTS, TABLE, Z)
+    found = Siblings.of([None] * SLOTS, TABLE, Z, COUNTS)
     assert not found.split.any()
     assert not found.length.any()
     assert (found.member == SLOTS).all()
@@ -144,7 +156,7 @@ def test_nobody_shares_where_no_slot_has_a_group():
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 9])
 def test_shapes_are_few_and_known_beforehand(count):
     shared = [(slot, 4) if slot < count else None for slot in range(SLOTS)]
-    found = Siblings.of(shared, TABLE, Z)
+    found = Siblings.of(shared, TABLE, Z, COUNTS)
     groups = len(found.length)
     assert groups == (2 if count <= 2 else 4 if count <= 4 else 9)
     assert found.table.shape == (groups, WIDTH)
@@ -156,13 +168,20 @@ def test_shapes_are_few_and_known_beforehand(count):
         arrays = dataclasses.asdict(siblings).values()
         return [(x.shape, x.dtype) for x in arrays]
 
-    assert shapes(found) in [shapes(s) for s in Siblings.shapes(SLOTS, WIDTH)]
+    assert shapes(found) == shapes(Siblings.empty(groups, SLOTS, WIDTH))
     assert set(found.arrays()) == {"table", "length", "member", "place", "split"}
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 5, 256])
 def test_every_number_of_slots_finds_a_shape(slots):
+    counts = counts_of(slots)
+    assert len(counts) <= 3
+    assert counts[-1] == slots
     table = np.zeros((slots, WIDTH), np.int32)
-    found = Siblings.of([(slot, Z) for slot in range(slots)], table, Z)
+    found = Siblings.of([(slot, Z) for slot in range(slots)], table, Z, counts)
     assert sorted(found.member[found.member < slots].tolist()) == list(range(slots))
-    assert len(list(Siblings.shapes(slots, WIDTH))) <= 3
+
+
+def test_with_the_kernel_the_number_of_groups_does_not_follow_the_company():
+    assert counts_of(9) == COUNTS
+    assert counts_of(9, "pallas") == [9]

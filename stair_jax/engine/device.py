@@ -18,7 +18,7 @@ from stair_jax.config import EngineConfig
 from stair_jax.engine import decode, sampling
 from stair_jax.engine.batch import COLUMNS
 from stair_jax.engine.request import Sampling
-from stair_jax.engine.siblings import Siblings
+from stair_jax.engine.siblings import TOGETHER, Siblings
 from stair_jax.model import cache, transformer, views
 from stair_jax.model.groups import Groups
 from stair_jax.model.spec import Spec
@@ -93,6 +93,18 @@ class Device:
     def waiting_rows(self) -> int:
         """Requests that a chunk can hold ready for slots that end."""
         return 2 * self._config.slots if self.attention == "views" else 0
+
+    @property
+    def group_counts(self) -> list[int]:
+        """Numbers of groups that programs are compiled for; see `Siblings.of`.
+
+        XLA reads the pages of empty groups too, the kernel does not. How the kernel splits its work
+        follows the number of rows, so there it must not follow the company.
+        """
+        slots = self._config.slots
+        if self.attention == "pallas":
+            return [slots]
+        return sorted({max(1, slots // TOGETHER), max(1, slots // 2), slots})
 
     def _placed(self, params: Any) -> Any:
         """Returns the parameters layer by layer, in the engine's dtype, on its mesh."""
@@ -238,8 +250,11 @@ class Device:
                 for siblings in self._all_siblings():
                     self.decode(idle, table[:, :width], siblings, kind)
 
-    def _all_siblings(self) -> Iterable[Siblings | None]:
-        return Siblings.shapes(self._config.slots, self.width) if self.shares else [None]
+    def _all_siblings(self) -> list[Siblings | None]:
+        """Returns siblings of every shape that a chunk can have at the present width."""
+        if not self.shares:
+            return [None]
+        return [Siblings.empty(c, self._config.slots, self.width) for c in self.group_counts]
 
 
 @dataclasses.dataclass(frozen=True)

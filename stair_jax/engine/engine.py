@@ -330,7 +330,7 @@ class Engine:
             return run.request.group, min(run.request.shared, len(run.request.prefix.ids) - 1)
 
         shared = [common(run) for run in self._slots]
-        return Siblings.of(shared, table, self.config.page_size)
+        return Siblings.of(shared, table, self.config.page_size, self._device.group_counts)
 
     def _take_up(self, chunk: decode.Chunk) -> None:
         """Takes up what a chunk drew, and who is in which slot now."""

@@ -4,7 +4,7 @@ Shape letters: B slots  C groups  I members of a group at most  W pages of a req
 """
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -33,11 +33,16 @@ class Siblings:
 
     @classmethod
     def of(
-        cls, shared: Sequence[tuple[Hashable, int] | None], table: np.ndarray, page_size: int
+        cls,
+        shared: Sequence[tuple[Hashable, int] | None],
+        table: np.ndarray,
+        page_size: int,
+        counts: Sequence[int],
     ) -> "Siblings":
         """Groups slots.
 
         Args:
+          counts: numbers of groups C that programs are compiled for, rising; the last serves all.
           shared: for each slot the group of its request and how many tokens that group has in
             common; None for an idle slot. Only whole pages of them are shared.
           table: [B, W] int32, the slots' pages; those of a group's shared part are equal.
@@ -52,7 +57,7 @@ class Siblings:
                 teams.append([])
             teams[-1].append(slot)
         teams = [(common, team) for common, some in groups.items() for team in some]
-        count = next(c for c in _counts(slots) if c >= len(teams))
+        count = next(c for c in counts if c >= len(teams))
         found = cls.empty(count, slots, width)
         found.own[:] = table
         for index, ((_, tokens), team) in enumerate(teams):
@@ -66,18 +71,7 @@ class Siblings:
                 found.own[slot] = np.roll(table[slot], -whole)
         return found
 
-    @classmethod
-    def shapes(cls, slots: int, width: int) -> Iterator["Siblings"]:
-        """Returns empty siblings of every shape that `of` can return at one width."""
-        for count in _counts(slots):
-            yield cls.empty(count, slots, width)
-
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns the fields of `Groups`."""
         names = "table", "length", "member", "place", "split"
         return {name: getattr(self, name) for name in names}
-
-
-def _counts(slots: int) -> list[int]:
-    """Returns the numbers of groups that programs are compiled for, rising."""
-    return sorted({max(1, slots // TOGETHER), max(1, slots // 2), slots})
