@@ -66,6 +66,19 @@ def test_no_round_is_begun_that_the_time_does_not_allow():
     assert len(harness.alternate({"a": lambda _: {}}, 5, seconds=60)) == 5
 
 
+def test_what_was_disturbed_is_measured_once_more():
+    runs = iter([0.4, 0.3, 0.01, 0.2, 0.9])
+
+    def measure(_):
+        return {"others": next(runs)}
+
+    found = harness.alternate({"a": measure}, 3)
+    assert [one["a"]["others"] for one in found] == [0.3, 0.01, 0.2]
+    late = iter([0.4, 0.3])
+    found = harness.alternate({"a": lambda _: {"others": next(late)}}, 1, seconds=0)
+    assert [one["a"]["others"] for one in found] == [0.4]
+
+
 def test_other_processes_work_is_seen(tmp_path, monkeypatch):
     stat, own = tmp_path / "stat", iter([0.0, 5.0])
     monkeypatch.setattr(harness, "_STAT", stat)

@@ -261,5 +261,5 @@ def test_ctrl_c_stops_and_says_how_to_go_on(tmp_path):
         time.sleep(1)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "the same command goes on from here" in err

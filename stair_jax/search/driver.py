@@ -43,8 +43,11 @@ def grow(
     back to the engine.
 
     Raises:
-      ValueError: where two prompts have the same id (ids fix the random draws).
+      ValueError: where two prompts have the same id (ids fix the random draws), or no tree may be
+        in flight.
     """
+    if config.trees_in_flight < 1:
+        raise ValueError(f"trees_in_flight: {config.trees_in_flight} found, 1 or more expected")
     counts = collections.Counter(prompt.id for prompt in prompts)
     for id, count in counts.items():
         if count > 1:
