@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 
 import jax
@@ -25,15 +26,23 @@ def main(argv: list[str]) -> None:
     )
     for noisy in ("absl", "orbax", "jax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    signal.signal(signal.SIGINT, _stop)
     config = _CONFIG.value
     mesh.show_cpus(config.mesh.shape, config.mesh.replicas)
     try:
         pipeline.run(config)
     except (ValueError, OSError, NonFiniteError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr, flush=True)
-        os._exit(130)  # XLA's threads may still be at work, and crash an orderly exit
+
+
+def _stop(*_: object) -> None:
+    """Ends the process at once: what is on disk is whole at any moment.
+
+    An exception would be lost where it falls into a callback of XLA or of Python's collector, and
+    XLA's threads, still at work, crash an orderly exit.
+    """
+    print("\nstopped; the same command goes on from here", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 if __name__ == "__main__":
