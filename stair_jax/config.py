@@ -131,7 +131,7 @@ def _add_engine_and_pairs(c: Config) -> None:
     e = c.engine = ml_collections.ConfigDict()
     e.slots = 256  # sequences decoded together
     e.page_size = 16  # tokens of a page of the KV pool
-    e.pool_bytes = 0  # of the KV pool; 0: four contexts a slot, or what the device has left
+    e.pool_bytes = 0  # of a replica's KV pool; 0: four contexts a slot, or what the device has left
     e.max_context = 4096  # tokens, prompt and response
     e.chunk = 8  # tokens decoded between two looks of the host, at most
     e.prefill_rows = 8  # prompts computed together

@@ -395,8 +395,3 @@ def test_what_a_judge_counts_stands_in_the_trees_counters():
     trees, *_ = run(SCRIPT, search_config(iterations=5), rows=prompts(2), judge=RuleJudge())
     assert trees["p1"].counters["judge_no_judge"] == trees["p1"].counters["judged"]
     assert "judge_no_judge" not in trees["p0"].counters
-
-
-def test_a_forest_without_room_for_a_tree_is_refused():
-    with pytest.raises(ValueError, match="trees_in_flight: 0 found"):
-        run(SCRIPT, search_config(trees_in_flight=0))

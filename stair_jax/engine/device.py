@@ -1,11 +1,11 @@
-"""The device's side of the engine: weights, pool and programs. The only part that runs JAX.
+"""The device's side of the engine: weights, pool and programs.
 
 Shape letters as in `decode`: B slots  R requests at hand  W pages per request.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -206,7 +206,7 @@ class Device:
         """Starts a chunk and returns what it will give; see `decode.decode_chunk`.
 
         Args:
-          packed: `Batch.pack`, [R, C] int32.
+          packed: rows of `batch.row`, [R, C] int32.
           table: [R, W] int32, of `width` pages; with siblings, of the slots' own parts.
           siblings: who shares what, where prefixes are shared.
         """
@@ -230,7 +230,7 @@ class Device:
 
     # Compiling
 
-    def compile(self, wanted: Iterable["Wanted"]) -> None:
+    def compile(self, wanted: Sequence["Wanted"]) -> None:
         """Compiles every program that requests of the wanted kinds can need, by running each idle.
 
         Without this a program is compiled when it is first needed.
