@@ -68,7 +68,8 @@ def _train(c: Config) -> Config:
     """Adds the trainer's knobs, which both training stages share."""
     t = c.train = ml_collections.ConfigDict()
     t.batch = 128  # rows (pairs) an optimiser step, all devices together (paper C.1)
-    t.micro_batch = 128  # rows in one forward pass; batch / micro_batch passes are accumulated
+    t.batching = "bucket"  # rows padded to `buckets`; or "pack" (sft), "tree" (dpo): many in one
+    t.micro_tokens = 65_536  # of one forward pass, all devices, padding included; more accumulates
     t.epochs = 1.0  # passes over the rows
     t.max_steps = 0  # optimiser steps at most; 0: as many as `epochs` says
     t.lr = 1e-6  # peak, after warm-up
@@ -79,10 +80,18 @@ def _train(c: Config) -> Config:
     t.eps = 1e-8
     t.weight_decay = 0.0  # paper C.1
     t.clip_norm = 1.0  # global gradient norm; 0: no clipping (LLaMA-Factory's default is 1)
-    t.remat = "full"  # "none" keeps all activations, "full" recomputes every layer
+    t.param_dtype = "float32"  # of weights and moments; "bfloat16" loses small learning rates
+    t.max_skipped = 3  # steps with a gradient that is not finite are skipped; one more stops
+    t.remat = "full"  # "none" keeps all activations, "attention" its scores not, "full" recomputes
+    t.head_chunk = 1024  # positions whose logits exist at once
     t.buckets = (256, 512, 1024, 2048)  # tokens; a batch is padded to the smallest that fits
     t.save_every = 100  # optimiser steps between checkpoints
-    t.keep = 2  # checkpoints kept
+    t.keep = 2  # newest checkpoints kept
+    t.eval_rows = 0  # rows set aside, by seed; their loss is measured at every checkpoint
+    t.result = "last"  # the stage's model: of the last step, or "best" by the loss on eval_rows
+    t.lora_rank = 0  # of the adapters trained in place of the weights; 0: all weights are trained
+    t.lora_alpha = 16.0  # adapters are scaled by lora_alpha / lora_rank (Hu et al. 2021)
+    t.lora_targets = "q,k,v,o,gate,up,down"  # projections that get an adapter
     return t
 
 
@@ -90,9 +99,14 @@ def _add_training(c: Config) -> None:
     c.sft = ml_collections.ConfigDict()
     _train(c.sft).update(lr=5e-6, epochs=3.0)  # paper C.1; lr from the HF card of the same authors
     c.dpo = ml_collections.ConfigDict()
+    c.dpo.loss = "sigmoid"  # or "ipo" (length-normalised), "hinge"
     c.dpo.beta = 0.1  # one of {0.1, 0.2, 0.4} (paper C.1); the chosen value is unpublished
     c.dpo.sft_coef = 0.2  # weight of the SFT term on the chosen response (paper 3.1)
+    c.dpo.scope = "step"  # tokens compared: the step (paper eq. 2) or the whole "response"
+    c.dpo.sft_scope = "response"  # of the SFT term: the chosen response with its prefix, or "step"
+    c.dpo.sft_reduction = "sequence"  # mean over rows of their means, or over all "token"s
     c.dpo.label_smoothing = 0.0  # probability that a preference is flipped (cDPO)
+    c.dpo.reference = "precomputed"  # once, on disk; or "on_the_fly", "lora_base"
     c.dpo.anchors_per_pair = 0.0  # good tree responses that join the SFT term, a pair (ours)
     _train(c.dpo)
 
@@ -149,6 +163,7 @@ def _add_engine_and_pairs(c: Config) -> None:
     p.max_tokens = 2048  # prompt and trajectory; longer ones are dropped (release)
     p.max_per_prompt = 0  # pairs a tree gives at most, widest gap first; 0: all (ours)
     p.max_responses_per_prompt = 8  # good responses for the SFT rows (release)
+    p.export = ""  # the pairs also for other trainers: of llamafactory, openrlhf, trl
 
 
 def _add_outcomes(c: Config) -> None:
@@ -160,7 +175,8 @@ def _add_outcomes(c: Config) -> None:
     c.export = ml_collections.ConfigDict()
     c.export.model = ""  # "sft", "dpo-2", ...; empty: the last finished one
     c.export.dtype = "auto"  # of the written weights; auto: that of model.checkpoint
-    c.tensorboard = False  # write TensorBoard event files beside metrics.jsonl
+    c.trackers = ""  # beside metrics.jsonl: comma-separated of tensorboard, wandb, trackio
+    c.project = "stair_jax"  # of the run, for wandb and trackio
 
 
 def parse_arg(arg: str | None, **spec: bool | int | float | str) -> Config:
@@ -215,7 +231,8 @@ class TrainConfig(Section):
     """One training run; units and sources are in `default`."""
 
     batch: int
-    micro_batch: int
+    batching: str
+    micro_tokens: int
     epochs: float
     max_steps: int
     lr: float
@@ -226,10 +243,18 @@ class TrainConfig(Section):
     eps: float
     weight_decay: float
     clip_norm: float
+    param_dtype: str
+    max_skipped: int
     remat: str
+    head_chunk: int
     buckets: tuple[int, ...]
     save_every: int
     keep: int
+    eval_rows: int
+    result: str
+    lora_rank: int
+    lora_alpha: float
+    lora_targets: str  # comma-separated
     compute_dtype: str  # from config.model, "auto" resolved
 
 
@@ -237,9 +262,14 @@ class TrainConfig(Section):
 class DpoConfig(Section):
     """The preference loss."""
 
+    loss: str
     beta: float
     sft_coef: float
+    scope: str
+    sft_scope: str
+    sft_reduction: str
     label_smoothing: float
+    reference: str
     anchors_per_pair: float
 
 

@@ -19,8 +19,17 @@ _CHOICES = {
     "export.dtype": ("auto", "float32", "bfloat16"),
     "evaluate.search": ("greedy",),
     "evaluate.split": ("test", "dev"),
-    "sft.train.remat": ("none", "full"),
-    "dpo.train.remat": ("none", "full"),
+    "dpo.loss": ("sigmoid", "ipo", "hinge"),
+    "dpo.scope": ("step", "response"),
+    "dpo.sft_scope": ("step", "response"),
+    "dpo.sft_reduction": ("sequence", "token"),
+    "dpo.reference": ("precomputed", "on_the_fly", "lora_base"),
+    "sft.train.batching": ("bucket", "pack"),
+    "dpo.train.batching": ("bucket", "tree"),
+    **{f"{stage}.train.{key}": values for stage in ("sft", "dpo") for key, values in (
+        ("remat", ("none", "attention", "full")), ("param_dtype", ("float32", "bfloat16")),
+        ("result", ("last", "best")),
+    )},
 }
 _POSITIVE = (
     "rounds", "search.iterations", "search.num_children", "search.max_depth",
@@ -28,7 +37,7 @@ _POSITIVE = (
     "engine.slots", "engine.page_size", "engine.max_context", "engine.chunk",
     "engine.prefill_rows", "pairs.max_tokens", "pairs.max_good_bad_ratio", "evaluate.max_tokens",
     "dpo.beta", *(f"{stage}.train.{key}" for stage in ("sft", "dpo")
-                  for key in ("batch", "micro_batch", "epochs", "lr", "save_every", "keep")),
+                  for key in ("batch", "micro_tokens", "head_chunk", "epochs", "lr", "save_every", "keep")),
 )  # fmt: skip
 
 
@@ -124,10 +133,6 @@ def _validate_data(c: Config) -> None:
 
 
 def _validate_training(name: str, t: Config) -> None:
-    if t.batch % t.micro_batch:
-        raise ValueError(
-            f"config.{name}.micro_batch: {t.micro_batch} does not divide batch={t.batch}"
-        )
     if not t.buckets or list(t.buckets) != sorted(set(t.buckets)):
         raise ValueError(f"config.{name}.buckets: {t.buckets}, expected rising lengths")
     if not 0 <= t.warmup_ratio <= 1 or not 0 <= t.final_lr_ratio <= 1:
