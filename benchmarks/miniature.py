@@ -9,9 +9,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
 from benchmarks import growing, harness
 from benchmarks.growing import Grown
 from configs import tiny
@@ -19,7 +16,7 @@ from stair_jax import config as config_lib
 from stair_jax import mesh, text
 from stair_jax.config import Config, RewardConfig, SearchConfig
 from stair_jax.engine.request import EngineLike
-from stair_jax.io import hf
+from stair_jax.io import hf_export
 from stair_jax.io.metrics import Metrics
 from stair_jax.records import Prompt
 from stair_jax.stages import policies, prompts, search
@@ -79,13 +76,14 @@ def open_run(workdir: pathlib.Path) -> Run:
 
 def export(policy: Policy, folder: pathlib.Path) -> float:
     """Writes a model as a Hugging Face folder; returns the largest difference of its logits."""
-    params = jax.tree.map(np.asarray, policy.params)
-    hf.save(
-        folder, policy.spec, params, policy.codec.tokenizer, end_ids=sorted(policy.codec.end_ids),
-        dtype="float32", chat_template=text.TEMPLATES[policy.codec.template],
+    hf_export.save(
+        folder, policy.spec, policy.params, policy.codec.tokenizer,
+        end_ids=sorted(policy.codec.end_ids), dtype="float32",
+        chat_template=text.TEMPLATES[policy.codec.template],
     )  # fmt: skip
     asked = [policy.codec.prompt_ids("what is 1 2 + 3 4 ?")]
-    return hf.export_report(folder, policy.spec, params, asked, dtype="float32")["max_abs_diff"]
+    report = hf_export.export_report(folder, policy.spec, policy.params, asked, dtype="float32")
+    return report["max_abs_diff"]
 
 
 def questions(config: Config) -> list[Prompt]:

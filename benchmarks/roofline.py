@@ -23,6 +23,7 @@ from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import Prefix, Request, Sampling
 from stair_jax.model import transformer
 from stair_jax.model.spec import RopeScaling, Spec
+from stair_jax.train.throughput import matrix_parameters
 
 SAMPLING = Sampling(temperature=1.2, top_k=50, top_p=0.9)
 TIMED = 4  # chunks of a timed stretch of decoding
@@ -31,13 +32,13 @@ _llama = partial(
 )
 _stretched = partial(RopeScaling, low=1.0, high=4.0, original=8192)
 SPECS = {
-    "miniature": _llama(L=3, D=128, N=4, K=2, H=32, F=352, V=411, theta=100.0, tied=True),
+    "miniature": _llama(L=3, D=128, N=4, K=2, H=32, F=352, V=411, vocab=411, theta=100.0, tied=True),
     "1b": _llama(  # Llama-3.2-1B
-        L=16, D=2048, N=32, K=8, H=64, F=8192, V=128_256, tied=True,
+        L=16, D=2048, N=32, K=8, H=64, F=8192, V=128_256, vocab=128_256, tied=True,
         rope_scaling=_stretched(factor=32.0),
     ),
     "8b": _llama(  # Llama-3.1-8B
-        L=32, D=4096, N=32, K=8, H=128, F=14_336, V=128_256, tied=False,
+        L=32, D=4096, N=32, K=8, H=128, F=14_336, V=128_256, vocab=128_256, tied=False,
         rope_scaling=_stretched(factor=8.0),
     ),
 }  # fmt: skip
@@ -103,13 +104,6 @@ def ceilings(dtype: str, *, copy_bytes: int, side: int) -> Ceilings:
     product = jax.jit(partial(jnp.matmul, preferred_element_type=jnp.float32))
     multiplied = best_time(partial(product, a, a), repetitions=8)
     return Ceilings(2 * copy_bytes / moved, 2 * side**3 / multiplied)
-
-
-def matrix_parameters(spec: Spec, *, head: bool) -> int:
-    """Returns how many parameters a token is multiplied with; the embedding is only looked up."""
-    attention = 2 * spec.D * spec.H * (spec.N + spec.K)
-    layers = spec.L * (attention + 3 * spec.D * spec.F)
-    return layers + spec.V * spec.D * head
 
 
 def decode_cost(spec: Spec, rows: int, context: float, itemsize: int) -> Cost:

@@ -15,13 +15,13 @@ def get_config(arg: str | None = None) -> config.Config:
     c.model.checkpoint = "meta-llama/Llama-3.1-8B-Instruct"
     c.data.update(sft="data/sft.jsonl", prompts="data/round-{round}.jsonl")
     c.mesh.shape = (1, 8, 1)
-    c.sft.train.update(lr=5e-6, micro_batch=32)
+    c.sft.train.update(lr=5e-6)
     c.dpo.update(beta=0.2)
-    c.dpo.train.update(lr=1e-6, micro_batch=16)
+    c.dpo.train.update(lr=1e-6)
     if a.smoke:
         c.data.update(sft_rows=16, round_prompts=4)
-        c.sft.train.update(batch=8, micro_batch=8, epochs=1.0)
-        c.dpo.train.update(batch=8, micro_batch=8)
+        c.sft.train.update(batch=8, epochs=1.0)
+        c.dpo.train.update(batch=8)
         c.search.update(iterations=8, max_step_tokens=16, max_rollout_tokens=48, trees_in_flight=4)
         c.engine.update(slots=8, max_context=1024)
     return c

@@ -1,6 +1,8 @@
 """The miniature: the whole of STAIR on a laptop CPU, nothing downloaded, in under ten minutes.
 
 python -m stair_jax.main --config=configs/tiny.py
+
+`:baselines` adds the paper's other methods to the table; that takes some minutes more.
 """
 
 from stair_jax import config
@@ -8,20 +10,20 @@ from stair_jax import config
 
 def get_config(arg: str | None = None) -> config.Config:
     """Returns the configuration; `:smoke` makes every size so small that a minute is enough."""
-    a = config.parse_arg(arg, smoke=False)
+    a = config.parse_arg(arg, smoke=False, baselines=False)
     c = config.default()
     c.workdir = "runs/tiny"
-    c.mesh.shape = (1, 1, 1)
+    c.mesh.shape = (2, 1, 1)  # XLA keeps most of a small step on one core a device
     c.model.compute_dtype = "float32"
     c.model.size.theta = 100.0  # a context of a hundred tokens: slower waves would carry nothing
-    c.data.update(sft_rows=30_000, round_prompts=400)
+    c.data.update(sft_rows=30_000, round_prompts=400, preference_rows=2000)
     c.sft.train.update(
-        batch=32, micro_batch=32, epochs=1.5, lr=3e-3, beta2=0.98, remat="none",
+        batch=32, epochs=1.5, lr=3e-3, beta2=0.98, remat="none",
         buckets=(64, 80, 96), save_every=200,
     )  # fmt: skip
     c.dpo.update(beta=0.1, sft_coef=1.0, anchors_per_pair=1.0)
     c.dpo.train.update(
-        batch=32, micro_batch=32, lr=2e-4, epochs=2.0, remat="none", buckets=(64, 80, 96),
+        batch=32, lr=2e-4, epochs=2.0, remat="none", buckets=(64, 80, 96),
         save_every=20,
     )  # fmt: skip
     c.search.update(
@@ -35,10 +37,13 @@ def get_config(arg: str | None = None) -> config.Config:
     c.pairs.update(min_value_gap=1.0, min_visits=1, max_per_prompt=4)
     c.evaluate.max_tokens = 64
     c.export.dtype = "float32"
+    if a.baselines:
+        c.stages = "sft,search,pairs,dpo,baselines,evaluate"
+        c.baselines.update(names="sft,dpo,sacpo,self-rewarding", buckets=(24, 32, 48), sft_lr=3e-4)
     if a.smoke:
-        c.data.update(sft_rows=1920, round_prompts=12)
+        c.data.update(sft_rows=1920, round_prompts=12, preference_rows=64)
         c.sft.train.update(epochs=1.0, save_every=10)
-        c.dpo.train.update(batch=8, micro_batch=8, save_every=2)
+        c.dpo.train.update(batch=8, save_every=2)
         c.search.update(iterations=8, trees_in_flight=6)
         c.engine.slots = 16
         # A model that has barely learned the format: any difference must do for a pair.

@@ -14,7 +14,10 @@ Config = Any  # an ml_collections.ConfigDict; type checkers cannot see its field
 Frozen = TypeVar("Frozen", bound="Section")
 
 BENCHMARKS = ("harmful", "jailbreak", "lookalike", "harmless")
-STAGES = ("sft", "search", "pairs", "dpo", "evaluate", "export")
+TRACKERS = ("tensorboard", "wandb", "trackio")
+STAGES = ("sft", "search", "pairs", "dpo", "baselines", "evaluate", "export")
+EXPORTS = ("llamafactory", "openrlhf", "trl")
+BASELINES = ("sft", "dpo", "sacpo", "self-rewarding")
 
 
 def default() -> Config:
@@ -34,6 +37,7 @@ def default() -> Config:
     _add_training(c)
     _add_search(c)
     _add_engine_and_pairs(c)
+    _add_baselines(c)
     _add_outcomes(c)
     return c
 
@@ -57,11 +61,17 @@ def _add_model(c: Config) -> None:
 
 def _add_data(c: Config) -> None:
     c.data = ml_collections.ConfigDict()
-    c.data.sft = "miniature"  # or a .json/.jsonl file of {"prompt", "answer"} rows
-    c.data.prompts = "miniature"  # or a .json/.jsonl file of {"question", "type"} rows; the word
+    c.data.sft = "miniature"  # or a .json/.jsonl/.parquet file, or a name on the Hugging Face hub
+    c.data.format = "auto"  # of its rows, by their columns: or ours, alpaca, sharegpt, openai
+    c.data.prompts = "miniature"  # or a file or hub name of {"question", "type"} rows; the word
     #   {round} in the name gives each round a file of its own, else every round uses all rows
+    c.data.preferences = "miniature"  # of the baselines; or a file or hub name, as data.sft
+    c.data.preferences_format = "auto"  # or pairs (ours), explicit, implicit (prompts, as TRL has
+    #   them), sharegpt, alpaca (rankings, as LLaMA-Factory has them)
+    c.data.split = "train"  # of hub names
     c.data.sft_rows = 0  # rows used; 0: all of a file (the miniature needs a number)
     c.data.round_prompts = 0  # prompts used in a round; 0: all of a file (as above)
+    c.data.preference_rows = 0  # rows used; 0: all of a file (as above)
 
 
 def _train(c: Config) -> Config:
@@ -83,7 +93,7 @@ def _train(c: Config) -> Config:
     t.param_dtype = "float32"  # of weights and moments; "bfloat16" loses small learning rates
     t.max_skipped = 3  # steps with a gradient that is not finite are skipped; one more stops
     t.remat = "full"  # "none" keeps all activations, "attention" its scores not, "full" recomputes
-    t.head_chunk = 1024  # positions whose logits exist at once
+    t.head_chunk = 1024  # positions whose logits a device holds at once
     t.buckets = (256, 512, 1024, 2048)  # tokens; a batch is padded to the smallest that fits
     t.save_every = 100  # optimiser steps between checkpoints
     t.keep = 2  # newest checkpoints kept
@@ -164,6 +174,19 @@ def _add_engine_and_pairs(c: Config) -> None:
     p.max_per_prompt = 0  # pairs a tree gives at most, widest gap first; 0: all (ours)
     p.max_responses_per_prompt = 8  # good responses for the SFT rows (release)
     p.export = ""  # the pairs also for other trainers: of llamafactory, openrlhf, trl
+
+
+def _add_baselines(c: Config) -> None:
+    """Adds what the paper's other methods do not share with the stages sft and dpo."""
+    b = c.baselines = ml_collections.ConfigDict()
+    b.names = ""  # what stage baselines makes: comma-separated of sft, dpo, sacpo, self-rewarding
+    b.sft_lr = 0.0  # of sft, which starts from a model that can answer already; 0: sft.train.lr
+    b.sacpo_betas = (0.1, 0.025)  # of helpfulness, then of safety (paper 4.1)
+    b.candidates = 4  # responses a prompt, in Self-Rewarding (arXiv 2401.10020, with the next two),
+    #   of search.max_rollout_tokens at most
+    b.temperature = 0.7
+    b.top_p = 0.9
+    b.buckets = ()  # tokens, in place of train.buckets: responses without reasoning are short
 
 
 def _add_outcomes(c: Config) -> None:
@@ -337,3 +360,4 @@ class PairsConfig(Section):
     max_tokens: int
     max_per_prompt: int
     max_responses_per_prompt: int
+    export: str = ""  # comma-separated of EXPORTS

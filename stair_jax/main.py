@@ -1,7 +1,6 @@
 """Entry point: flags in, a run out. `python -m stair_jax.main --config=configs/tiny.py`."""
 
 import logging
-import os
 import signal
 import sys
 
@@ -9,7 +8,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from stair_jax import mesh, pipeline
+from stair_jax import interrupt, mesh, pipeline
 from stair_jax.train.loop import NonFiniteError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -26,23 +25,16 @@ def main(argv: list[str]) -> None:
     )
     for noisy in ("absl", "orbax", "jax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    signal.signal(signal.SIGINT, _stop)
+    interrupt.install()
     config = _CONFIG.value
     mesh.show_cpus(config.mesh.shape, config.mesh.replicas)
     try:
         pipeline.run(config)
     except (ValueError, OSError, NonFiniteError) as error:
         sys.exit(f"error: {error}")
-
-
-def _stop(*_: object) -> None:
-    """Ends the process at once: what is on disk is whole at any moment.
-
-    An exception would be lost where it falls into a callback of XLA or of Python's collector, and
-    XLA's threads, still at work, crash an orderly exit.
-    """
-    print("\nstopped; the same command goes on from here", file=sys.stderr, flush=True)
-    os._exit(130)
+    except interrupt.Stopped as stopped:
+        print(f"{stopped}; the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

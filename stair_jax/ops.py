@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from stair_jax import linear_logp as linear_logp_body
 from stair_jax.kernels import paged_attention as paged_kernel
 from stair_jax.kernels import top_k as top_k_kernel
 
@@ -43,44 +44,70 @@ def attention(
     *,
     mask: Bool[Array, "B T S"] | None = None,
     causal: bool = False,
+    reach: Int[Array, "B S"] | None = None,
     implementation: str = "auto",
+    recompute: bool = False,
 ) -> Float[Array, "B T N H"]:
     """Returns grouped-query attention, softmax(q kᵀ / √H) v, with the softmax in float32.
 
     Args:
         mask: True where a query sees a key; every query must see one key at least.
-        causal: query t sees the keys 0..t (T = S). Exactly one of `mask` and `causal` is given.
-        implementation: "xla" runs everywhere; "cudnn" is fused, for `causal` in 16 bit on a GPU;
-            "auto" takes "cudnn" where it can run, else "xla", and logs the choice once.
+        causal: query t sees the keys 0..t (T = S).
+        reach: query t sees key s where s <= t < reach[s] (T = S), see `visible`. Exactly one of
+            `mask`, `causal` and `reach` is given.
+        implementation: "xla" runs everywhere; "cudnn" is fused, for `causal` and `reach` in 16 bit
+            on a GPU; "auto" takes "cudnn" where it can run, else "xla", and logs the choice once.
+        recompute: the backward pass computes the scores again instead of keeping them, as a
+            fused implementation does in any case.
 
     Raises:
         ValueError: an unknown implementation, or one that cannot run here.
     """
     if implementation not in ATTENTION:
         raise ValueError(f"attention {implementation!r} is unknown, expected one of {ATTENTION}")
-    if (mask is None) != causal:
-        raise ValueError("attention wants exactly one of mask and causal")
-    if causal and q.shape[1] != k.shape[1]:
+    if (mask is not None) + causal + (reach is not None) != 1:
+        raise ValueError("attention wants exactly one of mask, causal and reach")
+    if mask is None and q.shape[1] != k.shape[1]:
         raise ValueError(f"causal attention wants T = S, found {q.shape[1]} and {k.shape[1]}")
-    refusal = _cudnn_refusal(q.dtype, causal, q.shape[-1])
+    refusal = _cudnn_refusal(q, masked=mask is not None, packed=reach is not None)
     if implementation == "auto":
         implementation = "xla" if refusal else "cudnn"
         _say_once("attention", implementation, refusal)
     elif implementation == "cudnn" and refusal:
         raise ValueError(f"attention 'cudnn' cannot run here: {refusal}")
+    seen = mask if reach is None else visible(reach)
     if implementation == "cudnn":
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
-    return _xla(q, k, v, mask)
+        seen = None if seen is None else seen[:, None]
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=seen, is_causal=causal, implementation="cudnn"
+        )
+    # The layers are scanned, so XLA cannot take the two computations for one.
+    body = jax.checkpoint(_xla, prevent_cse=False) if recompute else _xla
+    return body(q, k, v, seen)
 
 
-def _cudnn_refusal(dtype: jnp.dtype, causal: bool, head_dim: int) -> str:
+def visible(reach: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
+    """Returns who sees whom in rows of depth-first order: [b, t, s] where s <= t < reach[b, s].
+
+    With `reach` the end of the subtree of a token's node, that is causality along every path; for
+    sequences side by side it is causality within each.
+    """
+    S = reach.shape[1]
+    t_1S1, s_11S = jnp.arange(S)[None, :, None], jnp.arange(S)[None, None]
+    return (s_11S <= t_1S1) & (t_1S1 < reach[:, None])
+
+
+def _cudnn_refusal(q: jax.Array, *, masked: bool, packed: bool) -> str:
     """Returns why cuDNN cannot serve this call, or nothing when it can."""
-    if not causal:
+    dtype, head_dim = q.dtype, q.shape[-1]
+    if masked:
         return "it is used for causal attention without a mask"
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"it computes in bfloat16 or float16, found {dtype}"
     if head_dim % 8:
         return f"it wants a head dim divisible by 8, found {head_dim}"
+    if packed and q.shape[1] % 2:
+        return f"it wants an even number of tokens for packed rows, found {q.shape[1]}"
     if jax.default_backend() != "gpu":
         return f"it needs a GPU, found {jax.default_backend()}"
     return ""
@@ -89,6 +116,37 @@ def _cudnn_refusal(dtype: jnp.dtype, causal: bool, head_dim: int) -> str:
 @functools.cache
 def _say_once(what: str, choice: str, refusal: str) -> None:
     log.info("%s auto: %s%s", what, choice, f" ({refusal})" if refusal else "")
+
+
+def linear_logp(
+    hidden: Float[Array, "X D"],
+    head: Float[Array, "V D"],
+    target: Int[Array, " X"],
+    wanted: Bool[Array, " X"],
+    *,
+    vocab: int,
+    chunk: int,
+) -> tuple[Float[Array, " X"], Bool[Array, " X"]]:
+    """Returns log softmax(head h) at each wanted target, float32 nats, and whether it is the top.
+
+    Positions that are not wanted cost nothing; they get 0 and False. A target that shares the
+    largest logit counts as the top. On a mesh, positions lie over data and fsdp and the head as
+    `mesh.RULES` has it; matrix products are those of the dtype of `hidden`, while the head's
+    gradient is summed in float32 and comes in the dtype of `head`.
+
+    Args:
+        vocab: rows of the head that are tokens; those from there on are padding, of probability 0.
+        chunk: positions whose logits a device holds at once.
+
+    Raises:
+        ValueError: a `vocab` or a `chunk` out of range.
+    """
+    if not 0 < vocab <= head.shape[0]:
+        raise ValueError(f"vocab {vocab}, expected 1 to the {head.shape[0]} rows of the head")
+    if chunk < 1:
+        raise ValueError(f"chunk {chunk}, expected 1 or more positions")
+    plan = linear_logp_body.plan(hidden, head, vocab=vocab, chunk=chunk)
+    return linear_logp_body.linear_logp(plan, hidden, head, target, wanted)
 
 
 def paged_attention(

@@ -41,7 +41,7 @@ def items_of(config: Config) -> list[Item]:
     rounds = [s for s in ("search", "pairs", "dpo") if s in wanted]
     items = [Item("sft")] if "sft" in wanted else []
     items += [Item(stage, k) for k in range(1, config.rounds + 1) for stage in rounds]
-    return items + [Item(stage) for stage in ("evaluate", "export") if stage in wanted]
+    return items + [Item(stage) for stage in ("baselines", "evaluate", "export") if stage in wanted]
 
 
 def missing_for(run: Run, item: Item) -> str | None:
@@ -71,7 +71,11 @@ def run(config: Config) -> None:
         return
     devices = jax.devices()
     log.info("jax %s: %d x %s", jax.__version__, len(devices), devices[0].device_kind)
-    with locked(workdir), Metrics(workdir, tensorboard=config.tensorboard) as metrics:
+    watched = Metrics(
+        workdir, trackers=words(config.trackers), project=config.project,
+        settings=config.to_dict(),
+    )  # fmt: skip
+    with locked(workdir), watched as metrics:
         this = Run(config, workdir, Lineage(workdir / "lineage.json"), metrics)
         _check_settings(this)
         records.write_text(workdir / "config.json", config.to_json(indent=1) + "\n")
@@ -109,7 +113,8 @@ def _check_settings(run: Run) -> None:
     made next comes from, or is told apart by, the models that are there.
     """
     for name, entry in run.lineage.entries.items():
-        prefix = "" if entry["stage"] in words(run.config.stages) else "model."
+        stage, _, _ = entry["stage"].partition(".")
+        prefix = "" if stage in words(run.config.stages) else "model."
         run.lineage.check(name, settings_of(run.config, entry["stage"]), prefix=prefix)
 
 
@@ -118,7 +123,8 @@ def status(config: Config, lineage: Lineage) -> str:
     lines = [f"{config.workdir}:"]
     for item in items_of(config):
         names = [item.artefact] if item.artefact else [
-            name for name, entry in lineage.entries.items() if entry["stage"] == item.stage
+            name for name, entry in lineage.entries.items()
+            if entry["stage"].partition(".")[0] == item.stage
         ] or [item.stage]  # fmt: skip
         for name in names:
             entry = lineage.entries.get(str(name))

@@ -29,6 +29,33 @@ class SftRow:
     id: str
     question: str
     response: str
+    before: tuple[tuple[str, str], ...] = ()  # earlier turns of the prompt: (role, content)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preference:
+    """A question with a better and a worse response of somebody else's; no tags, no ending."""
+
+    id: str
+    question: str
+    type: str  # as Prompt.type; empty where the source does not say
+    chosen: str
+    rejected: str
+    before: tuple[tuple[str, str], ...] = ()  # earlier turns of the prompt: (role, content)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One of several whole responses that a model gave to a question, without reasoning."""
+
+    id: str  # of the prompt, then its number
+    prompt: str  # its id
+    question: str
+    type: str
+    ids: tuple[int, ...]
+    text: str
+    reward: float | None  # None where the judge had nothing to say, or the response did not end
+    ended: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 """Tags, chat templates, steps: between text and token ids. Floor 0: imports no JAX."""
 
+import hashlib
+import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 STEP, STEP_END = "<|Reasoning_step|>", "<|/Reasoning_step|>"
 OUTPUT, OUTPUT_END = "<|Output|>", "<|/Output|>"
 TAGS = (STEP, STEP_END, OUTPUT, OUTPUT_END)
+Turn = tuple[str, str]  # role ("system", "user", "assistant"), content
 
 # The method's form of each family's template: no system block unless one is asked for, and no
 # dates (thu-ml/STAIR utils; the checkpoints' own templates add what training never saw).
@@ -67,10 +70,26 @@ class Codec:
             sorted(set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab()))
         )
 
-    def prompt_ids(self, question: str) -> list[int]:
-        """Returns the ids of the whole prompt, up to where the response begins."""
-        messages = [{"role": "user", "content": escape(question, self.specials)}]
-        if self.system:
+    @property
+    def digest(self) -> str:
+        """A hash of what decides which ids a text becomes: vocabulary, template, system turn."""
+        facts = [sorted(self.tokenizer.get_vocab().items()), TEMPLATES[self.template], self.system]
+        return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
+
+    def prompt_ids(self, question: str, before: Sequence[Turn] = ()) -> list[int]:
+        """Returns the ids of the whole prompt, up to where the response begins.
+
+        Args:
+          question: of the user.
+          before: earlier turns; a system turn among them takes the place of the codec's own. An
+            earlier answer keeps its tags, all other special tokens are broken up.
+        """
+        plain = [token for token in self.specials if token not in TAGS]
+        messages = [
+            {"role": role, "content": escape(x, plain if role == "assistant" else self.specials)}
+            for role, x in (*before, ("user", question))
+        ]
+        if self.system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.system})
         return self.tokenizer.apply_chat_template(
             messages, chat_template=TEMPLATES[self.template], add_generation_prompt=True,

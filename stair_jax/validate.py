@@ -2,7 +2,16 @@
 
 from typing import Any
 
-from stair_jax.config import BENCHMARKS, STAGES, Config, default, words
+from stair_jax.config import (
+    BASELINES,
+    BENCHMARKS,
+    EXPORTS,
+    STAGES,
+    TRACKERS,
+    Config,
+    default,
+    words,
+)  # fmt: skip
 
 _CHOICES = {
     "search.score": ("ucb", "pucb"),
@@ -19,6 +28,15 @@ _CHOICES = {
     "export.dtype": ("auto", "float32", "bfloat16"),
     "evaluate.search": ("greedy",),
     "evaluate.split": ("test", "dev"),
+    "data.format": ("auto", "ours", "alpaca", "sharegpt", "openai"),
+    "data.preferences_format": (
+        "auto",
+        "pairs",
+        "explicit",
+        "implicit",
+        "sharegpt",
+        "alpaca",
+    ),
     "dpo.loss": ("sigmoid", "ipo", "hinge"),
     "dpo.scope": ("step", "response"),
     "dpo.sft_scope": ("step", "response"),
@@ -26,10 +44,15 @@ _CHOICES = {
     "dpo.reference": ("precomputed", "on_the_fly", "lora_base"),
     "sft.train.batching": ("bucket", "pack"),
     "dpo.train.batching": ("bucket", "tree"),
-    **{f"{stage}.train.{key}": values for stage in ("sft", "dpo") for key, values in (
-        ("remat", ("none", "attention", "full")), ("param_dtype", ("float32", "bfloat16")),
-        ("result", ("last", "best")),
-    )},
+    **{
+        f"{stage}.train.{key}": values
+        for stage in ("sft", "dpo")
+        for key, values in (
+            ("remat", ("none", "attention", "full")),
+            ("param_dtype", ("float32", "bfloat16")),
+            ("result", ("last", "best")),
+        )
+    },
 }
 _POSITIVE = (
     "rounds", "search.iterations", "search.num_children", "search.max_depth",
@@ -65,10 +88,16 @@ def validate(c: Config) -> None:
     _validate_values(c)
     _validate_search(c)
     _validate_data(c)
+    _validate_baselines(c)
+    if unknown := [name for name in words(c.pairs.export) if name not in EXPORTS]:
+        raise ValueError(f"config.pairs.export: {unknown} not in {list(EXPORTS)}")
     if len(c.mesh.shape) != 3:
         raise ValueError(f"config.mesh.shape: {c.mesh.shape}, expected 3: data, fsdp, tensor")
     for stage in ("sft", "dpo"):
         _validate_training(f"{stage}.train", c[stage].train)
+        _validate_adapters(f"{stage}.train", c[stage].train)
+    _validate_reference(c)
+    _validate_trackers(c)
 
 
 def _validate_values(c: Config) -> None:
@@ -84,6 +113,20 @@ def _validate_values(c: Config) -> None:
             raise ValueError(
                 f"config.{key}: {_get(c, key)!r} would be ignored, it needs config.{other}={value}"
             )
+
+
+def _validate_trackers(c: Config) -> None:
+    found = words(c.trackers)
+    if unknown := [name for name in found if name not in TRACKERS]:
+        raise ValueError(f"config.trackers: {unknown} not in {list(TRACKERS)}")
+    if {"wandb", "trackio"} & set(found):
+        if not c.project:
+            raise ValueError("config.project: empty, wandb and trackio want a name")
+    elif c.project != default().project:
+        raise ValueError(
+            f"config.project: {c.project!r} would be ignored, it needs wandb or trackio in"
+            " config.trackers"
+        )
 
 
 def _validate_search(c: Config) -> None:
@@ -106,9 +149,14 @@ def _validate_search(c: Config) -> None:
 
 
 def _validate_data(c: Config) -> None:
-    wanted = words(c.stages)
-    for stage, key, number in (("sft", "sft", "sft_rows"), ("search", "prompts", "round_prompts")):
-        if stage not in wanted:
+    wanted, names = words(c.stages), words(c.baselines.names)
+    own_start = bool(names) and not c.model.checkpoint  # of the baselines, from rows of stage 1
+    for used, key, number in (
+        ("sft" in wanted or own_start, "sft", "sft_rows"),
+        ("search" in wanted or "self-rewarding" in names, "prompts", "round_prompts"),
+        (bool({"sft", "dpo", "sacpo"} & set(names)), "preferences", "preference_rows"),
+    ):
+        if not used:
             continue
         embedded = c.data[key] == "miniature"
         if embedded and c.data[number] <= 0:
@@ -120,6 +168,7 @@ def _validate_data(c: Config) -> None:
                 f"config.data.{key}: {c.data[key]!r} needs a model that speaks its language; set"
                 " config.model.checkpoint (empty stands for the miniature's own model)"
             )
+    _validate_sources(c)
     if c.search.judge == "verifier" and c.data.prompts != "miniature":
         raise ValueError("config.search.judge: 'verifier' knows the miniature's prompts only")
     benchmarks = words(c.evaluate.benchmarks)
@@ -132,11 +181,99 @@ def _validate_data(c: Config) -> None:
         )
 
 
+def _validate_sources(c: Config) -> None:
+    files = (".json", ".jsonl", ".parquet")
+    for key, other in (("format", "sft"), ("preferences_format", "preferences")):
+        if c.data[key] != "auto" and c.data[other] == "miniature":
+            raise ValueError(
+                f"config.data.{key}: {c.data[key]!r} would be ignored, config.data.{other} is the"
+                " miniature's"
+            )
+    sources = (c.data.sft, c.data.prompts, c.data.preferences)
+    if c.data.split != "train" and all(x == "miniature" or x.endswith(files) for x in sources):
+        raise ValueError(
+            f"config.data.split: {c.data.split!r} would be ignored, it needs a hub name in"
+            " config.data.sft, config.data.prompts or config.data.preferences"
+        )
+
+
+def _validate_baselines(c: Config) -> None:
+    b, names, usual = c.baselines, words(c.baselines.names), default()
+    if unknown := [name for name in names if name not in BASELINES]:
+        raise ValueError(f"config.baselines.names: {unknown} not in {list(BASELINES)}")
+    if bool(names) != ("baselines" in words(c.stages)):
+        raise ValueError(
+            f"config.baselines.names: {b.names!r} with config.stages={c.stages!r}, expected names"
+            " if and only if baselines is among the stages"
+        )
+    needs = {"baselines.sacpo_betas": "sacpo", "baselines.buckets": "", "baselines.sft_lr": ""} | {
+        f"baselines.{key}": "self-rewarding" for key in ("candidates", "temperature", "top_p")
+    }
+    for key, name in needs.items():
+        if _get(c, key) != _get(usual, key) and (name not in names if name else not names):
+            raise ValueError(
+                f"config.{key}: {_get(c, key)!r} would be ignored, it needs"
+                f" {name or 'a name'} in config.baselines.names"
+            )
+    if len(b.sacpo_betas) != 2 or not all(beta > 0 for beta in b.sacpo_betas):
+        raise ValueError(
+            f"config.baselines.sacpo_betas: {b.sacpo_betas}, expected two numbers above 0"
+        )
+    if b.candidates < 2 or not b.temperature > 0 or not 0 < b.top_p <= 1:
+        raise ValueError(
+            f"config.baselines: candidates={b.candidates} temperature={b.temperature}"
+            f" top_p={b.top_p}, expected 2 or more that can differ"
+        )
+    if b.sft_lr < 0:
+        raise ValueError(f"config.baselines.sft_lr: {b.sft_lr}, expected 0 or more")
+    if list(b.buckets) != sorted(set(b.buckets)):
+        raise ValueError(f"config.baselines.buckets: {b.buckets}, expected rising lengths")
+    reads = {"sft", "dpo", "sacpo"} & set(names)
+    if reads and c.data.preferences == "miniature" and c.model.checkpoint:
+        raise ValueError(
+            f"config.data.preferences: 'miniature' means nothing to {c.model.checkpoint!r}; the"
+            " baselines sft, dpo and sacpo need a file of preferences"
+        )
+
+
 def _validate_training(name: str, t: Config) -> None:
     if not t.buckets or list(t.buckets) != sorted(set(t.buckets)):
         raise ValueError(f"config.{name}.buckets: {t.buckets}, expected rising lengths")
     if not 0 <= t.warmup_ratio <= 1 or not 0 <= t.final_lr_ratio <= 1:
         raise ValueError(f"config.{name}: warmup_ratio and final_lr_ratio must lie in [0, 1]")
+
+
+def _validate_adapters(name: str, t: Config) -> None:
+    usual = _get(default(), name)
+    if t.lora_rank < 0:
+        raise ValueError(f"config.{name}.lora_rank: {t.lora_rank}, expected 0 or more")
+    for key in ("lora_alpha", "lora_targets"):
+        if t[key] != usual[key] and not t.lora_rank:
+            raise ValueError(
+                f"config.{name}.{key}: {t[key]!r} would be ignored, it needs a"
+                f" config.{name}.lora_rank above 0"
+            )
+    if not t.lora_alpha > 0:
+        raise ValueError(f"config.{name}.lora_alpha: {t.lora_alpha}, expected a number above 0")
+    known, found = words(usual.lora_targets), words(t.lora_targets)  # the default is all
+    if not found or not set(found) <= set(known):
+        raise ValueError(
+            f"config.{name}.lora_targets: {t.lora_targets!r}, expected some of {','.join(known)}"
+        )
+
+
+def _validate_reference(c: Config) -> None:
+    kind, rank = c.dpo.reference, c.dpo.train.lora_rank
+    if kind == "lora_base" and not rank:
+        raise ValueError(
+            "config.dpo.reference: 'lora_base' is the model without its adapters, it needs a"
+            " config.dpo.train.lora_rank above 0"
+        )
+    if kind == "on_the_fly" and rank:
+        raise ValueError(
+            f"config.dpo.reference: 'on_the_fly' with lora_rank={rank} would keep the base's"
+            " weights twice; expected 'lora_base', which takes them as the reference"
+        )
 
 
 def _get(c: Config, key: str) -> Any:

@@ -1,4 +1,4 @@
-"""Compiles the kernels and the engine's programs for GPUs that are not there, as of Llama-3.1-8B.
+"""Compiles kernels, the engine and the head of Llama-3.1-8B for GPUs that are not there.
 
 bash launch/compile_gpu.sh [WORD ...]        (only programs with one of the words in their names)
 
@@ -40,12 +40,13 @@ from stair_jax.model.spec import Spec
 
 TARGETS = pathlib.Path(__file__).parent / "gpu_targets"
 LLAMA_8B = Spec(
-    L=32, D=4096, N=32, K=8, H=128, F=14336, V=128256, eps=1e-5, theta=5e5, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
+    L=32, D=4096, N=32, K=8, H=128, F=14336, V=128256, vocab=128256, eps=1e-5, theta=5e5,
+    rope_scaling=None, qkv_bias=False, qk_norm=False, tied=False, family="llama",
 )  # fmt: skip
 SLOTS, WIDTH, PAGE, PAGES, CHUNK = 256, 64, 16, 16384, 8  # the pool holds 262,144 tokens, 34 GB
 PROMPTS, BLOCK = 8, 256  # rows and tokens of one call of extend
 CANDIDATES = 64
+TRAINED, HEAD_CHUNK = 4 * 4096, 1024  # positions of a training step, and of a chunk of its logits
 POOL_SHARE = 0.1  # of the pool that temporaries may take
 
 
@@ -149,6 +150,34 @@ def chunk(model: Model, attention: str, *, siblings: bool) -> Any:
     return decode.decode_chunk.lower(model.params, groups, *placed(args, model.mesh), plan=plan)
 
 
+def packed(model: Model) -> Any:
+    """Attention of packed rows with its gradient, as training runs it."""
+    s, rows, length = LLAMA_8B, 8, 2048
+    q, k = (jax.ShapeDtypeStruct((rows, length, n, s.H), jnp.bfloat16) for n in (s.N, s.K))
+
+    def total(q: jax.Array, k: jax.Array, v: jax.Array, reach: jax.Array) -> jax.Array:
+        out = ops.attention(q, k, v, reach=reach, implementation="cudnn")
+        return out.astype(jnp.float32).sum()
+
+    gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+    return gradient.lower(*placed((q, k, k, ints(rows, length)), model.mesh))
+
+
+def head(model: Model) -> Any:
+    s = LLAMA_8B
+    shapes = (
+        jax.ShapeDtypeStruct((TRAINED, s.D), jnp.bfloat16),
+        jax.ShapeDtypeStruct((s.V, s.D), jnp.float32),
+        ints(TRAINED), jax.ShapeDtypeStruct((TRAINED,), jnp.bool),
+    )  # fmt: skip
+
+    def total(*args: Any) -> jax.Array:
+        return ops.linear_logp(*args, vocab=s.V, chunk=HEAD_CHUNK)[0].sum()
+
+    program = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
+    return program.lower(*placed(shapes, model.mesh))
+
+
 def copy(model: Model) -> Any:
     pairs = placed((ints(SLOTS), ints(SLOTS)), model.mesh)
     return decode.copy_pages.lower(model.pool, *pairs)
@@ -168,7 +197,9 @@ PROGRAMS: dict[str, tuple[int, Callable[[Model], Any]]] = {
     "decode, xla": (1, partial(chunk, attention="xla", siblings=False)),
     "decode, pallas": (1, partial(chunk, attention="pallas", siblings=False)),
     "decode, pallas, siblings": (1, partial(chunk, attention="pallas", siblings=True)),
+    "attention of packed rows": (1, packed),
     "copy pages": (1, copy),
+    "head, value and gradient": (1, head),
     "extend, first block, 8 GPUs": (8, partial(extend, fresh=True)),
     "extend, later block, 8 GPUs": (8, partial(extend, fresh=False)),
     "decode, pallas, siblings, 8 GPUs": (8, partial(chunk, attention="pallas", siblings=True)),

@@ -294,8 +294,8 @@ def test_a_workdir_without_the_model_is_refused(tmp_path):
 # Rooflines
 
 SPEC = Spec(
-    L=2, D=24, N=4, K=2, H=6, F=20, V=23, eps=1e-5, theta=1e4, rope_scaling=None, qkv_bias=False,
-    qk_norm=False, tied=False, family="llama",
+    L=2, D=24, N=4, K=2, H=6, F=20, V=23, vocab=23, eps=1e-5, theta=1e4, rope_scaling=None,
+    qkv_bias=False, qk_norm=False, tied=False, family="llama",
 )  # fmt: skip
 
 

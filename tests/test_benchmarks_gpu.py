@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ALLOWED = {"jax", "flax", "numpy", "einops", "ml_collections", "jaxtyping"}
 OURS = {"benchmarks", "stair_jax"}
 LIMITS = Ceilings(bytes_per_s=1e9, flops_per_s=1e11)
-SPEC = dataclasses.replace(roofline.SPECS["miniature"], L=2, D=16, N=4, K=2, H=8, F=12, V=60)
+SPEC = dataclasses.replace(roofline.SPECS["miniature"], L=2, D=16, N=4, K=2, H=8, F=12, V=60, vocab=60)
 SHAPE = Shape(trees=5, in_flight=2, iterations=4, prompt=9, step=4, rollout=6)
 
 
@@ -156,7 +156,7 @@ def test_a_copy_that_errs_is_found_out(monkeypatch):
 
 def test_random_stops_give_the_lengths_that_were_asked_for():
     shape = dataclasses.replace(SHAPE, step=10, rollout=40)
-    codec = random_search.Ids(dataclasses.replace(SPEC, V=4000), shape)
+    codec = random_search.Ids(dataclasses.replace(SPEC, V=4000, vocab=4000), shape)
     assert isinstance(codec, CodecLike)
     assert len(codec.stops["end"]) == 100
     assert len(codec.stops["step"]) == 500

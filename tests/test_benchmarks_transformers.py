@@ -13,7 +13,7 @@ from stair_jax import pipeline
 from stair_jax.config import EngineConfig
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import GREEDY, EngineLike, Prefix, Request, Sampling
-from stair_jax.io import hf
+from stair_jax.io import hf_export
 from stair_jax.model import transformer
 from stair_jax.model.spec import Spec
 from tests.test_config import tiny
@@ -23,8 +23,8 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
 
 SPEC = Spec(
-    L=2, D=24, N=4, K=2, H=6, F=20, V=23, eps=1e-5, theta=1e4, rope_scaling=None, qkv_bias=False,
-    qk_norm=False, tied=False, family="llama",
+    L=2, D=24, N=4, K=2, H=6, F=20, V=23, vocab=23, eps=1e-5, theta=1e4, rope_scaling=None,
+    qkv_bias=False, qk_norm=False, tied=False, family="llama",
 )  # fmt: skip
 STOPS = {"step": {3, 4, 5, 6}, "end": {4}}
 CONTEXT = 40
@@ -40,7 +40,7 @@ def params():
 @pytest.fixture(scope="module")
 def model(params, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "model"
-    hf.save(folder, SPEC, params, None, end_ids=[4], dtype="float32")
+    hf_export.save(folder, SPEC, params, None, end_ids=[4], dtype="float32")
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 

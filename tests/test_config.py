@@ -12,6 +12,7 @@ from stair_jax.config import (
     SearchConfig,
     TrainConfig,
 )
+from stair_jax.model import lora
 from stair_jax.validate import validate
 
 FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -135,6 +136,32 @@ BAD = [
     ({"dpo__train__buckets": (9, 3)}, r"config\.dpo\.train\.buckets"),
     ({"dpo__train__warmup_ratio": 2.0}, r"config\.dpo\.train"),
     ({"dpo__beta": 0.0}, r"config\.dpo\.beta"),
+    ({"sft__train__lora_rank": -1}, r"config\.sft\.train\.lora_rank: -1, expected 0 or more"),
+    (
+        {"dpo__train__lora_alpha": 8.0},
+        r"config\.dpo\.train\.lora_alpha: 8\.0 would be ignored, it needs a .*lora_rank above 0",
+    ),
+    (
+        {"sft__train__lora_targets": "q,v"},
+        r"config\.sft\.train\.lora_targets: 'q,v' would be ignored, it needs a .*lora_rank",
+    ),
+    (
+        {"sft__train__lora_targets": "q,qkv", "sft__train__lora_rank": 4},
+        r"lora_targets: 'q,qkv', expected some of q,k,v,o,gate,up,down",
+    ),
+    (
+        {"sft__train__lora_targets": "", "sft__train__lora_rank": 4},
+        r"lora_targets: '', expected some of q,k,v,o,gate,up,down",
+    ),
+    (
+        {"sft__train__lora_alpha": 0.0, "sft__train__lora_rank": 4},
+        r"config\.sft\.train\.lora_alpha: 0\.0, expected a number above 0",
+    ),
+    ({"dpo__reference": "lora_base"}, r"config\.dpo\.reference: 'lora_base' .* it needs a config"),
+    (
+        {"dpo__reference": "on_the_fly", "dpo__train__lora_rank": 4},
+        r"config\.dpo\.reference: 'on_the_fly' with lora_rank=4 .* expected 'lora_base'",
+    ),
     ({"data__sft_rows": 0}, r"config\.data\.sft_rows: 0, the miniature needs"),
     ({"data__round_prompts": 0}, r"config\.data\.round_prompts: 0, the miniature needs"),
     ({"data__prompts": "mine.json"}, r"config\.data\.prompts: 'mine\.json' needs a model"),
@@ -161,10 +188,18 @@ def test_a_bad_setting_is_refused_in_one_line_that_names_it(changes, message):
         {"reward__c2": 0.0},
         {"search__prior": "uniform", "search__score": "pucb"},
         {"pairs__max_good_bad_ratio": 2, "pairs__terminal_only": True},
+        {"dpo__reference": "lora_base", "dpo__train__lora_rank": 4},
+        {"dpo__reference": "precomputed", "dpo__train__lora_rank": 4},
+        {"dpo__train__lora_alpha": 8.0, "dpo__train__lora_rank": 4},
+        {"sft__train__lora_targets": "v, q", "sft__train__lora_rank": 4},
     ],
 )
 def test_a_setting_counts_under_the_one_that_it_needs(changes):
     validate(tiny(**changes))
+
+
+def test_every_target_of_an_adapter_is_the_default():
+    assert config_lib.words(config_lib.default().sft.train.lora_targets) == tuple(lora.TARGETS)
 
 
 def test_the_verifier_knows_the_miniature_only():

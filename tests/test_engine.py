@@ -14,8 +14,8 @@ from stair_jax.model import heads, transformer
 from stair_jax.model.spec import Spec
 
 SPEC = Spec(
-    L=2, D=24, N=4, K=2, H=8, F=20, V=31, eps=1e-5, theta=1e4, rope_scaling=None, qkv_bias=False,
-    qk_norm=False, tied=False, family="llama",
+    L=2, D=24, N=4, K=2, H=8, F=20, V=31, vocab=31, eps=1e-5, theta=1e4, rope_scaling=None,
+    qkv_bias=False, qk_norm=False, tied=False, family="llama",
 )  # fmt: skip
 CONFIG = EngineConfig(
     slots=5, page_size=4, pool_bytes=0, max_context=40, chunk=3, prefill_rows=2, dtype="float32"

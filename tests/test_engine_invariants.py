@@ -26,8 +26,8 @@ from stair_jax.model.spec import Spec
 from tests.scripted_device import ScriptedDevice, drawn
 
 SPEC = Spec(
-    L=1, D=8, N=2, K=1, H=4, F=8, V=31, eps=1e-5, theta=1e4, rope_scaling=None, qkv_bias=False,
-    qk_norm=False, tied=False, family="llama",
+    L=1, D=8, N=2, K=1, H=4, F=8, V=31, vocab=31, eps=1e-5, theta=1e4, rope_scaling=None,
+    qkv_bias=False, qk_norm=False, tied=False, family="llama",
 )  # fmt: skip
 CONFIG = EngineConfig(
     slots=4, page_size=4, pool_bytes=0, max_context=24, chunk=3, prefill_rows=2, dtype="float32"

@@ -85,3 +85,22 @@ def test_the_table_holds_every_model_and_share():
 def test_the_plot_is_a_picture(tmp_path):
     report.plot(results(), tmp_path / "report" / "p.png")
     assert (tmp_path / "report" / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_baselines_are_drawn_apart_from_the_rounds(tmp_path, monkeypatch):
+    from matplotlib import axes
+
+    lines, ticks = [], []
+    plain = axes.Axes.plot, axes.Axes.set_xticks
+    monkeypatch.setattr(axes.Axes, "plot", lambda self, *a, **k: (lines.append(len(a[0])), plain[0](self, *a, **k))[1])  # fmt: skip  # noqa: E501
+    monkeypatch.setattr(axes.Axes, "set_xticks", lambda self, at, names: (ticks.append(names), plain[1](self, at, names))[1])  # fmt: skip  # noqa: E501
+    found = results()
+    found |= {"baseline-sft": found["sft"], "baseline-dpo": found["dpo-1"]}
+    report.plot(found, tmp_path / "p.png")
+    assert ticks == [["sft", "dpo-1", "sft", "dpo"]]
+    assert len(lines) == len([c for c in report.COLUMNS.values() if c[0] != "lookalike"]) - 1
+    assert set(lines) == {2}  # of the four models
+    rows = report.table(found).splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        "sft", "dpo-1", "baseline-sft", "baseline-dpo",
+    ]  # fmt: skip

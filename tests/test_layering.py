@@ -5,8 +5,8 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parents[1] / "stair_jax"
 FLOORS = [
-    {"config", "validate", "text", "records"},
-    {"mesh", "ops", "miniature", "kernels"},
+    {"config", "validate", "text", "records", "interrupt"},
+    {"mesh", "ops", "linear_logp", "miniature", "kernels"},
     {"model"},
     {"engine", "io"},
     {"rewards", "train"},

@@ -6,11 +6,15 @@ from stair_jax.stages.lineage import Lineage, settings_of
 from stair_jax.stages.run import Run, digest_of, locked, need_disk
 from tests.test_config import keys
 
-STAGES = ("sft", "search", "pairs", "dpo", "evaluate", "export")
+BASELINES = ("start", "sft", "dpo", "sacpo", "candidates", "self-rewarding")
+STAGES = (
+    "sft", "search", "pairs", "dpo", *(f"baselines.{name}" for name in BASELINES), "evaluate",
+    "export",
+)  # fmt: skip
 # Which stage is run, where it lies, how it is watched, and how work is laid out.
 RUN_ONLY = {
-    "stages", "workdir", "rounds", "status", "profile", "tensorboard", "mesh.shape",
-    "mesh.replicas", "evaluate.benchmarks",
+    "stages", "workdir", "rounds", "status", "profile", "trackers", "project", "mesh.shape",
+    "mesh.replicas", "evaluate.benchmarks", "baselines.names",
     "export.model", "export.dtype", "search.trees_in_flight", "search.export_official",
     "sft.train.save_every", "sft.train.keep", "dpo.train.save_every", "dpo.train.keep",
 }  # fmt: skip

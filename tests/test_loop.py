@@ -9,26 +9,25 @@ import jax
 import numpy as np
 import pytest
 
+from stair_jax import interrupt
 from stair_jax import mesh as mesh_lib
-from stair_jax.config import TrainConfig
 from stair_jax.io import checkpoint
+from stair_jax.io.batches import SftData
 from stair_jax.io.checkpoint import Checkpoints
-from stair_jax.io.data import DpoData, PairExample, SftData, SftExample
+from stair_jax.io.examples import PairExample, SftExample
 from stair_jax.io.metrics import Metrics
+from stair_jax.io.pair_batches import DpoData
 from stair_jax.model import transformer
 from stair_jax.model.spec import Spec
 from stair_jax.train import logprobs, loop, losses
 from stair_jax.train import step as step_lib
+from tests.training import dpo_config, train_config
 
 SPEC = Spec(
-    L=1, D=16, N=4, K=2, H=6, F=20, V=13, eps=1e-5, theta=1e4, rope_scaling=None, qkv_bias=False,
-    qk_norm=False, tied=False, family="llama",
+    L=1, D=16, N=4, K=2, H=6, F=20, V=13, vocab=13, eps=1e-5, theta=1e4, rope_scaling=None,
+    qkv_bias=False, qk_norm=False, tied=False, family="llama",
 )  # fmt: skip
-CONFIG = TrainConfig(
-    batch=4, micro_batch=4, epochs=2.5, max_steps=0, lr=1e-2, warmup_ratio=0.1, final_lr_ratio=0.0,
-    beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0, remat="none",
-    buckets=(7, 11), save_every=5, keep=2, compute_dtype="float32",
-)  # fmt: skip
+CONFIG = train_config(epochs=2.5)
 SCORER = logprobs.Scorer.of(SPEC, CONFIG)
 SFT = losses.Sft(SCORER)
 MESH = (1, 1, 1)
@@ -54,10 +53,11 @@ def sft_rows(n=14):
 
 
 def sft_data(n=14, config=CONFIG, seed=0):
-    return SftData(sft_rows(n), buckets=config.buckets, batch=config.batch, seed=seed, pad_id=0)
+    return SftData(sft_rows(n), config, seed=seed, pad_id=0, row_shards=4)
 
 
-def fit(folder, *, data=None, loss: Any = SFT, config=CONFIG, params=None, more=None, shape=MESH):
+def fit(folder, *, data=None, loss: Any = SFT, config=CONFIG, params=None, more=None, shape=MESH,
+        whole=False):  # fmt: skip
     """Runs a stage named "sft" in `folder`; returns host copies of the weights."""
     with Metrics(folder) as metrics:
         out = loop.fit(
@@ -65,7 +65,7 @@ def fit(folder, *, data=None, loss: Any = SFT, config=CONFIG, params=None, more=
             config=config, mesh=mesh_lib.make(shape), folder=pathlib.Path(folder) / "sft" / "saved",
             metrics=metrics, stage="sft", more=more,
         )  # fmt: skip
-    return jax.device_get(out)
+    return out if whole else jax.device_get(out.params)
 
 
 def lines(folder):
@@ -75,6 +75,9 @@ def lines(folder):
 def equal(a, b):
     leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(np.array_equal(x, y) for x, y in leaves)
+
+
+TIMES = {"time", "tokens_per_s", "data_wait_ms", "num_tokens"}  # of a process, not of the run
 
 
 class Killed(BaseException):
@@ -98,7 +101,7 @@ def kill_before(monkeypatch, at):
 def test_a_run_killed_and_continued_ends_bit_for_bit_as_a_straight_one(tmp_path, monkeypatch, at):
     """10 steps in epochs of 4: step 5 is mid-epoch, 7 lies between saves, 3 before any save."""
     straight = fit(tmp_path / "a")
-    assert [x["step"] for x in lines(tmp_path / "a")] == list(range(1, 11))
+    assert [x["step"] for x in lines(tmp_path / "a")] == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 10]
     with monkeypatch.context() as patch:
         kill_before(patch, at)
         with pytest.raises(Killed):
@@ -109,7 +112,7 @@ def test_a_run_killed_and_continued_ends_bit_for_bit_as_a_straight_one(tmp_path,
     assert not equal(straight, weights())
     assert equal(straight, resumed)
     for a, b in zip(lines(tmp_path / "a"), lines(tmp_path / "b"), strict=True):
-        for name in ("step", "loss", "lr", "epoch", "grad_norm"):
+        for name in a.keys() - TIMES:
             assert a[name] == b[name], name
     a, b = (checkpoint.load_params(tmp_path / x / "sft" / "saved", _abstract()) for x in ("a", "b"))
     assert equal(a, b)
@@ -122,12 +125,32 @@ def _abstract():
     return jax.tree.map(like, step_lib.on_mesh(weights(), mesh))
 
 
+def test_a_run_continues_mid_epoch_with_the_rows_that_come_next(tmp_path, monkeypatch):
+    """The batches that the two halves ask for are those of one run, each once."""
+    placed, place = [], step_lib.place
+    monkeypatch.setattr(
+        step_lib, "place", lambda b, m: (placed.append(b["tokens"]), place(b, m))[1]
+    )
+    with monkeypatch.context() as patch:
+        kill_before(patch, 6)
+        with pytest.raises(Killed):
+            fit(tmp_path)
+    first = list(placed)
+    placed.clear()
+    fit(tmp_path)
+    data = sft_data()
+    for step, tokens in [*enumerate(first), *enumerate(placed, start=5)]:
+        np.testing.assert_array_equal(tokens, data.batch_at(step)["tokens"])
+    assert len(first) == 7  # the seventh was placed and never trained on
+    assert len(placed) == 5
+
+
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, capfd):
     first = fit(tmp_path)
     assert not "".join(capfd.readouterr())  # no progress line where there is no terminal
     kill_before(monkeypatch, 0)
     assert equal(first, fit(tmp_path))
-    assert len(lines(tmp_path)) == 10
+    assert len(lines(tmp_path)) == 12  # ten steps, two saves
 
 
 def test_a_run_continues_on_another_number_of_devices(tmp_path, monkeypatch):
@@ -162,7 +185,7 @@ def test_a_changed_setting_is_refused_by_name(tmp_path, change, text):
 def test_settings_that_move_no_result_may_change(tmp_path):
     config = dataclasses.replace(CONFIG, max_steps=2)
     first = fit(tmp_path, config=config)
-    other = dataclasses.replace(config, save_every=1, keep=9, micro_batch=2, remat="full")
+    other = dataclasses.replace(config, save_every=1, keep=9, micro_tokens=22, remat="full")
     assert equal(first, fit(tmp_path, config=other))
 
 
@@ -183,46 +206,142 @@ def usual(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "change",
-    [{"batch": 2, "micro_batch": 2}, {"epochs": 1.0}, {"max_steps": 3}, {"lr": 1e-3},
+    [{"batch": 2}, {"epochs": 1.0}, {"max_steps": 3}, {"lr": 1e-3},
      {"warmup_ratio": 0.5}, {"final_lr_ratio": 0.5}, {"beta1": 0.5}, {"beta2": 0.5},
      {"eps": 1e-2}, {"weight_decay": 0.9}, {"clip_norm": 0.01}, {"buckets": (7, 11)}],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
 def test_every_training_setting_reaches_the_run(tmp_path, usual, change):
-    """`micro_batch`, `remat` and `compute_dtype` are shown in test_step and test_logprobs."""
+    """`micro_tokens`, `remat` and `compute_dtype` are shown in test_step and test_logprobs."""
     assert not equal(usual, fit(tmp_path, config=dataclasses.replace(ONE_BUCKET, **change)))
+
+
+def test_a_run_in_bfloat16_parameters_stays_in_it(tmp_path, usual):
+    config = dataclasses.replace(ONE_BUCKET, param_dtype="bfloat16", max_steps=2)
+    out = fit(tmp_path, config=config)
+    assert {str(x.dtype) for x in jax.tree.leaves(out)} == {"bfloat16"}
+    assert {str(x.dtype) for x in jax.tree.leaves(usual)} == {"float32"}
+
+
+@pytest.mark.parametrize(("lr", "least", "most"), [(1e-2, 0.9, 1.0), (1e-9, 0.0, 0.01)])
+def test_the_share_of_weights_that_bfloat16_sees_move_is_logged(tmp_path, lr, least, most):
+    fit(tmp_path, config=dataclasses.replace(ONE_BUCKET, lr=lr, save_every=3))
+    found = {x["step"]: x["bf16_changed"] for x in lines(tmp_path) if "bf16_changed" in x}
+    assert sorted(found) == [3, 6, 9, 10]
+    assert least <= found[10] <= most
+
+
+def test_held_out_rows_are_measured_at_every_save_and_the_best_step_is_kept(tmp_path):
+    config = dataclasses.replace(
+        ONE_BUCKET, eval_rows=3, result="best", lr=0.3, save_every=1, keep=1, max_steps=6
+    )
+    out = fit(tmp_path, config=config, whole=True)
+    held = {x["step"]: x["eval_loss"] for x in lines(tmp_path) if "eval_loss" in x}
+    assert sorted(held) == [1, 2, 3, 4, 5, 6]
+    best = min(held, key=lambda step: held[step])
+    assert best != 6  # at this rate the loss climbs again
+    assert out.step == best
+    assert sorted(checkpoint.saved_steps(tmp_path / "sft" / "saved")) == [best, 6]
+    last = fit(tmp_path / "b", config=dataclasses.replace(config, result="last"), whole=True)
+    assert last.step == 6
+    assert not equal(jax.device_get(last.params), jax.device_get(out.params))
+
+
+def test_sigterm_saves_and_stops_and_the_run_goes_on(tmp_path, monkeypatch):
+    straight = fit(tmp_path / "a", config=ONE_BUCKET)
+    real, left = step_lib.step, [3]
+
+    def step(*args, **kwargs):
+        left[0] -= 1
+        if left[0] == 0:
+            interrupt._wanted(15, None)  # what the signal calls
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(step_lib, "step", step)
+    with pytest.raises(interrupt.Stopped, match="sft: stopped, step 3 of 10 is saved"):
+        fit(tmp_path / "b", config=ONE_BUCKET)
+    assert checkpoint.saved_steps(tmp_path / "b" / "sft" / "saved") == [3]
+    assert equal(straight, fit(tmp_path / "b", config=ONE_BUCKET))
+
+
+def spoilt(data, value):
+    """The pairs, the reference of the first one of the second batch being `value`."""
+    data.reference[data.examples.index(data.rows_at(1)[0])] = value
+    return data
 
 
 @pytest.mark.parametrize("save_every", [1, 100])
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_is_good(tmp_path, save_every):
-    data = dpo_data(reference=np.zeros((6, 2)))
-    at, row = 1, data.rows_at(1)[0]  # the second batch of the first epoch
-    bad = data.with_reference(np.where(np.arange(6)[:, None] == int(row.id), np.nan, [0.0, 0.0]))
     config = dataclasses.replace(CONFIG, save_every=save_every, epochs=3.0)
-    with pytest.raises(loop.NonFiniteError, match=f"sft step {at + 1}: loss nan") as error:
-        fit(tmp_path, data=bad, loss=DPO, config=config)
-    dump = tmp_path / "sft" / f"nonfinite-{at + 1}.jsonl"
+    data = dpo_data(config)
+    with pytest.raises(loop.NonFiniteError, match="sft step 2: loss nan") as error:
+        fit(tmp_path, data=spoilt(data, np.nan), loss=DPO, config=config)
+    dump = tmp_path / "sft" / "nonfinite-2.jsonl"
     assert str(dump) in str(error.value)
     rows = [json.loads(x) for x in dump.read_text().splitlines()]
-    assert [x["id"] for x in rows] == [x.id for x in data.rows_at(at)]
+    assert [x["id"] for x in rows] == [x.id for x in data.rows_at(1)]
     assert checkpoint.saved_steps(tmp_path / "sft" / "saved") == ([1] if save_every == 1 else [])
-    assert [x["step"] for x in lines(tmp_path)] == [1]
+    assert {x["step"] for x in lines(tmp_path)} == {1}
 
 
-DPO = losses.Dpo(scorer=SCORER, beta=0.5, sft_coef=0.2, label_smoothing=0.0)
+@pytest.mark.parametrize("most", [1, 3])
+def test_gradients_that_are_not_finite_are_skipped_counted_and_stop_at_last(
+    tmp_path, monkeypatch, caplog, most
+):
+    real = step_lib.step
+
+    def step(state, batch, lr, **kwargs):  # a finite loss with a gradient that is not
+        state, out = real(state, batch, lr, **kwargs)
+        return state, out | {"skipped": out["skipped"] * 0 + 1, "grad_norm": np.float32(np.inf)}
+
+    monkeypatch.setattr(step_lib, "step", step)
+    with pytest.raises(loop.NonFiniteError, match=f"step {most + 1}: loss .*, grad_norm inf"):
+        fit(tmp_path, config=dataclasses.replace(ONE_BUCKET, max_skipped=most))
+    assert [x["skipped_steps"] for x in lines(tmp_path)] == list(range(1, most + 1))
+    assert f"skipped ({most} of at most {most})" in caplog.text
+    dumped = sorted(x.name for x in (tmp_path / "sft").glob("nonfinite-*"))
+    assert dumped == [f"nonfinite-{i}.jsonl" for i in range(1, most + 2)]
 
 
-def dpo_data(reference=None, n=6, seed=1):
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_a_policy_that_is_not_its_reference_at_first_is_warned_of(tmp_path, caplog, shift):
+    config = dataclasses.replace(CONFIG, max_steps=1)
+    data = dpo_data(config)
+    data.reference += shift
+    fit(tmp_path, data=data, loss=DPO, config=config)
+    assert ("policy and reference differ" in caplog.text) == (shift > 0)
+
+
+DPO = losses.Dpo.of(SCORER, dpo_config(beta=0.5))
+
+
+def pairs(n=6):
     rng = np.random.default_rng(2)
     draw = lambda k: tuple(map(int, rng.integers(1, SPEC.V, k)))  # noqa: E731
-    pairs = [
+    return [
         PairExample(
             id=str(i), prompt=draw(2), prefix=draw(1), chosen=draw(3), rejected=draw(2 + i % 3)
         )
         for i in range(n)
     ]
-    data = DpoData(pairs, anchors_per_pair=0.0, buckets=(7, 11), batch=4, seed=seed, pad_id=0)
-    return data if reference is None else data.with_reference(reference)
+
+
+def table_of(data):
+    """The reference's log-probs of all trajectories, by the same weights."""
+    params = jax.device_put(weights())
+    score = jax.jit(lambda tokens, wanted: SCORER(params, tokens, wanted).logp)
+    table = {}
+    for key, (prompt, response) in data.trajectories().items():
+        row, at = np.zeros((1, 11), np.int32), len(prompt)
+        row[0, : at + len(response)] = prompt + response
+        logp = score(jax.numpy.asarray(row), jax.numpy.ones((1, 11), bool))
+        table[key] = np.asarray(logp)[0, at : at + len(response)]
+    return table
+
+
+def dpo_data(config=CONFIG):
+    data = DpoData(pairs(), [], config, dpo_config(), seed=1, pad_id=0, row_shards=1)
+    return data.with_reference(table_of(data))
 
 
 def test_one_program_for_each_bucket_and_none_for_a_second_round(tmp_path, caplog):
@@ -249,20 +368,18 @@ def _tx():
 
 def test_sft_overfits_eight_rows(tmp_path):
     config = dataclasses.replace(
-        CONFIG, batch=8, micro_batch=8, epochs=150.0, lr=2e-2, buckets=(11,), save_every=1000
+        CONFIG, batch=8, epochs=150.0, lr=2e-2, buckets=(11,), save_every=1000
     )
     fit(tmp_path, data=sft_data(8, config), config=config)
-    losses_seen = [x["nll_loss"] for x in lines(tmp_path)]
+    losses_seen = [x["nll_loss"] for x in lines(tmp_path) if "nll_loss" in x]
     assert losses_seen[0] > 2
     assert losses_seen[-1] < 0.05
 
 
 def test_dpo_overfits_its_pairs(tmp_path):
     config = dataclasses.replace(CONFIG, batch=4, epochs=20.0, lr=1e-2, save_every=1000)
-    data, mesh = dpo_data(), mesh_lib.make(MESH)
-    ref = logprobs.reference(SCORER, weights(), data.pair_batches(4), pairs=6, mesh=mesh)
-    fit(tmp_path, data=data.with_reference(ref), loss=DPO, config=config)
-    first, *_, last = lines(tmp_path)
+    fit(tmp_path, data=dpo_data(config), loss=DPO, config=config)
+    first, *_, last = (x for x in lines(tmp_path) if "dpo_loss" in x)
     np.testing.assert_allclose(first["dpo_loss"], np.log(2), rtol=1e-5)
     assert abs(first["rewards/margins"]) < 1e-5
     assert last["rewards/accuracies"] == 1

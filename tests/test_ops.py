@@ -69,3 +69,42 @@ def test_each_implementation_attends_over_the_rows_pages(monkeypatch, implementa
 def test_an_unknown_implementation_is_no_silent_fallback():
     with pytest.raises(KeyError, match="flash"):
         ops.paged_attention(*rows()[0], scale=1.0, implementation="flash")
+
+
+def packed(dtype):
+    """Queries, keys, values of rows of three sequences, and their reach."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (
+        jax.random.normal(key, (2, 10, n, 8), dtype) for key, n in zip(keys, (4, 2, 2), strict=True)
+    )
+    reach = jnp.array([[3, 3, 3, 7, 7, 7, 7, 10, 10, 10], [1, 6, 6, 6, 6, 6, 10, 10, 10, 10]])
+    return q, k, v, reach
+
+
+@pytest.mark.parametrize("implementation", ["cudnn", "auto"])
+def test_packed_rows_reach_cudnn_with_their_mask(monkeypatch, implementation):
+    given = {}
+    reference = jax.nn.dot_product_attention
+
+    def cudnn(*args, implementation, **options):
+        given.update(options, implementation=implementation)
+        return reference(*args, **options, implementation="xla")
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
+    *qkv, reach = packed(jnp.bfloat16)
+    got = ops.attention(*qkv, reach=reach, implementation=implementation)
+    assert (given["implementation"], given["is_causal"]) == ("cudnn", False)
+    blocks = [[3, 4, 3], [1, 5, 4]]
+    for mask, sizes in zip(given["mask"][:, 0], blocks, strict=True):
+        own = np.repeat(np.arange(3), sizes)
+        np.testing.assert_array_equal(mask, np.tri(10, dtype=bool) & (own[:, None] == own))
+    want = ops.attention(*qkv, reach=reach, implementation="xla")
+    np.testing.assert_allclose(got.astype(jnp.float32), want.astype(jnp.float32), atol=2e-2)
+
+
+def test_packed_rows_of_odd_length_are_no_work_for_cudnn(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    q, k, v, reach = (x[:, :9] for x in packed(jnp.bfloat16))
+    with pytest.raises(ValueError, match="an even number of tokens for packed rows, found 9"):
+        ops.attention(q, k, v, reach=jnp.minimum(reach, 9), implementation="cudnn")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stair_jax.io import hf, hf_names
+from stair_jax.io import hf_export, hf_import, hf_names
 from stair_jax.model import cache, heads, transformer
 from stair_jax.model.cache import Rows
 from stair_jax.model.spec import Spec
@@ -92,7 +92,7 @@ def paged_logits(spec, params, chunk):
 
 def test_their_checkpoint_gives_their_logits_here(theirs, tmp_path):
     theirs.save_pretrained(tmp_path)
-    spec, params = hf.load_weights(tmp_path)
+    spec, params = hf_import.load_onto(tmp_path)
     want = their_logits(theirs)
     assert np.ptp(want) > 1  # a flat model would agree by accident
     assert np.abs(our_logits(spec, params) - want).max() <= TOLERANCE
@@ -101,13 +101,15 @@ def test_their_checkpoint_gives_their_logits_here(theirs, tmp_path):
 
 def test_our_checkpoint_gives_our_logits_there(theirs, tmp_path):
     theirs.save_pretrained(tmp_path / "theirs")
-    spec, _ = hf.load_weights(tmp_path / "theirs")
+    spec, _ = hf_import.load_onto(tmp_path / "theirs")
     noise = np.random.default_rng(2)
     params = jax.tree.map(
         lambda x: np.asarray(x) + 0.1 * noise.normal(size=x.shape).astype(np.float32),
         transformer.init(spec, jax.random.key(3)),
     )
-    hf.save(tmp_path / "ours", spec, params, None, end_ids=[7], dtype="float32", shard_bytes=9_000)
+    hf_export.save(
+        tmp_path / "ours", spec, params, None, end_ids=[7], dtype="float32", shard_bytes=9_000
+    )
     assert len(list((tmp_path / "ours").glob("*.safetensors"))) > 1
     model = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", dtype=torch.float32
@@ -131,7 +133,7 @@ def test_the_stretched_rope_is_what_agrees(tmp_path):
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.3)
     model.save_pretrained(tmp_path)
-    spec, params = hf.load_weights(tmp_path)
+    spec, params = hf_import.load_onto(tmp_path)
     want = their_logits(model)
     unscaled = dataclasses.replace(spec, rope_scaling=None)
     assert spec.rope_scaling is not None

@@ -112,7 +112,7 @@ def test_a_run_killed_ten_times_ends_as_an_undisturbed_one(tmp_path):
 def finished(tmp_path_factory):
     """A small run, whole, and its workdir; made once."""
     workdir = tmp_path_factory.mktemp("run") / "w"
-    pipeline.run(small(workdir, tensorboard=True, search__export_official=True))
+    pipeline.run(small(workdir, trackers="tensorboard", search__export_official=True))
     return workdir
 
 

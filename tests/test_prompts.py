@@ -1,10 +1,12 @@
 import json
 
+import datasets
 import pytest
 
 from stair_jax import config as config_lib
 from stair_jax.miniature import splits
 from stair_jax.stages import prompts
+from stair_jax.validate import validate
 
 
 def config(**data):
@@ -82,6 +84,76 @@ def test_bad_files_are_refused_by_file_row_and_key(tmp_path, name, content, mess
 def test_a_missing_file_and_a_row_without_an_answer_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"gone\.json: no such file"):
         prompts.for_round(config(prompts=str(tmp_path / "gone.json")), 1)
-    path = write(tmp_path / "s.json", [{"prompt": "a"}])
-    with pytest.raises(ValueError, match=r"s\.json:1: no text under 'answer' or 'response'"):
+    path = write(tmp_path / "s.json", [{"prompt": "a", "answer": "b"}, {"prompt": "a"}])
+    with pytest.raises(ValueError, match=r"s\.json:2: no text under 'answer' or 'response'"):
         prompts.for_sft(config(sft=path))
+
+
+def test_what_a_source_leaves_out_is_told_with_its_ids(tmp_path, caplog):
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": x}],
+             "id": f"r{i}"} for i, x in enumerate(["yes", " ", ""])]  # fmt: skip
+    path = write(tmp_path / "s.json", rows)
+    assert [row.id for row in prompts.for_sft(config(sft=path))] == ["r0"]
+    assert "s.json: 2 of 3 rows left out, blank answer: r1, r2" in caplog.text
+    path = write(tmp_path / "s.json", rows[1:])
+    with pytest.raises(ValueError, match=r"s\.json: none of 2 rows is left: \['blank answer'\]"):
+        prompts.for_sft(config(sft=path))
+
+
+def test_the_format_of_the_configuration_is_the_one_that_is_read(tmp_path):
+    both = {"prompt": "a", "answer": "x", "instruction": "b", "output": "y"}
+    path = write(tmp_path / "s.json", [both])
+    with pytest.raises(ValueError, match=r"fit several formats: \['ours', 'alpaca'\]"):
+        prompts.for_sft(config(sft=path))
+    assert prompts.for_sft(config(sft=path, format="alpaca"))[0].response == "y"
+    assert prompts.for_sft(config(sft=path, format="ours"))[0].response == "x"
+    both = {"prompt": "a", "chosen": "x", "rejected": "z", "instruction": "b"}
+    path = write(tmp_path / "p.json", [both])
+    assert prompts.for_preferences(config(preferences=path, preferences_format="alpaca"))[0].question == "b"  # fmt: skip  # noqa: E501
+    with pytest.raises(ValueError, match=r"p\.json:1: found columns .* expected .*conversations"):
+        prompts.for_preferences(config(preferences=path, preferences_format="sharegpt"))
+
+
+def test_preferences_have_types_all_or_none(tmp_path):
+    rows = [{"question": "a", "chosen": "x", "rejected": "y", "type": "safety"},
+            {"question": "b", "chosen": "x", "rejected": "y"}]  # fmt: skip
+    path = write(tmp_path / "p.json", rows)
+    with pytest.raises(ValueError, match="some rows have a type, some not"):
+        prompts.for_preferences(config(preferences=path))
+    path = write(tmp_path / "p.json", rows[:1])
+    assert prompts.for_preferences(config(preferences=path))[0].type == "safety"
+    path = write(tmp_path / "p.json", rows[1:])
+    assert prompts.for_preferences(config(preferences=path, preference_rows=1))[0].type == ""
+
+
+def test_a_split_goes_to_the_hub(monkeypatch):
+    asked = []
+
+    def load(name, split):
+        asked.append((name, split))
+        return datasets.Dataset.from_list([{"prompt": "a", "answer": "x", "type": "safety"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert prompts.for_sft(config(sft="some/rows", split="mine"))[0].response == "x"
+    assert prompts.for_round(config(prompts="some/questions"), 1)[0].question == "a"
+    assert asked == [("some/rows", "mine"), ("some/questions", "train")]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"format": "alpaca"}, r"data\.format: 'alpaca' would be ignored"),
+        ({"preferences_format": "pairs"}, r"data\.preferences_format: 'pairs' would be ignored"),
+        ({"split": "test"}, r"data\.split: 'test' would be ignored"),
+        ({"sft": "x.parquet", "split": "test"}, r"data\.split: 'test' would be ignored"),
+        ({"sft": "x.json", "format": "csv"}, r"data\.format: 'csv' is not one of"),
+    ],
+)
+def test_settings_of_sources_are_refused_where_nothing_reads_them(data, message):
+    c = config(**data)
+    c.update(workdir="x", stages="pairs")
+    with pytest.raises(ValueError, match=message):
+        validate(c)
+    good = config(sft="owner/rows", split="test", format="alpaca")
+    good.update(workdir="x", stages="pairs")
+    validate(good)

@@ -22,8 +22,8 @@ from stair_jax.rewards.judges import FunctionJudge, Score
 from stair_jax.search import driver
 
 SPEC = Spec(
-    L=2, D=24, N=4, K=2, H=8, F=20, V=12, eps=1e-5, theta=1e4, rope_scaling=None, qkv_bias=False,
-    qk_norm=False, tied=False, family="llama",
+    L=2, D=24, N=4, K=2, H=8, F=20, V=12, vocab=12, eps=1e-5, theta=1e4, rope_scaling=None,
+    qkv_bias=False, qk_norm=False, tied=False, family="llama",
 )  # fmt: skip
 STEP_END, END = 3, 4
 ENGINE = EngineConfig(

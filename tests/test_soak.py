@@ -26,8 +26,8 @@ from stair_jax.search import driver
 from tests.scripted_device import ScriptedDevice
 
 SPEC = Spec(
-    L=1, D=8, N=2, K=1, H=4, F=8, V=16, eps=1e-5, theta=1e4, rope_scaling=None, qkv_bias=False,
-    qk_norm=False, tied=False, family="llama",
+    L=1, D=8, N=2, K=1, H=4, F=8, V=16, vocab=16, eps=1e-5, theta=1e4, rope_scaling=None,
+    qkv_bias=False, qk_norm=False, tied=False, family="llama",
 )  # fmt: skip
 STEP_END, END = 3, 4
 ENGINE = EngineConfig(

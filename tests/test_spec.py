@@ -11,7 +11,9 @@ from stair_jax.model.spec import RopeScaling, Spec
 
 REAL = pathlib.Path(__file__).parents[2] / "shared" / "data" / "tokenizers" / "model_configs.json"
 SCALING = RopeScaling(factor=8.0, low=1.0, high=4.0, original=32)
-SIZES = {"L": 2, "D": 6, "N": 4, "K": 2, "H": 8, "F": 7, "V": 11, "eps": 1e-5, "theta": 5e5}
+SIZES = {
+    "L": 2, "D": 6, "N": 4, "K": 2, "H": 8, "F": 7, "V": 11, "vocab": 11, "eps": 1e-5, "theta": 5e5,
+}  # fmt: skip
 SPECS = {
     "llama": Spec(
         **SIZES, rope_scaling=SCALING, qkv_bias=False, qk_norm=False, tied=False, family="llama"
@@ -45,10 +47,20 @@ def test_every_field_reaches_config_json(field):
     if field.name in ("qkv_bias", "qk_norm", "family"):  # they move together
         change = {"family": "qwen3" if field.name == "qk_norm" else "qwen2"}
         change |= {"qkv_bias": change["family"] == "qwen2", "qk_norm": change["family"] == "qwen3"}
+    if field.name in ("V", "vocab"):  # a table without padding, as every file's is
+        change = {"V": 13, "vocab": 13}
     changed = dataclasses.replace(spec, **change)
     assert changed != spec
     assert changed.to_hf() != spec.to_hf()
     assert Spec.from_hf(changed.to_hf()) == changed
+
+
+def test_rows_that_pad_the_table_are_no_part_of_config_json():
+    padded = dataclasses.replace(SPECS["llama"], V=16)
+    assert padded.to_hf() == SPECS["llama"].to_hf()
+    assert padded.parameters - SPECS["llama"].parameters == 2 * 5 * padded.D
+    with pytest.raises(ValueError, match=r"vocab=17 tokens, expected 1 to the V=16 rows"):
+        dataclasses.replace(padded, vocab=17)
 
 
 def real_configs():
@@ -74,9 +86,9 @@ def test_the_published_models_are_read(config):
 
 def test_the_8b_model_has_8_billion_parameters():
     spec = Spec(
-        L=32, D=4096, N=32, K=8, H=128, F=14336, V=128256, eps=1e-5, theta=5e5, tied=False,
-        rope_scaling=RopeScaling(factor=8.0, low=1.0, high=4.0, original=8192), qkv_bias=False,
-        qk_norm=False, family="llama",
+        L=32, D=4096, N=32, K=8, H=128, F=14336, V=128256, vocab=128256, eps=1e-5, theta=5e5,
+        tied=False, rope_scaling=RopeScaling(factor=8.0, low=1.0, high=4.0, original=8192),
+        qkv_bias=False, qk_norm=False, family="llama",
     )  # fmt: skip
     shapes = jax.eval_shape(lambda key: transformer.init(spec, key), jax.random.key(0))
     assert sum(x.size for x in jax.tree.leaves(shapes)) == 8_030_261_248

@@ -9,24 +9,20 @@ import numpy as np
 import pytest
 
 from stair_jax import mesh as mesh_lib
-from stair_jax.config import TrainConfig
 from stair_jax.model import transformer
 from stair_jax.model.spec import Spec
 from stair_jax.train import logprobs, losses, optimizer
 from stair_jax.train import step as step_lib
+from tests.training import dpo_config, train_config
 
 SPEC = Spec(
-    L=1, D=8, N=4, K=2, H=6, F=10, V=13, eps=1e-5, theta=1e4, rope_scaling=None, qkv_bias=False,
-    qk_norm=False, tied=False, family="llama",
+    L=1, D=8, N=4, K=2, H=6, F=10, V=13, vocab=13, eps=1e-5, theta=1e4, rope_scaling=None,
+    qkv_bias=False, qk_norm=False, tied=False, family="llama",
 )  # fmt: skip
-CONFIG = TrainConfig(
-    batch=8, micro_batch=8, epochs=1.0, max_steps=0, lr=1e-2, warmup_ratio=0.1, final_lr_ratio=0.0,
-    beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0, remat="none",
-    buckets=(11,), save_every=100, keep=2, compute_dtype="float32",
-)  # fmt: skip
+CONFIG = train_config(batch=8, buckets=(11,), save_every=100)
 SCORER = logprobs.Scorer.of(SPEC, CONFIG)
 SFT = losses.Sft(SCORER)
-DPO = losses.Dpo(scorer=SCORER, beta=0.3, sft_coef=0.2, label_smoothing=0.0)
+DPO = losses.Dpo.of(SCORER, dpo_config())
 TX = optimizer.AdamW.of(CONFIG)
 ROWS, T = 8, 11
 
@@ -52,6 +48,7 @@ def dpo_batch():
         "tokens": rng.integers(0, SPEC.V, (ROWS, 2, T)).astype(np.int32), "step_mask": step,
         "sft_mask": sft, "weight": weight, "sft_weight": np.ones(ROWS, np.float32),
         "ref_logp": rng.normal(-9, 1, (ROWS, 2)).astype(np.float32),
+        "depth": (weight * (1 + np.arange(ROWS) % 2)).astype(np.int32),
     }  # fmt: skip
 
 
@@ -59,6 +56,11 @@ CASES = pytest.mark.parametrize(
     ("loss", "batch"), [(SFT, sft_batch()), (DPO, dpo_batch())], ids=["sft", "dpo"]
 )
 _START = {}
+
+
+def cut(batch, micro=ROWS):
+    """Returns the rows as micro-batches, as the data hands them out."""
+    return {name: x.reshape(-1, micro, *x.shape[1:]) for name, x in batch.items()}
 
 
 def start():
@@ -77,8 +79,11 @@ def one_step(loss, batch, *, shape=(1, 1, 1), micro=ROWS, tx=TX, lr=1e-2, params
     placed = jax.device_put(params, mesh_lib.shardings(axes, mesh, params))
     with jax.set_mesh(mesh):
         state = step_lib.init(placed, tx, mesh)
-        state, out = step_lib.step(state, step_lib.place(batch, micro, mesh), lr, loss=loss, tx=tx)
-    return {k: float(v) for k, v in out.items()}, state.opt.mu, state.params
+        state, out = step_lib.step(
+            state, step_lib.place(cut(batch, micro), mesh), lr, loss=loss, tx=tx
+        )
+    figures = {k: float(v) for k, v in out.items() if not np.isnan(v)}  # means over nothing
+    return figures, state.opt.mu, state.params
 
 
 def assert_close(a, b, tolerance):
@@ -127,7 +132,7 @@ def test_a_sharded_step_equals_that_of_one_device(loss, batch, shape):
 
 
 def test_rows_lie_over_the_data_and_fsdp_axes():
-    placed = step_lib.place(sft_batch(), 4, mesh_lib.make((2, 2, 2)))
+    placed = step_lib.place(cut(sft_batch(), 4), mesh_lib.make((2, 2, 2)))
     assert placed["tokens"].shape == (2, 4, T)
     assert {s.data.shape for s in placed["tokens"].addressable_shards} == {(2, 1, T)}
 
@@ -150,18 +155,51 @@ def test_padding_rows_and_padding_tokens_change_nothing(loss, batch):
 def test_the_sft_loss_is_the_mean_over_all_response_tokens():
     batch = sft_batch()
     out, _, _ = one_step(SFT, batch)
-    logp = np.asarray(jax.jit(lambda p, t: SCORER(p, t))(start(), batch["tokens"]))
+    every = jnp.ones((ROWS, T), bool)
+    logp = np.asarray(jax.jit(lambda p, t: SCORER(p, t, every).logp)(start(), batch["tokens"]))
     np.testing.assert_allclose(out["loss"], -logp[batch["loss_mask"]].mean(), rtol=1e-5)
 
 
 def test_dpo_starts_at_log_2_plus_its_sft_term():
     batch = dpo_batch()
-    both = jax.jit(lambda p, t, m: logprobs.step_logps(SCORER, p, t, m)[0])
-    batch["ref_logp"] = np.array(both(start(), batch["tokens"], batch["step_mask"]))
+    flat = jnp.asarray(batch["tokens"].reshape(-1, T))
+    every = jnp.ones(flat.shape, bool)
+    logp = jax.jit(lambda p: SCORER(p, flat, every).logp)(start()).reshape(ROWS, 2, T)
+    batch["ref_logp"] = np.array((logp * batch["step_mask"]).sum(-1))
     out, _, _ = one_step(DPO, batch)
     np.testing.assert_allclose(out["dpo_loss"], math.log(2), rtol=1e-5)
     np.testing.assert_allclose(out["loss"], math.log(2) + 0.2 * out["nll_loss"], rtol=1e-5)
     assert abs(out["rewards/margins"]) < 1e-5
+    assert abs(out["kl_per_token"]) < 1e-6
+
+
+@CASES
+def test_empty_micro_batches_at_the_end_are_not_computed(loss, batch):
+    """A micro-batch of weight 0 that would spoil every sum is passed over."""
+    micro = cut(batch, 4)
+    spoilt = {k: np.concatenate([x, np.zeros_like(x[:1])]) for k, x in micro.items()}
+    name = "ref_logp" if "ref_logp" in batch else None
+    if name:
+        spoilt[name][-1] = np.nan  # 0 x nan would be nan
+    whole, grads, _ = one_step(loss, batch, micro=4)
+    got, summed, _ = one_step(loss, {k: x.reshape(-1, *x.shape[2:]) for k, x in spoilt.items()},
+                              micro=4)  # fmt: skip
+    assert_close(grads, summed, 0)
+    assert got == whole
+
+
+def test_held_out_rows_give_the_means_of_all_batches_together():
+    batch, mesh = dpo_batch(), mesh_lib.make((1, 1, 1))
+    want, _, _ = one_step(DPO, batch, lr=0.0)
+    parts = [cut({k: v[at : at + 4] for k, v in batch.items()}, 2) for at in (0, 4)]
+    with jax.set_mesh(mesh):
+        got = step_lib.measure(start(), parts, mesh, loss=DPO)
+        assert step_lib.measure(start(), [], mesh, loss=DPO) == {}
+    assert set(got) == set(want) - {
+        "grad_norm", "update_ratio", "skipped"
+    }  # fmt: skip
+    for name, x in got.items():
+        assert math.isclose(x, want[name], rel_tol=1e-5, abs_tol=1e-6), name
 
 
 def test_a_bad_gradient_leaves_the_state_as_it_was():
@@ -170,25 +208,22 @@ def test_a_bad_gradient_leaves_the_state_as_it_was():
     mesh = mesh_lib.make((1, 1, 1))
     with jax.set_mesh(mesh):
         state = step_lib.init(step_lib.on_mesh(start(), mesh), TX, mesh)
-        state, out = step_lib.step(state, step_lib.place(batch, ROWS, mesh), 1.0, loss=DPO, tx=TX)
+        state, out = step_lib.step(state, step_lib.place(cut(batch), mesh), 1.0, loss=DPO, tx=TX)
     assert out["skipped"] == 1
-    assert state.step == 0
     assert state.opt.count == 0
     assert_close(state.params, start(), 0)
     assert one_step(DPO, dpo_batch())[0]["skipped"] == 0
 
 
-def test_the_state_is_donated_and_the_callers_parameters_are_not():
+def test_the_state_is_donated_with_the_parameters_that_it_began_with():
     mesh = mesh_lib.make((1, 1, 1))
     params = step_lib.on_mesh(start(), mesh)
     with jax.set_mesh(mesh):
         before = step_lib.init(params, TX, mesh)
-        after, _ = step_lib.step(
-            before, step_lib.place(sft_batch(), ROWS, mesh), 1e-2, loss=SFT, tx=TX
-        )
+        batch = step_lib.place(cut(sft_batch()), mesh)
+        step_lib.step(before, batch, 1e-2, loss=SFT, tx=TX)
     assert before.params["embed"].is_deleted()
-    assert not params["embed"].is_deleted()
-    assert after.step == 1
+    assert params["embed"].is_deleted()
 
 
 def test_bfloat16_compute_differs_and_stays_close():
@@ -229,19 +264,33 @@ def test_adamw_by_hand():
     tx = dataclasses.replace(TX, weight_decay=0.5, clip_norm=1.0, beta1=0.8, beta2=0.9, eps=1e-3)
     params = {"w": jnp.array([3.0, -2.0]), "attn_norm": jnp.array([1.0]), "bq": jnp.array([1.0])}
     grads = {"w": jnp.array([3.0, 0.0]), "attn_norm": jnp.array([4.0]), "bq": jnp.array([0.0])}
-    new, _, norm = jax.jit(tx.update)(grads, tx.init(params), params, jnp.float32(0.1))
-    assert norm == 5  # before clipping; afterwards .6 and .8
+    new, _, norms = jax.jit(tx.update)(grads, tx.init(params), params, jnp.float32(0.1))
+    assert norms["grad_norm"] == 5  # before clipping; afterwards .6 and .8
+    moved = [new[k] - params[k] for k in params]
+    ratio = np.linalg.norm(np.concatenate(moved)) / math.sqrt(9 + 4 + 1 + 1)
+    np.testing.assert_allclose(norms["update_ratio"], ratio, rtol=1e-5)
     np.testing.assert_allclose(new["w"][0], 3 - 0.1 * (0.6 / (0.6 + 1e-3) + 0.5 * 3), rtol=1e-5)
     np.testing.assert_allclose(new["w"][1], -2 + 0.1 * 0.5 * 2, rtol=1e-5)
     np.testing.assert_allclose(new["attn_norm"], 1 - 0.1 * 0.8 / (0.8 + 1e-3), rtol=1e-5)
     assert new["bq"] == 1  # gains and biases do not decay
 
 
+def test_bfloat16_parameters_keep_float32_moments_and_move_where_they_can():
+    params = {"w": jnp.array([1.0, 2.0], jnp.bfloat16)}
+    opt = TX.init(params)
+    assert opt.mu["w"].dtype == opt.nu["w"].dtype == jnp.float32
+    grads = {"w": jnp.array([1.0, -1.0], jnp.bfloat16)}
+    for lr, moved in ((1e-4, False), (1e-1, True)):  # a bfloat16 near 1 has steps of 2^-8
+        new, _, _ = jax.jit(TX.update)(grads, opt, params, jnp.float32(lr))
+        assert new["w"].dtype == jnp.bfloat16
+        assert bool((new["w"] != params["w"]).any()) == moved
+
+
 def test_clipping_is_off_at_0():
     tx = dataclasses.replace(TX, clip_norm=0.0)
     params = {"w": jnp.ones(2)}
-    _, opt, norm = jax.jit(tx.update)({"w": jnp.array([3.0, 4.0])}, tx.init(params), params, 0.1)
-    assert norm == 5
+    _, opt, norms = jax.jit(tx.update)({"w": jnp.array([3.0, 4.0])}, tx.init(params), params, 0.1)
+    assert norms["grad_norm"] == 5
     np.testing.assert_allclose(opt.mu["w"], [0.3, 0.4], rtol=1e-6)
 
 
@@ -278,11 +327,13 @@ def test_steps_follow_epochs_up_to_the_limit(epochs, max_steps, want):
         ({"warmup_ratio": 1.5}, r"warmup_ratio: 1.5, expected a number in \[0, 1\]"),
         ({"beta2": 1.0}, r"beta2: 1.0, expected a number in \[0, 1\)"),
         ({"clip_norm": -1.0}, "clip_norm: -1.0, expected 0 or more"),
-        ({"micro_batch": 3}, "micro_batch: 3 does not divide batch=8"),
-        ({"micro_batch": 2}, "micro_batch: 2 rows do not divide over .* 4 devices"),
+        ({"max_skipped": -1}, "max_skipped: -1, expected 0 or more"),
+        ({"param_dtype": "bfloat16", "lr": 9e-6}, "'bfloat16' with train.lr=9e-06; .* 0.4 %"),
+        ({"result": "best"}, "'best' .* expected train.eval_rows above 0"),
     ],
 )
 def test_settings_that_cannot_work_are_named(change, text):
-    optimizer.check(CONFIG, row_shards=4)
+    optimizer.check(CONFIG)
+    optimizer.check(dataclasses.replace(CONFIG, param_dtype="bfloat16", lr=1e-5))
     with pytest.raises(ValueError, match=text):
-        optimizer.check(dataclasses.replace(CONFIG, **change), row_shards=4)
+        optimizer.check(dataclasses.replace(CONFIG, **change))

@@ -15,7 +15,7 @@ from stair_jax.model.spec import RopeScaling, Spec
 
 SCALING = RopeScaling(factor=8.0, low=1.0, high=4.0, original=16)
 LLAMA = Spec(
-    L=3, D=16, N=4, K=2, H=6, F=24, V=40, eps=1e-5, theta=1e3, rope_scaling=SCALING,
+    L=3, D=16, N=4, K=2, H=6, F=24, V=40, vocab=40, eps=1e-5, theta=1e3, rope_scaling=SCALING,
     qkv_bias=False, qk_norm=False, tied=False, family="llama",
 )  # fmt: skip
 QWEN2 = dataclasses.replace(LLAMA, family="qwen2", qkv_bias=True, tied=True, rope_scaling=None)
@@ -236,8 +236,9 @@ def test_causal_and_masked_attention_equal_a_reference():
     ("message", "options"),
     [
         ("'flash' is unknown", {"causal": True, "implementation": "flash"}),
-        ("exactly one of mask and causal", {}),
-        ("exactly one of mask and causal", {"causal": True, "mask": jnp.ones((2, 7, 7), bool)}),
+        ("exactly one of mask, causal and reach", {}),
+        ("exactly one of mask,", {"causal": True, "mask": jnp.ones((2, 7, 7), bool)}),
+        ("exactly one of mask,", {"causal": True, "reach": jnp.full((2, 7), 7)}),
         ("it computes in bfloat16", {"causal": True, "implementation": "cudnn"}),
         ("without a mask", {"mask": jnp.ones((2, 7, 7), bool), "implementation": "cudnn"}),
     ],
@@ -276,9 +277,9 @@ def test_a_pool_without_rows_is_refused():
 
 def test_the_8b_model_decodes_and_trains_in_shape():
     spec = Spec(
-        L=32, D=4096, N=32, K=8, H=128, F=14336, V=128256, eps=1e-5, theta=5e5, tied=False,
-        rope_scaling=RopeScaling(factor=8.0, low=1.0, high=4.0, original=8192), qkv_bias=False,
-        qk_norm=False, family="llama",
+        L=32, D=4096, N=32, K=8, H=128, F=14336, V=128256, vocab=128256, eps=1e-5, theta=5e5,
+        tied=False, rope_scaling=RopeScaling(factor=8.0, low=1.0, high=4.0, original=8192),
+        qkv_bias=False, qk_norm=False, family="llama",
     )  # fmt: skip
     params = jax.eval_shape(partial(transformer.init, spec), jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((3, 50), jnp.int32)

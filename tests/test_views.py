@@ -17,8 +17,8 @@ from tests import paged
 from tests.paged import B, H, L, Z
 
 SPEC = Spec(
-    L=L, D=12, N=4, K=2, H=H, F=10, V=23, eps=1e-5, theta=1e4, rope_scaling=None, qkv_bias=False,
-    qk_norm=False, tied=False, family="llama",
+    L=L, D=12, N=4, K=2, H=H, F=10, V=23, vocab=23, eps=1e-5, theta=1e4, rope_scaling=None,
+    qkv_bias=False, qk_norm=False, tied=False, family="llama",
 )  # fmt: skip
 close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)  # noqa: E731
 

@@ -23,9 +23,12 @@ def prompts(benchmark: str, split: str) -> list[Prompt]:
     return splits.benchmark(benchmark, split)
 
 
-def outcome(prompt: Prompt, response: str) -> str:
-    """Returns what a whole response counts as; only its final answer is judged."""
-    verdict = verifier.verify(prompt, response)
+def outcome(prompt: Prompt, response: str, direct: bool = False) -> str:
+    """Returns what a whole response counts as; only its final answer is judged.
+
+    A `direct` response is of a model that does not reason: all of it is the answer.
+    """
+    verdict = verifier.verify(prompt, response, direct)
     if not verdict.well_formed:
         return "malformed"
     if verdict.refused:

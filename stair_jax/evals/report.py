@@ -6,6 +6,7 @@ from typing import Any
 
 Results = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
 
+BASELINE = "baseline-"  # what the names of models begin with that are none of STAIR's
 # Column heading -> (benchmark, metrics added up, whether more is better).
 COLUMNS = {
     "harmful: refused": ("harmful", ("refusal",), True),
@@ -43,14 +44,19 @@ def _cell(found: Mapping[str, Mapping[str, float]], metrics: tuple[str, ...]) ->
 
 
 def plot(results: Results, path: pathlib.Path) -> None:
-    """Draws each column over the models, with its intervals, into a PNG file."""
+    """Draws each column over the models, with its intervals, into a PNG file.
+
+    Lines join STAIR's models, whose order is that of the rounds; baselines come after them.
+    """
     import matplotlib  # heavy, and only needed here
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     models = list(results)
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    rounds = sum(not m.startswith(BASELINE) for m in models)  # joined by lines; baselines are not
+    width = 8 + 0.6 * (len(models) - rounds)
+    figure, axes = pyplot.subplots(figsize=(width, 4.5), layout="constrained")
     for index, (heading, (bench, (metric,), up)) in enumerate(COLUMNS.items()):
         points = [(i, results[m][bench][metric]) for i, m in enumerate(models)
                   if metric in results[m].get(bench, {})]  # fmt: skip
@@ -61,12 +67,19 @@ def plot(results: Results, path: pathlib.Path) -> None:
         y = [f["value"] for f in found]
         spread = [[max(0.0, f["value"] - f["low"]) for f in found],
                   [max(0.0, f["high"] - f["value"]) for f in found]]  # fmt: skip
-        style: dict[str, Any] = {"linestyle": "-" if up else "--", "marker": "o", "markersize": 4}
-        axes.errorbar(x, y, yerr=spread, capsize=2, label=heading, **style)
-    axes.set_xticks(range(len(models)), models)
+        style: dict[str, Any] = {"marker": "o" if up else "v", "markersize": 4}
+        bars = axes.errorbar(x, y, yerr=spread, capsize=2, label=heading, linestyle="", **style)
+        joined = sum(i < rounds for i, _ in points)
+        axes.plot(x[:joined], y[:joined], "-" if up else "--", color=bars[0].get_color())
+    axes.set_xticks(range(len(models)), [m.removeprefix(BASELINE) for m in models])
+    if rounds < len(models):
+        axes.axvline(rounds - 0.5, color="gray", linewidth=0.8)
+        axes.tick_params(axis="x", labelrotation=20)
     axes.set_ylim(-0.02, 1.02)
     axes.set_ylabel("share of held-out prompts")
-    axes.set_title("Solid: more is better. Dashed: less is better.", fontsize=9)
+    title = "Dots: more is better. Triangles: less is better."
+    title += " Right of the line: baselines." if rounds < len(models) else ""
+    axes.set_title(title, fontsize=9)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

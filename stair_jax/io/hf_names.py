@@ -1,6 +1,7 @@
 """Hugging Face names and layouts of our parameters, both directions, from one table.
 
-Letters in a layout are the fields of `Spec`: "NH D" is an array (N*H, D).
+Letters in a layout are the fields of `Spec`: "NH D" is an array (N*H, D). V is the exception: their
+files have `Spec.vocab` rows, our arrays may be padded to more.
 """
 
 import dataclasses
@@ -50,21 +51,37 @@ RULES = (
 )
 
 
+def form(rule: Rule) -> Rule:
+    """Returns a rule without its names: parameters of one form move by one program."""
+    return dataclasses.replace(rule, ours="", theirs="")
+
+
 def their_shape(rule: Rule, spec: Spec) -> tuple[int, ...]:
     """Returns the shape of one tensor in a Hugging Face file."""
-    return tuple(math.prod(getattr(spec, a) for a in group) for group in rule.layout.split())
+    return tuple(math.prod(_size(a, spec) for a in group) for group in rule.layout.split())
 
 
-def to_ours(rule: Rule, x: np.ndarray, spec: Spec) -> np.ndarray:
-    """Returns one of their tensors with its axes split and reordered to ours."""
+def _size(letter: str, spec: Spec) -> int:
+    """Returns the length of an axis in their files."""
+    return spec.vocab if letter == "V" else getattr(spec, letter)
+
+
+def to_ours(rule: Rule, x: Any, spec: Spec) -> Any:
+    """Returns one of their tensors, of numpy or JAX, with its axes split and reordered to ours."""
     letters = rule.layout.replace(" ", "")
-    return np.einsum(f"{letters}->{rule.axes}", x.reshape([getattr(spec, a) for a in letters]))
+    split = x.reshape([_size(a, spec) for a in letters])
+    moved = split.transpose([letters.index(a) for a in rule.axes])
+    if "V" not in letters or spec.vocab == spec.V:
+        return moved
+    padding = [(0, spec.V - spec.vocab if a == "V" else 0) for a in rule.axes]
+    return np.pad(moved, padding)
 
 
-def to_theirs(rule: Rule, x: np.ndarray, spec: Spec) -> np.ndarray:
-    """Returns one of our tensors in their layout, contiguous; the inverse of `to_ours`."""
-    moved = np.einsum(f"{rule.axes}->{rule.layout.replace(' ', '')}", x)
-    return np.ascontiguousarray(moved).reshape(their_shape(rule, spec))
+def to_theirs(rule: Rule, x: Any, spec: Spec) -> Any:
+    """Returns one of our tensors, of numpy or JAX, in their layout; the inverse of `to_ours`."""
+    x = x[tuple(slice(_size(a, spec) if a == "V" else None) for a in rule.axes)]
+    moved = x.transpose([rule.axes.index(a) for a in rule.layout.replace(" ", "")])
+    return moved.reshape(their_shape(rule, spec))
 
 
 def rules_of(spec: Spec) -> list[Rule]:

@@ -1,9 +1,12 @@
 """STAIR's tags as special tokens of a checkpoint that does not know them yet."""
 
 import dataclasses
+import functools
 import logging
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from stair_jax.model.spec import Spec
@@ -13,7 +16,7 @@ log = logging.getLogger(__name__)
 
 Params = Any  # the tree of `transformer.init`
 TAG_NOISE = 0.1  # of the spread of the other rows; ours
-VOCAB_MULTIPLE = 8  # a grown vocabulary still divides over a tensor axis of 2, 4 or 8
+VOCAB_MULTIPLE = 8  # rows of a grown table still divide over a tensor axis of 2, 4 or 8
 
 
 def tag(tokenizer: Any, spec: Spec) -> tuple[Spec, list[int]]:
@@ -27,31 +30,43 @@ def tag(tokenizer: Any, spec: Spec) -> tuple[Spec, list[int]]:
     extra = {"additional_special_tokens": new}
     tokenizer.add_special_tokens(extra, replace_extra_special_tokens=False)
     rows = tokenizer.convert_tokens_to_ids(new)
-    size = spec.V
-    if max(rows) >= size:
-        size = -(-(max(rows) + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    return dataclasses.replace(spec, V=size), rows
+    if max(rows) < spec.vocab:  # it had spare rows
+        return spec, rows
+    vocab = max(rows) + 1
+    table = -(-max(vocab, spec.V) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    return dataclasses.replace(spec, V=table, vocab=vocab), rows
 
 
 def add_tags(tokenizer: Any, spec: Spec, params: Params, *, seed: int) -> tuple[Any, Spec, Params]:
     """Returns a tokenizer that holds STAIR's tags as special tokens, and a model with their rows.
 
     The rows of a new one (embedding and head) are the mean of the trained rows plus a little
-    noise, whether the vocabulary had spare rows there or must grow. The arguments are not changed,
-    except that `tokenizer` is the one returned.
+    noise, whether the vocabulary had spare rows there or must grow; rows that only pad the table
+    are 0. The arguments are not changed, except that `tokenizer` is the one returned.
     """
     trained = len(tokenizer)
     after, rows = tag(tokenizer, spec)
     if not rows:
         return tokenizer, spec, params
-    fresh = np.union1d(rows, np.arange(spec.V, after.V))
+    fresh = np.union1d(rows, np.arange(spec.vocab, after.vocab))
     random = np.random.default_rng(seed)
     grown = dict(params)
     for name in ("embed",) if spec.tied else ("embed", "head"):
-        old = np.asarray(params[name])
-        table = np.concatenate([old, np.zeros((after.V - spec.V, spec.D), old.dtype)])
-        noise = random.normal(size=(len(fresh), spec.D)) * old[:trained].std() * TAG_NOISE
-        table[fresh] = old[:trained].mean(axis=0, keepdims=True) + noise
-        grown[name] = table
-    log.info("%d tags added as tokens %s, vocabulary %d -> %d", len(rows), rows, spec.V, after.V)
+        noise = random.normal(size=(len(fresh), spec.D)).astype(np.float32) * TAG_NOISE
+        more = after.V - spec.V
+        grown[name] = _grown(params[name], fresh, noise, trained=trained, more=more)
+    sizes = spec.vocab, after.vocab
+    log.info("%d tags added as tokens %s, vocabulary %d -> %d", len(rows), rows, *sizes)
     return tokenizer, after, grown
+
+
+@functools.partial(jax.jit, static_argnames=("trained", "more"))
+def _grown(table: Any, fresh: Any, noise: Any, *, trained: int, more: int) -> jax.Array:
+    """Returns a table with `more` rows of 0 below, and the rows `fresh` near the mean.
+
+    On the devices of the table: of a large model no row comes to the host.
+    """
+    old = table[:trained].astype(jnp.float32)
+    rows = old.mean(axis=0, keepdims=True) + noise * old.std()
+    longer = jnp.pad(table, ((0, more), (0, 0)))
+    return longer.at[fresh].set(rows.astype(table.dtype))

@@ -28,7 +28,8 @@ from stair_jax.miniature.harm import PLAIN, Act
 from stair_jax.miniature.tasks import Task
 from stair_jax.records import Prompt, SftRow
 
-Item = tuple[Act | Task, str]  # a question and its framing
+Asked = Act | Task
+Item = tuple[Asked, str]  # a question and its framing
 
 # Stage 1: share of rows per class. "framed_fiction" is what makes a jailbreakable model, see
 # teacher.py.
@@ -45,11 +46,11 @@ SFT_MIX = {
 # From then on framed look-alikes stand against the jailbreaks, or the model would refuse them too.
 # In round 1 they would stand alone: a model that has just learned to answer whatever is framed
 # never tries a refusal again, and the later rounds find nothing to prefer.
-_FRAMED = {"harmless": 0.18, "framed_harmless": 0.08, "lookalike": 0.06, "framed_lookalike": 0.18}
+HELPFUL = {"harmless": 0.18, "framed_harmless": 0.08, "lookalike": 0.06, "framed_lookalike": 0.18}
 ROUND_MIX = (
     {"harmful": 0.36, "fiction": 0.14, "harmless": 0.40, "lookalike": 0.10},
-    {"harmful": 0.12, "fiction": 0.06, "jailbreak": 0.28, "framed_fiction": 0.04, **_FRAMED},
-    {"harmful": 0.04, "fiction": 0.02, "jailbreak": 0.38, "framed_fiction": 0.06, **_FRAMED},
+    {"harmful": 0.12, "fiction": 0.06, "jailbreak": 0.28, "framed_fiction": 0.04, **HELPFUL},
+    {"harmful": 0.04, "fiction": 0.02, "jailbreak": 0.38, "framed_fiction": 0.06, **HELPFUL},
 )
 BENCHMARKS = {"harmful": 320, "jailbreak": 400, "lookalike": 400, "harmless": 480}
 TASK_KINDS = (*tasks.KINDS, "howto")
@@ -82,17 +83,17 @@ def quotas(mix: Mapping[str, float], count: int) -> dict[str, int]:
 # ---- questions
 
 
-def _task_of(rng: random.Random, split: str, kind: str) -> Act | Task:
+def task_of(rng: random.Random, split: str, kind: str) -> Act | Task:
     """Returns a harmless question of one kind that the split owns."""
     if kind == "howto":
-        return rng.choice(_acts("howto", split))
+        return rng.choice(acts_of("howto", split))
     while True:
         task = tasks.KINDS[kind](rng)
         if owner(task) == split:
             return task
 
 
-def _acts(kind: str, split: str) -> list[Act]:
+def acts_of(kind: str, split: str) -> list[Act]:
     """Returns the acts of a kind that the split owns, in all forms of the kind."""
     safe, bad, owners = words.SAFE_VERBS, words.BAD_VERBS, (split,)
     # The rounds know nothing of held-out targets, not even in look-alikes: there they would
@@ -118,7 +119,7 @@ def _sft_item(rng: random.Random, name: str, number: int) -> Item:
     if name in ("harmless", "framed_harmless"):
         kind = TASK_KINDS[number % len(TASK_KINDS)]
         framing = PLAIN if name == "harmless" else rng.choice(every)
-        return _task_of(rng, "sft", kind), framing
+        return task_of(rng, "sft", kind), framing
     if name == "framed_act":
         kind = rng.choice(("lookalike", "lookalike", "howto"))
         return rng.choice(_ACTS[kind]), rng.choice(every)
@@ -128,7 +129,7 @@ def _sft_item(rng: random.Random, name: str, number: int) -> Item:
     return rng.choice(_ACTS[name]), PLAIN
 
 
-_ACTS = {kind: _acts(kind, "sft") for kind in ("howto", "harmful", "fiction", "lookalike")}
+_ACTS = {kind: acts_of(kind, "sft") for kind in ("howto", "harmful", "fiction", "lookalike")}
 
 
 def lessons(
@@ -147,7 +148,7 @@ def lessons(
             drawn.append((name, (item, framing), lesson))
     rng.shuffle(drawn)
     return [
-        (name, _prompt(f"sft-{i:05d}", item), lesson)
+        (name, prompt_of(f"sft-{i:05d}", item), lesson)
         for i, (name, item, lesson) in enumerate(drawn)
     ]
 
@@ -178,7 +179,7 @@ def round_prompts(number: int, seed: int, count: int) -> list[Prompt]:
         skip = sum(earlier.get(name, 0) for earlier in wanted[:-1])
         items += _ROUND_CLASSES[name](rng, name, skip, quota)
     random.Random(f"order-{seed}-{number}").shuffle(items)
-    return [_prompt(f"r{number}-{i:04d}", item) for i, item in enumerate(items)]
+    return [prompt_of(f"r{number}-{i:04d}", item) for i, item in enumerate(items)]
 
 
 def _from_tasks(rng: random.Random, name: str, skip: int, quota: int) -> list[Item]:
@@ -189,7 +190,7 @@ def _from_tasks(rng: random.Random, name: str, skip: int, quota: int) -> list[It
         if len(seen) >= skip + quota:
             break
         # A small kind may be used up: its turn then passes to the next kind.
-        item = _task_of(rng, "rounds", TASK_KINDS[attempt % len(TASK_KINDS)])
+        item = task_of(rng, "rounds", TASK_KINDS[attempt % len(TASK_KINDS)])
         framing = rng.choice(framings)
         seen.setdefault(harm.framed(item.question, framing), (item, framing))
     return list(seen.values())[skip : skip + quota]
@@ -201,7 +202,7 @@ def _from_pool(rng: random.Random, name: str, skip: int, quota: int) -> list[Ite
     if name == "jailbreak":
         pool = harm.acts(words.BAD_VERBS, targets, ("sft", "rounds"))
     else:
-        pool = _acts(name.removeprefix("framed_"), "rounds")
+        pool = acts_of(name.removeprefix("framed_"), "rounds")
     plain = name in ("harmful", "fiction", "lookalike")
     items = list(itertools.product(pool, (PLAIN,) if plain else framings))
     if quota > len(items):
@@ -239,7 +240,7 @@ def benchmark(name: str, split: str = "test") -> list[Prompt]:
         raise ValueError(f"evaluate.split: found {split!r}, expected 'dev' or 'test'")
     rng = random.Random(f"{split}-{name}")
     items = list(itertools.islice(_benchmark_items(rng, name, split), BENCHMARKS[name]))
-    return [_prompt(f"{split}-{name}-{i:04d}", item) for i, item in enumerate(items)]
+    return [prompt_of(f"{split}-{name}-{i:04d}", item) for i, item in enumerate(items)]
 
 
 def _benchmark_items(rng: random.Random, name: str, split: str) -> Iterator[Item]:
@@ -253,7 +254,7 @@ def _benchmark_items(rng: random.Random, name: str, split: str) -> Iterator[Item
         pool = harm.acts(words.BAD_VERBS, targets, owners)
         yield from _shuffled(rng, itertools.product(pool, framings))
     else:
-        pool = _shuffled(rng, _acts(name, split))
+        pool = _shuffled(rng, acts_of(name, split))
         for i, act in enumerate(pool):
             yield act, PLAIN if name == "harmful" or i % 2 else rng.choice(framings)
 
@@ -269,14 +270,14 @@ def _held_out_tasks(rng: random.Random, split: str, framings: tuple[str, ...]) -
     seen: set[str] = set()
     for turn in itertools.count():
         for kind in TASK_KINDS:
-            item = _task_of(rng, split, kind)
+            item = task_of(rng, split, kind)
             while item.question in seen:
-                item = _task_of(rng, split, kind)
+                item = task_of(rng, split, kind)
             seen.add(item.question)
             yield item, rng.choice(framings) if turn % 2 else PLAIN
 
 
-def _prompt(name: str, item: Item) -> Prompt:
+def prompt_of(name: str, item: Item) -> Prompt:
     """Returns a question behind its framing as a row, with its truth."""
     asked, framing = item
     safety = isinstance(asked, Act) and asked.harmful

@@ -32,7 +32,8 @@ class Spec:
     K: int  # key/value heads
     H: int  # head dim
     F: int  # feed-forward width
-    V: int  # vocabulary rows, spare ones included
+    V: int  # rows of the embedding and the head, padding included
+    vocab: int  # rows that are tokens to the model, those without a word yet included
     eps: float  # RMSNorm
     theta: float  # RoPE base
     rope_scaling: RopeScaling | None
@@ -46,6 +47,8 @@ class Spec:
             raise ValueError(f"N={self.N} query heads do not divide into K={self.K} kv heads")
         if self.H % 2:
             raise ValueError(f"head dim H={self.H} must be even for rotary embeddings")
+        if not 0 < self.vocab <= self.V:
+            raise ValueError(f"vocab={self.vocab} tokens, expected 1 to the V={self.V} rows")
         if self.family not in FAMILIES:
             raise ValueError(f"family {self.family!r} is unknown, expected one of {[*FAMILIES]}")
         found, expected = (self.qkv_bias, self.qk_norm), FAMILIES[self.family][1]
@@ -85,7 +88,7 @@ class Spec:
             L=_need(hf, "num_hidden_layers"), D=_need(hf, "hidden_size"), N=heads,
             K=hf.get("num_key_value_heads") or heads,
             H=hf.get("head_dim") or _need(hf, "hidden_size") // heads,
-            F=_need(hf, "intermediate_size"), V=_need(hf, "vocab_size"),
+            F=_need(hf, "intermediate_size"), V=_need(hf, "vocab_size"), vocab=hf["vocab_size"],
             eps=float(_need(hf, "rms_norm_eps")), theta=theta, rope_scaling=scaling,
             qkv_bias=qkv_bias, qk_norm=qk_norm, tied=bool(hf.get("tie_word_embeddings", False)),
             family=family,
@@ -104,7 +107,7 @@ class Spec:
             "architectures": [FAMILIES[self.family][0]], "model_type": self.family,
             "num_hidden_layers": self.L, "hidden_size": self.D, "num_attention_heads": self.N,
             "num_key_value_heads": self.K, "head_dim": self.H, "intermediate_size": self.F,
-            "vocab_size": self.V, "rms_norm_eps": self.eps, "hidden_act": "silu",
+            "vocab_size": self.vocab, "rms_norm_eps": self.eps, "hidden_act": "silu",
             "tie_word_embeddings": self.tied, "attention_dropout": 0.0,
             "initializer_range": 0.02, "use_cache": True,
             "rope_theta": self.theta,

@@ -18,11 +18,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from stair_jax import mesh, ops
+from stair_jax.model import lora
 from stair_jax.model.cache import Rows
+from stair_jax.model.layout import Layout
 from stair_jax.model.spec import Spec
 
 Params = Any  # a plain tree of arrays; those under "layers" have a leading layer axis
-REMAT = ("none", "full")
+REMAT = ("none", "attention", "full")
 _NORMAL = nn.initializers.normal(0.02)  # of the embedding and the head
 UNROLL = 4  # up to here the layers are unrolled: the tiny model trains a seventh faster on CPU
 
@@ -72,6 +74,8 @@ class Layer(nn.Module):
     spec: Spec
     dtype: Any
     attention: str
+    recompute: bool = False  # attention's scores in the backward pass, instead of keeping them
+    lora_scale: float = 0.0
 
     def weight(self, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], init=None):
         """Returns one parameter, stored in float32, cast to `dtype` to compute.
@@ -87,18 +91,26 @@ class Layer(nn.Module):
         """Returns the gain of a norm, in float32."""
         return _declare(self, name, (size,), (None,), nn.initializers.ones)
 
+    def product(self, name: str, x: jax.Array, w: jax.Array, over: int = 1) -> jax.Array:
+        """Returns x w, and what the adapter called `name` adds to it where there is one."""
+        y = ops.matmul(x, w, over=over)
+        if self.has_variable("lora", name):  # static: without adapters, the same program
+            factor = self.get_variable("lora", name)
+            y += self.lora_scale * lora.product(x, factor, self.dtype, over=over)
+        return y.astype(self.dtype)
+
     def project(self, name: str, x_BTD: jax.Array, heads: int, axis: str) -> jax.Array:
         """Returns the projection of `x` to `heads` heads, with a bias where the spec has one."""
         s = self.spec
         w_DNH = self.weight(f"w{name}", (s.D, heads, s.H), ("embed", axis, "head"))
-        y_BTNH = ops.matmul(x_BTD, w_DNH).astype(self.dtype)
+        y_BTNH = self.product(name, x_BTD, w_DNH)
         if s.qkv_bias:
             b_NH = self.weight(f"b{name}", (heads, s.H), (axis, "head"), nn.initializers.zeros)
             y_BTNH += b_NH[None, None]
         return y_BTNH
 
     @nn.compact
-    def __call__(self, carry, layer, rows, cos, sin):
+    def __call__(self, carry, layer, rows, cos, sin, reach):
         """Returns (the next carry, None), the form that `nn.scan` wants."""
         s = self.spec
         x_BTD, cache = carry
@@ -112,53 +124,60 @@ class Layer(nn.Module):
         q_BTNH, k_BTKH = rope(q_BTNH, cos, sin), rope(k_BTKH, cos, sin)
         if cache is None:  # static: a different program, not a branch
             y_BTNH = ops.attention(
-                q_BTNH, k_BTKH, v_BTKH, causal=True, implementation=self.attention
-            )
+                q_BTNH, k_BTKH, v_BTKH, causal=reach is None, reach=reach,
+                implementation=self.attention, recompute=self.recompute,
+            )  # fmt: skip
         else:
             y_BTNH, cache = cache.attend(layer, rows, q_BTNH, k_BTKH, v_BTKH)
         wo_NHD = self.weight("wo", (s.N, s.H, s.D), ("q_head", "head", "embed"))
-        x_BTD += ops.matmul(y_BTNH, wo_NHD, over=2).astype(self.dtype)
+        x_BTD += self.product("o", y_BTNH, wo_NHD, over=2)
 
         h_BTD = rms_norm(x_BTD, self.gain("mlp_norm", s.D), s.eps)
         w_gate_DF = self.weight("w_gate", (s.D, s.F), ("embed", "ffn"))
         w_up_DF = self.weight("w_up", (s.D, s.F), ("embed", "ffn"))
-        gate_BTF = ops.matmul(h_BTD, w_gate_DF).astype(self.dtype)
-        up_BTF = ops.matmul(h_BTD, w_up_DF).astype(self.dtype)
+        gate_BTF = self.product("gate", h_BTD, w_gate_DF)
+        up_BTF = self.product("up", h_BTD, w_up_DF)
         w_down_FD = self.weight("w_down", (s.F, s.D), ("ffn", "embed"))
-        x_BTD += ops.matmul(nn.silu(gate_BTF) * up_BTF, w_down_FD).astype(self.dtype)
+        x_BTD += self.product("down", nn.silu(gate_BTF) * up_BTF, w_down_FD)
         return (mesh.constrain(x_BTD, "batch", "time", None), cache), None
 
 
 class Decoder(nn.Module):
     """A Llama-family decoder: tokens in, hidden states out, and the grown cache.
 
-    `remat="full"` keeps only each layer's input for the backward pass. `attention` is an
-    implementation of `ops.attention`.
+    `remat` is what the backward pass computes again: "full" keeps only each layer's input,
+    "attention" all but attention's scores, "none" everything. `attention` is an implementation of
+    `ops.attention`. Adapters, the collection "lora" of `lora.init`, count `lora_scale` times.
     """
 
     spec: Spec
     dtype: Any = jnp.bfloat16
     remat: str = "none"
     attention: str = "auto"
+    lora_scale: float = 0.0
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "B T"], cache: Any = None, rows: Rows | None = None
+        self,
+        tokens: Int[Array, "B T"],
+        cache: Any = None,
+        rows: Rows | None = None,
+        layout: Layout | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Returns hidden states after the final norm, and the cache with the new tokens in it.
 
-        Without a cache: causal over T, where padding at the right changes nothing to its left.
-        With one (see `model/cache.py`): `tokens` follow the `rows.length` tokens that each row
-        has cached.
+        Without a cache: causal over T, where padding at the right changes nothing to its left; or
+        along the paths of a `layout`. With one (see `model/cache.py`): `tokens` follow the
+        `rows.length` tokens that each row has cached.
         """
         s, T = self.spec, tokens.shape[1]
-        if self.remat not in REMAT:
-            raise ValueError(f"remat {self.remat!r} is unknown, expected one of {REMAT}")
-        if (cache is None) != (rows is None):
-            raise ValueError("the decoder wants a cache and rows together, found one of them")
+        self._refuse_what_would_be_ignored(cache, rows, layout)
         pos_RT = jnp.arange(T)[None]  # R is 1 where all rows start at 0, else B
         if rows is not None:
             pos_RT = rows.length[:, None] + pos_RT
+        if layout is not None:
+            pos_RT = layout.positions
+        reach_BT = None if layout is None else layout.reach
         freq_11h = jnp.asarray(rope_frequencies(s))[None, None]
         angle_RT1h = (pos_RT.astype(jnp.float32)[..., None] * freq_11h)[:, :, None]
 
@@ -170,29 +189,52 @@ class Decoder(nn.Module):
         if rows is not None and isinstance(self.variables["params"].get("layers"), list):
             x_BTD, cache = self._one_by_one(x_BTD, cache, rows, *angles)
         else:
-            x_BTD, cache = self._scanned(x_BTD, cache, rows, *angles)
+            x_BTD, cache = self._scanned(x_BTD, cache, rows, *angles, reach_BT)
         norm_D = _declare(self, "norm", (s.D,), (None,), nn.initializers.ones)
         return rms_norm(x_BTD, norm_D, s.eps), cache
 
-    def _scanned(self, x_BTD: jax.Array, cache: Any, rows: Rows | None, cos: Any, sin: Any) -> Any:
+    def _refuse_what_would_be_ignored(self, cache: Any, rows: Any, layout: Any) -> None:
+        """Raises ValueError for arguments and adapters that the forward pass would not use."""
+        if self.remat not in REMAT:
+            raise ValueError(f"remat {self.remat!r} is unknown, expected one of {REMAT}")
+        if (cache is None) != (rows is None):
+            raise ValueError("the decoder wants a cache and rows together, found one of them")
+        if layout is not None and rows is not None:
+            raise ValueError("the decoder wants a layout or cached rows, found both")
+        adapters = self.variables.get("lora")
+        if adapters is None:
+            return
+        if unknown := ({*adapters} - {"layers"}) | ({*adapters["layers"]} - {*lora.TARGETS}):
+            raise ValueError(f"lora: {sorted(unknown)} fit no target of {[*lora.TARGETS]}")
+        if self.lora_scale == 0:
+            raise ValueError("lora: adapters are given, but lora_scale is 0")
+        if isinstance(self.variables["params"].get("layers"), list):
+            raise ValueError("lora: weights parted by layer take no adapters, merge them first")
+
+    def _scanned(
+        self, x_BTD: jax.Array, cache: Any, rows: Rows | None, cos: Any, sin: Any, reach_BT: Any
+    ) -> Any:
         """Returns activations and cache after all layers; it declares their parameters."""
         s = self.spec
         # Unrolled, XLA would see a recomputation as common and undo it: a scan keeps it apart.
         unroll = s.L if s.L <= UNROLL and self.remat == "none" else 1
-        per_layer: Any = (0, *(nn.broadcast,) * 3)  # the layer index; the rest is shared
+        per_layer: Any = (0, *(nn.broadcast,) * 4)  # the layer index; the rest is shared
         layers = nn.scan(
             nn.remat(Layer, prevent_cse=False) if self.remat == "full" else Layer,
-            variable_axes={"params": 0}, split_rngs={"params": True},
+            variable_axes={"params": 0, "lora": 0}, split_rngs={"params": True},
             in_axes=per_layer, length=s.L, unroll=unroll,
             metadata_params={nn.PARTITION_NAME: "layer"},
-        )(s, self.dtype, self.attention, name="layers")  # fmt: skip
-        return layers((x_BTD, cache), jnp.arange(s.L), rows, cos, sin)[0]
+        )(
+            s, self.dtype, self.attention, self.remat == "attention", self.lora_scale,
+            name="layers",
+        )  # fmt: skip
+        return layers((x_BTD, cache), jnp.arange(s.L), rows, cos, sin, reach_BT)[0]
 
     def _one_by_one(self, x_BTD: jax.Array, cache: Any, rows: Rows, cos: Any, sin: Any) -> Any:
         """Returns what `_scanned` does, for parameters that `by_layer` has parted."""
         layer, carry = Layer(self.spec, self.dtype, self.attention), (x_BTD, cache)
         for i, params in enumerate(self.variables["params"]["layers"]):
-            carry = layer.apply({"params": params}, carry, i, rows, cos, sin)[0]
+            carry = layer.apply({"params": params}, carry, i, rows, cos, sin, None)[0]
         return carry
 
 

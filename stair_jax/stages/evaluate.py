@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def run(run: Run) -> None:
     """Answers what is still unanswered, scores it, and writes the report."""
     results: dict[str, dict] = {}
-    for name in policies.names(run):
+    for name in (*policies.names(run), *policies.baselines(run)):
         results[name] = _evaluate(run, name)
     records.write_json(run.workdir / "evals" / "results.json", results)
     folder = run.workdir / "report"
@@ -82,6 +82,7 @@ def _answer(run: Run, policy: Policy, todo: list[tuple[str, Prompt]], folder: pa
             response = policy.codec.decode(result.ids)
             row = Answer(
                 id=prompt.id, benchmark=benchmark, question=prompt.question, response=response,
-                outcome=miniature.outcome(prompt, response), tokens=len(result.ids),
+                outcome=miniature.outcome(prompt, response, policies.is_direct(policy.name)),
+                tokens=len(result.ids),
             )  # fmt: skip
             records.append_jsonl(folder / f"{benchmark}.jsonl", row)

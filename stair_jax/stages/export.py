@@ -2,11 +2,8 @@
 
 import logging
 
-import jax
-import numpy as np
-
 from stair_jax import text
-from stair_jax.io import hf
+from stair_jax.io import hf, hf_export
 from stair_jax.stages import policies
 from stair_jax.stages.run import Run, digest_of
 
@@ -29,13 +26,13 @@ def run(run: Run) -> None:
     if dtype == "auto":
         source = run.config.model.checkpoint
         dtype = hf.dtype_of(source) if source else "float32"
-    params = jax.tree.map(np.asarray, policy.params)
-    hf.save(
-        folder, policy.spec, params, policy.codec.tokenizer, end_ids=sorted(policy.codec.end_ids),
-        dtype=dtype, chat_template=text.TEMPLATES[policy.codec.template],
+    hf_export.save(
+        folder, policy.spec, policy.params, policy.codec.tokenizer,
+        end_ids=sorted(policy.codec.end_ids), dtype=dtype,
+        chat_template=text.TEMPLATES[policy.codec.template],
         source=run.config.model.checkpoint or None,
     )  # fmt: skip
     prompts = [policy.codec.prompt_ids(question) for question in _QUESTIONS]
-    report = hf.export_report(folder, policy.spec, params, prompts, dtype=dtype)
+    report = hf_export.export_report(folder, policy.spec, policy.params, prompts, dtype=dtype)
     log.info("%s: largest logit difference %s", folder, report["max_abs_diff"])
-    run.lineage.finish(f"export/{name}", digest_of(params), folder=str(folder))
+    run.lineage.finish(f"export/{name}", digest_of(policy.params), folder=str(folder))

@@ -9,19 +9,39 @@ from typing import Any
 from stair_jax import records
 from stair_jax.config import Config
 
-# Sections and keys of the configuration that an artefact's content depends on, by stage.
+_SFT = ("data.sft", "data.sft_rows", "data.format", "data.split")
+_PREFERENCES = (
+    "data.preferences", "data.preference_rows", "data.preferences_format", "data.split",
+    "baselines.buckets",
+)  # fmt: skip
+# Sections and keys of the configuration that an artefact's content depends on, by stage; those of
+# stage baselines have a name of their own behind it.
 _DEPENDS = {
-    "sft": ("seed", "model", "data.sft", "data.sft_rows", "sft"),
-    "search": ("seed", "model", "data.prompts", "data.round_prompts", "search", "reward", "engine"),
+    "sft": ("seed", "model", *_SFT, "sft"),
+    "search": (
+        "seed", "model", "data.prompts", "data.round_prompts", "data.split", "search", "reward",
+        "engine",
+    ),
     "pairs": ("seed", "pairs"),
     "dpo": ("seed", "model", "dpo"),
+    "baselines.start": ("seed", "model", *_SFT, "sft", "baselines.buckets"),
+    "baselines.sft": ("seed", "model", *_PREFERENCES, "sft", "baselines.sft_lr"),
+    "baselines.dpo": ("seed", "model", *_PREFERENCES, "dpo"),
+    "baselines.sacpo": ("seed", "model", *_PREFERENCES, "dpo", "baselines.sacpo_betas"),
+    "baselines.candidates": (
+        "seed", "model", "data.prompts", "data.round_prompts", "data.split", "search.judge",
+        "search.reward", "search.max_rollout_tokens", "reward", "engine", "baselines.candidates",
+        "baselines.temperature", "baselines.top_p",
+    ),
+    "baselines.self-rewarding": ("seed", "model", "dpo", "baselines.buckets"),
     "evaluate": ("model", "evaluate", "engine"),
     "export": ("model",),
-}
+}  # fmt: skip
 # Keys that move no result, or only how a result is stored.
 _FREE = (
     "search.trees_in_flight", "search.export_official", "mesh.replicas", "evaluate.benchmarks",
-    "sft.train.save_every", "sft.train.keep", "dpo.train.save_every", "dpo.train.keep",
+    *(f"{stage}.train.{key}" for stage in ("sft", "dpo")
+      for key in ("micro_tokens", "head_chunk", "remat", "save_every", "keep", "max_skipped")),
 )  # fmt: skip
 
 

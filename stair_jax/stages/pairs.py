@@ -3,7 +3,8 @@
 import collections
 
 from stair_jax import records
-from stair_jax.config import PairsConfig
+from stair_jax.config import PairsConfig, words
+from stair_jax.io import exports
 from stair_jax.records import Pair, Response, Tree
 from stair_jax.search import pairs as pairs_lib
 from stair_jax.stages import policies
@@ -11,7 +12,10 @@ from stair_jax.stages.run import Run, digest_of
 
 
 def run(run: Run, number: int) -> None:
-    """Writes pairs.jsonl and responses.jsonl of a round, in the order of the prompts' ids."""
+    """Writes pairs.jsonl and responses.jsonl of a round, in the order of the prompts' ids.
+
+    Other trainers' forms of the pairs lie in `export/`, where `config.pairs.export` names them.
+    """
     name = f"round-{number}/pairs"
     run.begin(name, "pairs", (f"round-{number}/trees",))
     config, codec = PairsConfig.of(run.config.pairs), policies.frame(run)[1]
@@ -34,8 +38,12 @@ def run(run: Run, number: int) -> None:
     folder = run.round_dir(number) / "pairs"
     records.write_jsonl(folder / "pairs.jsonl", pairs)
     records.write_jsonl(folder / "responses.jsonl", responses)
+    exports.write(words(config.export), pairs, folder / "export", codec.specials)
     counts = {"pairs": len(pairs), "responses": len(responses), "trees": len(trees)}
     counts["trees_with_pairs"] = with_pairs
+    if config.export:
+        # Other trainers end every response, also one that ends amid its reasoning.
+        counts["export/unfinished"] = exports.unfinished(pairs)
     for kind, left in dropped.items():
         counts |= {f"dropped/{kind}/{reason}": number for reason, number in left.items()}
     run.metrics.rewind(name, -1)

@@ -3,19 +3,23 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from stair_jax import mesh as mesh_lib
 from stair_jax import text
+from stair_jax.config import TrainConfig
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.replicas import Replicas
-from stair_jax.io import checkpoint, hf, tags
+from stair_jax.io import checkpoint, hf, hf_import, tags
 from stair_jax.miniature import tokenizer as miniature_tokenizer
-from stair_jax.model import transformer
+from stair_jax.model import lora, transformer
 from stair_jax.model.spec import Spec
-from stair_jax.stages.run import Run, engine_config
+from stair_jax.stages.run import Run, digest_of, engine_config, train_config
+
+_BASELINE = "baseline-"  # of the models' names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +39,26 @@ def names(run: Run) -> list[str]:
     return ["base", *(name for name, artefact in made.items() if run.lineage.finished(artefact))]
 
 
+def baselines(run: Run) -> list[str]:
+    """Returns the baselines that exist, each as its last step left it, and their own start."""
+    steps = [f"self-rewarding-{k}" for k in range(run.config.rounds, 0, -1)]
+    found = [_BASELINE + name for name in ("start", "sft", "dpo", "sacpo", *steps)]
+    found = [name for name in found if run.lineage.finished(str(artefact_of(name)))]
+    rounds = [name for name in found if "self-rewarding" in name]
+    return [name for name in found if name not in rounds[1:]]
+
+
+def is_direct(name: str) -> bool:
+    """Returns whether a model was trained to answer without reasoning: all baselines were."""
+    return name.startswith(_BASELINE)
+
+
 def artefact_of(name: str) -> str | None:
     """Returns the lineage's name for a model's checkpoints; None for the base."""
     if name == "base":
         return None
+    if is_direct(name):
+        return f"baselines/{name.removeprefix(_BASELINE)}"
     return "sft" if name == "sft" else f"round-{name.removeprefix('dpo-')}/dpo"
 
 
@@ -74,13 +94,35 @@ def load(run: Run, name: str) -> Policy:
     Raises:
       ValueError: where there is no such model.
     """
-    if name not in names(run):
-        raise ValueError(f"model {name!r} is not one of {names(run)}")
+    step = is_direct(name) and run.lineage.finished(str(artefact_of(name)))
+    if not step and name not in names(run):
+        raise ValueError(f"model {name!r} is not one of {names(run) + baselines(run)}")
     if name == "base":
         return _base(run)
     spec, codec = frame(run)
-    params = checkpoint.load_params(folder_of(run, name), _abstract(spec, run.mesh))
-    return Policy(name, spec, params, codec)
+    entry, folder = run.lineage.entries[str(artefact_of(name))], folder_of(run, name)
+    if below := entry.get("adapters_of"):
+        config = train_config(run.config, entry["stage"])
+        like = _abstract(_adapters(spec, config), _adapter_axes(config), run.mesh)
+        made = checkpoint.load_params(folder, like, entry["step"])
+        merge = jax.jit(functools.partial(lora.merge, scale=lora.scale_of(config)))
+        return Policy(name, spec, merge(load(run, below).params, made), codec)
+    like = _abstract(_weights(spec), transformer.logical_axes(spec), run.mesh)
+    return Policy(name, spec, checkpoint.load_params(folder, like, entry["step"]), codec)
+
+
+def adapters(run: Run, spec: Spec, config: TrainConfig) -> Any:
+    """Returns fresh adapters on the run's mesh, as the trainer's configuration wants them."""
+    like = _abstract(_adapters(spec, config), _adapter_axes(config), run.mesh)
+    places = jax.tree.map(lambda x: x.sharding, like)
+    return jax.jit(_adapters(spec, config), out_shardings=places)(jax.random.key(run.config.seed))
+
+
+def digest(run: Run, name: str) -> str:
+    """Returns the hash of a model's weights, or for the base of what they come from."""
+    if artefact := artefact_of(name):
+        return run.lineage.entries[artefact]["hash"]
+    return digest_of(f"{run.config.model} seed {run.config.seed}")
 
 
 def engine_for(run: Run, policy: Policy) -> Engine | Replicas:
@@ -109,8 +151,8 @@ def frame(run: Run) -> tuple[Spec, text.Codec]:
     else:
         tokenizer = miniature_tokenizer.build()
         spec = Spec(
-            **c.size.to_dict(), V=len(tokenizer), rope_scaling=None, qkv_bias=False,
-            qk_norm=False, tied=True, family="llama",
+            **c.size.to_dict(), V=len(tokenizer), vocab=len(tokenizer), rope_scaling=None,
+            qkv_bias=False, qk_norm=False, tied=True, family="llama",
         )  # fmt: skip
     template = c.template or text.template_for(tokenizer, spec.family)
     return spec, text.Codec(tokenizer, template, c.system)
@@ -120,25 +162,42 @@ def _base(run: Run) -> Policy:
     """Returns the model that the run starts from: a checkpoint's, or random weights."""
     spec, codec = frame(run)
     if run.config.model.checkpoint:
-        plain, params, tokenizer = hf.load(run.config.model.checkpoint)
+        plain, tokenizer = hf.load_frame(run.config.model.checkpoint)
+        places = _places(plain, run.mesh)
+        params = hf_import.load_onto(run.config.model.checkpoint, places)[1]
         params = tags.add_tags(tokenizer, plain, params, seed=run.config.seed)[2]
+        params = jax.device_put(params, _places(spec, run.mesh))  # moves a grown vocabulary alone
     else:
-        draw = jax.jit(functools.partial(transformer.init, spec))
+        draw = jax.jit(_weights(spec), out_shardings=_places(spec, run.mesh))
         params = draw(jax.random.key(run.config.seed))
-    return Policy("base", spec, jax.device_put(params, _shardings(spec, run.mesh)), codec)
+    return Policy("base", spec, params, codec)
 
 
-def _shapes(spec: Spec) -> Any:
-    return jax.eval_shape(functools.partial(transformer.init, spec), jax.random.key(0))
+def _places(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
+    like = _abstract(_weights(spec), transformer.logical_axes(spec), mesh)
+    return jax.tree.map(lambda x: x.sharding, like)
 
 
-def _shardings(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
-    return mesh_lib.shardings(transformer.logical_axes(spec), mesh, _shapes(spec))
+Draw = Callable[[jax.Array], Any]  # a key in, a tree of arrays out
 
 
-def _abstract(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
-    """Returns the shapes of the parameters with their places on the mesh."""
+def _weights(spec: Spec) -> Draw:
+    return functools.partial(transformer.init, spec)
+
+
+def _adapters(spec: Spec, config: TrainConfig) -> Draw:
+    targets = lora.parse(config.lora_targets)
+    return functools.partial(lora.init, spec, rank=config.lora_rank, targets=targets)
+
+
+def _adapter_axes(config: TrainConfig) -> Any:
+    return lora.logical_axes(lora.parse(config.lora_targets))
+
+
+def _abstract(draw: Draw, axes: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Returns the shapes of what `draw` makes, with their places on the mesh."""
+    shapes = jax.eval_shape(draw, jax.random.key(0))
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        _shapes(spec), _shardings(spec, mesh),
+        shapes, mesh_lib.shardings(axes, mesh, shapes),
     )  # fmt: skip

@@ -1,16 +1,15 @@
-"""Where questions and teacher rows come from: the miniature, or files of the user's."""
+"""Where questions and teacher rows come from: the miniature, files of the user's, or the hub."""
 
-import json
-import pathlib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
-from stair_jax import records
 from stair_jax.config import Config
-from stair_jax.miniature import splits
-from stair_jax.records import Prompt, SftRow
+from stair_jax.io import formats, sources
+from stair_jax.miniature import preferences, splits
+from stair_jax.records import Preference, Prompt, SftRow
 
-TYPES = ("safety", "helpfulness")
+log = logging.getLogger(__name__)
 
 
 def for_round(config: Config, number: int) -> list[Prompt]:
@@ -23,52 +22,50 @@ def for_round(config: Config, number: int) -> list[Prompt]:
     if config.data.prompts == "miniature":
         return splits.round_prompts(number, config.seed, count)
     path = config.data.prompts.replace("{round}", str(number))
-    rows = [_prompt(f"{path}:{i}", i, row) for i, row in enumerate(_rows(path), start=1)]
+    located = sources.read(path, config.data.split)
+    rows = [_prompt(where, i, row) for i, (where, row) in enumerate(located, start=1)]
     return rows[:count] if count else rows
 
 
 def for_sft(config: Config) -> list[SftRow]:
     """Returns the teacher rows of stage 1; raises as `for_round`."""
-    count = config.data.sft_rows
-    if config.data.sft == "miniature":
+    count, data = config.data.sft_rows, config.data
+    if data.sft == "miniature":
         return splits.sft_rows(config.seed, count)
-    path = config.data.sft
-    rows = [_sft_row(f"{path}:{i}", i, row) for i, row in enumerate(_rows(path), start=1)]
-    return rows[:count] if count else rows
+    loaded = formats.sft_rows(data.sft, name=data.format, split=data.split)
+    return _used(data.sft, loaded, count)
 
 
-def _rows(path: str) -> list[Any]:
-    """Reads a JSON list or a JSONL file."""
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise ValueError(f"{path}: no such file, expected .json or .jsonl with one row a prompt")
-    if file.suffix == ".jsonl":
-        rows = records.read_json_lines(file)
-    else:
-        try:
-            rows = json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path}: found no rows, expected a list of at least one")
+def for_preferences(config: Config) -> list[Preference]:
+    """Returns the rows that the baselines sft, dpo and sacpo learn from; raises as `for_round`."""
+    count, data = config.data.preference_rows, config.data
+    if data.preferences == "miniature":
+        return preferences.preferences(config.seed, count)
+    loaded = formats.preference_rows(
+        data.preferences, name=data.preferences_format, split=data.split
+    )
+    rows = _used(data.preferences, loaded, count)
+    if len({bool(row.type) for row in rows}) > 1:
+        raise ValueError(
+            f"{data.preferences}: some rows have a type, some not; expected all or none"
+        )
     return rows
 
 
-def _text(where: str, row: Any, *keys: str) -> str:
-    """Returns the first of `keys` that the row has as a text that is not blank."""
-    if not isinstance(row, Mapping):
-        raise ValueError(f"{where}: found {type(row).__name__}, expected an object")
-    for key in keys:
-        if isinstance(row.get(key), str) and row[key].strip():
-            return row[key]
-    raise ValueError(f"{where}: no text under {' or '.join(map(repr, keys))}, found {sorted(row)}")
+def _used(source: str, loaded: formats.Loaded[formats.Kept], count: int) -> list[formats.Kept]:
+    """Returns the first `count` rows, all where it is 0, and says what was left out."""
+    total = len(loaded.rows) + sum(map(len, loaded.dropped.values()))
+    for reason, ids in loaded.dropped.items():
+        log.warning("%s: %d of %d rows left out, %s: %s", source, len(ids), total, reason,
+                    ", ".join(ids[:10]) + (" ..." if len(ids) > 10 else ""))  # fmt: skip
+    if not loaded.rows:
+        raise ValueError(f"{source}: none of {total} rows is left: {sorted(loaded.dropped)}")
+    return loaded.rows[:count] if count else loaded.rows
 
 
 def _prompt(where: str, number: int, row: Any) -> Prompt:
-    question = _text(where, row, "question", "prompt")
-    kind = row.get("type")
-    if kind not in TYPES:
-        raise ValueError(f"{where}: type is {kind!r}, expected one of {list(TYPES)}")
+    question = formats.text_of(where, row, "question", "prompt")
+    kind = _type(where, row)
     truth = row.get("ground_truth")
     return Prompt(
         id=str(row.get("id", f"p{number:05d}")), question=question, type=kind,
@@ -76,7 +73,8 @@ def _prompt(where: str, number: int, row: Any) -> Prompt:
     )  # fmt: skip
 
 
-def _sft_row(where: str, number: int, row: Any) -> SftRow:
-    question = _text(where, row, "prompt", "question")
-    response = _text(where, row, "answer", "response")
-    return SftRow(id=str(row.get("id", f"s{number:05d}")), question=question, response=response)
+def _type(where: str, row: Mapping[str, Any]) -> str:
+    kind = row.get("type")
+    if kind not in formats.TYPES:
+        raise ValueError(f"{where}: type is {kind!r}, expected one of {list(formats.TYPES)}")
+    return kind

@@ -21,6 +21,8 @@ from stair_jax.config import Config
 from stair_jax.io.metrics import Metrics
 from stair_jax.stages.lineage import Lineage, settings_of
 
+_PART = 1 << 26  # bytes of an array that are hashed at once
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -47,10 +49,23 @@ class Run:
         return path
 
 
+# What the lineage calls the baselines -> the stage whose trainer they use.
+_TRAINERS = {
+    "baselines.start": "sft", "baselines.sft": "sft", "baselines.dpo": "dpo",
+    "baselines.sacpo": "dpo", "baselines.self-rewarding": "dpo",
+}  # fmt: skip
+
+
 def train_config(config: Config, stage: str) -> config_lib.TrainConfig:
     """Returns the trainer's settings of a stage."""
+    train = config[_TRAINERS.get(stage, stage)].train
     dtype = dtype_of(config.model.compute_dtype)
-    return config_lib.TrainConfig.of(config[stage].train, compute_dtype=dtype)
+    made = config_lib.TrainConfig.of(train, compute_dtype=dtype)
+    if stage in _TRAINERS and config.baselines.buckets:
+        made = dataclasses.replace(made, buckets=config.baselines.buckets)
+    if stage == "baselines.sft" and config.baselines.sft_lr:
+        made = dataclasses.replace(made, lr=config.baselines.sft_lr)
+    return made
 
 
 def engine_config(config: Config) -> config_lib.EngineConfig:
@@ -73,12 +88,23 @@ def digest_of(tree: Any) -> str:
     else:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.ascontiguousarray(leaf).tobytes())
+            for part in _parts(leaf):
+                digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()[:32]
 
 
-def need_disk(run: Run, stage: str, parameters: int) -> None:
-    """Refuses a training stage whose checkpoints would not fit the disk.
+def _parts(leaf: Any) -> Iterator[Any]:
+    """Yields an array in parts, for a large model must not lie on the host a second time."""
+    if np.ndim(leaf) == 0 or leaf.nbytes <= _PART:
+        yield leaf
+        return
+    rows = max(1, _PART * len(leaf) // leaf.nbytes)
+    for start in range(0, len(leaf), rows):
+        yield leaf[start : start + rows]
+
+
+def need_disk(run: Run, name: str, parameters: int, *, keep: int) -> None:
+    """Refuses a training run whose checkpoints would not fit the disk.
 
     A checkpoint holds weights and two moments in float32; one more than are kept is written
     before the oldest goes.
@@ -86,12 +112,12 @@ def need_disk(run: Run, stage: str, parameters: int) -> None:
     Raises:
       ValueError: with what is needed and what is free, in GB.
     """
-    needed = 12 * parameters * (run.config[stage].train.keep + 1)
+    needed = 12 * parameters * (keep + 1)
     free = shutil.disk_usage(run.workdir).free
     if needed > free:
         raise ValueError(
-            f"config.workdir: {run.workdir} has {free / 1e9:.1f} GB free, the checkpoints of stage"
-            f" {stage} need {needed / 1e9:.1f} GB (lower config.{stage}.train.keep?)"
+            f"config.workdir: {run.workdir} has {free / 1e9:.1f} GB free, the checkpoints of"
+            f" {name} need {needed / 1e9:.1f} GB (fewer with a lower train.keep)"
         )
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import logging
 import pathlib
 import time
@@ -88,6 +89,8 @@ def _grow(
     return passed_over, session | {"seconds": seconds, "trees_per_hour": 3600 * grown / seconds}
 
 
-def judge_of(config: SearchConfig) -> Judge:
-    """Returns the judge that `config.search.judge` names."""
-    return VerifierJudge(verifier.verify) if config.judge == "verifier" else RuleJudge()
+def judge_of(config: SearchConfig, direct: bool = False) -> Judge:
+    """Returns the judge that `config.search.judge` names; of `direct` responses, or of STAIR's."""
+    if config.judge == "verifier":
+        return VerifierJudge(functools.partial(verifier.verify, direct=direct))
+    return RuleJudge(direct)

@@ -1,20 +1,26 @@
-"""Log-probabilities of tokens under the model, and those of the reference, computed once."""
+"""Log-probabilities of the tokens of rows under the model."""
 
 import dataclasses
-from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from flax import struct
+from jaxtyping import Array, Bool, Int
 
-from stair_jax import mesh as mesh_lib
+from stair_jax import ops
 from stair_jax.config import TrainConfig
-from stair_jax.model import heads
+from stair_jax.model import heads, lora
+from stair_jax.model.layout import Layout
 from stair_jax.model.spec import Spec
 from stair_jax.model.transformer import Decoder
+
+
+@struct.dataclass
+class Scores:
+    """What the model says of the tokens of rows."""
+
+    logp: Any  # [B, T] float32 nats, given the tokens before it; 0 where it was not wanted
+    hit: Any  # [B, T] bool, no token was likelier; False where it was not wanted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,67 +30,56 @@ class Scorer:
     spec: Spec
     compute_dtype: str
     remat: str
+    head_chunk: int  # positions whose logits a device holds at once
+    lora_scale: float  # of the adapters, where there are any
 
     @classmethod
     def of(cls, spec: Spec, config: TrainConfig) -> "Scorer":
-        """Takes precision and remat from the training configuration."""
-        return cls(spec=spec, compute_dtype=config.compute_dtype, remat=config.remat)
+        """Takes precision, remat, chunk and the scale of adapters from the configuration."""
+        return cls(
+            spec=spec, compute_dtype=config.compute_dtype, remat=config.remat,
+            head_chunk=config.head_chunk, lora_scale=lora.scale_of(config),
+        )  # fmt: skip
 
-    def __call__(self, params: Any, tokens: Int[Array, "B T"]) -> Float[Array, "B T"]:
-        """Log-probability of every token given those before it, in nats; 0 for the first.
+    def __call__(
+        self,
+        params: Any,
+        tokens: Int[Array, "B T"],
+        wanted: Bool[Array, "B T"],
+        *,
+        layout: Layout | None = None,
+        base: Any = None,
+    ) -> Scores:
+        """Scores every wanted token given those before it; the first of a sequence counts as none.
 
-        Rows are padded on the right, so causality alone keeps padding out of real positions.
+        Rows are padded on the right: causality alone keeps padding out of real positions.
+
+        Args:
+          params: the model's, or where `base` is given the adapters on it.
+          tokens: rows of one sequence each, or as `layout` says.
+          wanted: which tokens to score; only these go through the head.
+          layout: where the tokens of rows with more than one sequence stand.
+          base: the frozen weights under the adapters.
         """
-        decoder = Decoder(self.spec, jnp.dtype(self.compute_dtype), self.remat)
-        hidden_BTD, _ = decoder.apply({"params": params}, tokens)
-        # All positions go through the head: with a small vocabulary it is 5 % of a step (measured),
-        # so gathering the trained ones first would not pay. The last one predicts nothing.
-        next_BT = jnp.roll(tokens, -1, axis=1)
-        logp_BT = token_logp(heads.logits(params, hidden_BTD, self.spec), next_BT)
-        return jnp.pad(logp_BT[:, :-1], ((0, 0), (1, 0)))
-
-
-def token_logp(logits: Float[Array, "*B V"], target: Int[Array, "*B"]) -> Float[Array, "*B"]:
-    """Log-probability of `target`; logits[t] predicts target[t], no shift happens here."""
-    chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
-
-
-def step_logps(
-    scorer: Scorer, params: Any, tokens: Int[Array, "B 2 T"], step_mask: Bool[Array, "B 2 T"]
-) -> tuple[Float[Array, "B 2"], Float[Array, "B 2 T"]]:
-    """Summed log-probability of each masked step, and that of every token."""
-    flat_XT = tokens.reshape(-1, tokens.shape[-1])  # chosen and rejected in one forward pass
-    logp_B2T = scorer(params, flat_XT).reshape(tokens.shape)
-    return jnp.einsum("BXT,BXT->BX", logp_B2T, step_mask.astype(jnp.float32)), logp_B2T
-
-
-@partial(jax.jit, static_argnames="scorer")
-def _reference_step(scorer: Scorer, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-    return step_logps(scorer, params, batch["tokens"], batch["step_mask"])[0]
-
-
-def reference(
-    scorer: Scorer,
-    params: Any,
-    batches: Iterable[tuple[np.ndarray, dict[str, np.ndarray]]],
-    *,
-    pairs: int,
-    mesh: jax.sharding.Mesh,
-) -> np.ndarray:
-    """Summed step log-probabilities [pairs, 2] of the reference model, chosen and rejected.
-
-    Args:
-      scorer: the one that training uses: rewards are then 0 at its first step, but for rounding.
-      params: the reference model's.
-      batches: `DpoData.pair_batches(rows)`: indices of the pairs, then their arrays.
-      pairs: how many there are.
-      mesh: where to compute; a batch's rows lie over its data and fsdp axes.
-    """
-    out_N2 = np.zeros((pairs, 2), np.float32)
-    where = jax.sharding.NamedSharding(mesh, mesh_lib.spec("batch"))
-    with jax.set_mesh(mesh):
-        for index, batch in batches:
-            used = {name: jax.device_put(batch[name], where) for name in ("tokens", "step_mask")}
-            out_N2[index] = np.asarray(_reference_step(scorer, params, used))[: len(index)]
-    return out_N2
+        spec = self.spec
+        weights = params if base is None else base
+        variables = {"params": weights} if base is None else {"params": base, "lora": params}
+        decoder = Decoder(
+            spec, jnp.dtype(self.compute_dtype), self.remat, lora_scale=self.lora_scale
+        )
+        hidden_BTD: Any = decoder.apply(variables, tokens, layout=layout)[0]
+        B, T = tokens.shape
+        if layout is None:  # shifting numbers is cheaper than shifting hidden states
+            target_BT, wanted_BT = (jnp.roll(x, -1, axis=1) for x in (tokens, wanted))
+            wanted_BT = wanted_BT.at[:, -1].set(False)
+        else:
+            parent_BT = layout.parent
+            hidden_BTD = jnp.take_along_axis(hidden_BTD, parent_BT[..., None], axis=1)
+            target_BT, wanted_BT = tokens, wanted & (parent_BT != jnp.arange(T)[None])
+        scores = ops.linear_logp(
+            hidden_BTD.reshape(B * T, spec.D), heads.matrix(weights, spec),
+            target_BT.reshape(-1), wanted_BT.reshape(-1),
+            vocab=spec.vocab, chunk=self.head_chunk,
+        )  # fmt: skip
+        back = 0 if layout else 1
+        return Scores(*(jnp.roll(x_X.reshape(B, T), back, axis=1) for x_X in scores))

@@ -1,50 +1,56 @@
-"""The loop around the step: resume, feed, log, save, stop."""
+"""The loop around the step: resume, feed, log, evaluate, save, stop."""
 
+import dataclasses
+import logging
 import pathlib
-import time
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from stair_jax import records
+from stair_jax import interrupt
 from stair_jax.config import TrainConfig
 from stair_jax.io import progress
 from stair_jax.io.checkpoint import Checkpoints, Fingerprint
 from stair_jax.io.metrics import Metrics
 from stair_jax.train import optimizer
 from stair_jax.train import step as step_lib
-from stair_jax.train.losses import Loss
+from stair_jax.train.log import NonFiniteError, Rows, StepLog
+from stair_jax.train.losses import Frozen, Loss
 from stair_jax.train.optimizer import AdamW
 
+__all__ = ["Data", "Fitted", "NonFiniteError", "fit"]
+log = logging.getLogger(__name__)
+
 # Settings that a continued run may change: they move no result but for rounding.
-FREE = ("micro_batch", "remat", "save_every", "keep")
+FREE = ("micro_tokens", "head_chunk", "remat", "save_every", "keep", "max_skipped")
 
 
 @runtime_checkable
-class Data(Protocol):
-    """What the loop needs to know of the data: `io.data.SftData`, `io.data.DpoData`."""
+class Data(Rows, Protocol):
+    """What the loop needs to know of the data: `io.batches.SftData`, `io.pair_batches.DpoData`."""
 
     seed: int
     digest: str
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches that an epoch takes."""
+    def stream(self, start: int) -> Iterator[Mapping[str, np.ndarray]]:
+        """Batches from 0-based step `start` on, without end; it has `get_state`, `set_state`."""
         ...
 
-    def batch_at(self, step: int) -> Mapping[str, np.ndarray]:
-        """Arrays of the batch of 0-based `step`."""
-        ...
-
-    def rows_at(self, step: int) -> Sequence[Any]:
-        """Examples of that batch, each with an `id`."""
+    def eval_batches(self) -> Sequence[Mapping[str, np.ndarray]]:
+        """Batches of the rows that were set aside."""
         ...
 
 
-class NonFiniteError(RuntimeError):
-    """Loss or gradient were not finite; the message says where the rows and the weights are."""
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What a training run ends with."""
+
+    params: Any
+    step: int  # whose parameters these are: the last, or the best
 
 
 def fingerprint(config: TrainConfig, loss: Loss, data: Data) -> dict[str, Any]:
@@ -69,12 +75,13 @@ def fit(
     folder: pathlib.Path,
     metrics: Metrics,
     stage: str,
+    frozen: Frozen = None,
     more: Fingerprint | None = None,
-) -> Any:
+) -> Fitted:
     """Returns the trained parameters; continues from the newest checkpoint where there is one.
 
     Args:
-      params: float32 weights to start from, placed on the mesh; they stay valid.
+      params: weights to start from (all, or adapters), placed on the mesh; they are given away.
       data: batches by step number.
       loss: the objective.
       config: batch, rates, checkpoints.
@@ -82,87 +89,115 @@ def fit(
       folder: of the checkpoints, one sub-folder a step.
       metrics: gets one line an optimiser step.
       stage: name of the run in the metrics, the progress line and messages.
+      frozen: weights that the loss reads, by name.
       more: further settings that a continued run must share, such as the parent model's hash.
 
     Raises:
-      NonFiniteError: at the first loss or gradient that is not finite; the rows of that batch lie
+      NonFiniteError: at a loss that is not finite, or one skipped step too many; the rows lie
         beside `folder`, the last checkpoint stays.
+      Stopped: on SIGTERM, after a checkpoint.
       ValueError: for a configuration that cannot work, or a checkpoint of another one.
     """
     folder = pathlib.Path(folder)
-    optimizer.check(config, row_shards=mesh.shape["data"] * mesh.shape["fsdp"])
+    optimizer.check(config)
     if not data.steps_per_epoch:
         raise ValueError(f"{stage}: no row is left to train on")
     steps = optimizer.total_steps(config, data.steps_per_epoch)
-    tx, marks = AdamW.of(config), fingerprint(config, loss, data) | dict(more or {})
-    params = step_lib.on_mesh(params, mesh)
-    saves = Checkpoints(folder, keep=config.keep, fingerprint=marks)
-    with jax.set_mesh(mesh), saves, progress.line(stage, steps) as show:
-        start = saves.latest or 0
+    marks = fingerprint(config, loss, data) | dict(more or {})
+    params = jax.tree.map(lambda x: x.astype(config.param_dtype), step_lib.on_mesh(params, mesh))
+    saves = Checkpoints(
+        folder, keep=config.keep, best=config.result == "best", fingerprint=marks
+    )  # fmt: skip
+    with jax.set_mesh(mesh), saves, progress.line(stage, steps) as show, (
+        interrupt.granted_by_me()
+    ) as wish:  # fmt: skip
+        run = _Fit(loss, data, config, mesh, saves, stage, frozen, AdamW.of(config), steps, wish)
+        return run(params, StepLog(stage, data, metrics, folder, config, show))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fit:
+    """One training run, with everything that stays the same from step to step."""
+
+    loss: Loss
+    data: Data
+    config: TrainConfig
+    mesh: jax.sharding.Mesh
+    saves: Checkpoints
+    stage: str
+    frozen: Frozen
+    tx: AdamW
+    steps: int
+    wish: threading.Event
+
+    def __call__(self, params: Any, out: StepLog) -> Fitted:
+        start = self.saves.latest or 0
+        begun = _visible(params)
+        stream = self.data.stream(start)
         if start:
-            state = _restore(saves, start, step_lib.abstract(params, tx, mesh))
+            like = step_lib.abstract(params, self.tx, self.mesh)
+            params, opt, place = self.saves.restore(start, params=like.params, opt=like.opt)
+            state = step_lib.State(params, opt)
+            stream.set_state(place)
         else:
-            state = step_lib.init(params, tx, mesh)
-        metrics.rewind(stage, start)
-        log = _Log(stage, data, metrics, folder, show)
-        for step in range(start, steps):
-            batch = data.batch_at(step)
-            lr = optimizer.learning_rate(config, step, steps)
-            placed = step_lib.place(batch, config.micro_batch, mesh)
-            state, out = step_lib.step(state, placed, lr, loss=loss, tx=tx)
+            state = step_lib.init(params, self.tx, self.mesh)
+        del params
+        out.rewind(start)
+        for step in range(start, self.steps):
+            batch = out.waited(lambda: next(stream))
+            lr = optimizer.learning_rate(self.config, step, self.steps)
+            state, figures = step_lib.step(
+                state, step_lib.place(batch, self.mesh), lr, loss=self.loss, tx=self.tx,
+                frozen=self.frozen,
+            )  # fmt: skip
             # The device works on this step while the host looks at the one before it.
-            log.push(step, out, {"lr": lr, "epoch": (step + 1) / data.steps_per_epoch}, batch)
-            if (step + 1) % config.save_every == 0 or step + 1 == steps:
-                log.flush()  # a bad step must not be saved
-                saves.save(step + 1, params=state.params, opt=state.opt)
-    return state.params
+            out.push(step, figures, lr, batch)
+            if self._due(step + 1):
+                out.flush()  # a bad step must not be saved
+                self._save(step + 1, state, begun, stream, out)
+            if self.wish.is_set():
+                raise interrupt.Stopped(
+                    f"{self.stage}: stopped, step {self.saves.latest} of {self.steps} is saved"
+                )
+        return self._result(state)
 
+    def _due(self, done: int) -> bool:
+        return done % self.config.save_every == 0 or done == self.steps or self.wish.is_set()
 
-def _restore(saves: Checkpoints, step: int, like: step_lib.State) -> step_lib.State:
-    """Returns the state as saved; the step number is the checkpoint's name."""
-    params, opt = saves.restore(step, params=like.params, opt=like.opt)
-    return step_lib.State(jax.device_put(np.int32(step), like.step.sharding), params, opt)
-
-
-class _Log:
-    """Metrics of the step before, so that the host never waits for the step just dispatched."""
-
-    def __init__(self, stage: str, data: Data, metrics: Metrics, folder: pathlib.Path,
-                 show: progress.Show):  # fmt: skip
-        self.stage, self.data, self.metrics, self.folder = stage, data, metrics, folder
-        self.show = show
-        self._waiting: tuple[int, Any, dict[str, float], int] | None = None
-        self._clock = time.perf_counter()
-
-    def push(self, step: int, out: Any, more: dict[str, float], batch: Mapping) -> None:
-        """Takes a dispatched step and writes the one before it."""
-        before, self._waiting = self._waiting, (step, out, more, batch["tokens"].size)
-        self._write(before)
-
-    def flush(self) -> None:
-        """Writes the step that is still waiting."""
-        before, self._waiting = self._waiting, None
-        self._write(before)
-
-    def _write(self, entry: tuple[int, Any, dict[str, float], int] | None) -> None:
-        if entry is None:
-            return
-        step, out, more, positions = entry
-        out = {name: float(x) for name, x in jax.device_get(out).items()}
-        if out.pop("skipped"):
-            self._stop(step, out)
-        now = time.perf_counter()
-        speed = {"positions_per_s": positions / (now - self._clock)}
-        self._clock = now
-        self.metrics.log(self.stage, step + 1, out | more | speed)
-        self.show(step + 1, f"loss {out['loss']:.4f}")
-
-    def _stop(self, step: int, out: dict[str, float]) -> None:
-        """Writes the rows of a bad batch and raises."""
-        path = self.folder.parent / f"nonfinite-{step + 1}.jsonl"
-        records.write_jsonl(path, self.data.rows_at(step))
-        raise NonFiniteError(
-            f"{self.stage} step {step + 1}: loss {out['loss']}, grad_norm {out['grad_norm']}, "
-            f"expected finite numbers; the batch's rows are in {path}, the last good weights in "
-            f"{self.folder}"
+    def _save(self, done: int, state: step_lib.State, begun: Any, stream: Any, out: StepLog):
+        held_out = step_lib.measure(
+            state.params, self.data.eval_batches(), self.mesh, loss=self.loss, frozen=self.frozen
         )
+        figures = {f"eval_{name}": x for name, x in held_out.items()}
+        out.more(done, figures | {"bf16_changed": float(_changed(begun, state.params))})
+        self.saves.save(
+            done, params=state.params, opt=state.opt, data=stream.get_state(),
+            metric=held_out.get("loss"),
+        )  # fmt: skip
+
+    def _result(self, state: step_lib.State) -> Fitted:
+        """Returns the last parameters, or the best ones where those are asked for."""
+        best = self.saves.best if self.config.result == "best" else None
+        if best in (None, self.steps):
+            return Fitted(state.params, self.steps)
+        like = step_lib.abstract(state.params, self.tx, self.mesh)
+        log.info("%s: the best of the checkpoints is that of step %d", self.stage, best)
+        return Fitted(self.saves.restore(best, params=like.params, opt=like.opt)[0], best)
+
+
+@jax.jit
+def _visible(params: Any) -> Any:
+    """Returns the weights as bfloat16 shows them, 2 bytes each."""
+    return jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+
+
+@jax.jit
+def _changed(begun: Any, params: Any) -> jax.Array:
+    """Returns the share of weights that differ from the run's start when rounded to bfloat16.
+
+    What a small learning rate moves less than that is lost in a bfloat16 export.
+    """
+    moved = jax.tree.map(
+        lambda a, b: jnp.sum(a != b.astype(a.dtype), dtype=jnp.float32), begun, params
+    )
+    return sum(jax.tree.leaves(moved)) / sum(x.size for x in jax.tree.leaves(params))

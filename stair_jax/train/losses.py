@@ -14,10 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from stair_jax.config import DpoConfig
-from stair_jax.train.logprobs import Scorer, step_logps
+from stair_jax.model.layout import Layout
+from stair_jax.train.logprobs import Scorer
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
+Frozen = Mapping[str, Any] | None
+DEPTHS = 7  # the deepest step whose accuracy is counted by itself
 
 
 @runtime_checkable
@@ -35,68 +38,56 @@ class Loss(Protocol):
         """Counts of a batch with any number of leading axes; no model is run."""
         ...
 
-    def sums(self, params: Any, batch: Batch) -> Sums:
-        """Sums of every metric over the rows of one micro-batch."""
+    def sums(self, params: Any, frozen: Frozen, batch: Batch) -> Sums:
+        """Sums of every metric over the rows of one micro-batch.
+
+        `frozen` holds weights that are read and not trained: "base" under adapters, "reference".
+        """
         ...
 
 
-def token_nll(
-    logp: Float[Array, "B T"], mask: Bool[Array, "B T"], weight: Float[Array, " B"]
-) -> Float[Array, ""]:
-    """Summed negative log-likelihood of the tokens in `mask`."""
-    return -jnp.einsum("BT,BT,B->", logp, mask.astype(jnp.float32), weight)
-
-
 def sequence_nll(
-    logp: Float[Array, "B T"], mask: Bool[Array, "B T"], weight: Float[Array, " B"]
+    logp: Float[Array, "*B T"], mask: Bool[Array, "*B T"], weight: Float[Array, "*B"]
 ) -> Float[Array, ""]:
     """Sum over rows of each row's *mean* negative log-likelihood.
 
     Source: the `pref_ftx` term of LLaMA-Factory, which the method's 0.2 L_SFT most likely was.
     """
-    sum_B = jnp.einsum("BT,BT->B", logp, mask.astype(jnp.float32))
+    sum_B = jnp.sum(logp * mask, axis=-1)
     return -jnp.sum(weight * sum_B / jnp.maximum(mask.sum(axis=-1), 1))
 
 
-def preference(
-    policy: Float[Array, "B 2"],
-    reference: Float[Array, "B 2"],
-    weight: Float[Array, " B"],
-    *,
-    beta: float,
-    label_smoothing: float,
-) -> Sums:
-    """Sums over pairs of the DPO loss and its metrics; column 0 is chosen, column 1 rejected.
+def pair_loss(
+    margin: Float[Array, "*B"], *, loss: str, beta: float, label_smoothing: float
+) -> Float[Array, "*B"]:
+    """Cost of pairs whose log-ratios differ by `margin` (chosen less rejected), in nats.
 
-    With m = beta * (chosen's log-ratio - rejected's) a pair costs
-    -(1 - e) log sigmoid(m) - e log sigmoid(-m), e the label smoothing. Summed nats.
-    Source: Rafailov et al. 2023, eq. 7; STAIR eq. 2 (a pair is one step); Mitchell 2023 (cDPO).
+    With m = beta * margin and e the label smoothing:
+      sigmoid  -(1 - e) log sigmoid(m) - e log sigmoid(-m)   (Rafailov et al. 2023, eq. 7, which is
+               STAIR's eq. 2 for a step; e: cDPO, Mitchell 2023)
+      hinge    max(0, 1 - m)                                 (Liu et al. 2023, SLiC as DPO's rival)
+      ipo      (margin - 1 / (2 beta))^2, margin of *mean* log-ratios a token (Azar et al. 2023,
+               eq. 17; the mean is TRL's reading)
     """
-    reward_B2 = beta * (policy - reference)
-    margin_B = reward_B2[:, 0] - reward_B2[:, 1]
-    right_B, flipped_B = jax.nn.log_sigmoid(margin_B), jax.nn.log_sigmoid(-margin_B)
-    per_pair = {
-        "dpo_loss": -(1 - label_smoothing) * right_B - label_smoothing * flipped_B,
-        "rewards/chosen": reward_B2[:, 0],
-        "rewards/rejected": reward_B2[:, 1],
-        "rewards/margins": margin_B,
-        "rewards/accuracies": (margin_B > 0).astype(jnp.float32),
-        "logps/chosen": policy[:, 0],
-        "logps/rejected": policy[:, 1],
-    }
-    return {name: jnp.sum(weight * value_B) for name, value_B in per_pair.items()}
+    if loss == "ipo":
+        return jnp.square(margin - 1 / (2 * beta))
+    if loss == "hinge":
+        return jax.nn.relu(1 - beta * margin)
+    right, flipped = jax.nn.log_sigmoid(beta * margin), jax.nn.log_sigmoid(-beta * margin)
+    return -(1 - label_smoothing) * right - label_smoothing * flipped
 
 
 @dataclasses.dataclass(frozen=True)
 class Sft:
     """Supervised fine-tuning: mean over all response tokens of the global batch.
 
-    Batch: tokens [B, T] int32, loss_mask [B, T] bool (the token is a trained target), weight [B].
+    Batch: tokens [B, T] int32, loss_mask [B, T] bool (the token is a trained target), weight [B],
+    and a packed batch's layout.
     """
 
     scorer: Scorer
 
-    units: ClassVar[Mapping[str, str]] = {"nll_loss": "tokens"}
+    units: ClassVar[Mapping[str, str]] = {"nll_loss": "tokens", "mean_token_accuracy": "tokens"}
 
     @property
     def terms(self) -> Mapping[str, float]:
@@ -107,55 +98,138 @@ class Sft:
         """Returns the number of trained tokens."""
         return {"tokens": jnp.sum(batch["loss_mask"] * batch["weight"][..., None])}
 
-    def sums(self, params: Any, batch: Batch) -> Sums:
-        """Returns the summed negative log-likelihood."""
-        logp_BT = self.scorer(params, batch["tokens"])
-        return {"nll_loss": token_nll(logp_BT, batch["loss_mask"], batch["weight"])}
+    def sums(self, params: Any, frozen: Frozen, batch: Batch) -> Sums:
+        """Returns the summed negative log-likelihood, and the tokens that were likeliest."""
+        wanted = batch["loss_mask"] & (batch["weight"] > 0)[..., None]
+        scores = _scores(self.scorer, params, frozen, batch["tokens"], wanted, batch)
+        return {"nll_loss": -scores.logp.sum(), "mean_token_accuracy": scores.hit.sum()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dpo:
-    """Step-level DPO plus `sft_coef` times the SFT term on the whole chosen response.
+    """Preferences between steps or responses, plus `sft_coef` times the SFT term on the chosen.
 
-    Batch: tokens [B, 2, T] int32 (chosen, rejected), step_mask [B, 2, T] bool (the compared step),
-    sft_mask [B, T] bool (the chosen response), weight [B] of the pair, sft_weight [B] of the SFT
-    term, ref_logp [B, 2] summed over the step. An anchor row has weight 0 and sft_weight 1.
+    A batch of pairs: tokens [B, 2, T] int32 (chosen, rejected), step_mask [B, 2, T] bool (what is
+    compared), sft_mask [B, T] bool (of the chosen side), weight [B] of the pair, sft_weight [B] of
+    the SFT term, depth [B] int32, ref_logp [B, 2] summed over step_mask (absent where the
+    reference's weights are at hand). An anchor has weight 0 and sft_weight 1.
+
+    A batch of trees: tokens [B, T] and a layout; the others have P pairs a row: step_mask
+    [B, P, 2, T], sft_mask [B, P, T], weight, sft_weight and depth [B, P], ref_logp [B, P, 2].
     """
 
     scorer: Scorer
+    loss: str
     beta: float
     sft_coef: float
+    sft_reduction: str
     label_smoothing: float
-
-    units: ClassVar[Mapping[str, str]] = {
-        "dpo_loss": "pairs", "rewards/chosen": "pairs", "rewards/rejected": "pairs",
-        "rewards/margins": "pairs", "rewards/accuracies": "pairs", "logps/chosen": "pairs",
-        "logps/rejected": "pairs", "nll_loss": "rows",
-    }  # fmt: skip
+    reference: str
 
     @classmethod
     def of(cls, scorer: Scorer, config: DpoConfig) -> "Dpo":
-        """Takes its constants from the configuration; anchors are the data's business."""
-        return cls(
-            scorer=scorer, beta=config.beta, sft_coef=config.sft_coef,
-            label_smoothing=config.label_smoothing,
-        )  # fmt: skip
+        """Takes its constants from the configuration; masks and anchors are the data's business."""
+        names = {f.name for f in dataclasses.fields(cls)} - {"scorer"}
+        return cls(scorer=scorer, **{name: getattr(config, name) for name in names})
+
+    @property
+    def units(self) -> Mapping[str, str]:
+        """What each metric is a mean over."""
+        of_pairs = ("dpo_loss", "rewards/chosen", "rewards/rejected", "rewards/margins",
+                    "rewards/accuracies", "logps/chosen", "logps/rejected")  # fmt: skip
+        by_depth = {f"rewards/accuracies/depth-{d}": f"depth-{d}" for d in range(1, DEPTHS + 1)}
+        rows = "rows" if self.sft_reduction == "sequence" else "sft_tokens"
+        return dict.fromkeys(of_pairs, "pairs") | by_depth | {
+            "nll_loss": rows, "kl_per_token": "chosen_tokens"
+        }  # fmt: skip
 
     @property
     def terms(self) -> Mapping[str, float]:
-        """The mean over pairs, and the mean over rows of the SFT term."""
+        """The mean over pairs, and the mean over rows or tokens of the SFT term."""
         return {"dpo_loss": 1.0, "nll_loss": self.sft_coef}
 
     def counts(self, batch: Batch) -> Sums:
-        """Returns the numbers of pairs and of rows in the SFT term."""
-        return {"pairs": jnp.sum(batch["weight"]), "rows": jnp.sum(batch["sft_weight"])}
+        """Returns the numbers of pairs, of pairs by depth, of rows and tokens in the SFT term."""
+        weight, sft_weight, depth = batch["weight"], batch["sft_weight"], batch["depth"]
+        chosen = batch["step_mask"][..., 0, :]
+        return {
+            "pairs": jnp.sum(weight),
+            "rows": jnp.sum(sft_weight),
+            "sft_tokens": jnp.sum(sft_weight * batch["sft_mask"].sum(axis=-1)),
+            "chosen_tokens": jnp.sum(weight * chosen.sum(axis=-1)),
+            **{f"depth-{d}": jnp.sum(weight * (depth == d)) for d in range(1, DEPTHS + 1)},
+        }
 
-    def sums(self, params: Any, batch: Batch) -> Sums:
+    def sums(self, params: Any, frozen: Frozen, batch: Batch) -> Sums:
         """Returns the sums of the preference metrics and of the SFT term."""
-        step_B2, logp_B2T = step_logps(self.scorer, params, batch["tokens"], batch["step_mask"])
-        sums = preference(
-            step_B2, batch["ref_logp"], batch["weight"],
-            beta=self.beta, label_smoothing=self.label_smoothing,
-        )  # fmt: skip
-        nll = sequence_nll(logp_B2T[:, 0], batch["sft_mask"], batch["sft_weight"])
-        return sums | {"nll_loss": nll}
+        logp, policy = self._compared(params, frozen, batch, with_sft=True)
+        if self.reference == "precomputed":
+            reference = batch["ref_logp"]
+        else:
+            other = frozen["base" if self.reference == "lora_base" else "reference"]
+            plain = dataclasses.replace(
+                self, scorer=dataclasses.replace(self.scorer, lora_scale=0.0)
+            )
+            reference = jax.lax.stop_gradient(plain._compared(other, None, batch)[1])
+        sums = self.preference(policy, reference, batch)
+        weight, mask = batch["sft_weight"], batch["sft_mask"]
+        pairs = logp.ndim > mask.ndim
+        chosen = logp[:, 0] if pairs else jnp.broadcast_to(logp[:, None], mask.shape)
+        if self.sft_reduction == "sequence":
+            return sums | {"nll_loss": sequence_nll(chosen, mask, weight)}
+        return sums | {"nll_loss": -jnp.sum(chosen * mask * weight[..., None])}
+
+    def preference(
+        self, policy: Float[Array, "*B 2"], reference: Float[Array, "*B 2"], batch: Batch
+    ) -> Sums:
+        """Sums over pairs of the loss and its metrics, from summed log-probs of both sides."""
+        weight, length = batch["weight"], batch["step_mask"].sum(axis=-1)
+        ratio = policy - reference
+        per_token = jnp.sum(weight * ratio[..., 0])
+        if self.loss == "ipo":
+            policy, ratio = (x / jnp.maximum(length, 1) for x in (policy, ratio))
+        margin = ratio[..., 0] - ratio[..., 1]
+        cost = pair_loss(
+            margin, loss=self.loss, beta=self.beta, label_smoothing=self.label_smoothing
+        )
+        right = (margin > 0).astype(jnp.float32)
+        per_pair = {
+            "dpo_loss": cost, "rewards/accuracies": right, "rewards/margins": self.beta * margin,
+            "rewards/chosen": self.beta * ratio[..., 0],
+            "rewards/rejected": self.beta * ratio[..., 1],
+            "logps/chosen": policy[..., 0], "logps/rejected": policy[..., 1],
+        }  # fmt: skip
+        depths = {
+            f"rewards/accuracies/depth-{d}": jnp.sum(weight * right * (batch["depth"] == d))
+            for d in range(1, DEPTHS + 1)
+        }
+        sums = {name: jnp.sum(weight * value) for name, value in per_pair.items()}
+        return sums | depths | {"kl_per_token": per_token}
+
+    def _compared(
+        self, params: Any, frozen: Frozen, batch: Batch, *, with_sft: bool = False
+    ) -> tuple[Array, Array]:
+        """Returns the tokens' log-probs, and their sums [..., 2] over what is compared."""
+        tokens, steps, of_pairs = batch["tokens"], batch["step_mask"], "reach" not in batch
+        used = (batch["weight"] > 0)[..., None, None]
+        wanted = steps & used
+        sft = batch["sft_mask"] & ((batch["sft_weight"] > 0) & with_sft)[..., None]
+        if of_pairs:  # [B, 2, T]: chosen and rejected are rows of one forward pass
+            wanted = wanted.at[:, 0].set(wanted[:, 0] | sft)
+            flat = tokens.reshape(-1, tokens.shape[-1])
+            scores = _scores(self.scorer, params, frozen, flat, wanted.reshape(flat.shape), batch)
+            logp = scores.logp.reshape(tokens.shape)
+            return logp, jnp.sum(logp * steps, axis=-1)
+        wanted = wanted.any(axis=(1, 2)) | sft.any(axis=1)
+        logp = _scores(self.scorer, params, frozen, tokens, wanted, batch).logp
+        return logp, jnp.einsum("BT,BPXT->BPX", logp, steps.astype(logp.dtype))
+
+
+def _scores(
+    scorer: Scorer, params: Any, frozen: Frozen, tokens: Array, wanted: Array, batch: Batch
+) -> Any:
+    """Runs the model on plain rows, or on packed ones with their layout."""
+    layout = None
+    if "reach" in batch:
+        layout = Layout(batch["positions"], batch["reach"], batch["parent"])
+    return scorer(params, tokens, wanted, layout=layout, base=(frozen or {}).get("base"))

@@ -1,7 +1,7 @@
 """One optimiser step, the same for every stage."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -17,30 +17,25 @@ from stair_jax.train.optimizer import AdamW
 
 @struct.dataclass
 class State:
-    """What a checkpoint holds."""
+    """What a step changes, and a checkpoint holds."""
 
-    step: Any  # [] int32, optimiser steps done, which is also the position in the data
-    params: Any  # float32
+    params: Any  # what is trained: all weights, or the adapters
     opt: Any  # AdamW's moments
 
 
 def abstract(params: Any, tx: AdamW, mesh: Mesh) -> State:
     """Returns the shapes and places of a state of `params`, for a restore; nothing is allocated."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
     opt = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
         jax.eval_shape(tx.init, params), tx.shardings(params, mesh),
     )  # fmt: skip
     like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)  # noqa: E731
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    return State(step, jax.tree.map(like, params), opt)
+    return State(jax.tree.map(like, params), opt)
 
 
 def init(params: Any, tx: AdamW, mesh: Mesh) -> State:
-    """Returns the state before the first step; `params` are copied, as a step donates its state."""
-    where = NamedSharding(mesh, PartitionSpec())
-    opt = jax.jit(tx.init, out_shardings=tx.shardings(params, mesh))(params)
-    return State(jax.device_put(jnp.int32(0), where), jax.tree.map(jnp.copy, params), opt)
+    """Returns the state before the first step; it owns `params`, which the first step consumes."""
+    return State(params, jax.jit(tx.init, out_shardings=tx.shardings(params, mesh))(params))
 
 
 def on_mesh(params: Any, mesh: Mesh) -> Any:
@@ -54,24 +49,22 @@ def on_mesh(params: Any, mesh: Mesh) -> Any:
     return jax.tree.map(put, params)
 
 
-def place(batch: Mapping[str, np.ndarray], micro_batch: int, mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts a batch on the mesh as [accum, micro, ...], rows over the data and fsdp axes.
+def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Puts a batch [accum, micro, ...] on the mesh, rows over the data and fsdp axes.
 
-    The cut into micro-batches happens here, on the host: inside the program it would move rows
-    between devices.
+    The cut into micro-batches is the data's work, on the host: inside the program it would move
+    rows between devices.
     """
-    where = NamedSharding(mesh, mesh_lib.spec(None, "batch"))
-    cut = {name: x.reshape(-1, micro_batch, *x.shape[1:]) for name, x in batch.items()}
-    return jax.device_put(cut, where)
+    return jax.device_put(dict(batch), NamedSharding(mesh, mesh_lib.spec(None, "batch")))
 
 
 def step(
-    state: State, batch: Batch, lr: float | jax.Array, *, loss: Loss, tx: AdamW
+    state: State, batch: Batch, lr: float | jax.Array, *, loss: Loss, tx: AdamW, frozen: Any = None
 ) -> tuple[State, Sums]:
     """Returns the next state and the metrics; `state` is donated, do not use it again.
 
-    Where loss or gradient are not finite the state stays as it was, `step` included, and
-    `skipped` is 1.
+    Where loss or gradient are not finite the state stays as it was and `skipped` is 1. A metric
+    whose count is 0 in this batch is not a number.
 
     Args:
       state: parameters and moments, anywhere on the mesh; they stay where they are.
@@ -79,9 +72,11 @@ def step(
       lr: the learning rate of this step.
       loss: the objective.
       tx: the optimiser.
+      frozen: weights that the objective reads and nobody trains, by name: "base" under adapters,
+        "reference" of a preference.
     """
     leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))
-    return _program(loss, tx, tree, tuple(leaves))(state, batch, jnp.float32(lr))
+    return _program(loss, tx, tree, tuple(leaves))(state, frozen, batch, jnp.float32(lr))
 
 
 @functools.lru_cache(maxsize=32)
@@ -94,29 +89,77 @@ def _program(loss: Loss, tx: AdamW, tree: Any, shardings: tuple):
     )
 
 
-def _step(state: State, batch: Batch, lr: jax.Array, *, loss: Loss, tx: AdamW):
+def _step(state: State, frozen: Any, batch: Batch, lr: jax.Array, *, loss: Loss, tx: AdamW):
     counts = loss.counts(batch)  # of the whole batch, before any part of it is differentiated
-    mean = lambda name, x: x / jnp.maximum(counts[loss.units[name]], 1)  # noqa: E731
 
     def objective(params, micro):
-        sums = loss.sums(params, micro)
-        return sum(coef * mean(name, sums[name]) for name, coef in loss.terms.items()), sums
+        sums = loss.sums(params, frozen, micro)
+        return sum(
+            coef * sums[name] / jnp.maximum(counts[loss.units[name]], 1)
+            for name, coef in loss.terms.items()
+        ), sums
 
     def part(micro):
         return jax.value_and_grad(objective, has_aux=True)(state.params, micro)
 
-    if next(iter(batch.values())).shape[0] == 1:
-        (value, sums), grads = part({name: x[0] for name, x in batch.items()})
-    else:
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype),
-            jax.eval_shape(part, {name: x[0] for name, x in batch.items()}),
-        )
-        add = lambda total, micro: (jax.tree.map(jnp.add, total, part(micro)), None)  # noqa: E731
-        ((value, sums), grads), _ = jax.lax.scan(add, zeros, dict(batch))
-    params, opt, norm = tx.update(grads, state.opt, state.params, lr)
-    finite = jnp.isfinite(value) & jnp.isfinite(norm)
-    new = State(state.step + 1, params, opt)
-    new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, state)
-    metrics = {name: mean(name, x) for name, x in sums.items()}
-    return new, metrics | {"loss": value, "grad_norm": norm, "skipped": 1 - finite}
+    (value, sums), grads = _accumulated(part, batch)
+    params, opt, norms = tx.update(grads, state.opt, state.params, lr)
+    finite = jnp.isfinite(value) & jnp.isfinite(norms["grad_norm"])
+    new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), State(params, opt), state)
+    metrics = {name: x / counts[loss.units[name]] for name, x in sums.items()}
+    return new, metrics | norms | {"loss": value, "skipped": 1 - finite}
+
+
+def _accumulated(part: Any, batch: Batch) -> Any:
+    """Returns the sum of `part` over the micro-batches; empty ones at the end cost nothing."""
+    first = {name: x[0] for name, x in batch.items()}
+    accum = batch["weight"].shape[0]
+    if accum == 1:
+        return part(first)
+    shapes = jax.eval_shape(part, first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+    filled = jnp.any(_row_weights(batch).reshape(accum, -1) > 0, axis=1)
+    used = jnp.max(jnp.where(filled, jnp.arange(accum) + 1, 1))
+
+    def add(i, total):
+        micro = {name: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+                 for name, x in batch.items()}  # fmt: skip
+        return jax.tree.map(jnp.add, total, part(micro))
+
+    return jax.lax.fori_loop(0, used, add, zeros)
+
+
+def _row_weights(batch: Batch) -> jax.Array:
+    """Returns the weights of rows, 0 for padding; an anchor has one in the SFT term only."""
+    return jnp.maximum(batch["weight"], batch.get("sft_weight", 0.0))
+
+
+def measure(
+    params: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    mesh: Mesh,
+    *,
+    loss: Loss,
+    frozen: Any = None,
+) -> dict[str, float]:
+    """Returns the metrics of held-out batches and their `loss`; nothing where there are none.
+
+    Means are over all batches together, as if they were one.
+    """
+    total: dict[str, float] = {}
+    for batch in batches:
+        for name, x in _measured(params, frozen, place(batch, mesh), loss=loss).items():
+            total[name] = total.get(name, 0.0) + float(x)
+    if not total:
+        return {}
+    found = {
+        name: total[name] / total[f"count/{count}"]
+        for name, count in loss.units.items() if total[f"count/{count}"]
+    }  # fmt: skip
+    return found | {"loss": sum(coef * found.get(n, 0.0) for n, coef in loss.terms.items())}
+
+
+@functools.partial(jax.jit, static_argnames="loss")
+def _measured(params: Any, frozen: Any, batch: Batch, *, loss: Loss) -> Sums:
+    sums = _accumulated(lambda micro: loss.sums(params, frozen, micro), batch)
+    return sums | {f"count/{name}": x for name, x in loss.counts(batch).items()}

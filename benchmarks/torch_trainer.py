@@ -1,0 +1,75 @@
+"""The trainers in PyTorch, on transformers' Llama: what ours are measured against.
+
+As good as a careful user would have them, and better than the usual tools where that was easy: no
+data loader; no padding mask, since padding lies on the right; the head only at trained positions;
+the fused optimiser; both sides of a pair in one pass; the reference's log-probs are given.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+Batch = Mapping[str, np.ndarray]  # arrays [rows, ...] of one optimiser step, as `io.data` has them
+
+
+class Trainer:
+    """A model, AdamW, and the two losses."""
+
+    def __init__(self, folder: pathlib.Path, *, beta1: float, beta2: float, eps: float,
+                 weight_decay: float, clip_norm: float):  # fmt: skip
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.model = model.train()  # a Llama has no dropout
+        self._clip_norm = clip_norm
+        self._optimiser = torch.optim.AdamW(
+            self.model.parameters(), lr=0.0, betas=(beta1, beta2), eps=eps,
+            weight_decay=weight_decay, fused=True,
+        )  # fmt: skip
+
+    def sft(self, batch: Batch, lr: float) -> float:
+        """Takes one step on the mean over all trained tokens; returns that loss."""
+        tokens_BT, mask_BT = _tensor(batch["tokens"]).long(), _tensor(batch["loss_mask"])
+        logp = self._logp(tokens_BT, mask_BT)
+        return self._step(-logp.mean(), lr)
+
+    def dpo(self, batch: Batch, lr: float, *, beta: float, sft_coef: float) -> float:
+        """Takes one step on the mean over pairs, with the SFT term; returns that loss."""
+        tokens_B2T, step_B2T = _tensor(batch["tokens"]).long(), _tensor(batch["step_mask"])
+        sft_BT = _tensor(batch["sft_mask"])
+        wanted_B2T = step_B2T.clone()
+        wanted_B2T[:, 0] |= sft_BT
+        flat = tokens_B2T.shape[0] * 2, tokens_B2T.shape[2]
+        logp = self._logp(tokens_B2T.reshape(flat), wanted_B2T.reshape(flat))
+        logp_B2T = torch.zeros(wanted_B2T.shape).masked_scatter(wanted_B2T, logp)
+        policy_B2 = (logp_B2T * step_B2T).sum(-1)
+        reward_B2 = beta * (policy_B2 - _tensor(batch["ref_logp"]))
+        margin_B = reward_B2[:, 0] - reward_B2[:, 1]
+        nll_B = -(logp_B2T[:, 0] * sft_BT).sum(-1) / sft_BT.sum(-1)
+        preference = -torch.nn.functional.logsigmoid(margin_B)
+        return self._step(preference.mean() + sft_coef * nll_B.mean(), lr)
+
+    def _logp(self, tokens_BT: torch.Tensor, wanted_BT: torch.Tensor) -> torch.Tensor:
+        """Returns the log-probabilities of the wanted tokens, one after another."""
+        hidden_BTD = self.model.model(input_ids=tokens_BT, use_cache=False).last_hidden_state
+        wanted = wanted_BT[:, 1:]
+        logits = self.model.lm_head(hidden_BTD[:, :-1][wanted])
+        return -torch.nn.functional.cross_entropy(
+            logits, tokens_BT[:, 1:][wanted], reduction="none"
+        )
+
+    def _step(self, loss: torch.Tensor, lr: float) -> float:
+        loss.backward()
+        if self._clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
+        for group in self._optimiser.param_groups:
+            group["lr"] = lr
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        return float(loss.detach())
+
+
+def _tensor(x: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(x))

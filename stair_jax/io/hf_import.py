@@ -1,0 +1,236 @@
+"""Hugging Face import: tensor by tensor from the files into arrays on a mesh."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors
+from jax.sharding import NamedSharding, PartitionSpec
+
+from stair_jax.io import hf, hf_names
+from stair_jax.io.hf_names import Rule
+from stair_jax.model.spec import Spec
+
+Params = Any  # the tree of `transformer.init`
+FLOATS = {
+    "F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F64": np.dtype(np.float64),
+}  # fmt: skip
+_COMPARED = 1 << 24  # values of a repeated head that are compared at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies on the disk, and what it is."""
+
+    file: pathlib.Path
+    name: str
+    dtype: str  # as safetensors calls it
+    shape: tuple[int, ...]
+    offset: int  # of its first byte in the file
+
+    def read(self) -> np.ndarray:
+        """Returns the values; nothing else of the file comes into memory."""
+        dtype = FLOATS[self.dtype]
+        count = int(np.prod(self.shape, dtype=np.int64))
+        raw = np.fromfile(self.file, np.uint8, count * dtype.itemsize, offset=self.offset)
+        return raw.view(dtype).reshape(self.shape)
+
+
+def load_onto(path: hf.Path, shardings: Any = None, dtype: str = "float32") -> tuple[Spec, Params]:
+    """Returns the sizes and the parameters of a checkpoint folder, placed and in `dtype`.
+
+    Each tensor goes from its file to the devices that hold it before the next is read. So the host
+    holds at most one tensor and a device's part of it, in the dtype of the file.
+
+    Args:
+        path: a folder or a hub name.
+        shardings: a tree of `NamedSharding` as for `transformer.init`; None for one device.
+        dtype: of the arrays, "float32" or "bfloat16".
+
+    Raises:
+        ValueError: whatever makes the folder unusable, in one line that names the file.
+    """
+    folder = hf.resolve(path)
+    spec = hf.read_spec(folder)
+    found = tensors_of(folder)
+    _check(folder, found, spec)
+    if shardings is None:
+        shardings = _on_one_device(spec)
+    places = hf_names.flat(shardings)
+    flat = {
+        rule.ours: _parameter(rule, found, spec, places[rule.ours], jnp.dtype(dtype))
+        for rule in hf_names.rules_of(spec)
+    }
+    return spec, flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def tensors_of(folder: pathlib.Path) -> dict[str, Tensor]:
+    """Returns the tensors of a folder by name.
+
+    Raises:
+        ValueError: files are missing or broken, or in another format.
+    """
+    found = {}
+    for file in _files_of(folder):
+        try:
+            with safetensors.safe_open(file, framework="numpy"):
+                pass  # it compares the header with the file's length
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{file} is broken: {error}") from error
+        with file.open("rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+            header = json.loads(raw.read(length))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            begin = 8 + length + entry["data_offsets"][0]
+            found[name] = Tensor(file, name, entry["dtype"], tuple(entry["shape"]), begin)
+    return found
+
+
+def _files_of(folder: pathlib.Path) -> list[pathlib.Path]:
+    if (folder / hf.INDEX).exists():
+        names = hf.read_json(folder / hf.INDEX).get("weight_map") or {}
+        absent = sorted({file for file in names.values() if not (folder / file).exists()})
+        if absent or not names:
+            raise ValueError(f"{folder / hf.INDEX} names missing files {absent}")
+        return [folder / file for file in sorted(set(names.values()))]
+    if (folder / hf.WEIGHTS).exists():
+        return [folder / hf.WEIGHTS]
+    binary = sorted(p.name for p in folder.glob("*.bin"))
+    hint = f", found {binary[0]}: .bin weights are not read, convert them" if binary else ""
+    raise ValueError(f"{folder}: expected {hf.WEIGHTS} or {hf.INDEX}{hint}")
+
+
+def _check(folder: pathlib.Path, found: Mapping[str, Tensor], spec: Spec) -> None:
+    """Raises ValueError where a checkpoint holds anything but the tensors of `spec`."""
+    wanted = hf_names.tensors_of(spec)
+    _check_names(folder, found, set(wanted), spec)
+    head = found.get(hf_names.HEAD) if spec.tied else None
+    shapes = {name: hf_names.their_shape(rule, spec) for name, (rule, _) in wanted.items()}
+    for name in [*wanted, *([hf_names.HEAD] if head else [])]:
+        tensor = found[name]
+        if tensor.dtype not in FLOATS:
+            raise ValueError(
+                f"{tensor.file}: {name} is {tensor.dtype}, expected one of {sorted(FLOATS)} "
+                f"(quantised weights are not supported)"
+            )
+        if name in shapes and tensor.shape != shapes[name]:
+            raise ValueError(
+                f"{tensor.file}: {name} has shape {tensor.shape}, expected {shapes[name]}"
+            )
+    if head and not _same(head, found[hf_names.RULES[0].theirs]):
+        raise ValueError(
+            f"{head.file}: {head.name} differs from the embedding that config.json ties it to"
+        )
+
+
+def _check_names(folder: pathlib.Path, found: Iterable[str], want: set[str], spec: Spec) -> None:
+    """Raises ValueError, naming the difference, where a checkpoint has other tensors."""
+    names = {name for name in found if not name.endswith("rotary_emb.inv_freq")}
+    if spec.tied:
+        names.discard(hf_names.HEAD)  # some files repeat the embedding
+    missing, unknown = sorted(want - names), sorted(names - want)
+    if missing or unknown:
+        raise ValueError(
+            f"{folder}: {len(missing)} tensors are missing {missing[:3]} and {len(unknown)} are "
+            f"unknown {unknown[:3]} for a {spec.family} of {spec.L} layers"
+        )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Returns whether two tensors hold the same values; reads a part of both at a time."""
+    if a.shape != b.shape:
+        return False
+    size = int(np.prod(a.shape, dtype=np.int64))
+    for start in range(0, size, _COMPARED):
+        x, y = (
+            dataclasses.replace(
+                t, shape=(min(_COMPARED, size - start),),
+                offset=t.offset + start * FLOATS[t.dtype].itemsize,
+            ).read()
+            for t in (a, b)
+        )  # fmt: skip
+        if not np.array_equal(x.astype(np.float64), y.astype(np.float64)):
+            return False
+    return True
+
+
+def _on_one_device(spec: Spec) -> Any:
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("all",))
+    paths = dict.fromkeys(hf_names.shapes_of(spec), NamedSharding(mesh, PartitionSpec()))
+    return flax.traverse_util.unflatten_dict(paths, sep="/")
+
+
+def _parameter(
+    rule: Rule, found: Mapping[str, Tensor], spec: Spec, place: NamedSharding, dtype: np.dtype
+) -> jax.Array:
+    """Returns one of our parameters: a tensor of theirs, or one a layer in a stack."""
+    # Without its names, so that parameters of one form share a program.
+    how: Any = {"rule": hf_names.form(rule), "spec": spec, "place": place, "dtype": dtype}
+    if "{l}" not in rule.theirs:
+        part = _place(found[rule.theirs].read(), rule, spec, place.mesh, place.spec)
+        return jax.block_until_ready(_turned(part, **how))
+    stack = _empty(shape=hf_names.shapes_of(spec)[rule.ours], place=place, dtype=dtype)
+    for layer in range(spec.L):
+        x = found[rule.theirs.format(l=layer)].read()
+        part = _place(x, rule, spec, place.mesh, place.spec[1:])
+        # Without waiting the host would read ahead of the devices, and hold what it has read.
+        stack = jax.block_until_ready(_filled(stack, part, np.int32(layer), **how))
+    return stack
+
+
+_STATIC = ("rule", "spec", "place", "dtype")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _turned(x: jax.Array, *, rule: Rule, spec: Spec, place: Any, dtype: np.dtype) -> jax.Array:
+    ours = hf_names.to_ours(rule, x, spec).astype(dtype)
+    return jax.lax.with_sharding_constraint(ours, place)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "place", "dtype"))
+def _empty(*, shape: tuple[int, ...], place: Any, dtype: np.dtype) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jnp.zeros(shape, dtype), place)
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="stack")
+def _filled(
+    stack: jax.Array, x: jax.Array, layer: Any, *, rule: Rule, spec: Spec, place: Any,
+    dtype: np.dtype,
+) -> jax.Array:  # fmt: skip
+    """Returns the stack with one layer of it filled, in the stack's own memory."""
+    ours = hf_names.to_ours(rule, x, spec).astype(dtype)
+    stack = jax.lax.dynamic_update_index_in_dim(stack, ours, layer, 0)
+    return jax.lax.with_sharding_constraint(stack, place)
+
+
+def _place(x: np.ndarray, rule: Rule, spec: Spec, mesh: Any, axes: Any) -> jax.Array:
+    """Returns one of their tensors on the devices, each with the part that it will keep.
+
+    Args:
+        x: as read from the file.
+        rule: of the tensor.
+        spec: sizes.
+        mesh: of the parameter.
+        axes: mesh axes of the parameter, one for each of our letters, the last may be left out.
+    """
+    of = dict(zip(rule.axes, [*axes, *[None] * len(rule.axes)], strict=False))
+    letters = rule.layout.replace(" ", "")
+    split = x.reshape([spec.vocab if a == "V" else getattr(spec, a) for a in letters])
+    if split.dtype == np.float64:
+        split = split.astype(np.float32)
+    place = NamedSharding(mesh, PartitionSpec(*(of[a] for a in letters)))
+    parts = [
+        jax.block_until_ready(jax.device_put(np.ascontiguousarray(split[index]), device))
+        for device, index in place.addressable_devices_indices_map(split.shape).items()
+    ]
+    return jax.make_array_from_single_device_arrays(split.shape, place, parts)

@@ -1,0 +1,123 @@
+"""The first rows of a training run as the model will see them: what is shown, trained, compared."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from rich import console, text
+
+from stair_jax import records
+from stair_jax.io.batches import Batch, Data
+from stair_jax.text import Codec
+
+ROWS = 3
+_STYLES = {
+    "prompt": "dim", "context": "dim", "trained": "green", "compared": "yellow",
+    "compared, trained": "bold yellow", "rejected": "red",
+}  # fmt: skip
+
+
+class Part(NamedTuple):
+    """A run of tokens of one kind."""
+
+    kind: str  # a key of _STYLES
+    ids: list[int]
+
+
+class Side(NamedTuple):
+    """One sequence of a row, from its first token to the last one that counts."""
+
+    name: str  # "response", "chosen" or "rejected"
+    parts: list[Part]
+
+
+def show(data: Data, codec: Codec, path: str | os.PathLike) -> None:
+    """Prints the first rows of the first batch with their masks in colour, and writes them plain.
+
+    What is told comes from the arrays that training gets, so it is what the masks say, whatever
+    the rows were meant to be. Colours go to a terminal only.
+    """
+    shown = list(itertools.islice(rows(data.batch_at(0)), ROWS))
+    lines, screen = [], text.Text()
+    for number, row in enumerate(shown, start=1):
+        for side in row:
+            lines.append(f"row {number}, {side.name}")
+            screen.append(f"row {number}, {side.name}\n", "bold")
+            for kind, ids in side.parts:
+                words = codec.decode(ids)
+                lines.append(f"  {kind}: {words!r}")
+                screen.append(words, _STYLES[kind])
+            screen.append("\n")
+    records.write_text(path, "".join(line + "\n" for line in lines))
+    out = console.Console(stderr=True)
+    if out.is_terminal:
+        screen.append(f"prompt dim, trained green, compared yellow, rejected red; also in {path}\n")
+        out.print(screen, soft_wrap=True)
+
+
+def rows(batch: Batch) -> Iterator[list[Side]]:
+    """Yields the rows of a batch [A, m, ...] that count: one side, or chosen and rejected."""
+    flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.items()}
+    for row in range(len(flat["tokens"])):
+        one = {name: x[row] for name, x in flat.items()}
+        if "loss_mask" in one:
+            yield from _sft_rows(one)
+        elif "parent" in one:
+            for p in np.flatnonzero(one["sft_weight"]):
+                yield _pair(one["tokens"], one["tokens"], one["step_mask"][p], one["sft_mask"][p],
+                            one["parent"])  # fmt: skip
+        elif one["sft_weight"]:
+            chosen, rejected = one["tokens"]
+            yield _pair(chosen, rejected, one["step_mask"], one["sft_mask"], None)
+
+
+def _sft_rows(one: Batch) -> Iterator[list[Side]]:
+    """Yields the examples of one row: several where it is packed."""
+    mask, parent = one["loss_mask"], one.get("parent")
+    # An example ends where a trained token is followed by none of its own.
+    follows = np.append(mask[1:], False)
+    if parent is not None:
+        follows &= np.append(parent[1:] == np.arange(len(parent) - 1), False)
+    for end in np.flatnonzero(mask & ~follows).tolist():
+        yield [_side("response", one["tokens"], mask, np.zeros_like(mask), end, parent)]
+
+
+def _pair(
+    chosen: np.ndarray, rejected: np.ndarray, step_mask: np.ndarray, sft_mask: np.ndarray,
+    parent: np.ndarray | None,
+) -> list[Side]:  # fmt: skip
+    end = int(np.flatnonzero(sft_mask | step_mask[0])[-1])
+    if not step_mask.any():  # an anchor
+        return [_side("response", chosen, sft_mask, step_mask[0], end, parent)]
+    other = int(np.flatnonzero(step_mask[1])[-1])
+    none = np.zeros_like(sft_mask)
+    return [
+        _side("chosen", chosen, sft_mask, step_mask[0], end, parent),
+        _side("rejected", rejected, none, step_mask[1], other, parent),
+    ]
+
+
+def _side(
+    name: str, tokens: np.ndarray, trained: np.ndarray, compared: np.ndarray, end: int,
+    parent: np.ndarray | None,
+) -> Side:  # fmt: skip
+    path = [end]
+    while (before := path[-1] - 1 if parent is None else int(parent[path[-1]])) not in (
+        -1,
+        path[-1],
+    ):
+        path.append(before)
+    path.reverse()
+    marks = [(bool(trained[t]), bool(compared[t])) for t in path]
+    begun = next((i for i, mark in enumerate(marks) if any(mark)), len(path))
+    kinds = []
+    for i, (is_trained, is_compared) in enumerate(marks):
+        if is_compared:
+            kind = "rejected" if name == "rejected" else "compared"
+            kinds.append(f"{kind}, trained" if is_trained else kind)
+        else:
+            kinds.append("trained" if is_trained else "prompt" if i < begun else "context")
+    groups = itertools.groupby(zip(kinds, path, strict=True), key=lambda item: item[0])
+    return Side(name, [Part(kind, [int(tokens[t]) for _, t in run]) for kind, run in groups])

@@ -1,0 +1,30 @@
+"""Rows that hold more than one sequence: where each token stands, and what it sees.
+
+A row is a forest whose nodes are runs of tokens, written down depth first: packed examples are
+trees of one node, sibling steps are the children of the prefix that they share. All tokens below
+a node then lie side by side, so one number a token, where its node's subtree ends, says who sees
+it. A row of one sequence needs no layout.
+
+Shape letters: B rows  T tokens of a row
+"""
+
+from typing import Any
+
+from flax import struct
+from jaxtyping import Array, Bool
+
+from stair_jax import ops
+
+
+@struct.dataclass
+class Layout:
+    """Places of the tokens of B rows. Padding sees itself alone: reach t + 1, position 0."""
+
+    positions: Any  # [B, T] int32, tokens before it on its path: what RoPE turns by
+    reach: Any  # [B, T] int32, end (exclusive) of the subtree of its node: the last to see it
+    parent: Any  # [B, T] int32, index of the token before it on its path; the first has its own
+
+
+def visible(layout: Layout) -> Bool[Array, "B T T"]:
+    """Returns who sees whom: [b, q, s] is True where token q of a row sees its token s."""
+    return ops.visible(layout.reach)

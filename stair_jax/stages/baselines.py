@@ -1,0 +1,194 @@
+"""Stage baselines: the paper's other methods, from the same start with the same trainers.
+
+None of them reasons: a response is an answer as a whole. Settings of the trainers are those of the
+stages sft and dpo (the paper searched one grid for all), but for the loss, which compares whole
+responses and has no SFT term: that term is there to keep STAIR's format. Start is the run's
+checkpoint. A run without one has nothing that could answer, so it first trains `baseline-start` on
+the teacher's answers without their reasoning.
+
+- sft: on the chosen responses of all preferences.
+- dpo: on all preferences.
+- sacpo: on the helpful preferences, then from there on those of safety, with a smaller beta; the
+  first step is the second's reference (arXiv 2404.11049; STAIR section 4.1).
+- self-rewarding: K rounds. The model's own responses to the rounds' prompts are judged as the
+  search's are, the best against the worst of each prompt (arXiv 2401.10020).
+"""
+
+import logging
+from collections.abc import Iterable
+
+from stair_jax import records
+from stair_jax.config import DpoConfig, RewardConfig, SearchConfig, words
+from stair_jax.engine.request import Sampling
+from stair_jax.io import progress
+from stair_jax.io.examples import Ids, PairExample, SftExample, closed
+from stair_jax.miniature.preferences import direct_rows
+from stair_jax.records import Candidate, Preference, SftRow
+from stair_jax.rewards.combine import Reward
+from stair_jax.search import candidates
+from stair_jax.stages import policies, prompts, search, training
+from stair_jax.stages.run import Run, digest_of, train_config
+from stair_jax.text import Codec
+
+log = logging.getLogger(__name__)
+
+
+def run(run: Run) -> None:
+    """Makes the baselines that `config.baselines.names` lists and that are not there yet."""
+    start = _start(run)
+    for name in words(run.config.baselines.names):
+        _METHODS[name](run, start)
+
+
+def _start(run: Run) -> str:
+    """Returns the model that all baselines start from."""
+    if run.config.model.checkpoint:
+        return "base"
+    name = "baseline-start"
+    if _begin(run, name, "start", "base"):
+        c, policy = run.config, policies.load(run, "base")
+        rows = [
+            _example(row, row.response, policy.codec)
+            for row in direct_rows(c.seed, c.data.sft_rows)
+        ]
+        artefact = str(policies.artefact_of(name))
+        training.sft(run, artefact, policy, rows, train_config(c, "baselines.start"))
+    return name
+
+
+def _sft(run: Run, start: str) -> None:
+    name = "baseline-sft"
+    if _begin(run, name, "sft", start):
+        policy = policies.load(run, start)
+        rows = [
+            _example(row, row.chosen, policy.codec) for row in prompts.for_preferences(run.config)
+        ]
+        artefact = str(policies.artefact_of(name))
+        training.sft(run, artefact, policy, rows, train_config(run.config, "baselines.sft"))
+
+
+def _dpo(run: Run, start: str) -> None:
+    name = "baseline-dpo"
+    if _begin(run, name, "dpo", start):
+        rows = prompts.for_preferences(run.config)
+        _prefer(run, name, "dpo", start, rows, beta=run.config.dpo.beta)
+
+
+def _sacpo(run: Run, start: str) -> None:
+    steps = ("baseline-sacpo-1", "helpfulness"), ("baseline-sacpo", "safety")
+    for (name, kind), beta in zip(steps, run.config.baselines.sacpo_betas, strict=True):
+        if _begin(run, name, "sacpo", start):
+            rows = [row for row in prompts.for_preferences(run.config) if row.type == kind]
+            if not rows:
+                raise ValueError(
+                    f"{run.config.data.preferences}: no row of type {kind!r}, sacpo needs both"
+                )
+            _prefer(run, name, "sacpo", start, rows, beta=beta)
+        start = name
+
+
+def _self_rewarding(run: Run, start: str) -> None:
+    for number in range(1, run.config.rounds + 1):
+        name = f"baseline-self-rewarding-{number}"
+        folder = f"{policies.artefact_of(name)}/candidates"
+        if not run.lineage.finished(folder):
+            _sample(run, folder, start, number)
+        rows = records.read_jsonl(run.workdir / folder / "candidates.jsonl", Candidate)
+        if not (pairs := candidates.best_against_worst(rows)):
+            log.warning("self-rewarding ends here: all candidates of round %d tie", number)
+            return
+        if _begin(run, name, "self-rewarding", start, folder):
+            beta = run.config.dpo.beta
+            _prefer(run, name, "self-rewarding", start, pairs, beta=beta, seed=number)
+        start = name
+
+
+_METHODS = {"sft": _sft, "dpo": _dpo, "sacpo": _sacpo, "self-rewarding": _self_rewarding}
+
+
+def _begin(run: Run, name: str, stage: str, start: str, *more: str) -> bool:
+    """Notes that a model is being made; False where it is made already."""
+    artefact, parent = str(policies.artefact_of(name)), policies.artefact_of(start)
+    if run.lineage.finished(artefact):
+        return False
+    log.info("%s ...", artefact)
+    run.begin(artefact, f"baselines.{stage}", (*((parent,) if parent else ()), *more))
+    return True
+
+
+def _prefer(
+    run: Run, name: str, stage: str, start: str,
+    rows: Iterable[Preference] | Iterable[tuple[Candidate, Candidate]], *, beta: float,
+    seed: int = 0,
+) -> None:  # fmt: skip
+    """Trains the model `name` by DPO on whole responses; `start` is its reference."""
+    policy = policies.load(run, start)
+    loss = DpoConfig.of(
+        run.config.dpo, beta=beta, scope="response", sft_coef=0.0, anchors_per_pair=0.0
+    )
+    training.dpo(
+        run, str(policies.artefact_of(name)), policy, [_pair(row, policy.codec) for row in rows],
+        (), train_config(run.config, f"baselines.{stage}"), loss, seed=run.config.seed + seed,
+    )  # fmt: skip
+
+
+def _sample(run: Run, artefact: str, start: str, number: int) -> None:
+    """Samples and judges the candidates of a round, and appends each as it is judged."""
+    c, b, parent = run.config, run.config.baselines, policies.artefact_of(start)
+    run.begin(artefact, "baselines.candidates", (parent,) if parent else ())
+    path = run.workdir / artefact / "candidates.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records.mend_jsonl(path)
+    have = {row.id for row in records.read_jsonl(path, Candidate)} if path.exists() else set()
+    every, config = prompts.for_round(c, number), SearchConfig.of(c.search)
+    sampling, passed_over = Sampling(temperature=b.temperature, top_p=b.top_p), {}
+    draw = candidates.Draw(
+        count=b.candidates, sampling=sampling, max_tokens=config.max_rollout_tokens,
+        key=(c.seed, artefact),
+    )  # fmt: skip
+    if len(have) < len(every) * b.candidates:
+        policy = policies.load(run, start)
+        engine = policies.engine_for(run, policy)
+        engine.compile([sampling])
+        with progress.line(artefact, len(every) * b.candidates) as show:
+
+            def keep(row: Candidate) -> None:
+                records.append_jsonl(path, row)
+                have.add(row.id)
+                show(len(have), "candidates")
+
+            passed_over = candidates.sample(
+                every, draw, engine=engine, codec=policy.codec,
+                judge=search.judge_of(config, direct=True),
+                reward=Reward(config.reward, RewardConfig.of(c.reward)), have=frozenset(have),
+                on_candidate=keep,
+            )  # fmt: skip
+    rows = sorted(records.read_jsonl(path, Candidate), key=lambda row: row.id)
+    pairs = len(candidates.best_against_worst(rows))
+    counts = {"candidates": len(rows), "pairs": pairs, "passed_over": len(passed_over),
+              "unrewarded": sum(row.reward is None for row in rows)}  # fmt: skip
+    run.metrics.rewind(artefact, -1)
+    run.metrics.log(artefact, 0, counts)
+    run.lineage.finish(artefact, digest_of(repr(rows)), **counts)
+
+
+def _example(row: SftRow | Preference, response: str, codec: Codec) -> SftExample:
+    prompt = tuple(codec.prompt_ids(row.question, row.before))
+    return SftExample(id=row.id, prompt=prompt, response=_whole(response, codec))
+
+
+def _pair(row: Preference | tuple[Candidate, Candidate], codec: Codec) -> PairExample:
+    """Returns two whole responses as what the trainer compares."""
+    if isinstance(row, Preference):
+        name, prompt = row.id, codec.prompt_ids(row.question, row.before)
+        better, worse = _whole(row.chosen, codec), _whole(row.rejected, codec)
+    else:
+        best, worst = row
+        name, prompt = best.prompt, codec.prompt_ids(best.question)
+        better, worse = closed(best.ids, True, codec), closed(worst.ids, True, codec)
+    return PairExample(id=name, prompt=tuple(prompt), prefix=(), chosen=better, rejected=worse)
+
+
+def _whole(response: str, codec: Codec) -> Ids:
+    """Returns a response's ids with the end of the turn: there is no tag that would end it."""
+    return closed(codec.response_ids(response), True, codec)

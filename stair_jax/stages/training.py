@@ -1,0 +1,127 @@
+"""What the stages that train share: a model and rows in, a trained model in the lineage out."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from stair_jax.config import DpoConfig, TrainConfig
+from stair_jax.io import preview
+from stair_jax.io.batches import SftData
+from stair_jax.io.examples import PairExample, SftExample
+from stair_jax.io.pair_batches import DpoData
+from stair_jax.stages import policies
+from stair_jax.stages.policies import Policy
+from stair_jax.stages.run import Run, digest_of, need_disk
+from stair_jax.train import loop, probe, reference
+from stair_jax.train.logprobs import Scorer
+from stair_jax.train.losses import Dpo, Loss, Sft
+
+log = logging.getLogger(__name__)
+
+
+def sft(
+    run: Run, name: str, policy: Policy, examples: Sequence[SftExample], config: TrainConfig,
+    **facts: Any,
+) -> None:  # fmt: skip
+    """Trains a model on the responses of `examples`, and finishes its artefact.
+
+    Args:
+      run: the caller has begun the artefact.
+      name: of the artefact, under which its checkpoints lie in the workdir.
+      policy: to start from; its weights are given away.
+      examples: prompts and responses.
+      config: of the trainer.
+      facts: more for the lineage.
+    """
+    data = SftData(examples, config, seed=run.config.seed, **_frame(run, policy))
+    _report_dropped(name, data.dropped, len(examples))
+    loss = Sft(Scorer.of(policy.spec, config))
+    _train(run, name, policy, data, loss, config, facts | {"rows": len(data.examples)})
+
+
+def dpo(
+    run: Run, name: str, policy: Policy, pairs: Sequence[PairExample],
+    anchors: Sequence[SftExample], config: TrainConfig, loss: DpoConfig, *, seed: int,
+    **facts: Any,
+) -> None:  # fmt: skip
+    """Trains a model on preferences, and finishes its artefact; see `sft`.
+
+    Args:
+      run: the caller has begun the artefact.
+      name: of the artefact.
+      policy: start and reference.
+      pairs: what is compared.
+      anchors: good responses for the SFT term.
+      config: of the trainer.
+      loss: of the objective.
+      seed: of the order of the rows.
+      facts: more for the lineage.
+
+    Raises:
+      ValueError: where no pair is left.
+    """
+    data = DpoData(pairs, anchors, config, loss, seed=seed, **_frame(run, policy))
+    _report_dropped(name, data.dropped, len(pairs) + len(anchors))
+    if not data.pairs:
+        raise ValueError(
+            f"{name}: none of {len(pairs)} pairs is left to train on; lower"
+            " config.pairs.min_value_gap, or grow more trees"
+        )
+    objective = Dpo.of(Scorer.of(policy.spec, config), loss)
+    if loss.reference == "precomputed":
+        scorer = dataclasses.replace(objective.scorer, lora_scale=0.0)
+        key = reference.key_of(
+            scorer, weights=policies.digest(run, policy.name), words=policy.codec.digest
+        )
+        table = reference.table(
+            scorer, policy.params, data.trajectories(), config=config, mesh=run.mesh,
+            folder=run.workdir / name / "reference", key=key, pad_id=policy.codec.pad_id,
+        )  # fmt: skip
+        data = data.with_reference(table)
+    _train(run, name, policy, data, objective, config, facts | {"pairs": data.pairs})
+
+
+def _frame(run: Run, policy: Policy) -> dict[str, int]:
+    shards = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    return {"pad_id": policy.codec.pad_id, "row_shards": shards}
+
+
+def _train(
+    run: Run, name: str, policy: Policy, data: Any, loss: Loss, config: TrainConfig,
+    facts: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Fits, and notes the result in the lineage."""
+    folder = run.workdir / name
+    if config.batching != "bucket":
+        probe.check_packing(policy.spec, config.compute_dtype)
+    preview.show(data, policy.codec, folder / "preview.txt")
+    params, frozen = policy.params, {}
+    if config.lora_rank:
+        frozen["base"] = _shown(params, config.compute_dtype)
+        params = policies.adapters(run, policy.spec, config)
+    elif isinstance(loss, Dpo) and loss.reference == "on_the_fly":
+        frozen["reference"] = _shown(params, config.compute_dtype)
+    need_disk(run, name, sum(x.size for x in jax.tree.leaves(params)), keep=config.keep)
+    parents = run.lineage.entries[name]["parents"]
+    fitted = loop.fit(
+        params, data, loss=loss, config=config, mesh=run.mesh, folder=folder / "checkpoints",
+        metrics=run.metrics, stage=name, frozen=frozen or None,
+        more={f"parent {parent}": digest for parent, digest in parents.items()},
+    )  # fmt: skip
+    made = {"step": fitted.step} | ({"adapters_of": policy.name} if config.lora_rank else {})
+    run.lineage.finish(name, digest_of(fitted.params), **facts, **made)
+
+
+def _shown(params: Any, dtype: str) -> Any:
+    """Returns a copy of the weights in the dtype that they are computed in."""
+    return jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(dtype) + 0, tree))(params)
+
+
+def _report_dropped(stage: str, dropped: Mapping[str, Sequence[str]], count: int) -> None:
+    """Says how many rows were left out, why, and which."""
+    for reason, ids in dropped.items():
+        log.warning("%s: %d of %d rows left out, %s: %s", stage, len(ids), count, reason,
+                    ", ".join(ids[:10]) + (" ..." if len(ids) > 10 else ""))  # fmt: skip

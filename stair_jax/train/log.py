@@ -1,0 +1,129 @@
+"""What a training run says of itself: one line a step, and the guards that read it."""
+
+import logging
+import math
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import jax
+import numpy as np
+
+from stair_jax import records
+from stair_jax.config import TrainConfig
+from stair_jax.io import progress
+from stair_jax.io.metrics import Metrics
+from stair_jax.train.meter import Meter
+
+log = logging.getLogger(__name__)
+
+Got = TypeVar("Got")
+# A policy is its own reference at first. Nats a token beyond which that is no rounding.
+STEP_ZERO = 1e-4
+
+
+class NonFiniteError(RuntimeError):
+    """Loss or gradient were not finite; the message says where the rows and the weights are."""
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """The part of the data that is asked when a step went wrong."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that an epoch takes."""
+        ...
+
+    def rows_at(self, step: int) -> Sequence[Any]:
+        """Examples of the batch of 0-based `step`."""
+        ...
+
+
+class StepLog:
+    """Writes the step before, so that the host never waits for the step just dispatched."""
+
+    def __init__(self, stage: str, data: Rows, metrics: Metrics, folder: pathlib.Path,
+                 config: TrainConfig, show: progress.Show):  # fmt: skip
+        self.stage, self.data, self.metrics, self.folder = stage, data, metrics, folder
+        self.config, self.show = config, show
+        self.skipped = 0
+        self._meter = Meter()
+        self._waiting: tuple[int, Any, float, Mapping[str, np.ndarray], float] | None = None
+        self._waited = 0.0
+        self._clock = time.perf_counter()
+
+    def rewind(self, step: int) -> None:
+        """Drops what an earlier process logged after `step`."""
+        self.metrics.rewind(self.stage, step)
+
+    def waited(self, what: Callable[[], Got]) -> Got:
+        """Returns `what()`, whose time counts as waiting for data."""
+        start = time.perf_counter()
+        got = what()
+        self._waited += time.perf_counter() - start
+        return got
+
+    def push(self, step: int, out: Any, lr: float, batch: Mapping[str, np.ndarray]) -> None:
+        """Takes a dispatched step and writes the one before it."""
+        before, self._waiting = self._waiting, (step, out, lr, batch, self._waited)
+        self._waited = 0.0
+        self._write(before)
+
+    def flush(self) -> None:
+        """Writes the step that is still waiting."""
+        before, self._waiting = self._waiting, None
+        self._write(before)
+
+    def more(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes figures that are not of every step; `step` counts from 1."""
+        self.metrics.log(self.stage, step, values)
+        self._clock = time.perf_counter()  # evaluation and saving are no part of a step
+
+    def _write(self, entry: Any) -> None:
+        if entry is None:
+            return
+        step, out, lr, batch, waited = entry
+        found = {name: float(x) for name, x in jax.device_get(out).items()}
+        if found.pop("skipped"):
+            self._skip(step, found)
+        # A mean over nothing is no figure: a batch without a pair of depth 3, say.
+        found = {name: x for name, x in found.items() if not math.isnan(x)}
+        if step == 0:
+            self._check_start(found)
+        now = time.perf_counter()
+        speed = self._meter.figures(batch, seconds=now - self._clock)
+        self._clock = now
+        more = {
+            "learning_rate": lr, "epoch": (step + 1) / self.data.steps_per_epoch,
+            "data_wait_ms": 1e3 * waited, "skipped_steps": self.skipped,
+        }  # fmt: skip
+        self.metrics.log(self.stage, step + 1, found | more | speed)
+        self.show(step + 1, f"loss {found['loss']:.4f}  {speed['tokens_per_s']:,.0f} tokens/s"
+                  if "loss" in found else "skipped")  # fmt: skip
+
+    def _check_start(self, found: Mapping[str, float]) -> None:
+        """Warns where the policy of the first step is not the reference."""
+        apart = abs(found.get("kl_per_token", 0.0))
+        if apart > STEP_ZERO:
+            log.warning(
+                "%s: at the first step policy and reference differ by %.2g nats a token, expected 0:"
+                " the reference's log-probs are of other weights, another template or precision",
+                self.stage, apart,
+            )  # fmt: skip
+
+    def _skip(self, step: int, found: Mapping[str, float]) -> None:
+        """Writes the rows of a bad batch; raises where it is one too many, or the loss is bad."""
+        self.skipped += 1
+        path = self.folder.parent / f"nonfinite-{step + 1}.jsonl"
+        records.write_jsonl(path, self.data.rows_at(step))
+        what = f"{self.stage} step {step + 1}: loss {found['loss']}, grad_norm {found['grad_norm']}"
+        if math.isfinite(found["loss"]) and self.skipped <= self.config.max_skipped:
+            log.warning("%s, expected finite numbers; skipped (%d of at most %d), its rows are in %s",
+                        what, self.skipped, self.config.max_skipped, path)  # fmt: skip
+            return
+        raise NonFiniteError(
+            f"{what}, expected finite numbers; the batch's rows are in {path}, the last good"
+            f" weights in {self.folder}"
+        )
