@@ -9,6 +9,7 @@ of the largest tensor, as it lies in the file.
 import argparse
 import functools
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import jax
 
 from benchmarks import harness
 from benchmarks.harness import Claim
-from stair_jax.io import hf, hf_export, hf_import
+from stair_jax.io import hf_export, hf_import
 from stair_jax.model import transformer
 from stair_jax.model.spec import RopeScaling, Spec
 
@@ -91,10 +92,14 @@ def child(direction: str, folder: pathlib.Path, spec: Spec) -> dict[str, float]:
 
 def measure(direction: str, folder: pathlib.Path, size: str) -> dict[str, float]:
     """Returns `child` of a fresh process."""
-    code = [sys.executable, "-m", "benchmarks.hf_memory", "--out", "/dev/null",
+    return json.loads(_part(direction, folder, size).splitlines()[-1])
+
+
+def _part(direction: str, folder: pathlib.Path, size: str) -> str:
+    """Runs one part in a fresh process and returns what it prints."""
+    code = [sys.executable, "-m", "benchmarks.hf_memory", "--out", os.devnull,
             "--direction", direction, "--folder", str(folder), "--size", size]  # fmt: skip
-    done = subprocess.run(code, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return subprocess.run(code, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def largest(folder: pathlib.Path) -> int:
@@ -112,9 +117,7 @@ def run(folder: pathlib.Path, options: argparse.Namespace) -> None:
     """Writes a checkpoint where there is none, measures both directions and reports."""
     spec = SIZES[options.size]
     if not (folder / "config.json").exists():
-        maker = [sys.executable, "-m", "benchmarks.hf_memory", "--out", "/dev/null",
-                 "--direction", "make", "--folder", str(folder), "--size", options.size]  # fmt: skip
-        subprocess.run(maker, check=True)
+        _part("make", folder, options.size)
     unit, files = largest(folder), len(list(folder.glob("*.safetensors")))
     found = {way: measure(way, folder, options.size) for way in ("import", "export")}
     for figures in found.values():

@@ -32,7 +32,9 @@ _llama = partial(
 )
 _stretched = partial(RopeScaling, low=1.0, high=4.0, original=8192)
 SPECS = {
-    "miniature": _llama(L=3, D=128, N=4, K=2, H=32, F=352, V=411, vocab=411, theta=100.0, tied=True),
+    "miniature": _llama(
+        L=3, D=128, N=4, K=2, H=32, F=352, V=411, vocab=411, theta=100.0, tied=True
+    ),
     "1b": _llama(  # Llama-3.2-1B
         L=16, D=2048, N=32, K=8, H=64, F=8192, V=128_256, vocab=128_256, tied=True,
         rope_scaling=_stretched(factor=32.0),

@@ -24,7 +24,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 ALLOWED = {"jax", "flax", "numpy", "einops", "ml_collections", "jaxtyping"}
 OURS = {"benchmarks", "stair_jax"}
 LIMITS = Ceilings(bytes_per_s=1e9, flops_per_s=1e11)
-SPEC = dataclasses.replace(roofline.SPECS["miniature"], L=2, D=16, N=4, K=2, H=8, F=12, V=60, vocab=60)
+SPEC = dataclasses.replace(
+    roofline.SPECS["miniature"], L=2, D=16, N=4, K=2, H=8, F=12, V=60, vocab=60
+)
 SHAPE = Shape(trees=5, in_flight=2, iterations=4, prompt=9, step=4, rollout=6)
 
 

@@ -4,9 +4,14 @@ import datasets
 import pytest
 
 from stair_jax import config as config_lib
+from stair_jax import records
 from stair_jax.config import EXPORTS
 from stair_jax.io import exports, formats
-from stair_jax.records import Pair
+from stair_jax.io.metrics import Metrics
+from stair_jax.records import Node, Pair, Prompt, Tree
+from stair_jax.stages import pairs as pairs_stage
+from stair_jax.stages.lineage import Lineage
+from stair_jax.stages.run import Run
 from stair_jax.validate import validate
 
 
@@ -94,3 +99,31 @@ def test_names_are_known_and_unknown_ones_refused():
         validate(c)
     c.pairs.export = "trl, openrlhf"
     validate(c)
+
+
+def test_the_stage_writes_what_is_asked_for_and_counts_what_others_will_end(tmp_path):
+    c = config_lib.default()
+    c.update(workdir=str(tmp_path), stages="pairs")
+    c.pairs.export = "trl, llamafactory"
+    run = Run(c, tmp_path, Lineage(tmp_path / "lineage.json"), Metrics(tmp_path))
+    run.lineage.begin("round-1/trees", "search", {}, ())
+    run.lineage.finish("round-1/trees", "x")
+    steps = [("0.0", -1.0, True), ("0.1", 1.0, False)]
+    nodes = [Node(parent=-1, ids=(), text="", depth=0, visits=9, value_sum=0.0, reward=None,
+                  terminal=False, p=1.0, tag="0")]  # fmt: skip
+    nodes += [
+        Node(parent=0, ids=(9,), text=f"step {tag}", depth=1, visits=4, value_sum=4 * value,
+             reward=value if terminal else None, terminal=terminal, p=1.0, tag=tag)
+        for tag, value, terminal in steps
+    ]  # fmt: skip
+    question = "what is <|Output|> ?"
+    tree = Tree(prompt=Prompt(id="q", question=question, type="safety"), nodes=tuple(nodes))
+    records.write_jsonl(tmp_path / "round-1" / "trees" / "trees.jsonl", [tree])
+    pairs_stage.run(run, 1)
+    folder = tmp_path / "round-1" / "pairs" / "export"
+    assert sorted(x.name for x in folder.iterdir()) == ["llamafactory", "trl"]
+    (row,) = formats.preference_rows(str(folder / "trl" / "pairs.parquet")).rows
+    assert (row.chosen, row.rejected) == ("step 0.1", "step 0.0")
+    assert row.question == "what is < |Output|> ?"  # as it is trained
+    (line,) = records.read_json_lines(tmp_path / "metrics.jsonl")
+    assert line["export/unfinished"] == 1

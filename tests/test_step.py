@@ -273,6 +273,7 @@ def test_adamw_by_hand():
     np.testing.assert_allclose(new["w"][1], -2 + 0.1 * 0.5 * 2, rtol=1e-5)
     np.testing.assert_allclose(new["attn_norm"], 1 - 0.1 * 0.8 / (0.8 + 1e-3), rtol=1e-5)
     assert new["bq"] == 1  # gains and biases do not decay
+    assert not optimizer._is_gain_or_bias((jax.tree_util.DictKey("b"),))  # a factor of LoRA
 
 
 def test_bfloat16_parameters_keep_float32_moments_and_move_where_they_can():

@@ -22,7 +22,7 @@ LAYERS = 2 * (2 * 6 * 8 * (4 + 2) + 3 * 6 * 7)  # attention and feed-forward
 
 
 def test_weights_that_a_token_meets_are_those_of_the_model():
-    params = transformer.init(SPEC, jax.random.key(0))
+    params = jax.eval_shape(lambda: transformer.init(SPEC, jax.random.key(0)))
     matrices = {"wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down"}
     found = sum(x.size for name, x in params["layers"].items() if name in matrices)
     assert throughput.matrix_parameters(SPEC, head=False) == LAYERS == found
@@ -37,7 +37,10 @@ def test_a_step_costs_six_a_weight_and_twelve_a_key_and_head_dim():
 
 def test_frozen_weights_cost_four_and_their_adapters_six():
     work = Work(tokens=10, keys=30, scored=4)
-    factors = lora.init(SPEC, jax.random.key(0), rank=3, targets=("q", "down"))
+    targets = ("q", "down")
+    factors = jax.eval_shape(
+        lambda: lora.init(SPEC, jax.random.key(0), rank=3, targets=targets)
+    )
     adapters = throughput.adapter_parameters(SPEC, 3, ("q", "down"))
     assert adapters == sum(x.size for x in jax.tree.leaves(factors)) == 2 * 3 * (6 + 32 + 7 + 6)
     found = throughput.step_flops(SPEC, work, adapters=adapters)

@@ -97,7 +97,8 @@ def _alpaca_prompt(where: str, row: Row) -> list[Turn]:
     turns: list[Turn] = []
     if row.get("system"):
         turns.append(("system", _string(where, row, "system")))
-    for i, pair in enumerate(row.get("history") or ()):
+    history: list[Any] = row.get("history") or []
+    for i, pair in enumerate(history):
         texts = [x for x in pair if isinstance(x, str)] if isinstance(pair, list) else []
         if len(texts) != 2 or len(pair) != 2:
             raise ValueError(

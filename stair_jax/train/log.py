@@ -45,11 +45,10 @@ class StepLog:
     """Writes the step before, so that the host never waits for the step just dispatched."""
 
     def __init__(self, stage: str, data: Rows, metrics: Metrics, folder: pathlib.Path,
-                 config: TrainConfig, show: progress.Show):  # fmt: skip
+                 config: TrainConfig, meter: Meter, show: progress.Show):  # fmt: skip
         self.stage, self.data, self.metrics, self.folder = stage, data, metrics, folder
-        self.config, self.show = config, show
+        self.config, self.meter, self.show = config, meter, show
         self.skipped = 0
-        self._meter = Meter()
         self._waiting: tuple[int, Any, float, Mapping[str, np.ndarray], float] | None = None
         self._waited = 0.0
         self._clock = time.perf_counter()
@@ -93,7 +92,7 @@ class StepLog:
         if step == 0:
             self._check_start(found)
         now = time.perf_counter()
-        speed = self._meter.figures(batch, seconds=now - self._clock)
+        speed = self.meter.figures(batch, seconds=now - self._clock)
         self._clock = now
         more = {
             "learning_rate": lr, "epoch": (step + 1) / self.data.steps_per_epoch,
@@ -108,8 +107,8 @@ class StepLog:
         apart = abs(found.get("kl_per_token", 0.0))
         if apart > STEP_ZERO:
             log.warning(
-                "%s: at the first step policy and reference differ by %.2g nats a token, expected 0:"
-                " the reference's log-probs are of other weights, another template or precision",
+                "%s: at the first step policy and reference differ by %.2g nats a token, expected"
+                " 0: the reference's log-probs are of other weights, another template or precision",
                 self.stage, apart,
             )  # fmt: skip
 
@@ -118,12 +117,12 @@ class StepLog:
         self.skipped += 1
         path = self.folder.parent / f"nonfinite-{step + 1}.jsonl"
         records.write_jsonl(path, self.data.rows_at(step))
-        what = f"{self.stage} step {step + 1}: loss {found['loss']}, grad_norm {found['grad_norm']}"
-        if math.isfinite(found["loss"]) and self.skipped <= self.config.max_skipped:
-            log.warning("%s, expected finite numbers; skipped (%d of at most %d), its rows are in %s",
-                        what, self.skipped, self.config.max_skipped, path)  # fmt: skip
-            return
-        raise NonFiniteError(
-            f"{what}, expected finite numbers; the batch's rows are in {path}, the last good"
-            f" weights in {self.folder}"
+        what = (
+            f"{self.stage} step {step + 1}: loss {found['loss']}, grad_norm {found['grad_norm']},"
+            f" expected finite numbers; the batch's rows are in {path}"
         )
+        most = self.config.max_skipped
+        if math.isfinite(found["loss"]) and self.skipped <= most:
+            log.warning("%s, skipped (%d of at most %d)", what, self.skipped, most)
+            return
+        raise NonFiniteError(f"{what}, the last good weights in {self.folder}")

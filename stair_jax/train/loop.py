@@ -4,9 +4,10 @@ import dataclasses
 import logging
 import pathlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ from stair_jax.train import optimizer
 from stair_jax.train import step as step_lib
 from stair_jax.train.log import NonFiniteError, Rows, StepLog
 from stair_jax.train.losses import Frozen, Loss
+from stair_jax.train.meter import Meter
 from stair_jax.train.optimizer import AdamW
 
 __all__ = ["Data", "Fitted", "NonFiniteError", "fit"]
@@ -36,8 +38,8 @@ class Data(Rows, Protocol):
     seed: int
     digest: str
 
-    def stream(self, start: int) -> Iterator[Mapping[str, np.ndarray]]:
-        """Batches from 0-based step `start` on, without end; it has `get_state`, `set_state`."""
+    def stream(self, start: int) -> grain.DatasetIterator:
+        """Batches from 0-based step `start` on, without end."""
         ...
 
     def eval_batches(self) -> Sequence[Mapping[str, np.ndarray]]:
@@ -105,14 +107,13 @@ def fit(
     steps = optimizer.total_steps(config, data.steps_per_epoch)
     marks = fingerprint(config, loss, data) | dict(more or {})
     params = jax.tree.map(lambda x: x.astype(config.param_dtype), step_lib.on_mesh(params, mesh))
-    saves = Checkpoints(
-        folder, keep=config.keep, best=config.result == "best", fingerprint=marks
-    )  # fmt: skip
-    with jax.set_mesh(mesh), saves, progress.line(stage, steps) as show, (
-        interrupt.granted_by_me()
-    ) as wish:  # fmt: skip
+    best = config.result == "best"
+    saves = Checkpoints(folder, keep=config.keep, best=best, fingerprint=marks)
+    heard, bar = interrupt.granted_by_me(), progress.line(stage, steps)
+    with jax.set_mesh(mesh), saves, bar as show, heard as wish:
         run = _Fit(loss, data, config, mesh, saves, stage, frozen, AdamW.of(config), steps, wish)
-        return run(params, StepLog(stage, data, metrics, folder, config, show))
+        meter = Meter(loss.scorer.spec, config, reference=loss.reads_reference, mesh=mesh)
+        return run(params, StepLog(stage, data, metrics, folder, config, meter, show))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,17 +153,15 @@ class _Fit:
             )  # fmt: skip
             # The device works on this step while the host looks at the one before it.
             out.push(step, figures, lr, batch)
-            if self._due(step + 1):
+            wanted = self.wish.is_set()  # read once: a step that is not saved must not end the run
+            if wanted or (step + 1) % self.config.save_every == 0 or step + 1 == self.steps:
                 out.flush()  # a bad step must not be saved
                 self._save(step + 1, state, begun, stream, out)
-            if self.wish.is_set():
+            if wanted:
                 raise interrupt.Stopped(
                     f"{self.stage}: stopped, step {self.saves.latest} of {self.steps} is saved"
                 )
         return self._result(state)
-
-    def _due(self, done: int) -> bool:
-        return done % self.config.save_every == 0 or done == self.steps or self.wish.is_set()
 
     def _save(self, done: int, state: step_lib.State, begun: Any, stream: Any, out: StepLog):
         held_out = step_lib.measure(
@@ -200,4 +199,5 @@ def _changed(begun: Any, params: Any) -> jax.Array:
     moved = jax.tree.map(
         lambda a, b: jnp.sum(a != b.astype(a.dtype), dtype=jnp.float32), begun, params
     )
-    return sum(jax.tree.leaves(moved)) / sum(x.size for x in jax.tree.leaves(params))
+    share = sum(jax.tree.leaves(moved)) / sum(x.size for x in jax.tree.leaves(params))
+    return jnp.asarray(share)

@@ -7,7 +7,7 @@ by the counts of the *global* batch, so neither accumulation nor sharding change
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,20 @@ DEPTHS = 7  # the deepest step whose accuracy is counted by itself
 class Loss(Protocol):
     """What `step` needs to know of an objective."""
 
-    units: ClassVar[Mapping[str, str]]  # metric -> name of the count that its sum is divided by
+    @property
+    def scorer(self) -> Scorer:
+        """The model."""
+        ...
+
+    @property
+    def units(self) -> Mapping[str, str]:
+        """Metric -> name of the count that its sum is divided by."""
+        ...
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether the reference's forward pass is a part of `sums`."""
+        ...
 
     @property
     def terms(self) -> Mapping[str, float]:
@@ -87,7 +100,15 @@ class Sft:
 
     scorer: Scorer
 
-    units: ClassVar[Mapping[str, str]] = {"nll_loss": "tokens", "mean_token_accuracy": "tokens"}
+    @property
+    def units(self) -> Mapping[str, str]:
+        """All means are over trained tokens."""
+        return {"nll_loss": "tokens", "mean_token_accuracy": "tokens"}
+
+    @property
+    def reads_reference(self) -> bool:
+        """There is none."""
+        return False
 
     @property
     def terms(self) -> Mapping[str, float]:
@@ -144,6 +165,11 @@ class Dpo:
         }  # fmt: skip
 
     @property
+    def reads_reference(self) -> bool:
+        """Whether the reference's weights are at hand, not its log-probs."""
+        return self.reference != "precomputed"
+
+    @property
     def terms(self) -> Mapping[str, float]:
         """The mean over pairs, and the mean over rows or tokens of the SFT term."""
         return {"dpo_loss": 1.0, "nll_loss": self.sft_coef}
@@ -163,9 +189,10 @@ class Dpo:
     def sums(self, params: Any, frozen: Frozen, batch: Batch) -> Sums:
         """Returns the sums of the preference metrics and of the SFT term."""
         logp, policy = self._compared(params, frozen, batch, with_sft=True)
-        if self.reference == "precomputed":
+        if not self.reads_reference:
             reference = batch["ref_logp"]
         else:
+            assert frozen is not None
             other = frozen["base" if self.reference == "lora_base" else "reference"]
             plain = dataclasses.replace(
                 self, scorer=dataclasses.replace(self.scorer, lora_scale=0.0)

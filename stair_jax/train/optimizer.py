@@ -12,6 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from stair_jax.config import TrainConfig
 
+BIASES = ("bq", "bk", "bv")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW:
@@ -80,7 +82,7 @@ def _float32(tree: Any) -> Any:
 def _is_gain_or_bias(path: tuple) -> bool:
     """Norm gains and biases are not decayed (the usual rule of Hugging Face trainers)."""
     name = str(path[-1].key)
-    return "norm" in name or name.startswith("b")
+    return "norm" in name or name in BIASES
 
 
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
@@ -107,7 +109,8 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
      lambda x: x > 0, "a number above 0"),
     (("warmup_ratio", "final_lr_ratio"), lambda x: 0 <= x <= 1, "a number in [0, 1]"),
     (("beta1", "beta2"), lambda x: 0 <= x < 1, "a number in [0, 1)"),
-    (("max_steps", "weight_decay", "clip_norm", "max_skipped", "eval_rows", "lora_rank"), lambda x: x >= 0, "0 or more"),
+    (("max_steps", "weight_decay", "clip_norm", "max_skipped", "eval_rows", "lora_rank"),
+     lambda x: x >= 0, "0 or more"),
 )  # fmt: skip
 
 
