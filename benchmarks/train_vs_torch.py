@@ -78,7 +78,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = harness.parser_of(__doc__ or "")
     parser.add_argument("--models", default="miniature,large", help="comma-separated")
     parser.add_argument("--devices", type=int, default=mesh_lib.cores(),
-                        help="CPU devices that ours spreads rows over (default: %(default)s)")  # fmt: skip
+                        help="of CPU, for ours (default: %(default)s)")  # fmt: skip
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--steps", type=int, default=16,
                         help="of the miniature, a repetition; of large a quarter")  # fmt: skip

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Compiles the kernels and the engine's programs for A100 and H200 without a GPU, in .venv-cuda (6 GB):
+# Compiles the kernels, the engine's programs and the trainers' steps at 8B for GPUs that are not there, in
+# .venv-cuda (6 GB):
 #   bash launch/compile_gpu.sh [WORD ...]      (only programs with one of the words in their names)
 # PYTHON chooses the interpreter (3.11 or 3.12), and with it how new a JAX there is.
 set -eu
@@ -11,4 +12,8 @@ if [ ! -e "$stamp" ]; then
   .venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[cuda12]"
   touch "$stamp"
 fi
-exec .venv-cuda/bin/python -m tests.compile_gpu "$@"
+status=0
+for program in compile_gpu compile_training; do
+  .venv-cuda/bin/python -m "tests.$program" "$@" || status=$?
+done
+exit $status

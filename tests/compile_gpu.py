@@ -60,15 +60,15 @@ class Compiled:
     copied: int  # weights that are written to memory before they are used
 
 
-def mesh_of(target: str, devices: int) -> jax.sharding.Mesh:
-    """Returns a mesh over so many GPUs of a target, all on the tensor axis."""
+def mesh_of(target: str, shape: Sequence[int]) -> jax.sharding.Mesh:
+    """Returns a mesh of a shape over GPUs of a target."""
     topology = topologies.get_topology_desc(
         topology_name=target,
         platform="cuda",
         target_config=(TARGETS / f"{target}.txt").read_text(),
-        topology=f"1x1x{devices}",
+        topology=f"1x1x{math.prod(shape)}",
     )
-    return mesh_lib.make((1, 1, devices), topology.devices)
+    return mesh_lib.make(shape, topology.devices)
 
 
 def placed(tree: Any, mesh: jax.sharding.Mesh, axes: Any = None) -> Any:
@@ -210,7 +210,7 @@ PROGRAMS: dict[str, tuple[int, Callable[[Model], Any]]] = {
 def compiled(target: str, name: str) -> Compiled:
     """Compiles one program for one target."""
     devices, lowered = PROGRAMS[name]
-    model = Model.on(mesh_of(target, devices))
+    model = Model.on(mesh_of(target, (1, 1, devices)))
     # What the operations ask before they choose an implementation: answered as the target would.
     asked = mock.patch.object(jax, "default_backend", return_value="gpu")
     with jax.set_mesh(model.mesh), asked:

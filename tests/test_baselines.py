@@ -13,6 +13,7 @@ from stair_jax.engine.request import Sampling
 from stair_jax.evals import miniature
 from stair_jax.io.metrics import Metrics
 from stair_jax.miniature import harm, preferences, splits, tokenizer, verifier, words
+from stair_jax.model.spec import Spec
 from stair_jax.records import Candidate, Preference, Prompt
 from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import RuleJudge, VerifierJudge
@@ -27,6 +28,10 @@ from tests.scripted import PAPER, ScriptedCodec, ScriptedEngine, ScriptedJudge
 from tests.test_config import tiny
 
 CODEC = Codec(tokenizer.build(), "llama3")
+SPEC = Spec(
+    **tiny().model.size.to_dict(), V=CODEC.size, vocab=CODEC.size, rope_scaling=None,
+    qkv_bias=False, qk_norm=False, tied=True, family="llama",
+)  # fmt: skip
 EOS = "<|eot_id|>"
 
 
@@ -268,7 +273,7 @@ def stage(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "dpo", dpo)
     monkeypatch.setattr(candidates, "sample", sampled)
     monkeypatch.setattr(policies, "engine_for", lambda run, policy: Engine())
-    monkeypatch.setattr(policies, "load", lambda run, name: Policy(name, None, None, CODEC))  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(policies, "load", lambda run, name: Policy(name, SPEC, None, CODEC))
 
     def go(**changes):
         c = tiny("smoke,baselines", workdir=str(tmp_path), **changes)

@@ -127,7 +127,7 @@ class Data(abc.ABC):
 
     def _packer_for(self, pieces: Callable[[np.ndarray], list[Piece]]) -> Packer:
         """Plans packed batches that hold every batch of the run."""
-        parts = [pieces(part) for part in self._planned()]
+        parts = (pieces(part) for part in self._planned())
         return Packer.plan(parts, self.config.buckets, self._shape, self.pad_id)
 
     def _width(self, indices: np.ndarray) -> int:

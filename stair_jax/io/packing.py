@@ -7,8 +7,8 @@ pieces beside it.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,21 @@ class Piece:
     def length(self) -> int:
         """Tokens."""
         return len(self.context) + sum(map(len, self.branches))
+
+    @property
+    def rows(self) -> int:
+        """Rows of the data set that are read from it."""
+        return len(self.slots)
+
+
+class Outline(NamedTuple):
+    """What planning needs of a piece: its sizes without its tokens."""
+
+    length: int
+    rows: int
+
+
+Sized = TypeVar("Sized", Piece, Outline)
 
 
 def chain(example: SftExample, row: int) -> Piece:
@@ -82,13 +97,13 @@ def _family(
     return Piece(context, steps, tuple(slots))
 
 
-def fit(pieces: Sequence[Piece], width: int) -> list[list[Piece]]:
+def fit(pieces: Sequence[Sized], width: int) -> list[list[Sized]]:
     """Returns rows of pieces of `width` tokens at most: longest piece first, first row that fits.
 
     Raises:
       ValueError: for a piece that is longer than a row.
     """
-    rows: list[list[Piece]] = []
+    rows: list[list[Sized]] = []
     free: list[int] = []
     for piece in sorted(pieces, key=lambda piece: -piece.length):
         if piece.length > width:
@@ -123,15 +138,16 @@ class Packer:
 
     @classmethod
     def plan(
-        cls, batches: Sequence[Sequence[Piece]], buckets: Sequence[int],
+        cls, batches: Iterable[Sequence[Piece]], buckets: Sequence[int],
         shape: Callable[[int, int], tuple[int, int]], pad_id: int,
     ) -> "Packer":  # fmt: skip
         """Returns what holds all of `batches`; `shape` cuts (width, rows) into (A, m)."""
-        total = max((sum(x.length for x in batch) for batch in batches), default=1)
+        outlines = [[Outline(x.length, x.rows) for x in batch] for batch in batches]
+        total = max((sum(x.length for x in batch) for batch in outlines), default=1)
         width = min((b for b in buckets if b >= total), default=buckets[-1])
-        packed = [fit(batch, width) for batch in batches]
+        packed = [fit(batch, width) for batch in outlines]
         rows = max((len(x) for x in packed), default=1)
-        slots = max((_slots(row) for x in packed for row in x), default=1)
+        slots = max((sum(x.rows for x in row) for batch in packed for row in batch), default=1)
         passes, micro = shape(width, max(rows, 1))
         return cls(width, passes, micro, max(slots, 1), pad_id)
 
@@ -154,10 +170,6 @@ class Packer:
                     places.append(Place(row, number, start, slot))
                     number += 1
         return out, places
-
-
-def _slots(row: Sequence[Piece]) -> int:
-    return sum(len(piece.slots) for piece in row)
 
 
 def write_layout(

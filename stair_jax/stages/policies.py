@@ -101,17 +101,35 @@ def load(run: Run, name: str) -> Policy:
         return _base(run)
     spec, codec = frame(run)
     entry, folder = run.lineage.entries[str(artefact_of(name))], folder_of(run, name)
-    if below := entry.get("adapters_of"):
-        config = train_config(run.config, entry["stage"])
-        like = _abstract(_adapters(spec, config), _adapter_axes(config), run.mesh)
-        made = checkpoint.load_params(folder, like, entry["step"])
-        merge = jax.jit(functools.partial(lora.merge, scale=lora.scale_of(config)))
-        return Policy(name, spec, merge(load(run, below).params, made), codec)
+    if found := adapters_of(run, name):
+        merge = jax.jit(functools.partial(lora.merge, scale=lora.scale_of(found.config)))
+        return Policy(name, spec, merge(load(run, found.parent).params, found.factors), codec)
     like = _abstract(_weights(spec), transformer.logical_axes(spec), run.mesh)
     return Policy(name, spec, checkpoint.load_params(folder, like, entry["step"]), codec)
 
 
-def adapters(run: Run, spec: Spec, config: TrainConfig) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+    """What was trained of a model, over the model that lay frozen beneath."""
+
+    parent: str
+    spec: Spec
+    factors: lora.Factors
+    config: TrainConfig
+
+
+def adapters_of(run: Run, name: str) -> Adapters | None:
+    """Returns the adapters that a finished model of the run consists of; None where it has none."""
+    entry = run.lineage.entries.get(str(artefact_of(name)), {})
+    if (parent := entry.get("adapters_of")) is None:
+        return None
+    spec, config = frame(run)[0], train_config(run.config, entry["stage"])
+    like = _abstract(_adapters(spec, config), _adapter_axes(config), run.mesh)
+    factors = checkpoint.load_params(folder_of(run, name), like, entry["step"])
+    return Adapters(parent, spec, factors, config)
+
+
+def fresh_adapters(run: Run, spec: Spec, config: TrainConfig) -> Any:
     """Returns fresh adapters on the run's mesh, as the trainer's configuration wants them."""
     like = _abstract(_adapters(spec, config), _adapter_axes(config), run.mesh)
     places = jax.tree.map(lambda x: x.sharding, like)

@@ -101,7 +101,7 @@ def _train(
     params, frozen = policy.params, {}
     if config.lora_rank:
         frozen["base"] = _shown(params, config.compute_dtype)
-        params = policies.adapters(run, policy.spec, config)
+        params = policies.fresh_adapters(run, policy.spec, config)
     elif isinstance(loss, Dpo) and loss.reference == "on_the_fly":
         frozen["reference"] = _shown(params, config.compute_dtype)
     need_disk(run, name, sum(x.size for x in jax.tree.leaves(params)), keep=config.keep)
