@@ -18,12 +18,12 @@ def get_config(arg: str | None = None) -> config.Config:
     c.model.size.theta = 100.0  # a context of a hundred tokens: slower waves would carry nothing
     c.data.update(sft_rows=30_000, round_prompts=400, preference_rows=2000)
     c.sft.train.update(
-        batch=32, epochs=1.5, lr=3e-3, beta2=0.98, remat="none",
+        batch=32, epochs=1.5, lr=3e-3, beta2=0.98, remat="none", head_chunk=4096,
         buckets=(64, 80, 96), save_every=200,
     )  # fmt: skip
     c.dpo.update(beta=0.1, sft_coef=1.0, anchors_per_pair=1.0)
     c.dpo.train.update(
-        batch=32, lr=2e-4, epochs=2.0, remat="none", buckets=(64, 80, 96),
+        batch=32, lr=2e-4, epochs=2.0, remat="none", head_chunk=4096, buckets=(64, 80, 96),
         save_every=20,
     )  # fmt: skip
     c.search.update(

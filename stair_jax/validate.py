@@ -1,17 +1,10 @@
 """What a configuration must be to be run: refused by key, value and expectation. Floor 0."""
 
+from collections.abc import Callable
 from typing import Any
 
-from stair_jax.config import (
-    BASELINES,
-    BENCHMARKS,
-    EXPORTS,
-    STAGES,
-    TRACKERS,
-    Config,
-    default,
-    words,
-)  # fmt: skip
+from stair_jax import config
+from stair_jax.config import Config, default, words
 
 _CHOICES = {
     "search.score": ("ucb", "pucb"),
@@ -29,14 +22,7 @@ _CHOICES = {
     "evaluate.search": ("greedy",),
     "evaluate.split": ("test", "dev"),
     "data.format": ("auto", "ours", "alpaca", "sharegpt", "openai"),
-    "data.preferences_format": (
-        "auto",
-        "pairs",
-        "explicit",
-        "implicit",
-        "sharegpt",
-        "alpaca",
-    ),
+    "data.preferences_format": ("auto", "pairs", "explicit", "implicit", "sharegpt", "alpaca"),
     "dpo.loss": ("sigmoid", "ipo", "hinge"),
     "dpo.scope": ("step", "response"),
     "dpo.sft_scope": ("step", "response"),
@@ -44,23 +30,13 @@ _CHOICES = {
     "dpo.reference": ("precomputed", "on_the_fly", "lora_base"),
     "sft.train.batching": ("bucket", "pack"),
     "dpo.train.batching": ("bucket", "tree"),
-    **{
-        f"{stage}.train.{key}": values
-        for stage in ("sft", "dpo")
-        for key, values in (
-            ("remat", ("none", "attention", "full")),
-            ("param_dtype", ("float32", "bfloat16")),
-            ("result", ("last", "best")),
-        )
-    },
 }
 _POSITIVE = (
     "rounds", "search.iterations", "search.num_children", "search.max_depth",
     "search.max_step_tokens", "search.max_rollout_tokens",
     "engine.slots", "engine.page_size", "engine.max_context", "engine.chunk",
     "engine.prefill_rows", "pairs.max_tokens", "pairs.max_good_bad_ratio", "evaluate.max_tokens",
-    "dpo.beta", *(f"{stage}.train.{key}" for stage in ("sft", "dpo")
-                  for key in ("batch", "micro_tokens", "head_chunk", "epochs", "lr", "save_every", "keep")),
+    "dpo.beta",
 )  # fmt: skip
 
 
@@ -81,20 +57,20 @@ def validate(c: Config) -> None:
     """
     if not c.workdir or c.workdir == "None":
         raise ValueError("config.workdir: not set; pass --config.workdir=PATH")
-    if unknown := [s for s in words(c.stages) if s not in STAGES]:
-        raise ValueError(f"config.stages: {unknown} not in {list(STAGES)}")
+    if unknown := [s for s in words(c.stages) if s not in config.STAGES]:
+        raise ValueError(f"config.stages: {unknown} not in {list(config.STAGES)}")
     if not words(c.stages):
-        raise ValueError(f"config.stages: empty, expected some of {list(STAGES)}")
+        raise ValueError(f"config.stages: empty, expected some of {list(config.STAGES)}")
     _validate_values(c)
     _validate_search(c)
     _validate_data(c)
     _validate_baselines(c)
-    if unknown := [name for name in words(c.pairs.export) if name not in EXPORTS]:
-        raise ValueError(f"config.pairs.export: {unknown} not in {list(EXPORTS)}")
+    if unknown := [name for name in words(c.pairs.export) if name not in config.EXPORTS]:
+        raise ValueError(f"config.pairs.export: {unknown} not in {list(config.EXPORTS)}")
     if len(c.mesh.shape) != 3:
         raise ValueError(f"config.mesh.shape: {c.mesh.shape}, expected 3: data, fsdp, tensor")
     for stage in ("sft", "dpo"):
-        _validate_training(f"{stage}.train", c[stage].train)
+        validate_training(f"config.{stage}.train", c[stage].train)
         _validate_adapters(f"{stage}.train", c[stage].train)
     _validate_reference(c)
     _validate_trackers(c)
@@ -117,8 +93,8 @@ def _validate_values(c: Config) -> None:
 
 def _validate_trackers(c: Config) -> None:
     found = words(c.trackers)
-    if unknown := [name for name in found if name not in TRACKERS]:
-        raise ValueError(f"config.trackers: {unknown} not in {list(TRACKERS)}")
+    if unknown := [name for name in found if name not in config.TRACKERS]:
+        raise ValueError(f"config.trackers: {unknown} not in {list(config.TRACKERS)}")
     if {"wandb", "trackio"} & set(found):
         if not c.project:
             raise ValueError("config.project: empty, wandb and trackio want a name")
@@ -172,8 +148,8 @@ def _validate_data(c: Config) -> None:
     if c.search.judge == "verifier" and c.data.prompts != "miniature":
         raise ValueError("config.search.judge: 'verifier' knows the miniature's prompts only")
     benchmarks = words(c.evaluate.benchmarks)
-    if unknown := [b for b in benchmarks if b not in BENCHMARKS] or not benchmarks:
-        raise ValueError(f"config.evaluate.benchmarks: {unknown} not in {list(BENCHMARKS)}")
+    if unknown := [b for b in benchmarks if b not in config.BENCHMARKS] or not benchmarks:
+        raise ValueError(f"config.evaluate.benchmarks: {unknown} not in {list(config.BENCHMARKS)}")
     if "evaluate" in wanted and c.model.checkpoint:
         raise ValueError(
             "config.stages: evaluate knows the miniature's benchmarks only, which mean nothing to"
@@ -199,8 +175,8 @@ def _validate_sources(c: Config) -> None:
 
 def _validate_baselines(c: Config) -> None:
     b, names, usual = c.baselines, words(c.baselines.names), default()
-    if unknown := [name for name in names if name not in BASELINES]:
-        raise ValueError(f"config.baselines.names: {unknown} not in {list(BASELINES)}")
+    if unknown := [name for name in names if name not in config.BASELINES]:
+        raise ValueError(f"config.baselines.names: {unknown} not in {list(config.BASELINES)}")
     if bool(names) != ("baselines" in words(c.stages)):
         raise ValueError(
             f"config.baselines.names: {b.names!r} with config.stages={c.stages!r}, expected names"
@@ -236,25 +212,57 @@ def _validate_baselines(c: Config) -> None:
         )
 
 
-def _validate_training(name: str, t: Config) -> None:
-    if not t.buckets or list(t.buckets) != sorted(set(t.buckets)):
-        raise ValueError(f"config.{name}.buckets: {t.buckets}, expected rising lengths")
-    if not 0 <= t.warmup_ratio <= 1 or not 0 <= t.final_lr_ratio <= 1:
-        raise ValueError(f"config.{name}: warmup_ratio and final_lr_ratio must lie in [0, 1]")
+_TRAINING: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (("batch", "micro_tokens", "head_chunk", "epochs", "lr", "eps", "save_every", "keep",
+      "lora_alpha"), lambda x: x > 0, "a number above 0"),
+    (("warmup_ratio", "final_lr_ratio"), lambda x: 0 <= x <= 1, "a number in [0, 1]"),
+    (("beta1", "beta2"), lambda x: 0 <= x < 1, "a number in [0, 1)"),
+    (("max_steps", "weight_decay", "clip_norm", "max_skipped", "eval_rows", "lora_rank"),
+     lambda x: x >= 0, "0 or more"),
+    (("buckets",), lambda x: bool(x) and list(x) == sorted(set(x)), "rising lengths"),
+    (("batching",), lambda x: x in ("bucket", "pack", "tree"), "bucket, pack or tree"),
+    (("remat",), lambda x: x in ("none", "attention", "full"), "none, attention or full"),
+    (("param_dtype",), lambda x: x in ("float32", "bfloat16"), "float32 or bfloat16"),
+    (("result",), lambda x: x in ("last", "best"), "last or best"),
+)  # fmt: skip
+LEAST_BF16_LR = 1e-5
+
+
+def validate_training(name: str, t: Any) -> None:
+    """Refuses a trainer's settings that cannot work.
+
+    Args:
+      name: of the section, for the message.
+      t: the section of the configuration, or a `TrainConfig`.
+
+    Raises:
+      ValueError: naming the key, what was found and what was expected.
+    """
+    for keys, holds, expected in _TRAINING:
+        for key in keys:
+            if not holds(value := getattr(t, key)):
+                raise ValueError(f"{name}.{key}: {value!r}, expected {expected}")
+    if t.param_dtype == "bfloat16" and t.lr < LEAST_BF16_LR:
+        raise ValueError(
+            f"{name}.param_dtype: 'bfloat16' with lr={t.lr:g}; at 5e-7 Adam's steps move 0.4 % of"
+            " bfloat16 weights, the others round back. Expected 'float32', or a rate of"
+            f" {LEAST_BF16_LR:g} or more"
+        )
+    if t.result == "best" and not t.eval_rows:
+        raise ValueError(
+            f"{name}.result: 'best' is chosen by the loss on held-out rows, expected eval_rows"
+            " above 0"
+        )
 
 
 def _validate_adapters(name: str, t: Config) -> None:
     usual = _get(default(), name)
-    if t.lora_rank < 0:
-        raise ValueError(f"config.{name}.lora_rank: {t.lora_rank}, expected 0 or more")
     for key in ("lora_alpha", "lora_targets"):
         if t[key] != usual[key] and not t.lora_rank:
             raise ValueError(
                 f"config.{name}.{key}: {t[key]!r} would be ignored, it needs a"
                 f" config.{name}.lora_rank above 0"
             )
-    if not t.lora_alpha > 0:
-        raise ValueError(f"config.{name}.lora_alpha: {t.lora_alpha}, expected a number above 0")
     known, found = words(usual.lora_targets), words(t.lora_targets)  # the default is all
     if not found or not set(found) <= set(known):
         raise ValueError(
@@ -264,6 +272,11 @@ def _validate_adapters(name: str, t: Config) -> None:
 
 def _validate_reference(c: Config) -> None:
     kind, rank = c.dpo.reference, c.dpo.train.lora_rank
+    if c.dpo.label_smoothing and c.dpo.loss != "sigmoid":
+        raise ValueError(
+            f"config.dpo.label_smoothing: {c.dpo.label_smoothing} would be ignored, it needs"
+            " config.dpo.loss=sigmoid"
+        )
     if kind == "lora_base" and not rank:
         raise ValueError(
             "config.dpo.reference: 'lora_base' is the model without its adapters, it needs a"

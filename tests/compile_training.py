@@ -7,15 +7,16 @@ part of weights and moments, and the batch), what it needs besides, and whether 
 where a program does not compile or fit.
 """
 
+from tests.compile_gpu import LLAMA_8B, mesh_of  # first: it chooses JAX's platform
+
+# isort: split
 import dataclasses
 import sys
 import time
 from typing import Any
 from unittest import mock
 
-from tests.compile_gpu import LLAMA_8B, mesh_of  # first: it chooses JAX's platform
-
-import jax  # noqa: I001
+import jax
 import jax.numpy as jnp
 
 from stair_jax import mesh as mesh_lib
@@ -97,7 +98,7 @@ def compiled(
     state = step_lib.abstract(params, TX, mesh)
     leaves, treedef = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))
     program: Any = step_lib._program(loss, TX, treedef, tuple(leaves))
-    with jax.set_mesh(mesh), mock.patch.object(jax, "default_backend", lambda: "gpu"):
+    with jax.set_mesh(mesh), mock.patch.object(jax, "default_backend", return_value="gpu"):
         lr = jax.ShapeDtypeStruct((), jnp.float32)
         batch = batch_of(loss, mesh, tree=tree, tokens=tokens)
         return program.lower(state, frozen, batch, lr).compile()

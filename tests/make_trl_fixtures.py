@@ -63,7 +63,7 @@ def main() -> None:
     values["sft"] = {"loss": sft(rows, llamas["policy"])}
     gradients |= take_gradients("sft", llamas["policy"])
     (FOLDER / "values.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    np.savez_compressed(FOLDER / "gradients.npz", **gradients)
+    np.savez_compressed(FOLDER / "gradients.npz", **gradients)  # pyright: ignore[reportArgumentType]
 
 
 def draw_rows() -> list[dict[str, list[int]]]:
@@ -79,7 +79,8 @@ def draw_rows() -> list[dict[str, list[int]]]:
 def llama(seed: int) -> Any:
     """Returns a random model whose weights are large enough for its tokens to differ."""
     torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
+    make: Any = transformers.LlamaConfig  # of transformers 4
+    config = make(
         vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, head_dim=4, max_position_embeddings=64,
         rms_norm_eps=1e-5, rope_theta=100.0, initializer_range=0.3, tie_word_embeddings=False,
@@ -138,7 +139,10 @@ def sft(rows: list[dict], policy: Any) -> float:
     """Returns transformers' loss of all chosen rows in one batch; leaves the gradient."""
     width = max(len(row["prompt"]) + len(row["chosen"]) for row in rows)
     tokens = torch.full((len(rows), width), PAD)
-    labels, seen = torch.full((len(rows), width), -100), torch.zeros((len(rows), width), dtype=int)
+    labels, seen = (
+        torch.full((len(rows), width), -100),
+        torch.zeros((len(rows), width), dtype=torch.long),
+    )
     for i, row in enumerate(rows):
         start, end = len(row["prompt"]), len(row["prompt"]) + len(row["chosen"])
         tokens[i, :end] = torch.tensor(row["prompt"] + row["chosen"])

@@ -520,5 +520,5 @@ def test_a_run_with_baselines_tells_them_apart_and_goes_on_where_it_was(tmp_path
     said = capsys.readouterr().out
     assert "baselines/sacpo-1" in said
     c.status, c.baselines.sacpo_betas = False, (0.1, 0.1)
-    with pytest.raises(ValueError, match=r"sacpo_betas: \(0\.1, 0\.1\), but baselines/sacpo"):
+    with pytest.raises(ValueError, match=r"sacpo_betas: \[0\.1, 0\.1\], but baselines/sacpo"):
         pipeline.run(c)

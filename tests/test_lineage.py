@@ -16,7 +16,8 @@ RUN_ONLY = {
     "stages", "workdir", "rounds", "status", "profile", "trackers", "project", "mesh.shape",
     "mesh.replicas", "evaluate.benchmarks", "baselines.names",
     "export.model", "export.dtype", "search.trees_in_flight", "search.export_official",
-    "sft.train.save_every", "sft.train.keep", "dpo.train.save_every", "dpo.train.keep",
+    *(f"{stage}.train.{key}" for stage in ("sft", "dpo")
+      for key in ("micro_tokens", "head_chunk", "remat", "save_every", "keep", "max_skipped")),
 }  # fmt: skip
 
 
@@ -87,6 +88,7 @@ def test_checkpoints_that_do_not_fit_the_disk_are_refused_before_any_work(tmp_pa
     run = Run(config_lib.default(), tmp_path, lineage, Metrics(tmp_path))
     free = types.SimpleNamespace(free=36 * 10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
-    need_disk(run, "sft", 10**9)  # 12 bytes a parameter, two kept and one being written
-    with pytest.raises(ValueError, match=r"36\.0 GB free, the checkpoints of stage dpo need 36\.1 GB"):  # fmt: skip  # noqa: E501
-        need_disk(run, "dpo", 10**9 + 3 * 10**6)
+    need_disk(run, "sft", 10**9, keep=2)  # 12 bytes a parameter, two kept and one being written
+    text = r"36\.0 GB free, the checkpoints of round-1/dpo need 36\.1 GB"
+    with pytest.raises(ValueError, match=text):
+        need_disk(run, "round-1/dpo", 10**9 + 3 * 10**6, keep=2)

@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import sqlite3
@@ -85,14 +86,15 @@ def test_rewind_drops_later_steps_of_that_stage_only(tmp_path):
 
 def events(folder):
     """Scalars of a folder of event files, read by the format alone: (step, name, value)."""
-    from tensorboardX import proto  # the messages; TensorBoard itself is not needed
+    # The messages; TensorBoard itself is not needed.
+    event_pb2 = importlib.import_module("tensorboardX.proto.event_pb2")
 
     found = []
     for path in sorted(folder.glob("events*")):
         data, at = path.read_bytes(), 0
         while at < len(data):  # length (8), its checksum (4), message, its checksum (4)
             size = int.from_bytes(data[at : at + 8], "little")
-            event = proto.event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
+            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
             found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
             at += 16 + size
     return found
@@ -258,7 +260,7 @@ def test_wandb_keeps_an_offline_run_with_every_step_once(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     real(tmp_path, "wandb", **dict(os.environ))
-    from wandb.proto import wandb_internal_pb2
+    wandb_internal_pb2 = importlib.import_module("wandb.proto.wandb_internal_pb2")
 
     ids, steps = set(), []
     for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):

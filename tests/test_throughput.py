@@ -38,9 +38,7 @@ def test_a_step_costs_six_a_weight_and_twelve_a_key_and_head_dim():
 def test_frozen_weights_cost_four_and_their_adapters_six():
     work = Work(tokens=10, keys=30, scored=4)
     targets = ("q", "down")
-    factors = jax.eval_shape(
-        lambda: lora.init(SPEC, jax.random.key(0), rank=3, targets=targets)
-    )
+    factors = jax.eval_shape(lambda: lora.init(SPEC, jax.random.key(0), rank=3, targets=targets))
     adapters = throughput.adapter_parameters(SPEC, 3, ("q", "down"))
     assert adapters == sum(x.size for x in jax.tree.leaves(factors)) == 2 * 3 * (6 + 32 + 7 + 6)
     found = throughput.step_flops(SPEC, work, adapters=adapters)

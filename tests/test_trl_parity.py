@@ -23,7 +23,7 @@ FOLDER = pathlib.Path(__file__).parent / "golden" / "trl"
 VALUES = json.loads((FOLDER / "values.json").read_text(encoding="utf-8"))
 CASES = VALUES["cases"]
 ROWS = json.loads((FOLDER / "rows.json").read_text(encoding="utf-8"))
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 PAIRS = [  # TRL's prompt is what both sides share: ours with the steps before
     PairExample(id=str(i), prompt=tuple(row["prompt"][:1]), prefix=tuple(row["prompt"][1:]),
                 chosen=tuple(row["chosen"]), rejected=tuple(row["rejected"]), depth=1)
@@ -93,9 +93,7 @@ def check_gradients(name, grads):
     for tensor, (rule, layer) in tensors.items():
         ours = functools.reduce(lambda tree, key: tree[key], rule.ours.split("/"), grads)
         ours = np.asarray(ours if layer is None else ours[layer])
-        np.testing.assert_allclose(
-            hf_names.to_theirs(rule, ours, spec), theirs[tensor], **CLOSE, err_msg=tensor
-        )
+        close(hf_names.to_theirs(rule, ours, spec), theirs[tensor], err_msg=tensor)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,13 +131,13 @@ def test_totals_metrics_and_gradients_are_trls(name):
         return total(dataclasses.replace(loss, scorer=scorer), None, batch)
 
     (value, means), slope = jax.jit(jax.value_and_grad(given, has_aux=True))(run(zeros)[0])
-    np.testing.assert_allclose(value, case["total"], **CLOSE)
-    np.testing.assert_allclose(means["dpo_loss"], np.mean(case["losses"]), **CLOSE)
+    close(value, case["total"])
+    close(means["dpo_loss"], np.mean(case["losses"]))
     for metric in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
                    "logps/chosen", "logps/rejected"):  # fmt: skip
-        np.testing.assert_allclose(means[metric], case["metrics"][metric], **CLOSE, err_msg=metric)
+        close(means[metric], case["metrics"][metric], err_msg=metric)
     if "rpo_alpha" in case:
-        np.testing.assert_allclose(means["nll_loss"], case["metrics"]["nll_loss"], **CLOSE)
+        close(means["nll_loss"], case["metrics"]["nll_loss"])
     check_gradients(name, run(slope)[1])
 
 
@@ -159,11 +157,11 @@ def test_every_pair_is_trls(name):
             "logps/rejected": case["logps_rejected"][pair],
         }  # fmt: skip
         for metric, value in expected.items():
-            np.testing.assert_allclose(found[metric], value, **CLOSE, err_msg=metric)
+            close(found[metric], value, err_msg=metric)
         # TRL's reference under ipo is a mean over tokens; ours is a sum that the loss divides.
         length = steps[row].sum(-1) if loss.loss == "ipo" else 1
         theirs = [case["ref_chosen"][pair], case["ref_rejected"][pair]]
-        np.testing.assert_allclose(batch["ref_logp"][row] / length, theirs, **CLOSE)
+        close(batch["ref_logp"][row] / length, theirs)
 
 
 def test_a_batch_of_trees_is_trls_too():
@@ -173,7 +171,7 @@ def test_a_batch_of_trees_is_trls_too():
     assert "reach" not in case_of(name)[1]
     run = jax.jit(jax.value_and_grad(functools.partial(total, loss), has_aux=True))
     (value, _), grads = run(model("policy")[1], batch)
-    np.testing.assert_allclose(value, CASES[name]["total"], **CLOSE)
+    close(value, CASES[name]["total"])
     check_gradients(name, grads)
 
 
@@ -191,7 +189,7 @@ def test_supervised_fine_tuning_is_transformers(batching):
     loss = losses.Sft(Scorer.of(spec, train))
     run = jax.jit(jax.value_and_grad(functools.partial(total, loss), has_aux=True))
     (value, _), grads = run(params, batch)
-    np.testing.assert_allclose(value, VALUES["sft"]["loss"], **CLOSE)
+    close(value, VALUES["sft"]["loss"])
     check_gradients("sft", grads)
 
 

@@ -97,7 +97,9 @@ class _Sent:
         """By tracker and stage: {"id", "upto"}."""
         if self._read is None:
             exists = self._path.exists()
-            self._read = json.loads(self._path.read_text(encoding="utf-8")) if exists else {}
+            found = json.loads(self._path.read_text(encoding="utf-8")) if exists else {}
+            self._read = found
+            return found
         return self._read
 
     def upto(self, tracker: str, stage: str) -> int:

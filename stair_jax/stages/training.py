@@ -104,7 +104,8 @@ def _train(
         params = policies.fresh_adapters(run, policy.spec, config)
     elif isinstance(loss, Dpo) and loss.reference == "on_the_fly":
         frozen["reference"] = _shown(params, config.compute_dtype)
-    need_disk(run, name, sum(x.size for x in jax.tree.leaves(params)), keep=config.keep)
+    kept = config.keep + (config.result == "best")
+    need_disk(run, name, sum(x.size for x in jax.tree.leaves(params)), keep=kept)
     parents = run.lineage.entries[name]["parents"]
     fitted = loop.fit(
         params, data, loss=loss, config=config, mesh=run.mesh, folder=folder / "checkpoints",

@@ -23,6 +23,7 @@ from stair_jax.train.log import NonFiniteError, Rows, StepLog
 from stair_jax.train.losses import Frozen, Loss
 from stair_jax.train.meter import Meter
 from stair_jax.train.optimizer import AdamW
+from stair_jax.validate import validate_training
 
 __all__ = ["Data", "Fitted", "NonFiniteError", "fit"]
 log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def fit(
       ValueError: for a configuration that cannot work, or a checkpoint of another one.
     """
     folder = pathlib.Path(folder)
-    optimizer.check(config)
+    validate_training("train", config)
     if not data.steps_per_epoch:
         raise ValueError(f"{stage}: no row is left to train on")
     steps = optimizer.total_steps(config, data.steps_per_epoch)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -102,37 +101,3 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return config.lr * (config.final_lr_ratio + (1 - config.final_lr_ratio) * cosine)
-
-
-_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
-    (("batch", "micro_tokens", "head_chunk", "epochs", "lr", "eps", "save_every", "keep"),
-     lambda x: x > 0, "a number above 0"),
-    (("warmup_ratio", "final_lr_ratio"), lambda x: 0 <= x <= 1, "a number in [0, 1]"),
-    (("beta1", "beta2"), lambda x: 0 <= x < 1, "a number in [0, 1)"),
-    (("max_steps", "weight_decay", "clip_norm", "max_skipped", "eval_rows", "lora_rank"),
-     lambda x: x >= 0, "0 or more"),
-)  # fmt: skip
-
-
-LEAST_BF16_LR = 1e-5
-
-
-def check(config: TrainConfig) -> None:
-    """Refuses a training configuration that cannot work.
-
-    Raises:
-      ValueError: naming the key, what was found and what was expected.
-    """
-    for keys, holds, expected in _RANGES:
-        for key in keys:
-            if not holds(value := getattr(config, key)):
-                raise ValueError(f"train.{key}: {value}, expected {expected}")
-    if config.param_dtype == "bfloat16" and config.lr < LEAST_BF16_LR:
-        raise ValueError(
-            f"train.param_dtype: 'bfloat16' with train.lr={config.lr:g}; at 5e-7 Adam's steps move"
-            f" 0.4 % of bfloat16 weights, the others round back. Expected 'float32', or a rate of"
-            f" {LEAST_BF16_LR:g} or more"
-        )
-    if config.result == "best" and not config.eval_rows:
-        raise ValueError("train.result: 'best' is chosen by the loss on held-out rows, expected"
-                         " train.eval_rows above 0")  # fmt: skip
