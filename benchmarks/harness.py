@@ -21,6 +21,11 @@ import jax
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, "==": operator.eq}
 DISTURBED = 0.05  # of the CPUs in other hands, from which on a timing is not to be trusted
+# Of glibc, as in launch/demo.sh: large pages, and memory that is kept between steps.
+TUNABLES = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0"
+    ":glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456"
+)
 _STAT = pathlib.Path("/proc/stat")
 
 Figures = Mapping[str, float]  # of one run of one side, by name
@@ -189,6 +194,21 @@ def claims_table(claims: Mapping[str, Claim]) -> str:
         for name, claim in claims.items()
     ]
     return table("Claims", ("claim", "value", "target", "holds"), rows)
+
+
+def run(
+    options: argparse.Namespace,
+    measure: Callable[[argparse.Namespace], tuple[dict[str, Any], dict[str, Claim]]],
+    tables: Callable[[Mapping[str, Any]], str],
+) -> None:
+    """Measures, prints the tables and claims, and writes every figure; ends on bad input."""
+    try:
+        figures, claims = measure(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(tables(figures))
+    print(claims_table(claims))
+    write(options.out, figures, claims)
 
 
 def write(path: pathlib.Path, figures: Mapping[str, Any], claims: Mapping[str, Claim]) -> None:

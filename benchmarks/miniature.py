@@ -46,7 +46,7 @@ def train(workdir: pathlib.Path) -> None:
         "--config.stages=sft", f"--config.workdir={workdir.absolute()}",
     ]  # fmt: skip
     # Large pages, as in launch/demo.sh: a CPU training step is a seventh faster.
-    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    environment = os.environ | {"GLIBC_TUNABLES": harness.TUNABLES}
     root = pathlib.Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, env=environment, check=False)
     if done.returncode:

@@ -14,7 +14,6 @@ only the engine behind the search differs (`benchmarks.transformers_engine`):
 import argparse
 import pathlib
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,14 +39,7 @@ SIDES = ("ours", "single", "lockstep", "refilled")
 
 def main(argv: list[str] | None = None) -> None:
     """Measures, prints and writes."""
-    options = _options(argv)
-    try:
-        figures, claims = measure(options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(tables(figures))
-    print(harness.claims_table(claims))
-    harness.write(options.out, figures, claims)
+    harness.run(_options(argv), measure, tables)
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:

@@ -4,8 +4,8 @@ python -m benchmarks.train_vs_torch --out FILE.json
 
 Same weights (exported by the product), same rows in the same padded batches, same losses and
 optimiser; the losses of the first steps must agree before anything is timed:
-  ours   the product's step on a mesh of `--devices` CPU devices, a core each
-  one    the same on one CPU device, whatever XLA makes of the cores
+  ours   the product's step on a mesh of `--devices` CPU devices, one as in configs/tiny.py
+  one    the same on one CPU device, where `--devices` says more
   torch  `benchmarks.torch_trainer` with two threads
 Rows are the miniature's teacher rows; pairs are made of two answers, cut behind their first third.
 """
@@ -64,20 +64,13 @@ Batches = Sequence[Mapping[str, np.ndarray]]  # of consecutive steps, [A, m, ...
 
 def main(argv: list[str] | None = None) -> None:
     """Measures, prints and writes."""
-    options = _options(argv)
-    try:
-        figures, claims = measure(options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(tables(figures))
-    print(harness.claims_table(claims))
-    harness.write(options.out, figures, claims)
+    harness.run(_options(argv), measure, tables)
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = harness.parser_of(__doc__ or "")
     parser.add_argument("--models", default="miniature,large", help="comma-separated")
-    parser.add_argument("--devices", type=int, default=mesh_lib.cores(),
+    parser.add_argument("--devices", type=int, default=1,
                         help="of CPU, for ours (default: %(default)s)")  # fmt: skip
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--steps", type=int, default=16,
@@ -322,8 +315,7 @@ def tables(figures: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    tunables = "glibc.malloc.hugetlb=1"  # large pages, as in launch/demo.sh; for both libraries
-    if tunables not in os.environ.get("GLIBC_TUNABLES", ""):
+    if os.environ.get("GLIBC_TUNABLES") != harness.TUNABLES:  # for both libraries
         again = [sys.executable, "-m", "benchmarks.train_vs_torch", *sys.argv[1:]]
-        os.execve(sys.executable, again, os.environ | {"GLIBC_TUNABLES": tunables})
+        os.execve(sys.executable, again, os.environ | {"GLIBC_TUNABLES": harness.TUNABLES})
     main()

@@ -13,7 +13,7 @@ def get_config(arg: str | None = None) -> config.Config:
     a = config.parse_arg(arg, smoke=False, baselines=False)
     c = config.default()
     c.workdir = "runs/tiny"
-    c.mesh.shape = (2, 1, 1)  # XLA keeps most of a small step on one core a device
+    c.mesh.shape = (1, 1, 1)
     c.model.compute_dtype = "float32"
     c.model.size.theta = 100.0  # a context of a hundred tokens: slower waves would carry nothing
     c.data.update(sft_rows=30_000, round_prompts=400, preference_rows=2000)

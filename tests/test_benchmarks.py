@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import pathlib
 
 import jax
 import pytest
@@ -335,3 +336,8 @@ def test_the_roofline_is_measured_over_batches(tmp_path, capsys):
         assert load["decode_share"] == pytest.approx(load["decode_bound_ms"] / load["step_ms"])
         assert load["tokens_per_s"] == pytest.approx(1e3 * load["rows"] / load["step_ms"])
     assert "GB/s" in capsys.readouterr().out
+
+
+def test_the_demo_and_the_benchmarks_ask_for_the_same_memory():
+    demo = pathlib.Path(__file__).parents[1] / "launch" / "demo.sh"
+    assert f"GLIBC_TUNABLES={harness.TUNABLES}\n" in demo.read_text()
