@@ -1,9 +1,11 @@
 """The run as a whole, on settings so small that the model learns little more than the format."""
 
 import json
+import math
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -48,7 +50,7 @@ def environment(cache):
 def last_metrics(workdir):
     """The last line of every stage, without what a clock or a session decides."""
     lines = records.read_json_lines(workdir / "metrics.jsonl")
-    drop = ("time", "positions_per_s", "seconds", "trees_per_hour")
+    drop = ("time", "tokens_per_s", "data_wait_ms", "seconds", "trees_per_hour")
     return {
         line["stage"]: {k: v for k, v in line.items() if k not in drop and "engine/" not in k}
         for line in lines
@@ -106,6 +108,53 @@ def test_a_run_killed_ten_times_ends_as_an_undisturbed_one(tmp_path):
     want, found = outcome(whole), outcome(torn)
     for part in want:
         assert found[part] == want[part], part
+
+
+@pytest.mark.slow
+def test_sigterm_in_the_middle_of_training_saves_and_the_run_ends_as_a_whole_one(tmp_path):
+    whole, torn, env = tmp_path / "whole", tmp_path / "torn", environment(tmp_path / "cache")
+    flags = ("--config.stages=sft", "--config.sft.train.save_every=1000")
+    subprocess.run(command(whole, *flags), cwd=ROOT, env=env, check=True)
+    with subprocess.Popen(command(torn, *flags), cwd=ROOT, env=env, stderr=subprocess.PIPE,
+                          text=True) as process:  # fmt: skip
+        while not (torn / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        message = process.communicate()[1].splitlines()[-1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert re.fullmatch(
+        r"sft: stopped, step \d+ of 60 is saved; the same command goes on .*", message
+    )
+    assert not Lineage(torn / "lineage.json").finished("sft")
+    subprocess.run(command(torn, *flags), cwd=ROOT, env=env, check=True)
+    hashes = [Lineage(x / "lineage.json").entries["sft"]["hash"] for x in (whole, torn)]
+    assert hashes[0] == hashes[1]
+
+
+@pytest.mark.slow
+def test_packed_rows_trees_and_adapters_through_the_whole_run(tmp_path):
+    small_rounds = {
+        "rounds": 1, "stages": "sft,search,pairs,dpo,evaluate,export",
+        "sft__train__batching": "pack", "sft__train__buckets": (192,),
+        "dpo__train__batching": "tree", "dpo__train__buckets": (96, 192),
+        "dpo__train__lora_rank": 4, "dpo__reference": "lora_base", "sft__train__eval_rows": 64,
+        "sft__train__result": "best", "pairs__export": "trl,openrlhf,llamafactory",
+    }  # fmt: skip
+    workdir = tmp_path / "w"
+    pipeline.run(small(workdir, **small_rounds))
+    lines = records.read_json_lines(workdir / "metrics.jsonl")
+    first = next(x for x in lines if x["stage"] == "round-1/dpo")
+    assert abs(first["rewards/margins"]) < 1e-5
+    assert first["dpo_loss"] == pytest.approx(math.log(2), rel=1e-5)
+    assert {"eval_loss", "bf16_changed"} <= {key for x in lines for key in x}
+    entry = Lineage(workdir / "lineage.json").entries["round-1/dpo"]
+    assert entry["adapters_of"] == "sft"
+    assert (workdir / "export" / "dpo-1-adapters" / "adapter_model.safetensors").exists()
+    report = json.loads((workdir / "export" / "dpo-1" / "export_report.json").read_text())
+    assert report["max_abs_diff"] < 1e-4
+    assert (workdir / "sft" / "preview.txt").read_text().count("<|Output|>") >= 3
+    for name in ("trl", "openrlhf", "llamafactory"):
+        assert any((workdir / "round-1" / "pairs" / "export" / name).iterdir())
 
 
 @pytest.fixture(scope="module")

@@ -58,18 +58,23 @@ class Metrics:
             if step > self._sent.upto(name, stage):
                 self._tracker(name).log(stage, step, values)
 
-    def rewind(self, stage: str, step: int) -> None:
+    def rewind(self, stage: str, step: int) -> dict[str, float]:
         """Drops what `stage` logged after `step`: a resumed run writes those lines again.
 
-        Trackers cannot take a step back; they do not get it a second time.
+        Trackers cannot take a step back; they do not get it a second time. Returns the newest
+        value of each figure that stays, for those that count on.
         """
         if not self.path.exists():
-            return
+            return {}
         lines = records.read_json_lines(self.path)
         kept = [x for x in lines if x["stage"] != stage or x["step"] <= step]
         if len(kept) < len(lines):
             self._sent.keep(stage, max(x["step"] for x in lines if x["stage"] == stage))
             records.write_text(self.path, "".join(json.dumps(x) + "\n" for x in kept))
+        last: dict[str, Any] = {}
+        for line in kept:
+            last |= line if line["stage"] == stage else {}
+        return {name: x for name, x in last.items() if name not in ("stage", "step", "time")}
 
     def close(self) -> None:
         """Closes the trackers."""

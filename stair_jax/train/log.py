@@ -54,8 +54,10 @@ class StepLog:
         self._clock = time.perf_counter()
 
     def rewind(self, step: int) -> None:
-        """Drops what an earlier process logged after `step`."""
-        self.metrics.rewind(self.stage, step)
+        """Drops what an earlier process logged after `step`, and counts on from what it counted."""
+        last = self.metrics.rewind(self.stage, step)
+        self.skipped = int(last.get("skipped_steps", 0))
+        self.meter.tokens = int(last.get("num_tokens", 0))
 
     def waited(self, what: Callable[[], Got]) -> Got:
         """Returns `what()`, whose time counts as waiting for data."""

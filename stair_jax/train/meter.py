@@ -27,7 +27,7 @@ class Meter:
         self._spec, self._reference, self._devices = spec, reference, list(mesh.devices.flat)
         targets = lora.parse(config.lora_targets) if config.lora_rank else ()
         self._adapters = throughput.adapter_parameters(spec, config.lora_rank, targets)
-        self._tokens = 0
+        self.tokens = 0  # of all steps so far
 
     def figures(self, batch: Mapping[str, np.ndarray], *, seconds: float) -> dict[str, float]:
         """Returns the speed of a step that took `seconds`, padding apart, and what it held.
@@ -35,10 +35,10 @@ class Meter:
         `mfu` is there on devices whose peak is known, `peak_memory_gb` where they tell.
         """
         work = throughput.work_of(batch)
-        self._tokens += work.tokens
+        self.tokens += work.tokens
         found = {
             "tokens_per_s": work.tokens / seconds, "padding_share": padding_share(dict(batch)),
-            "num_tokens": self._tokens,
+            "num_tokens": self.tokens,
         }  # fmt: skip
         flops = throughput.step_flops(
             self._spec, work, adapters=self._adapters, reference=self._reference
