@@ -57,7 +57,8 @@ def test_pairs_show_both_sides_and_what_each_mask_says(tmp_path, batching):
 def test_anchors_are_responses(tmp_path, batching):
     data = dpo([pair()], [ROW], per_pair=1.0, batching=batching)
     out = lines(data, tmp_path)
-    at = out.index(next(line for line in out if line.endswith("response")))
+    assert out[0] == "row 1, chosen"  # pairs go first
+    at = out.index("row 2, response")
     assert out[at + 1 : at + 3] == ["  prompt: '<5><6>'", "  trained: '<7><8><9>'"]
 
 

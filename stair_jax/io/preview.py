@@ -34,12 +34,14 @@ class Side(NamedTuple):
 
 
 def show(data: Data, codec: Codec, path: str | os.PathLike) -> None:
-    """Prints the first rows of the first batch with their masks in colour, and writes them plain.
+    """Prints three rows of the first batch with their masks in colour, and writes them plain.
+
+    Pairs go before the responses that are trained beside them.
 
     What is told comes from the arrays that training gets, so it is what the masks say, whatever
     the rows were meant to be. Colours go to a terminal only.
     """
-    shown = list(itertools.islice(rows(data.batch_at(0)), ROWS))
+    shown = sorted(rows(data.batch_at(0)), key=len, reverse=True)[:ROWS]
     lines, screen = [], text.Text()
     for number, row in enumerate(shown, start=1):
         for side in row:
