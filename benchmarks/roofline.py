@@ -23,7 +23,6 @@ from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import Prefix, Request, Sampling
 from stair_jax.model import transformer
 from stair_jax.model.spec import RopeScaling, Spec
-from stair_jax.train.throughput import matrix_parameters
 
 SAMPLING = Sampling(temperature=1.2, top_k=50, top_p=0.9)
 TIMED = 4  # chunks of a timed stretch of decoding
@@ -113,7 +112,7 @@ def decode_cost(spec: Spec, rows: int, context: float, itemsize: int) -> Cost:
 
     Every row reads its own keys: prefixes that rows share are counted for each of them.
     """
-    parameters = matrix_parameters(spec, head=True)
+    parameters = spec.matrix_parameters(head=True)
     keys = 2 * spec.L * spec.K * spec.H * itemsize * rows * context
     scores = 4 * spec.L * spec.N * spec.H * rows * context
     return Cost(parameters * itemsize + keys, 2 * parameters * rows + scores)
@@ -121,7 +120,7 @@ def decode_cost(spec: Spec, rows: int, context: float, itemsize: int) -> Cost:
 
 def extend_cost(spec: Spec, rows: int, tokens: float, itemsize: int) -> Cost:
     """Returns the cost of the keys of `rows` prompts of `tokens` tokens; no logits."""
-    parameters = matrix_parameters(spec, head=False)
+    parameters = spec.matrix_parameters(head=False)
     keys = 2 * spec.L * spec.K * spec.H * itemsize * rows * tokens
     scores = 4 * spec.L * spec.N * spec.H * rows * tokens * tokens / 2
     return Cost(parameters * itemsize + keys, 2 * parameters * rows * tokens + scores)

@@ -311,12 +311,12 @@ def test_a_tokens_matrices_are_all_parameters_but_norms_and_a_table(size):
     spec = roofline.SPECS[size]
     norms = (2 * spec.L + 1) * spec.D
     table = 0 if spec.tied else spec.V * spec.D
-    assert roofline.matrix_parameters(spec, head=True) == spec.parameters - norms - table
+    assert spec.matrix_parameters(head=True) == spec.parameters - norms - table
 
 
 def test_costs_of_a_small_decoder_by_hand():
     # A layer: 24 x 6 x (4 + 2) x 2 + 3 x 24 x 20 = 3168; two layers; the head 24 x 23 = 552.
-    assert roofline.matrix_parameters(SPEC, head=False) == 6336
+    assert SPEC.matrix_parameters(head=False) == 6336
     decode = roofline.decode_cost(SPEC, rows=3, context=10, itemsize=2)
     assert decode.bytes == 2 * 6888 + 2 * (2 * 2 * 2 * 6) * 3 * 10
     assert decode.flops == 2 * 6888 * 3 + 4 * 2 * 4 * 6 * 3 * 10

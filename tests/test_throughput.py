@@ -25,8 +25,8 @@ def test_weights_that_a_token_meets_are_those_of_the_model():
     params = jax.eval_shape(lambda: transformer.init(SPEC, jax.random.key(0)))
     matrices = {"wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down"}
     found = sum(x.size for name, x in params["layers"].items() if name in matrices)
-    assert throughput.matrix_parameters(SPEC, head=False) == LAYERS == found
-    assert throughput.matrix_parameters(SPEC, head=True) == LAYERS + params["head"].size
+    assert SPEC.matrix_parameters(head=False) == LAYERS == found
+    assert SPEC.matrix_parameters(head=True) == LAYERS + params["head"].size
 
 
 def test_a_step_costs_six_a_weight_and_twelve_a_key_and_head_dim():

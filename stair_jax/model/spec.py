@@ -70,6 +70,11 @@ class Spec:
         layer = attention + biases + 3 * self.D * self.F + 2 * self.D
         return self.L * layer + self.V * self.D * (1 if self.tied else 2) + self.D
 
+    def matrix_parameters(self, *, head: bool) -> int:
+        """Number of parameters that a token is multiplied with; the embedding is only looked up."""
+        attention = 2 * self.D * self.H * (self.N + self.K)
+        return self.L * (attention + 3 * self.D * self.F) + self.V * self.D * head
+
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> "Spec":
         """Returns the sizes of a Hugging Face `config.json`, of transformers 4 or 5 style.

@@ -53,13 +53,6 @@ def work_of(batch: Mapping[str, np.ndarray]) -> Work:
     return Work(tokens, keys, int(scored.sum()))
 
 
-def matrix_parameters(spec: Spec, *, head: bool) -> int:
-    """Returns how many parameters a token is multiplied with; the embedding is only looked up."""
-    attention = 2 * spec.D * spec.H * (spec.N + spec.K)
-    layers = spec.L * (attention + 3 * spec.D * spec.F)
-    return layers + spec.V * spec.D * head
-
-
 def adapter_parameters(spec: Spec, rank: int, targets: Iterable[str]) -> int:
     """Returns the parameters of LoRA factors of `rank` on `targets`."""
     count = 0
@@ -84,7 +77,7 @@ def step_flops(spec: Spec, work: Work, *, adapters: int = 0, reference: bool = F
       adapters: parameters of LoRA; above 0, all other weights are frozen.
       reference: whether the reference's forward pass is a part of the step.
     """
-    weights = matrix_parameters(spec, head=False) * work.tokens + spec.V * spec.D * work.scored
+    weights = spec.matrix_parameters(head=False) * work.tokens + spec.V * spec.D * work.scored
     attention = 4 * spec.L * spec.N * spec.H * work.keys
     step = (4 if adapters else 6) * weights + 6 * adapters * work.tokens + 3 * attention
     return float(step + reference * (2 * weights + attention))
