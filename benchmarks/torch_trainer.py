@@ -13,9 +13,7 @@ import numpy as np
 import torch
 import transformers
 
-Batch = Mapping[
-    str, np.ndarray
-]  # arrays [rows, ...] of one step, as `io.batches` has them
+Batch = Mapping[str, np.ndarray]  # arrays [rows, ...] of one step, as `io.batches` has them
 
 
 class Trainer:
