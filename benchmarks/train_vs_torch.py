@@ -75,7 +75,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--steps", type=int, default=16,
                         help="of the miniature, a repetition; of large a quarter")  # fmt: skip
-    parser.add_argument("--minutes", type=float, default=3.0,
+    parser.add_argument("--minutes", type=float, default=2.0,
                         help="of each of the four comparisons, compiling apart")  # fmt: skip
     options = harness.parse(parser, argv)
     if unknown := [name for name in options.models.split(",") if name not in MODELS]:
