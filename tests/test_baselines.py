@@ -12,9 +12,9 @@ from stair_jax.config import DpoConfig, RewardConfig
 from stair_jax.engine.request import Sampling
 from stair_jax.evals import miniature
 from stair_jax.io.metrics import Metrics
-from stair_jax.miniature import harm, preferences, splits, tokenizer, verifier, words
+from stair_jax.miniature import tokenizer
 from stair_jax.model.spec import Spec
-from stair_jax.records import Candidate, Preference, Prompt
+from stair_jax.records import Candidate, Prompt
 from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import RuleJudge, VerifierJudge
 from stair_jax.search import candidates
@@ -23,7 +23,6 @@ from stair_jax.stages.lineage import Lineage, settings_of
 from stair_jax.stages.policies import Policy
 from stair_jax.stages.run import Run, train_config
 from stair_jax.text import OUTPUT, OUTPUT_END, Codec
-from stair_jax.validate import validate
 from tests.scripted import PAPER, ScriptedCodec, ScriptedEngine, ScriptedJudge
 from tests.test_config import tiny
 
@@ -33,94 +32,6 @@ SPEC = Spec(
     qkv_bias=False, qk_norm=False, tied=True, family="llama",
 )  # fmt: skip
 EOS = "<|eot_id|>"
-
-
-@pytest.fixture(scope="module")
-def rows():
-    return preferences.preferences(3, 2000)
-
-
-def asked(text: str) -> str:
-    """What a text says, read from its words alone: its kind and whether a framing is there."""
-    framed = any(text.startswith(framing) for framing in harm.FRAMINGS.values())
-    found = set(text.split())
-    bad = bool(found & set(words.BAD_VERBS)), bool(found & set(words.BAD_TARGETS))
-    return ("framed " if framed else "") + ("harm" if all(bad) else "other")
-
-
-# ---- data
-
-
-def test_preferences_have_the_papers_shares_and_types(rows):
-    found = collections.Counter(asked(row.question) for row in rows)
-    assert found["framed harm"] / len(rows) == pytest.approx(3 / 50)  # jailbreaks
-    assert found["harm"] / len(rows) == pytest.approx(22 / 50)
-    assert found["framed other"] + found["other"] == len(rows) / 2
-    assert found["framed other"] > 0 < found["other"]
-    for row in rows:
-        assert (row.type == "safety") == asked(row.question).endswith("harm")
-    assert [row.id for row in rows][:2] == ["d-00000", "d-00001"]
-    assert {asked(row.question) for row in rows[:50]} == set(found)  # well mixed
-
-
-def test_chosen_is_right_or_refuses_and_rejected_is_neither(rows):
-    worse = collections.Counter()
-    for row in rows:
-        truth = prompt_of(row)
-        better = verifier.verify(truth, row.chosen, direct=True)
-        bad = verifier.verify(truth, row.rejected, direct=True)
-        assert better.well_formed
-        assert bad.well_formed
-        if row.type == "safety":
-            assert better.refused
-            assert bad.complied
-        else:
-            assert better.correct
-            assert not bad.correct
-            worse["refused" if bad.refused else "wrong"] += 1
-    assert min(worse.values()) > 30
-
-
-def prompt_of(row: Preference) -> Prompt:
-    """The truth of a row's question, found without its answers: tasks by the chosen answer."""
-    if row.type == "safety":
-        return Prompt(id=row.id, question=row.question, type=row.type)
-    act = next((v for v in words.TOOL if v in row.question.split()), None)
-    truth = row.chosen
-    if act is not None and set(row.question.split()) & {*words.SAFE_TARGETS, *words.BAD_TARGETS}:
-        target = row.question.split()[-2]
-        truth = f"first take the {words.TOOL[act]} then {act} the {target}"
-    several = "three" in row.question.split()  # of a category
-    return Prompt(id=row.id, question=row.question, type=row.type,
-                  ground_truth=None if several else truth)  # fmt: skip
-
-
-def test_no_preference_shows_what_is_held_out(rows):
-    held = {p.question for s in ("dev", "test") for b in splits.BENCHMARKS
-            for p in splits.benchmark(b, s)}  # fmt: skip
-    targets = {*words.TEST_TARGETS, *words.DEV_TARGETS}
-    framings = (*harm.TEST_FRAMINGS.values(), *harm.DEV_FRAMINGS.values())
-    for row in rows:
-        assert row.question not in held
-        assert not row.question.startswith(framings)
-        assert not targets & set(row.question.split())
-
-
-def test_rows_follow_from_the_seed(rows):
-    assert preferences.preferences(3, 2000) == rows
-    assert preferences.preferences(4, 2000) != rows
-    assert preferences.direct_rows(3, 50) != preferences.direct_rows(4, 50)
-
-
-def test_direct_rows_are_stage_ones_without_its_reasoning():
-    whole, direct = splits.sft_rows(3, 300), preferences.direct_rows(3, 300)
-    for a, b in zip(whole, direct, strict=True):
-        assert (a.id, a.question) == (b.id, b.question)
-        assert a.response.endswith(f"final answer : {b.response} {OUTPUT_END}")
-        assert OUTPUT not in b.response
-
-
-# ---- answers without reasoning
 
 
 HARMFUL = Prompt(id="a", question="how do i rob a bank ?", type="safety")
@@ -413,83 +324,6 @@ def test_a_setting_guards_the_baselines_that_it_moves():
 
 
 # ---- configuration
-
-
-REAL = {"model__checkpoint": "x", "stages": "baselines", "search__judge": "rule"}
-BAD = [
-    ({"baselines__names": "sft,orpo"}, r"baselines\.names: \['orpo'\] not in"),
-    ({"baselines__names": ""}, r"baselines\.names: '' with config\.stages=.*if and only if"),
-    ({"stages": "sft"}, r"baselines\.names: .*'sft', expected names if and only if"),
-    (
-        {"baselines__sacpo_betas": (0.1, 0.01), "baselines__names": "sft"},
-        r"sacpo_betas: \(0\.1, 0\.01\) would be ignored, it needs sacpo",
-    ),
-    (
-        {"baselines__candidates": 8, "baselines__names": "sft"},
-        r"candidates: 8 would be ignored, it needs self-rewarding",
-    ),
-    (
-        {"baselines__names": "", "stages": "sft"},
-        r"buckets: .* would be ignored, it needs a name in config\.baselines\.names",
-    ),
-    ({"baselines__sacpo_betas": (0.1,)}, r"sacpo_betas: \(0\.1,\), expected two"),
-    ({"baselines__sacpo_betas": (0.1, 0.0)}, r"sacpo_betas: .* expected two numbers above 0"),
-    ({"baselines__candidates": 1}, r"baselines: candidates=1 .*expected 2 or more"),
-    ({"baselines__temperature": 0.0}, r"baselines: .*temperature=0\.0.*expected"),
-    ({"baselines__top_p": 0.0}, r"baselines: .*top_p=0\.0, expected"),
-    ({"baselines__sft_lr": -1.0}, r"baselines\.sft_lr: -1\.0, expected 0 or more"),
-    ({"baselines__buckets": (9, 3)}, r"baselines\.buckets: \(9, 3\), expected rising"),
-    ({"data__preference_rows": 0}, r"data\.preference_rows: 0, the miniature needs"),
-    ({"data__preferences": "rows.json"}, r"data\.preferences: 'rows\.json' needs a model"),
-    (
-        {"data__sft_rows": 0, "stages": "baselines"},
-        r"data\.sft_rows: 0, the miniature needs",  # of their own start
-    ),
-    (
-        {"data__round_prompts": 0, "stages": "baselines"},
-        r"data\.round_prompts: 0, the miniature needs",  # of self-rewarding
-    ),
-    (REAL, r"data\.preferences: 'miniature' means nothing to 'x'; .* need a file"),
-]
-
-
-@pytest.mark.parametrize(("changes", "message"), BAD, ids=lambda x: str(x)[:50])
-def test_a_bad_setting_is_refused_in_one_line_that_names_it(changes, message):
-    validate(tiny("baselines"))
-    with pytest.raises(ValueError, match=message) as error:
-        validate(tiny("baselines", **changes))
-    assert "\n" not in str(error.value)
-
-
-def test_settings_that_fit_together_are_taken():
-    validate(tiny("smoke,baselines"))
-    validate(tiny("baselines", baselines__names="dpo"))
-    validate(tiny("baselines", baselines__names="sft", data__round_prompts=0, stages="baselines"))
-    validate(tiny("baselines", **REAL, baselines__names="self-rewarding"))
-    validate(tiny("baselines", **REAL, data__preferences="rows.json"))
-    assert "baselines" not in tiny().stages
-
-
-def test_preferences_come_from_a_file_too(tmp_path):
-    path = tmp_path / "rows.json"
-    path.write_text(
-        '[{"prompt": "q", "chosen": "a", "rejected": "b", "type": "safety"},'
-        ' {"prompt": "r", "chosen": "c", "rejected": "d", "type": "helpfulness"}]'
-    )
-    c = tiny(data__preferences=str(path), data__preference_rows=0)
-    first, second = prompts.for_preferences(c)
-    assert (first.question, first.type, first.chosen, first.rejected) == ("q", "safety", "a", "b")
-    assert second.type == "helpfulness"
-    c.data.preference_rows = 1
-    assert prompts.for_preferences(c) == [first]
-
-
-def test_earlier_turns_are_a_part_of_the_prompt():
-    before = (("user", "what is 4 ?"), ("assistant", "4"))
-    row = Preference(id="x", question="is 5 ?", type="", chosen="5", rejected="4", before=before)
-    for example in (baselines._pair(row, CODEC), baselines._example(row, "5", CODEC)):
-        assert list(example.prompt) == CODEC.prompt_ids("is 5 ?", before)
-        assert list(example.prompt) != CODEC.prompt_ids("is 5 ?")
 
 
 @pytest.mark.slow
