@@ -1,9 +1,9 @@
-"""Tags, chat templates, steps: between text and token ids. Floor 0: imports no JAX."""
+"""Tags, chat templates, answers: between text and token ids. Floor 0: imports no JAX."""
 
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 STEP, STEP_END = "<|Reasoning_step|>", "<|/Reasoning_step|>"
@@ -128,16 +128,6 @@ def escape(question: str, specials: Iterable[str]) -> str:
         if len(token) > 1 and token in question:
             question = question.replace(token, f"{token[0]} {token[1:]}")
     return question
-
-
-def split_steps(ids: Sequence[int], stops: Collection[int]) -> list[list[int]]:
-    """Cuts a response after every stop token; joining the steps gives `ids` back exactly."""
-    steps: list[list[int]] = [[]]
-    for token in ids:
-        steps[-1].append(token)
-        if token in stops:
-            steps.append([])
-    return steps if steps[-1] else steps[:-1]
 
 
 def final_answer(response: str) -> str | None:

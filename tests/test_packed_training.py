@@ -100,7 +100,7 @@ def test_trees_cost_and_teach_what_their_pairs_do(change):
     assert tree.size < plain.size / 2
     objective = losses.Dpo.of(logprobs.Scorer.of(SPEC, PLAIN), loss)
     want = gradients(objective, batches["bucket"])
-    assert want[0]["rewards/accuracies/depth-1"] is not None
+    assert {f"rewards/accuracies/depth-{d}" for d in (1, 2, 3)} <= set(want[0])
     assert_same(gradients(objective, batches["tree"]), want)
     blind = batches["tree"] | {"reach": np.broadcast_to(np.int32(tree.shape[-1]), tree.shape)}
     assert abs(gradients(objective, blind)[0]["loss"] - want[0]["loss"]) > 1e-4
@@ -110,9 +110,8 @@ def test_trees_in_several_passes_and_on_a_mesh_are_the_same():
     loss = dpo_config(anchors_per_pair=0.5)
     objective = losses.Dpo.of(logprobs.Scorer.of(SPEC, PLAIN), loss)
 
-    def batch(**change):
+    def batch(shards=1, **change):
         config = dataclasses.replace(PLAIN, batching="tree", **change)
-        shards = change.pop("shards", 1)
         data = DpoData(*ROWS, config, loss, seed=0, pad_id=0, row_shards=shards)
         return data.with_reference(table(data)).batch_at(0)
 
@@ -120,10 +119,7 @@ def test_trees_in_several_passes_and_on_a_mesh_are_the_same():
     assert len(one["tokens"]) == 1 < len(many["tokens"])
     want = gradients(objective, one)
     assert_same(gradients(objective, many), want)
-    config = dataclasses.replace(PLAIN, batching="tree")
-    data = DpoData(*ROWS, config, loss, seed=0, pad_id=0, row_shards=4)
-    spread = data.with_reference(table(data)).batch_at(0)
-    assert_same(gradients(objective, spread, (2, 2, 2)), want)
+    assert_same(gradients(objective, batch(shards=4), (2, 2, 2)), want)
 
 
 def test_packed_examples_cost_and_teach_what_they_do_alone():

@@ -90,17 +90,6 @@ def test_a_tokenizer_that_cannot_serve_is_refused(arguments, message):
         text.Codec(*arguments)
 
 
-@given(st.lists(st.integers(0, 5), max_size=30))
-def test_steps_join_to_what_was_split(ids):
-    steps = text.split_steps(ids, {0, 1})
-    assert [i for step in steps for i in step] == ids
-    assert all(step for step in steps)
-    for step in steps[:-1]:
-        assert step[-1] in (0, 1)
-    for step in steps:
-        assert not {0, 1} & set(step[:-1])
-
-
 @pytest.mark.parametrize(
     ("response", "want"),
     [
