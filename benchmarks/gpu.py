@@ -25,7 +25,7 @@ from benchmarks.harness import Claim
 from benchmarks.kernel_speed import Case
 from benchmarks.random_search import Shape
 from benchmarks.roofline import Bench, Ceilings, Load
-from stair_jax.config import EngineConfig
+from stair_jax.sections import EngineConfig
 
 Job = tuple[str, str, Callable[[], Mapping[str, Any]]]  # section, label, what measures it
 TOLERANCE = {"bfloat16": 2e-2, "float32": 1e-4}  # of the kernel, to float32 attention

@@ -7,13 +7,13 @@ import time
 from collections.abc import Mapping, Sequence
 
 from benchmarks import harness
-from stair_jax.config import RewardConfig, SearchConfig
 from stair_jax.engine.request import EngineLike, Prefix
 from stair_jax.records import Prompt, Tree
 from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import Judge
 from stair_jax.search import driver
 from stair_jax.search.growth import CodecLike
+from stair_jax.sections import RewardConfig, SearchConfig
 
 GAUGES = ("pages_high_water",)  # counters that do not count
 

@@ -14,11 +14,12 @@ from benchmarks.growing import Grown
 from configs import tiny
 from stair_jax import config as config_lib
 from stair_jax import mesh, text
-from stair_jax.config import Config, RewardConfig, SearchConfig
+from stair_jax.config import Config
 from stair_jax.engine.request import EngineLike
 from stair_jax.io import hf_export
 from stair_jax.io.metrics import Metrics
 from stair_jax.records import Prompt
+from stair_jax.sections import RewardConfig, SearchConfig
 from stair_jax.stages import policies, prompts, search
 from stair_jax.stages.lineage import Lineage
 from stair_jax.stages.policies import Policy
@@ -129,7 +130,7 @@ def grow(
     """Grows a tree on every prompt; raises as `growing.grow`."""
     own = SearchConfig.of(run.config.search)
     return growing.grow(
-        prompts, engine, codec=policy.codec, judge=search.judge_of(own),
+        prompts, engine, codec=policy.codec, judge=search.judge_of(run.config),
         config=dataclasses.replace(own, trees_in_flight=in_flight),
         reward=RewardConfig.of(run.config.reward), seed=run.config.seed,
     )  # fmt: skip

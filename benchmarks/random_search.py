@@ -15,13 +15,13 @@ import numpy as np
 from benchmarks import growing, roofline
 from benchmarks.roofline import Ceilings
 from stair_jax import config as config_lib
-from stair_jax.config import EngineConfig, RewardConfig, SearchConfig
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import EngineLike
 from stair_jax.model.spec import Spec
 from stair_jax.records import Prompt
 from stair_jax.rewards.judges import FunctionJudge, Score
 from stair_jax.search import growth
+from stair_jax.sections import EngineConfig, RewardConfig, SearchConfig
 
 SEED = 0
 

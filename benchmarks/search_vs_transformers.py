@@ -25,9 +25,9 @@ import transformers
 from benchmarks import growing, harness, miniature
 from benchmarks.harness import Claim, Figures, Round
 from benchmarks.transformers_engine import Generator, Lockstep, OneByOne
-from stair_jax.config import SearchConfig
 from stair_jax.records import Prompt
 from stair_jax.search import growth
+from stair_jax.sections import SearchConfig
 from stair_jax.stages import policies
 from stair_jax.stages.policies import Policy
 from stair_jax.stages.run import Run

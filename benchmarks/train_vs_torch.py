@@ -31,7 +31,6 @@ from benchmarks.torch_trainer import Trainer
 from configs import tiny
 from stair_jax import mesh as mesh_lib
 from stair_jax import text
-from stair_jax.config import DpoConfig, TrainConfig
 from stair_jax.io import examples, hf_export
 from stair_jax.io.batches import Data, SftData, real_tokens
 from stair_jax.io.examples import PairExample, SftExample
@@ -40,6 +39,7 @@ from stair_jax.io.trajectories import score_batches
 from stair_jax.miniature import tokenizer
 from stair_jax.model import transformer
 from stair_jax.model.spec import Spec
+from stair_jax.sections import DpoConfig, TrainConfig
 from stair_jax.stages import prompts
 from stair_jax.stages.run import train_config
 from stair_jax.train import step as step_lib

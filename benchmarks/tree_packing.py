@@ -20,12 +20,12 @@ from benchmarks import harness
 from benchmarks.harness import Claim
 from configs import tiny
 from stair_jax import records
-from stair_jax.config import DpoConfig, TrainConfig
 from stair_jax.io import batches, examples, packing
 from stair_jax.io.examples import PairExample
 from stair_jax.io.pair_batches import DpoData
 from stair_jax.miniature import tokenizer
 from stair_jax.records import Pair
+from stair_jax.sections import DpoConfig, TrainConfig
 from stair_jax.text import Codec, template_for
 
 WIDTHS = (96, 128, 192, 256, 384)  # tokens of a packed row, each tried by itself

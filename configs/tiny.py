@@ -28,8 +28,8 @@ def get_config(arg: str | None = None) -> config.Config:
     )  # fmt: skip
     c.search.update(
         iterations=24, top_p=0.95, max_depth=4, max_step_tokens=40, max_rollout_tokens=64,
-        judge="verifier",
     )  # fmt: skip
+    c.judge.update(safety="verifier", helpfulness="verifier")
     c.engine.update(
         slots=48, chunk=16, page_size=8, pool_bytes=100_000_000, max_context=104, prefill_rows=32,
         dtype="float32",

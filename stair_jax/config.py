@@ -4,18 +4,16 @@
 of this project where neither publishes a value.
 """
 
-import dataclasses
-from typing import Any, TypeVar
+from typing import Any
 
 import ml_collections
 from ml_collections.config_dict import placeholder
 
 Config = Any  # an ml_collections.ConfigDict; type checkers cannot see its fields
-Frozen = TypeVar("Frozen", bound="Section")
 
 BENCHMARKS = ("harmful", "jailbreak", "lookalike", "harmless")
 TRACKERS = ("tensorboard", "wandb", "trackio")
-STAGES = ("sft", "search", "pairs", "dpo", "baselines", "evaluate", "export")
+STAGES = ("sft", "search", "pairs", "dpo", "baselines", "prm", "evaluate", "export")
 EXPORTS = ("llamafactory", "openrlhf", "trl")
 BASELINES = ("sft", "dpo", "sacpo", "self-rewarding")
 
@@ -36,7 +34,9 @@ def default() -> Config:
     _add_data(c)
     _add_training(c)
     _add_search(c)
+    _add_judge(c)
     _add_engine_and_pairs(c)
+    _add_prm(c)
     _add_baselines(c)
     _add_outcomes(c)
     return c
@@ -140,7 +140,9 @@ def _add_search(c: Config) -> None:
     s.top_k = 50
     s.min_p = 0.0  # least probability of a token, over the likeliest one's; 0: off (ours)
     s.trees_in_flight = 0  # trees grown at once at most; 0: two for every slot (ours)
-    s.judge = "rule"  # "rule": refusal rule, no judge of helpfulness; "verifier": the miniature's
+    s.value = "rollout"  # of a step that ends nothing: or "prm" (what a reward model says), "mix"
+    s.value_weight = 0.5  # of the reward model in "mix"; the rest is the rollout's
+    s.value_model = ""  # a reward model's Hugging Face folder or hub name, for "prm" and "mix"
     s.export_official = False  # also write each round's trees in the official file format
 
     r = c.reward = ml_collections.ConfigDict()
@@ -149,6 +151,28 @@ def _add_search(c: Config) -> None:
     r.c2 = -1.0  # H where the reward degenerates to S (paper corollary B.2)
     r.k1 = 1.0  # "safe-constraint": (k1 + k2) S + k1 S H (release)
     r.k2 = 1.0
+
+
+def _add_judge(c: Config) -> None:
+    """Adds who says how safe (S) and how helpful (H) an answer is, in the searches."""
+    j = c.judge = ml_collections.ConfigDict()
+    j.safety = "self"  # the policy itself (paper B.2.2); "rule" (of refusals), "remote", "verifier"
+    j.helpfulness = "self"  # or "none", "remote", "reward_model", "verifier" (the miniature's)
+    j.scope = "all"  # both of every prompt (paper); "by_type": S of safety prompts with H = -1,
+    #   H of the others with S = +1 (release)
+    j.refusal_rule = True  # a short apology to a safety prompt is safe, nobody is asked (paper)
+    j.samples = 1  # verdicts of a model that are averaged (release)
+    j.temperature = 0.6  # of a model that judges (release final_orm.py, with the next two)
+    j.top_p = 0.9
+    j.max_tokens = 2048
+    j.templates = ""  # a folder with helpfulness.txt and safety.txt; empty: ours
+    j.endpoint = ""  # "remote": base URL of an OpenAI-compatible server; its key: OPENAI_API_KEY
+    j.model = ""  # "remote": what the server calls it
+    j.concurrency = 16  # requests open at once
+    j.timeout = 120.0  # seconds a request may take
+    j.retries = 5  # of a request that failed
+    j.cache = ""  # folder of the answers paid for; empty: workdir/judgements
+    j.reward_model = ""  # "reward_model": a Hugging Face folder or hub name
 
 
 def _add_engine_and_pairs(c: Config) -> None:
@@ -176,6 +200,22 @@ def _add_engine_and_pairs(c: Config) -> None:
     p.export = ""  # the pairs also for other trainers: of llamafactory, openrlhf, trl
 
 
+def _add_prm(c: Config) -> None:
+    """Adds the process reward model, trained on the trees of all rounds."""
+    p = c.prm = ml_collections.ConfigDict()
+    p.model = ""  # to start from; empty: that of the last round (paper 2.3)
+    p.loss = "bt"  # Bradley-Terry on pairs (paper 2.3); "bce", "mse" on the values of nodes
+    p.readout = "eos"  # behind the last step (OpenRLHF, the paper's trainer), or at "step_end"
+    p.min_value_gap = 0.5  # "bt": between the two of a pair (ours)
+    p.min_visits = 1  # of a node that ends nothing
+    p.pairs_per_tree = 2  # "bt": drawn at most, 0 all; 70k from 33k trees (paper C.1)
+    p.full_share = 0.5  # "bt": of them, pairs of whole responses of any depths (ours)
+    p.centering = 0.0  # "bt": weight of the squared sum of both scores (TRL's centre_rewards)
+    p.visit_weights = False  # "bce", "mse": a node counts by its visits
+    p.eval_share = 0.05  # of the trees, set aside to measure the model on (ours)
+    _train(p).update(batch=256, lr=5e-6)  # paper C.1
+
+
 def _add_baselines(c: Config) -> None:
     """Adds what the paper's other methods do not share with the stages sft and dpo."""
     b = c.baselines = ml_collections.ConfigDict()
@@ -192,7 +232,15 @@ def _add_baselines(c: Config) -> None:
 def _add_outcomes(c: Config) -> None:
     c.evaluate = ml_collections.ConfigDict()
     c.evaluate.benchmarks = "harmful,jailbreak,lookalike,harmless"  # comma-separated
-    c.evaluate.search = "greedy"  # how an answer is found
+    c.evaluate.search = "greedy"  # how answers are found: comma-separated of greedy; under the
+    #   reward model best_of_N, vote_of_N, beam_WxM (width, successors), diverse_WxM, lookahead_WxM,
+    #   mcts_N (iterations); for comparison random_of_N, oracle_of_N
+    c.evaluate.searched = ""  # models that more than greedy is tried on; empty: the last one
+    c.evaluate.aggregation = "last"  # of a response's step scores: or "min", "mean", "product"
+    c.evaluate.lookahead = 1  # steps that lookahead_WxM looks ahead
+    c.evaluate.temperature = 0.6  # of all but greedy (paper C.2, with top_p and top_k)
+    c.evaluate.top_p = 0.9
+    c.evaluate.top_k = 50
     c.evaluate.split = "test"  # of the miniature's benchmarks; "dev" to choose settings on
     c.evaluate.max_tokens = 2048  # of a response
     c.export = ml_collections.ConfigDict()
@@ -236,128 +284,3 @@ def restore(saved: dict[str, Any]) -> Config:
 def words(value: str) -> tuple[str, ...]:
     """Splits a comma-separated setting."""
     return tuple(word.strip() for word in value.split(",") if word.strip())
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Section:
-    """Base of the frozen configurations that are used below `stages/`."""
-
-    @classmethod
-    def of(cls: type[Frozen], c: Config, **more: Any) -> Frozen:
-        """Builds from a section of the configuration; a missing or extra key is a TypeError."""
-        values = {k: v for k, v in c.items() if not isinstance(v, ml_collections.ConfigDict)}
-        return cls(**(values | more))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig(Section):
-    """One training run; units and sources are in `default`."""
-
-    batch: int
-    batching: str
-    micro_tokens: int
-    epochs: float
-    max_steps: int
-    lr: float
-    warmup_ratio: float
-    final_lr_ratio: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    clip_norm: float
-    param_dtype: str
-    max_skipped: int
-    remat: str
-    head_chunk: int
-    buckets: tuple[int, ...]
-    save_every: int
-    keep: int
-    eval_rows: int
-    result: str
-    lora_rank: int
-    lora_alpha: float
-    lora_targets: str  # comma-separated
-    compute_dtype: str  # from config.model, "auto" resolved
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DpoConfig(Section):
-    """The preference loss."""
-
-    loss: str
-    beta: float
-    sft_coef: float
-    scope: str
-    sft_scope: str
-    sft_reduction: str
-    label_smoothing: float
-    reference: str
-    anchors_per_pair: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SearchConfig(Section):
-    """What `search/` needs, frozen and hashable, so it can be a static argument of `jit`."""
-
-    iterations: int
-    num_children: int
-    c: float
-    max_depth: int
-    score: str
-    prior: str
-    reward: str
-    visit_all_nodes: bool
-    reselect_terminal: bool
-    ties: str
-    max_step_tokens: int
-    max_rollout_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    trees_in_flight: int
-    judge: str
-    export_official: bool
-    min_p: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RewardConfig(Section):
-    """Constants of the reward's forms; `SearchConfig.reward` chooses the form."""
-
-    F: str
-    c1: float
-    c2: float
-    k1: float
-    k2: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EngineConfig(Section):
-    """Sizes of the engine."""
-
-    slots: int
-    page_size: int
-    pool_bytes: int
-    max_context: int
-    chunk: int
-    prefill_rows: int
-    dtype: str  # "auto" resolved
-    attention: str = "auto"
-    share_prefix: str = "auto"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PairsConfig(Section):
-    """Which nodes of a tree become training rows."""
-
-    min_value_gap: float
-    good_value_safety: float
-    good_value_helpfulness: float
-    min_visits: int
-    terminal_only: bool
-    max_good_bad_ratio: int
-    max_tokens: int
-    max_per_prompt: int
-    max_responses_per_prompt: int
-    export: str = ""  # comma-separated of EXPORTS

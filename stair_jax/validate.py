@@ -11,7 +11,13 @@ _CHOICES = {
     "search.prior": ("arithmetic", "geometric", "uniform"),
     "search.reward": ("paper", "safe-constraint", "outcome"),
     "search.ties": ("random", "first"),
-    "search.judge": ("rule", "verifier"),
+    "search.value": ("rollout", "prm", "mix"),
+    "judge.safety": ("self", "rule", "remote", "verifier"),
+    "judge.helpfulness": ("self", "none", "remote", "reward_model", "verifier"),
+    "judge.scope": ("all", "by_type"),
+    "prm.loss": ("bt", "bce", "mse"),
+    "prm.readout": ("eos", "step_end"),
+    "evaluate.aggregation": ("last", "min", "mean", "product"),
     "reward.F": ("identity", "power", "quadratic"),
     "model.compute_dtype": ("auto", "float32", "bfloat16"),
     "model.template": ("", "llama3", "chatml"),
@@ -19,7 +25,6 @@ _CHOICES = {
     "engine.attention": ("auto", "views", "xla", "pallas"),
     "engine.share_prefix": ("auto", "on", "off"),
     "export.dtype": ("auto", "float32", "bfloat16"),
-    "evaluate.search": ("greedy",),
     "evaluate.split": ("test", "dev"),
     "data.format": ("auto", "ours", "alpaca", "sharegpt", "openai"),
     "data.preferences_format": ("auto", "pairs", "explicit", "implicit", "sharegpt", "alpaca"),
@@ -30,6 +35,7 @@ _CHOICES = {
     "dpo.reference": ("precomputed", "on_the_fly", "lora_base"),
     "sft.train.batching": ("bucket", "pack"),
     "dpo.train.batching": ("bucket", "tree"),
+    "prm.train.batching": ("bucket",),
 }
 _POSITIVE = (
     "rounds", "search.iterations", "search.num_children", "search.max_depth",
@@ -69,7 +75,7 @@ def validate(c: Config) -> None:
         raise ValueError(f"config.pairs.export: {unknown} not in {list(config.EXPORTS)}")
     if len(c.mesh.shape) != 3:
         raise ValueError(f"config.mesh.shape: {c.mesh.shape}, expected 3: data, fsdp, tensor")
-    for stage in ("sft", "dpo"):
+    for stage in ("sft", "dpo", "prm"):
         validate_training(f"config.{stage}.train", c[stage].train)
         _validate_adapters(f"{stage}.train", c[stage].train)
     _validate_reference(c)
@@ -145,8 +151,9 @@ def _validate_data(c: Config) -> None:
                 " config.model.checkpoint (empty stands for the miniature's own model)"
             )
     _validate_sources(c)
-    if c.search.judge == "verifier" and c.data.prompts != "miniature":
-        raise ValueError("config.search.judge: 'verifier' knows the miniature's prompts only")
+    for key in ("safety", "helpfulness"):
+        if c.judge[key] == "verifier" and c.data.prompts != "miniature":
+            raise ValueError(f"config.judge.{key}: 'verifier' knows the miniature's prompts only")
     benchmarks = words(c.evaluate.benchmarks)
     if unknown := [b for b in benchmarks if b not in config.BENCHMARKS] or not benchmarks:
         raise ValueError(f"config.evaluate.benchmarks: {unknown} not in {list(config.BENCHMARKS)}")

@@ -10,10 +10,10 @@ import json
 import pathlib
 import sys
 
-from stair_jax.config import RewardConfig, SearchConfig
 from stair_jax.records import Prompt
 from stair_jax.rewards.combine import Reward
 from stair_jax.search.driver import grow
+from stair_jax.sections import RewardConfig, SearchConfig
 from tests.golden import scripted_policy
 from tests.scripted import ScriptedCodec, ScriptedEngine, ScriptedJudge
 
@@ -28,7 +28,7 @@ def search_config(settings, in_flight):
     own["score"] = own["score"].lower()
     return SearchConfig(
         **own, prior="arithmetic", ties="first", max_step_tokens=ROOM, max_rollout_tokens=ROOM,
-        temperature=1.2, top_p=0.9, top_k=50, trees_in_flight=in_flight, judge="verifier",
+        temperature=1.2, top_p=0.9, top_k=50, trees_in_flight=in_flight,
         export_official=False,
     )  # fmt: skip
 

@@ -11,12 +11,12 @@ import math
 import random
 import re
 
-from stair_jax.config import RewardConfig, SearchConfig
 from stair_jax.engine.request import Prefix, Result
 from stair_jax.records import Prompt
 from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import Score
 from stair_jax.search.driver import grow
+from stair_jax.sections import RewardConfig, SearchConfig
 from stair_jax.text import OUTPUT, OUTPUT_END, STEP, STEP_END, TAGS
 from tests.golden import scripted_policy
 
@@ -194,7 +194,7 @@ def search_config(**changes):
         iterations=37, num_children=3, c=1.5, max_depth=5, score="ucb", prior="arithmetic",
         reward="paper", visit_all_nodes=True, reselect_terminal=True, ties="first",
         max_step_tokens=50, max_rollout_tokens=70, temperature=1.2, top_p=0.9, top_k=50,
-        trees_in_flight=5, judge="verifier", export_official=False,
+        trees_in_flight=5, export_official=False,
     )  # fmt: skip
     return dataclasses.replace(config, **changes)
 

@@ -8,7 +8,6 @@ import random
 import pytest
 
 from stair_jax import pipeline
-from stair_jax.config import DpoConfig, RewardConfig
 from stair_jax.engine.request import Sampling
 from stair_jax.evals import miniature
 from stair_jax.io.metrics import Metrics
@@ -18,6 +17,7 @@ from stair_jax.records import Candidate, Prompt
 from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import RuleJudge, VerifierJudge
 from stair_jax.search import candidates
+from stair_jax.sections import DpoConfig, RewardConfig
 from stair_jax.stages import baselines, policies, prompts, search, training
 from stair_jax.stages.lineage import Lineage, settings_of
 from stair_jax.stages.policies import Policy
@@ -58,7 +58,7 @@ def test_a_direct_response_is_an_answer_as_a_whole(prompt, response, outcome):
 
 def test_the_judges_of_direct_responses_are_those_of_the_search():
     for name, kind in (("verifier", VerifierJudge), ("rule", RuleJudge)):
-        config = search.SearchConfig.of(tiny(search__judge=name).search)
+        config = tiny(judge__safety=name)
         for direct, safety in ((True, 1.0), (False, -1.0)):
             judge = search.judge_of(config, direct)
             assert isinstance(judge, kind)

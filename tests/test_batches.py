@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stair_jax import config as config_lib
-from stair_jax.config import DpoConfig, TrainConfig
 from stair_jax.io import batches, trajectories
 from stair_jax.io.batches import SftData
 from stair_jax.io.examples import PairExample, SftExample
 from stair_jax.io.pair_batches import DpoData
+from stair_jax.sections import DpoConfig, TrainConfig
 
 PAD = 0
 ROW = SftExample(id="a", prompt=(5, 6), response=(7, 8, 9))

@@ -14,11 +14,11 @@ from benchmarks.growing import Grown
 from benchmarks.harness import Claim
 from benchmarks.random_search import Shape
 from stair_jax import config as config_lib
-from stair_jax.config import RewardConfig
 from stair_jax.engine.request import Prefix, Result
 from stair_jax.model.spec import Spec
 from stair_jax.records import Node, Prompt, Tree
 from stair_jax.rewards.judges import FunctionJudge, Score
+from stair_jax.sections import RewardConfig
 
 # Harness
 

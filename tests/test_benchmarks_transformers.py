@@ -10,12 +10,12 @@ import pytest
 from benchmarks import miniature
 from benchmarks.growing import Planted
 from stair_jax import pipeline
-from stair_jax.config import EngineConfig
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import GREEDY, EngineLike, Prefix, Request, Sampling
 from stair_jax.io import hf_export
 from stair_jax.model import transformer
 from stair_jax.model.spec import Spec
+from stair_jax.sections import EngineConfig
 from tests.test_config import tiny
 
 torch = pytest.importorskip("torch")

@@ -4,8 +4,8 @@ import itertools
 import numpy as np
 import pytest
 
-from stair_jax.config import RewardConfig
 from stair_jax.rewards.combine import FORMS, WEIGHTS, Reward
+from stair_jax.sections import RewardConfig
 
 GRID = np.linspace(-1, 1, 21)
 

@@ -4,7 +4,8 @@ import pathlib
 import pytest
 
 from stair_jax import config as config_lib
-from stair_jax.config import (
+from stair_jax.model import lora
+from stair_jax.sections import (
     DpoConfig,
     EngineConfig,
     PairsConfig,
@@ -12,7 +13,6 @@ from stair_jax.config import (
     SearchConfig,
     TrainConfig,
 )
-from stair_jax.model import lora
 from stair_jax.validate import validate
 
 FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -105,7 +105,7 @@ BAD = [
     ({"stages": "sft,serch"}, r"config\.stages: \['serch'\] not in"),
     ({"stages": ""}, r"config\.stages: empty"),
     ({"search__score": "uct"}, r"config\.search\.score: 'uct' is not one of"),
-    ({"search__judge": "oracle"}, r"config\.search\.judge"),
+    ({"judge__safety": "oracle"}, r"config\.judge\.safety"),
     ({"search__iterations": 0}, r"config\.search\.iterations: 0, expected a number above 0"),
     ({"search__top_p": 0.0}, r"config\.search: .*top_p=0\.0.*expected"),
     ({"search__temperature": -1.0}, r"config\.search: temperature=-1\.0.*expected"),

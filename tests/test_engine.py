@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from stair_jax import mesh as mesh_lib
-from stair_jax.config import EngineConfig
 from stair_jax.engine.device import page_count
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import GREEDY, Request, Sampling, key_of
 from stair_jax.model import heads, transformer
 from stair_jax.model.spec import Spec
+from stair_jax.sections import EngineConfig
 
 SPEC = Spec(
     L=2, D=24, N=4, K=2, H=8, F=20, V=31, vocab=31, eps=1e-5, theta=1e4, rope_scaling=None,

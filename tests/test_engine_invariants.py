@@ -15,7 +15,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from stair_jax.config import EngineConfig
 from stair_jax.engine import engine
 from stair_jax.engine.device import Device, attention_of
 from stair_jax.engine.engine import Engine
@@ -23,6 +22,7 @@ from stair_jax.engine.request import Request, Sampling
 from stair_jax.engine.sequences import Held
 from stair_jax.model import transformer
 from stair_jax.model.spec import Spec
+from stair_jax.sections import EngineConfig
 from tests.scripted_device import ScriptedDevice, drawn
 
 SPEC = Spec(

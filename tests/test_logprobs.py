@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from stair_jax import config as config_lib
+from stair_jax import sections
 from stair_jax.model import heads, lora, transformer
 from stair_jax.model.layout import Layout
 from stair_jax.model.spec import Spec
@@ -151,7 +152,7 @@ def test_adapters_on_a_base_score_as_the_merged_model_does(params, tokens):
 def test_the_configuration_reaches_the_scorer():
     c = config_lib.default().sft.train
     c.update(remat="full", head_chunk=7, lora_rank=4, lora_alpha=2.0)
-    config = config_lib.TrainConfig.of(c, compute_dtype="bfloat16")
+    config = sections.TrainConfig.of(c, compute_dtype="bfloat16")
     assert logprobs.Scorer.of(SPEC, config) == logprobs.Scorer(
         spec=SPEC, compute_dtype="bfloat16", remat="full", head_chunk=7, lora_scale=0.5
     )

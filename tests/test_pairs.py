@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stair_jax.config import PairsConfig
 from stair_jax.records import Node, Prompt, Tree
 from stair_jax.search.pairs import good_and_bad, pairs_of, responses_of
+from stair_jax.sections import PairsConfig
 from tests.scripted import RandomScript, prompts, run, search_config
 
 CONFIG = PairsConfig(

@@ -12,7 +12,6 @@ import pytest
 
 from stair_jax import config as config_lib
 from stair_jax import mesh as mesh_lib
-from stair_jax.config import EngineConfig, RewardConfig, SearchConfig
 from stair_jax.engine.engine import Engine
 from stair_jax.model import transformer
 from stair_jax.model.spec import Spec
@@ -20,6 +19,7 @@ from stair_jax.records import Prompt
 from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import FunctionJudge, Score
 from stair_jax.search import driver
+from stair_jax.sections import EngineConfig, RewardConfig, SearchConfig
 
 SPEC = Spec(
     L=2, D=24, N=4, K=2, H=8, F=20, V=12, vocab=12, eps=1e-5, theta=1e4, rope_scaling=None,

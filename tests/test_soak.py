@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from stair_jax import config as config_lib
-from stair_jax.config import EngineConfig, RewardConfig, SearchConfig
 from stair_jax.engine import engine
 from stair_jax.engine.engine import Engine
 from stair_jax.model.spec import Spec
@@ -23,6 +22,7 @@ from stair_jax.records import Prompt
 from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import FunctionJudge, Score
 from stair_jax.search import driver
+from stair_jax.sections import EngineConfig, RewardConfig, SearchConfig
 from tests.scripted_device import ScriptedDevice
 
 SPEC = Spec(

@@ -1,6 +1,6 @@
 """Configurations of the trainers for tests, one setting changed at a time."""
 
-from stair_jax.config import DpoConfig, TrainConfig
+from stair_jax.sections import DpoConfig, TrainConfig
 
 _TRAIN = {
     "batch": 4, "batching": "bucket", "micro_tokens": 4096, "epochs": 1.0, "max_steps": 0,

@@ -14,7 +14,6 @@ import numpy as np
 
 from stair_jax import mesh as mesh_lib
 from stair_jax import ops
-from stair_jax.config import EngineConfig
 from stair_jax.engine import decode, sampling
 from stair_jax.engine.batch import COLUMNS
 from stair_jax.engine.request import Sampling
@@ -23,6 +22,7 @@ from stair_jax.model import cache, transformer, views
 from stair_jax.model.groups import Groups
 from stair_jax.model.spec import Spec
 from stair_jax.model.views import Views
+from stair_jax.sections import EngineConfig
 
 ATTENTION = ("auto", "views", "xla", "pallas")
 BLOCKS = (16, 32, 64, 128, 256)  # prompt tokens of one call: the smallest that fits, or the last

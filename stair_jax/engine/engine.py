@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from stair_jax.config import EngineConfig
 from stair_jax.engine import batch, decode
 from stair_jax.engine.counters import COUNTERS
 from stair_jax.engine.device import Device, Wanted, block_of
@@ -23,6 +22,7 @@ from stair_jax.engine.runs import Run
 from stair_jax.engine.sequences import Held, Store
 from stair_jax.engine.siblings import Siblings
 from stair_jax.model.spec import Spec
+from stair_jax.sections import EngineConfig
 
 
 class Engine:

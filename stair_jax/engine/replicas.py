@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-from stair_jax.config import EngineConfig
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import Prefix, Request, Result, Sampling, generate
 from stair_jax.model.spec import Spec
+from stair_jax.sections import EngineConfig
 
 PAUSE_S = 0.0002  # between looks at the replicas, while all of them work
 

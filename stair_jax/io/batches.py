@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 import grain
 import numpy as np
 
-from stair_jax.config import TrainConfig
 from stair_jax.io import examples as examples_lib
 from stair_jax.io import order, packing
 from stair_jax.io.examples import Example, Ids, SftExample
 from stair_jax.io.packing import Packer, Piece
+from stair_jax.sections import TrainConfig
 
 Batch = dict[str, np.ndarray]
 PREFETCH = 4  # batches made ahead, on a thread

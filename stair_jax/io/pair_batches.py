@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from stair_jax.config import DpoConfig, TrainConfig
 from stair_jax.io import order, packing, trajectories
 from stair_jax.io.batches import Batch, Data, cut, write
 from stair_jax.io.examples import Example, Ids, PairExample, SftExample
 from stair_jax.io.packing import Packer, Piece, Slot
 from stair_jax.io.trajectories import Key
+from stair_jax.sections import DpoConfig, TrainConfig
 
 
 class DpoData(Data):

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from stair_jax.config import TrainConfig
 from stair_jax.io.batches import Batch, rows_and_passes, write
 from stair_jax.io.examples import Ids
+from stair_jax.sections import TrainConfig
 
 Key = str  # 32 hexadecimal digits
 

@@ -7,7 +7,7 @@ Source: STAIR section 2.2 and theorem 2.1 (form "paper"); thu-ml/STAIR src/gener
 import dataclasses
 from collections.abc import Callable
 
-from stair_jax.config import RewardConfig
+from stair_jax.sections import RewardConfig
 
 FORMS = ("paper", "safe-constraint", "outcome")
 

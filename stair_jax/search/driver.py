@@ -13,7 +13,6 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 import jax
 import numpy as np
 
-from stair_jax.config import SearchConfig
 from stair_jax.engine.request import EngineLike, Result
 from stair_jax.records import Prompt, Tree
 from stair_jax.rewards.combine import Reward
@@ -21,6 +20,7 @@ from stair_jax.rewards.judges import Judge
 from stair_jax.search import mcts
 from stair_jax.search.growth import CodecLike, Event, Growth, Statistics, Task, Tools
 from stair_jax.search.tree import NONE, ROOT
+from stair_jax.sections import SearchConfig
 
 PAUSE_S = 0.001  # between looks at a judge, while nothing else can be done
 

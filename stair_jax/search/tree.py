@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from stair_jax.config import SearchConfig
+from stair_jax.sections import SearchConfig
 
 ROOT, NONE = 0, -1
 

@@ -18,7 +18,7 @@ import logging
 from collections.abc import Iterable
 
 from stair_jax import records
-from stair_jax.config import DpoConfig, RewardConfig, SearchConfig, words
+from stair_jax.config import words
 from stair_jax.engine.request import Sampling
 from stair_jax.io import progress
 from stair_jax.io.examples import Ids, PairExample, SftExample, closed
@@ -26,6 +26,7 @@ from stair_jax.miniature.preferences import direct_rows
 from stair_jax.records import Candidate, Preference, SftRow
 from stair_jax.rewards.combine import Reward
 from stair_jax.search import candidates
+from stair_jax.sections import DpoConfig, RewardConfig, SearchConfig
 from stair_jax.stages import policies, prompts, search, training
 from stair_jax.stages.run import Run, digest_of, train_config
 from stair_jax.text import Codec
@@ -159,7 +160,7 @@ def _sample(run: Run, artefact: str, start: str, number: int) -> None:
 
             passed_over = candidates.sample(
                 every, draw, engine=engine, codec=policy.codec,
-                judge=search.judge_of(config, direct=True),
+                judge=search.judge_of(c, direct=True),
                 reward=Reward(config.reward, RewardConfig.of(c.reward)), have=frozenset(have),
                 on_candidate=keep,
             )  # fmt: skip

@@ -1,9 +1,9 @@
 """Stage dpo: preference pairs of a round in, the round's model out."""
 
 from stair_jax import records
-from stair_jax.config import DpoConfig
 from stair_jax.io import examples
 from stair_jax.records import Pair, Response
+from stair_jax.sections import DpoConfig
 from stair_jax.stages import policies, training
 from stair_jax.stages.run import Run, train_config
 

@@ -20,16 +20,17 @@ _DEPENDS = {
     "sft": ("seed", "model", *_SFT, "sft"),
     "search": (
         "seed", "model", "data.prompts", "data.round_prompts", "data.split", "search", "reward",
-        "engine",
+        "judge", "engine",
     ),
     "pairs": ("seed", "pairs"),
     "dpo": ("seed", "model", "dpo"),
+    "prm": ("seed", "model", "prm"),
     "baselines.start": ("seed", "model", *_SFT, "sft", "baselines.buckets"),
     "baselines.sft": ("seed", "model", *_PREFERENCES, "sft", "baselines.sft_lr"),
     "baselines.dpo": ("seed", "model", *_PREFERENCES, "dpo"),
     "baselines.sacpo": ("seed", "model", *_PREFERENCES, "dpo", "baselines.sacpo_betas"),
     "baselines.candidates": (
-        "seed", "model", "data.prompts", "data.round_prompts", "data.split", "search.judge",
+        "seed", "model", "data.prompts", "data.round_prompts", "data.split", "judge",
         "search.reward", "search.max_rollout_tokens", "reward", "engine", "baselines.candidates",
         "baselines.temperature", "baselines.top_p",
     ),
@@ -40,7 +41,9 @@ _DEPENDS = {
 # Keys that move no result, or only how a result is stored.
 _FREE = (
     "search.trees_in_flight", "search.export_official", "mesh.replicas", "evaluate.benchmarks",
-    *(f"{stage}.train.{key}" for stage in ("sft", "dpo")
+    "evaluate.search", "evaluate.searched",
+    *(f"judge.{key}" for key in ("concurrency", "timeout", "retries", "cache")),
+    *(f"{stage}.train.{key}" for stage in ("sft", "dpo", "prm")
       for key in ("micro_tokens", "head_chunk", "remat", "save_every", "keep", "max_skipped")),
 )  # fmt: skip
 

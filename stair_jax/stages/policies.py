@@ -10,13 +10,13 @@ import jax
 
 from stair_jax import mesh as mesh_lib
 from stair_jax import text
-from stair_jax.config import TrainConfig
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.replicas import Replicas
 from stair_jax.io import checkpoint, hf, hf_import, tags
 from stair_jax.miniature import tokenizer as miniature_tokenizer
 from stair_jax.model import lora, transformer
 from stair_jax.model.spec import Spec
+from stair_jax.sections import TrainConfig
 from stair_jax.stages.run import Run, digest_of, engine_config, train_config
 
 _BASELINE = "baseline-"  # of the models' names

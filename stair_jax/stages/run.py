@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from stair_jax import config as config_lib
 from stair_jax import mesh as mesh_lib
+from stair_jax import sections
 from stair_jax.config import Config
 from stair_jax.io.metrics import Metrics
 from stair_jax.stages.lineage import Lineage, settings_of
@@ -56,11 +56,11 @@ _TRAINERS = {
 }  # fmt: skip
 
 
-def train_config(config: Config, stage: str) -> config_lib.TrainConfig:
+def train_config(config: Config, stage: str) -> sections.TrainConfig:
     """Returns the trainer's settings of a stage."""
     train = config[_TRAINERS.get(stage, stage)].train
     dtype = dtype_of(config.model.compute_dtype)
-    made = config_lib.TrainConfig.of(train, compute_dtype=dtype)
+    made = sections.TrainConfig.of(train, compute_dtype=dtype)
     if stage in _TRAINERS and config.baselines.buckets:
         made = dataclasses.replace(made, buckets=config.baselines.buckets)
     if stage == "baselines.sft" and config.baselines.sft_lr:
@@ -68,9 +68,9 @@ def train_config(config: Config, stage: str) -> config_lib.TrainConfig:
     return made
 
 
-def engine_config(config: Config) -> config_lib.EngineConfig:
+def engine_config(config: Config) -> sections.EngineConfig:
     """Returns the engine's settings."""
-    return config_lib.EngineConfig.of(config.engine, dtype=dtype_of(config.engine.dtype))
+    return sections.EngineConfig.of(config.engine, dtype=dtype_of(config.engine.dtype))
 
 
 def dtype_of(setting: str) -> str:

@@ -8,7 +8,7 @@ import pathlib
 import time
 
 from stair_jax import records
-from stair_jax.config import RewardConfig, SearchConfig
+from stair_jax.config import Config
 from stair_jax.engine import counters
 from stair_jax.io import progress, trace
 from stair_jax.miniature import verifier
@@ -16,6 +16,7 @@ from stair_jax.records import Prompt, Tree
 from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import Judge, RuleJudge, VerifierJudge
 from stair_jax.search import driver, growth, official
+from stair_jax.sections import RewardConfig, SearchConfig
 from stair_jax.stages import policies, prompts
 from stair_jax.stages.run import Run, digest_of
 
@@ -77,7 +78,7 @@ def _grow(
             traced()
 
         passed_over = driver.grow(
-            left, engine=engine, judge=judge_of(config), codec=policy.codec, config=config,
+            left, engine=engine, judge=judge_of(run.config), codec=policy.codec, config=config,
             reward=Reward(config.reward, RewardConfig.of(run.config.reward)),
             seed=run.config.seed, on_tree=on_tree,
         )  # fmt: skip
@@ -89,8 +90,8 @@ def _grow(
     return passed_over, session | {"seconds": seconds, "trees_per_hour": 3600 * grown / seconds}
 
 
-def judge_of(config: SearchConfig, direct: bool = False) -> Judge:
-    """Returns the judge that `config.search.judge` names; of `direct` responses, or of STAIR's."""
-    if config.judge == "verifier":
+def judge_of(config: Config, direct: bool = False) -> Judge:
+    """Returns the judge that `config.judge` names; of `direct` responses, or of STAIR's."""
+    if config.judge.safety == "verifier":
         return VerifierJudge(functools.partial(verifier.verify, direct=direct))
     return RuleJudge(direct)

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
-from stair_jax.config import DpoConfig, TrainConfig
 from stair_jax.io import preview
 from stair_jax.io.batches import SftData
 from stair_jax.io.examples import PairExample, SftExample
 from stair_jax.io.pair_batches import DpoData
+from stair_jax.sections import DpoConfig, TrainConfig
 from stair_jax.stages import policies
 from stair_jax.stages.policies import Policy
 from stair_jax.stages.run import Run, digest_of, need_disk

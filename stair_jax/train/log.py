@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from stair_jax import records
-from stair_jax.config import TrainConfig
 from stair_jax.io import progress
 from stair_jax.io.metrics import Metrics
+from stair_jax.sections import TrainConfig
 from stair_jax.train.meter import Meter
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from stair_jax import interrupt
-from stair_jax.config import TrainConfig
 from stair_jax.io import progress
 from stair_jax.io.checkpoint import Checkpoints, Fingerprint
 from stair_jax.io.metrics import Metrics
+from stair_jax.sections import TrainConfig
 from stair_jax.train import optimizer
 from stair_jax.train import step as step_lib
 from stair_jax.train.log import NonFiniteError, Rows, StepLog

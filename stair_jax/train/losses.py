@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from stair_jax.config import DpoConfig
 from stair_jax.model.layout import Layout
+from stair_jax.sections import DpoConfig
 from stair_jax.train.logprobs import Scorer
 
 Batch = Mapping[str, jax.Array]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from stair_jax.config import TrainConfig
+from stair_jax.sections import TrainConfig
 
 BIASES = ("bq", "bk", "bv")
 

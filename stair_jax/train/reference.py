@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stair_jax import mesh as mesh_lib
-from stair_jax.config import TrainConfig
 from stair_jax.io.trajectories import score_batches
+from stair_jax.sections import TrainConfig
 from stair_jax.train.logprobs import Scorer
 
 log = logging.getLogger(__name__)
