@@ -12,9 +12,11 @@ import random
 import re
 
 from stair_jax.engine.request import Prefix, Result
+from stair_jax.model.reward import Readout
 from stair_jax.records import Prompt
 from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import Score
+from stair_jax.rewards.prm import Reading
 from stair_jax.search.driver import grow
 from stair_jax.sections import RewardConfig, SearchConfig
 from stair_jax.text import OUTPUT, OUTPUT_END, STEP, STEP_END, TAGS
@@ -81,6 +83,11 @@ class ScriptedEngine:
         if len(question) > self.max_prompt:
             raise ValueError(f"prompt: {len(question)} tokens, at most {self.max_prompt} expected")
         return self._hold(ScriptedPrefix(ids, question, ()))
+
+    def extend(self, prefix, ids):
+        assert prefix in self.held, "continues a sequence that was given back"
+        trajectory = (*prefix.trajectory, self.codec.decode(ids))
+        return self._hold(ScriptedPrefix((*prefix.ids, *ids), prefix.prompt, trajectory))
 
     def submit(self, request):
         assert request.id not in self._waiting
@@ -158,6 +165,46 @@ class ScriptedJudge:
         return [(id, score) for _, id, score in ready]
 
 
+class ScriptedRewardModel:
+    """Scores each step by a hash of the prompt and all steps so far; counts who holds what."""
+
+    readout = Readout(position="step_end", loss="bce", low=-3.0, high=3.0)
+
+    def __init__(self, codec, *, salt="rm", max_prompt=10**6):
+        self.codec, self.salt, self.max_prompt = codec, salt, max_prompt
+        self.held, self.calls = set(), []  # items of each call
+
+    def _hold(self, prefix):
+        self.held.add(prefix)
+        return prefix
+
+    def score(self, prompt, trajectory):
+        """The raw score of the last step of a trajectory, which has many ties."""
+        return round(8 * scripted_policy.unit(self.salt, prompt, *trajectory)) / 2 - 2
+
+    def root(self, ids):
+        question = self.codec.decode(ids).removeprefix("prompt: ")
+        if len(question) > self.max_prompt:
+            raise ValueError(f"prompt: {len(question)} tokens, at most {self.max_prompt} expected")
+        return self._hold(ScriptedPrefix(ids, question, ()))
+
+    def read(self, items):
+        self.calls.append(len(items))
+        return [self._read(prefix, steps) for prefix, steps in items]
+
+    def _read(self, start, steps):
+        assert start in self.held, "reads on from a sequence that was given back"
+        assert all(steps), "an empty step"
+        ids, trajectory, raw = start.ids, start.trajectory, []
+        for step in steps:
+            ids, trajectory = ids + tuple(step), (*trajectory, self.codec.decode(step))
+            raw.append(self.score(start.prompt, trajectory))
+        return Reading(self._hold(ScriptedPrefix(ids, start.prompt, trajectory)), tuple(raw))
+
+    def release(self, prefix):
+        self.held.remove(prefix)  # KeyError: given back twice
+
+
 class RandomScript:
     """A script fixed by a salt: `names` different steps, ends and missing verdicts at a rate."""
 
@@ -208,15 +255,20 @@ def prompts(count):
 
 
 def run(
-    script, config, *, rows=None, seed=0, schedule=0, judge=None, kind=ScriptedEngine, **engine
-):
-    """Grows a forest on a script; returns the trees by prompt id, the engine and the judge."""
+    script, config, *, rows=None, seed=0, schedule=0, judge=None, kind=ScriptedEngine,
+    model=None, **engine,
+):  # fmt: skip
+    """Grows a forest on a script; returns the trees by prompt id, the engine and the judge.
+
+    `model` makes a reward model of the codec, where `config.value` wants one.
+    """
     codec, trees = ScriptedCodec(), {}
     engine = kind(script, codec, seed=schedule, **engine)
     judge = judge or ScriptedJudge(script, seed=schedule)
-    passed_over = grow(
+    leftovers = grow(
         prompts(7) if rows is None else rows,
         engine=engine, judge=judge, codec=codec, config=config, reward=PAPER, seed=seed,
         on_tree=lambda tree: trees.update({tree.prompt.id: tree}),
+        valuer=None if model is None else model(codec),
     )  # fmt: skip
-    return trees, engine, judge, passed_over
+    return trees, engine, judge, leftovers

@@ -13,7 +13,7 @@ import numpy as np
 
 from stair_jax.engine import decode
 from stair_jax.engine.batch import COLUMNS
-from stair_jax.engine.device import page_count
+from stair_jax.engine.prefill import page_count
 from stair_jax.engine.request import key_of
 from stair_jax.engine.siblings import TOGETHER
 
@@ -65,13 +65,18 @@ class ScriptedDevice:
         self._pool = noise.astype(np.int32)
         self._views: Any = None
 
-    def extend(self, ids, pages):
+    def bucket(self, pages):
+        return min(self.context_pages, max(LEAST_WIDTH, 1 << (pages - 1).bit_length()))
+
+    def extend(self, ids, pages, starts):
         assert len(ids) <= self._config.prefill_rows
-        for own, table in zip(ids, pages, strict=True):
-            for start in range(0, len(own), self._config.page_size):
-                some = own[start : start + self._config.page_size]
-                self._pool[table[start // self._config.page_size], : len(some)] = some
-                self.counts["extended"] += len(some)
+        assert len({self.bucket(len(table)) for table, start in zip(pages, starts) if start}) <= 1
+        assert len({start > 0 for start in starts}) == 1
+        for own, table, start in zip(ids, pages, starts, strict=True):
+            for position, token in enumerate(own, start):
+                page, offset = divmod(position, self._config.page_size)
+                self._pool[table[page], offset] = token
+            self.counts["extended"] += len(own)
 
     def copy(self, pairs):
         targets = {target for _, target in pairs}
@@ -81,7 +86,7 @@ class ScriptedDevice:
             self._pool[target] = self._pool[source]
 
     def widen(self, pages, *, idle):
-        width = min(self.context_pages, max(LEAST_WIDTH, 1 << (pages - 1).bit_length()))
+        width = self.bucket(pages)
         if width == self.width or (width < self.width and not idle):
             return False
         self.width = width
@@ -96,7 +101,8 @@ class ScriptedDevice:
             for slot, pages in zip(slots, table, strict=True):
                 self._views[slot] = self._pool[pages].ravel()
 
-    def compile(self, wanted):
+    def compile(self, wanted, *, extends=False):
+        del extends
         self.counts["compiled"] += len(list(wanted))
 
     def decode(self, packed, table, siblings, wanted):

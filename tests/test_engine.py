@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from stair_jax import mesh as mesh_lib
-from stair_jax.engine.device import page_count
 from stair_jax.engine.engine import Engine
+from stair_jax.engine.prefill import page_count
 from stair_jax.engine.request import GREEDY, Request, Sampling, key_of
 from stair_jax.model import heads, transformer
 from stair_jax.model.spec import Spec

@@ -90,6 +90,19 @@ class EngineOperations(RuleBasedStateMachine):
         self.held.append(self.engine.root(ids))
 
     @precondition(lambda self: self.held)
+    @rule(data=st.data(), ids=st.lists(st.integers(7, 30), min_size=0, max_size=9))
+    def extend(self, data, ids):
+        base = self.pick(data, self.held)
+        if len(base.ids) + len(ids) >= CONFIG.max_context:
+            with pytest.raises(ValueError, match="expected 1 to"):
+                self.engine.extend(base, ids)
+            return
+        longer = self.engine.extend(base, ids)
+        assert longer.ids == (*base.ids, *ids)
+        self.held.append(longer)
+        self.path[longer] = base
+
+    @precondition(lambda self: self.held)
     @rule(data=st.data(), many=st.integers(1, 5), stop=st.sampled_from(list(STOPS)),
           tokens=st.integers(1, 30), together=st.booleans(), logps=st.booleans())  # fmt: skip
     def submit(self, data, many, stop, tokens, together, logps):
@@ -192,8 +205,10 @@ class EngineOperations(RuleBasedStateMachine):
     @invariant()
     def sequences_know_their_users_and_hold_nothing_beyond_them(self):
         waiting = [*self.engine._queue, *(run.request for run in runs_of(self.engine))]
+        later = [sequence.base for sequence in self.sequences() if sequence.waits]
         for sequence in self.sequences():
-            assert sequence.users == sum(request.prefix is sequence for request in waiting)
+            users = sum(request.prefix is sequence for request in waiting)
+            assert sequence.users == users + sum(base is sequence for base in later)
             if sequence.released and not sequence.users:
                 assert sequence.pages == []
 

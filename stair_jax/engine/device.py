@@ -3,32 +3,27 @@
 Shape letters as in `decode`: B slots  R requests at hand  W pages per request.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from stair_jax import mesh as mesh_lib
 from stair_jax import ops
 from stair_jax.engine import decode, sampling
 from stair_jax.engine.batch import COLUMNS
+from stair_jax.engine.prefill import BLOCKS, Prefill
 from stair_jax.engine.request import Sampling
 from stair_jax.engine.siblings import TOGETHER, Siblings
-from stair_jax.model import cache, transformer, views
+from stair_jax.model import views
 from stair_jax.model.groups import Groups
 from stair_jax.model.spec import Spec
 from stair_jax.model.views import Views
 from stair_jax.sections import EngineConfig
 
 ATTENTION = ("auto", "views", "xla", "pallas")
-BLOCKS = (16, 32, 64, 128, 256)  # prompt tokens of one call: the smallest that fits, or the last
 _SHARE = 0.85  # of a device's free memory that the pool takes; the rest is for temporaries
-_HOST_BYTES = 2**30  # of the pool where the device does not say what it has
-_LEAST_WIDTH = 16  # pages; tables have a power of two of them, or all that a context can need
 
 
 def attention_of(choice: str) -> str:
@@ -44,13 +39,8 @@ def attention_of(choice: str) -> str:
     return ops.paged_choice(choice)
 
 
-def block_of(tokens: int) -> int:
-    """Returns how many tokens of a prompt one call computes."""
-    return next((block for block in BLOCKS if block >= tokens), BLOCKS[-1])
-
-
-class Device:
-    """A model's weights and its pool of pages on a device, or on a mesh of them.
+class Device(Prefill):
+    """A policy's weights and its pool of pages on a device, or on a mesh of them.
 
     Args:
       params: parameters of `spec`, in any float dtype and place.
@@ -75,18 +65,9 @@ class Device:
         self.shares = config.share_prefix == "on" or (
             config.share_prefix == "auto" and self.attention == "pallas"
         )
-        self.context_pages = -(-config.max_context // config.page_size)
-        self._config, self._spec, self._vocab, self._mesh = config, spec, vocab, mesh
-        self._decoder = transformer.Decoder(spec, jnp.dtype(config.dtype))
-        self._params, self._stops = self._placed(params), self._spread(stops, (None, None))
-        # Once the weights lie there, what is free is for the pool and the temporaries.
-        jax.block_until_ready(self._params)
-        self.pages = page_count(spec, config, self._free_bytes())
+        super().__init__(spec, params, config=config, mesh=mesh, share=_SHARE)
+        self._vocab, self._stops = vocab, self._spread(stops, (None, None))
         self.width = 0  # pages of a table while decoding
-        pool = cache.empty_pool(
-            spec, pages=self.pages, page_size=config.page_size, dtype=jnp.dtype(config.dtype)
-        )
-        self._pool = self._spread(pool, cache.KVPool(k=cache.POOL_AXES, v=cache.POOL_AXES))
         self._views: Views | None = None  # without their pool
 
     @property
@@ -106,65 +87,19 @@ class Device:
             return [slots]
         return sorted({max(1, slots // TOGETHER), max(1, slots // 2), slots})
 
-    def _placed(self, params: Any) -> Any:
-        """Returns the parameters layer by layer, in the engine's dtype, on its mesh."""
-        dtype = jnp.dtype(self._config.dtype)
-        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), transformer.by_layer(params))
-        return self._spread(params, transformer.logical_axes_by_layer(self._spec))
-
-    def _spread(self, tree: Any, axes: Any) -> Any:
-        if self._mesh is None:  # said aloud: where it is left open, a program's first call differs
-            return jax.device_put(tree, jax.local_devices()[0])
-        rules = mesh_lib.ENGINE_RULES
-        return jax.device_put(tree, mesh_lib.shardings(axes, self._mesh, tree, rules=rules))
-
-    def _free_bytes(self) -> int | None:
-        """Returns what the devices in use have left for a pool; None where they keep no count.
-
-        Heads of the pool are split over the tensor axis, where it divides them.
-        """
-        first, ways = jax.local_devices()[0], 1
-        if self._mesh is not None:
-            first, tensor = self._mesh.devices.flat[0], self._mesh.shape["tensor"]
-            ways = tensor if self._spec.K % tensor == 0 else 1
-        stats = first.memory_stats() or {}
-        limit = stats.get("bytes_limit")
-        return None if limit is None else ways * (limit - stats.get("bytes_in_use", 0))
-
-    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
-
-    # Keys of prompts
-
-    def extend(self, ids: Sequence[Sequence[int]], pages: Sequence[Sequence[int]]) -> None:
-        """Computes the keys of up to `prefill_rows` sequences, block by block, into their pages."""
-        config = self._config
-        longest = max(map(len, ids))
-        block = block_of(longest)
-        rows, size = config.prefill_rows, -(-longest // block) * block
-        tokens = np.zeros((rows, size), np.int32)
-        table, total = np.zeros((rows, self.context_pages), np.int32), np.zeros(rows, np.int32)
-        for row, (own, own_pages) in enumerate(zip(ids, pages, strict=True)):
-            total[row], tokens[row, : len(own)] = len(own), own
-            table[row, : len(own_pages)] = own_pages
-        for start in range(0, size, block):
-            # A later block sees the pages up to its own end, so that a long prompt's first ones
-            # do not read a whole context.
-            width = self._bucket(-(-(start + block) // config.page_size))
+    def extend(
+        self,
+        ids: Sequence[Sequence[int]],
+        pages: Sequence[Sequence[int]],
+        starts: Sequence[int] | None = None,
+    ) -> None:
+        """Computes keys into pages; see `Prefill.blocks`."""
+        for block in self.blocks(ids, pages, starts):
             with self._on_mesh():
                 self._pool = decode.extend(
-                    self._params, self._pool, tokens[:, start : start + block],
-                    np.minimum(total, start), np.clip(total - start, 0, block), table[:, :width],
-                    decoder=self._decoder, fresh=start == 0,
+                    self._params, self._pool, block.tokens, block.length, block.count, block.table,
+                    decoder=self._decoder, fresh=block.fresh,
                 )  # fmt: skip
-
-    def copy(self, pairs: Sequence[Sequence[int]]) -> None:
-        """Copies whole pages, [source, target] each, a slotful at a time."""
-        for start in range(0, len(pairs), self._config.slots):
-            some = pairs[start : start + self._config.slots]
-            padded = np.full((self._config.slots, 2), self.pages, np.int32)
-            padded[: len(some)] = some
-            self._pool = decode.copy_pages(self._pool, padded[:, 0], padded[:, 1])
 
     # Decoding
 
@@ -173,7 +108,7 @@ class Device:
 
         Only an idle engine's views shrink again.
         """
-        width = self._bucket(pages)
+        width = self.bucket(pages)
         if width == self.width or (width < self.width and not idle):
             return False
         self.width = width
@@ -183,9 +118,6 @@ class Device:
         k, v = ([self._spread(x, views.VIEW_AXES) for x in part] for part in (fresh.k, fresh.v))
         self._views = Views(None, tuple(k), tuple(v))
         return True
-
-    def _bucket(self, pages: int) -> int:
-        return min(self.context_pages, max(_LEAST_WIDTH, 1 << (pages - 1).bit_length()))
 
     def load(self, slots: Sequence[int], table: np.ndarray) -> None:
         """Shows what the pages of `table` [n, W] hold in the views of n slots."""
@@ -230,10 +162,13 @@ class Device:
 
     # Compiling
 
-    def compile(self, wanted: Sequence["Wanted"]) -> None:
+    def compile(self, wanted: Sequence["Wanted"], *, extends: bool = False) -> None:
         """Compiles every program that requests of the wanted kinds can need, by running each idle.
 
         Without this a program is compiled when it is first needed.
+
+        Args:
+          extends: whether sequences will be extended, too.
         """
         config = self._config
         rows = config.slots + self.waiting_rows
@@ -242,7 +177,10 @@ class Device:
         for tokens in (*BLOCKS, config.max_context):
             self.extend([[0] * min(tokens, config.max_context)], [[self.pages]])
         self.copy([[self.pages, self.pages]])
-        for width in sorted({self._bucket(pages) for pages in range(1, self.context_pages + 1)}):
+        for width in self.widths:
+            for block in BLOCKS if extends else ():
+                self.extend([[0] * block], [[self.pages] * width], [1])
+        for width in self.widths:
             self.width = 0
             self.widen(width, idle=True)
             self.load([config.slots], table[:1])
@@ -270,26 +208,3 @@ class Wanted:
         temperature = np.array([how.temperature for how in sampled])
         top_k = np.array([how.top_k for how in sampled])
         return cls(sampling.candidates_for(temperature, top_k, vocab), logps)
-
-
-def page_count(spec: Spec, config: EngineConfig, free_bytes: int | None = None) -> int:
-    """Returns how many pages the pool has: `pool_bytes`, else four contexts a slot if they fit.
-
-    Args:
-      free_bytes: what the device has left; None where it does not say.
-
-    Raises:
-      ValueError: where that is too few for one context and a page to fork.
-    """
-    context = -(-config.max_context // config.page_size)
-    page_bytes = 2 * spec.L * config.page_size * spec.K * spec.H * jnp.dtype(config.dtype).itemsize
-    budget = _HOST_BYTES if free_bytes is None else int(free_bytes * _SHARE)
-    count = config.pool_bytes // page_bytes
-    if not config.pool_bytes:
-        count = min(4 * config.slots * context, budget // page_bytes)
-    if count < context + 1:
-        raise ValueError(
-            f"config.engine.pool_bytes: {config.pool_bytes or budget} bytes hold {count} pages of"
-            f" {page_bytes} bytes, expected at least {context + 1} for one context"
-        )
-    return count

@@ -15,7 +15,8 @@ import numpy as np
 
 from stair_jax.engine import batch, decode
 from stair_jax.engine.counters import COUNTERS
-from stair_jax.engine.device import Device, Wanted, block_of
+from stair_jax.engine.device import Device, Wanted
+from stair_jax.engine.keys import Job, Keys
 from stair_jax.engine.pages import OutOfPages, Pages
 from stair_jax.engine.request import Prefix, Request, Result, Sampling, generate
 from stair_jax.engine.runs import Run
@@ -60,6 +61,10 @@ class Engine:
             row[sorted(ids)] = True
         self._device = Device(spec, params, config=config, stops=table, vocab=vocab, mesh=mesh)
         self._store = Store(Pages(self._device.pages), config.page_size)
+        self._keys = Keys(
+            self._store, rows=config.prefill_rows, extend=self._extend, copy=self._device.copy,
+            bucket=self._device.bucket,
+        )  # fmt: skip
         self._queue: collections.deque[Request] = collections.deque()
         self._ready: collections.deque[Run] = collections.deque()  # for slots that end in a chunk
         self._slots: list[Run | None] = [None] * config.slots
@@ -79,6 +84,8 @@ class Engine:
         JAX has compiled since this engine was made.
         """
         return self._counters | {
+            "prefilled": self._keys.prefilled,
+            "reused": self._counters["reused"] + self._keys.reused,
             "evicted": self._store.evicted,
             "pages_high_water": self._store.pages.high_water,
             "compiles": decode.compiled() - self._compiled,
@@ -95,10 +102,16 @@ class Engine:
         """True where no request is queued or running."""
         return not (self._queue or self._ready or any(self._slots))
 
-    def compile(self, samplings: Sequence[Sampling], *, logps: bool = False) -> None:
-        """Compiles all that requests with these samplings can need, so that none waits for it."""
+    def compile(
+        self, samplings: Sequence[Sampling], *, logps: bool = False, extends: bool = False
+    ) -> None:
+        """Compiles all that requests with these samplings can need, so that none waits for it.
+
+        Args:
+          extends: whether `extend` will be used, too.
+        """
         kinds = {Wanted.of([s], logps=logps, vocab=self._spec.V) for s in samplings}
-        self._device.compile(sorted(kinds, key=str))
+        self._device.compile(sorted(kinds, key=str), extends=extends)
 
     def root(self, ids: Sequence[int]) -> Prefix:
         """Returns a new sequence; its keys are computed when it is first continued.
@@ -106,12 +119,28 @@ class Engine:
         Raises:
           ValueError: where `ids` is empty or leaves no room in the context.
         """
+        return Held(self._fitting(ids))
+
+    def extend(self, prefix: Prefix, ids: Sequence[int]) -> Prefix:
+        """Returns a new sequence: `prefix` and then `ids`, which nobody draws.
+
+        It reads the keys of `prefix`, whose owner may give that back at once; the new tokens' keys
+        are computed when it is first continued.
+
+        Raises:
+          ValueError: for a released prefix, or where no room is left in the context.
+        """
+        base = self._store.held(prefix)
+        longer = Held(self._fitting((*base.ids, *ids)))
+        return self._store.extend(longer, base, len(base.ids))
+
+    def _fitting(self, ids: Sequence[int]) -> Sequence[int]:
         if not 0 < len(ids) < self.config.max_context:
             raise ValueError(
                 f"prompt of {len(ids)} tokens, expected 1 to {self.config.max_context - 1}"
                 " (engine.max_context less one for the answer)"
             )
-        return Held(ids)
+        return ids
 
     def submit(self, request: Request) -> None:
         """Queues a request.
@@ -209,7 +238,7 @@ class Engine:
                 self._deliver(request, [], [], Held(request.prefix.ids), stopped=False)
         sequences = [_held(request) for request in requests]
         started, copies = 0, []
-        for index in range(self._compute(sequences)):
+        for index in range(self._keys.compute(sequences)):
             # Keys computed a moment ago may have been evicted again for an older request.
             if not sequences[index].computed:
                 break
@@ -237,27 +266,10 @@ class Engine:
         stop, limit = self._stop_index[request.stop], self._room(request)
         return Run.of(request, pages, stop=stop, limit=limit, age=self._begun)
 
-    def _compute(self, sequences: list[Held]) -> int:
-        """Computes missing keys; returns how many sequences, from the first on, now have them."""
-        missing: dict[int, list[Held]] = collections.defaultdict(list)
-        ready = len(sequences)
-        for index, sequence in enumerate(sequences):
-            if sequence.computed:
-                continue
-            try:
-                pages = self._store.take(self._store.size(sequence.wanted), sequences[: index + 1])
-            except OutOfPages:
-                ready = index
-                break
-            self._store.hold(sequence, pages)
-            missing[block_of(sequence.wanted)].append(sequence)
-        rows = self.config.prefill_rows
-        for _, alike in sorted(missing.items()):
-            for start in range(0, len(alike), rows):
-                some = alike[start : start + rows]
-                self._device.extend([s.ids[:-1] for s in some], [s.pages for s in some])
-                self._counters["prefilled"] += sum(s.wanted for s in some)
-        return ready
+    def _extend(self, jobs: Sequence[Job]) -> None:
+        """Computes what sequences lack, up to `prefill_rows` of them."""
+        pages = [job.sequence.pages for job in jobs]
+        self._device.extend([job.ids for job in jobs], pages, [job.start for job in jobs])
 
     def _reserve(self) -> None:
         """Gives everything at hand pages for a chunk; under shortage the youngest yields."""

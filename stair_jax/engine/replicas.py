@@ -61,15 +61,23 @@ class Replicas:
         """True where no request is queued or running."""
         return all(engine.idle for engine in self._engines)
 
-    def compile(self, samplings: Sequence[Sampling], *, logps: bool = False) -> None:
+    def compile(
+        self, samplings: Sequence[Sampling], *, logps: bool = False, extends: bool = False
+    ) -> None:
         """Compiles all that requests with these samplings can need, on every replica."""
         with futures.ThreadPoolExecutor(len(self._engines)) as pool:
-            list(pool.map(lambda e: e.compile(samplings, logps=logps), self._engines))
+            wanted = {"logps": logps, "extends": extends}
+            list(pool.map(lambda e: e.compile(samplings, **wanted), self._engines))
 
     def root(self, ids: Sequence[int]) -> Prefix:
         """Returns a new sequence, on the replica that has most to spare; see `Engine.root`."""
         engine = min(self._engines, key=lambda e: (not e.hungry, self._load[id(e)]))
         return self._hold(engine.root(ids), engine)
+
+    def extend(self, prefix: Prefix, ids: Sequence[int]) -> Prefix:
+        """Returns a new sequence where `prefix` is; see `Engine.extend`."""
+        engine = self._home_of(prefix)
+        return self._hold(engine.extend(prefix, ids), engine)
 
     def submit(self, request: Request) -> None:
         """Queues a request where its prefix is; see `Engine.submit`."""

@@ -87,6 +87,10 @@ class EngineLike(Protocol):
         """Returns a new sequence; ValueError where it leaves no room for an answer."""
         ...
 
+    def extend(self, prefix: Prefix, ids: Sequence[int]) -> Prefix:
+        """Returns a new sequence, `prefix` and then `ids`; ValueError as in `root`."""
+        ...
+
     def submit(self, request: Request) -> None:
         """Queues a request; the prefix must stay unreleased until its result is collected."""
         ...

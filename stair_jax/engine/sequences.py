@@ -8,13 +8,21 @@ from stair_jax.engine.request import Prefix
 
 
 class Held(Prefix):
-    """A prefix with its pages. Keys are there for all ids but the last one, or for none."""
+    """A prefix with its pages. Keys are there for all ids but the last one, or for none.
+
+    It may have a `base`, a sequence of the same store whose keys it can read: those of the first
+    `common` tokens, which are equal in both.
+    """
 
     def __init__(self, ids: Sequence[int], pages: Sequence[int] = ()):
         super().__init__(ids)
         self.pages = list(pages)
-        self.users = 0  # requests queued or running on it
+        self.base: Held | None = None
+        self.common = 0
+        self.users = 0  # requests queued or running on it, and sequences that wait for its keys
+        self.waits = False  # for keys of its base, of which it is a user until it has its own
         self.released = False  # by its owner
+        self.evicted = False  # once, at least
 
     @property
     def wanted(self) -> int:
@@ -25,6 +33,21 @@ class Held(Prefix):
     def computed(self) -> bool:
         """True where the keys are there."""
         return bool(self.pages) or self.wanted == 0
+
+    @property
+    def source(self) -> tuple["Held | None", int]:
+        """The sequence to compute this one from, and how many of its keys; (None, 0) for none.
+
+        One without keys is worth computing first where others will read them too: where others
+        wait for it, or it is young and its owner still has it.
+        """
+        base, common = self.base, self.common
+        while base is not None and not base.computed:
+            if base.users > 1 or not (base.released or base.evicted):
+                break
+            base, common = base.base, min(common, base.common)
+        keys = 0 if base is None else min(common, base.wanted)
+        return (base, keys) if keys else (None, 0)
 
 
 class Store:
@@ -64,6 +87,7 @@ class Store:
                 if count <= len(self.pages.free):
                     break
                 self._drop(sequence)
+                sequence.evicted = True
                 self.evicted += 1
         return self.pages.take(count)
 
@@ -73,31 +97,57 @@ class Store:
         if pages:
             self._holding[id(sequence)] = sequence
 
-    def fork(self, sequence: Held, pinned: Collection[Held]) -> tuple[list[int], list[int]]:
+    def extend(self, sequence: Held, base: Held, common: int) -> Held:
+        """Makes `sequence`, which is new, a user of a base with `common` equal first tokens."""
+        sequence.base, sequence.common, sequence.waits = base, common, True
+        base.users += 1
+        return sequence
+
+    def fork(
+        self, sequence: Held, pinned: Collection[Held], keys: int | None = None, tokens: int = 0
+    ) -> tuple[list[int], list[int]]:
         """Returns pages that continue `sequence`, and [source, target] of the copy it takes.
 
         Whole pages are shared; a page partly filled is copied, because two continuations would
         write to it. No copy is needed where the last page is full.
+
+        Args:
+          keys: how many of its keys they are to hold; None for all.
+          tokens: how many the pages must have room for, if that is more than the copy gives.
+
+        Raises:
+          OutOfPages: where they cannot be had; nothing is taken then.
         """
-        whole, rest = divmod(sequence.wanted, self.page_size)
-        fresh = self.take(1, pinned) if rest else []
+        whole, rest = divmod(sequence.wanted if keys is None else keys, self.page_size)
+        fresh = self.take(max(1 if rest else 0, self.size(tokens) - whole), pinned)
         shared = sequence.pages[:whole]
         self.pages.share(shared)
         if id(sequence) in self._holding:
             self._holding.move_to_end(id(sequence))
-        return shared + fresh, [sequence.pages[whole], *fresh] if rest else []
+        return shared + fresh, [sequence.pages[whole], fresh[0]] if rest else []
+
+    def settle(self, sequence: Held) -> None:
+        """Ends a sequence's use of its base, if it still waits for that one's keys."""
+        if sequence.waits:
+            assert sequence.base is not None
+            sequence.waits = False
+            self.leave(sequence.base)
 
     def release(self, sequence: Held) -> None:
         """Ends the owner's hold; pages go when the last request has left too."""
         sequence.released = True
         if sequence.users == 0:
-            self._drop(sequence)
+            self._end(sequence)
 
     def leave(self, sequence: Held) -> None:
         """Ends a request's use."""
         sequence.users -= 1
         if sequence.users == 0 and sequence.released:
-            self._drop(sequence)
+            self._end(sequence)
+
+    def _end(self, sequence: Held) -> None:
+        self._drop(sequence)
+        self.settle(sequence)
 
     def _drop(self, sequence: Held) -> None:
         self._holding.pop(id(sequence), None)

@@ -1,0 +1,176 @@
+"""What engines and reward models have on the device: weights, a pool, keys of given tokens.
+
+Shape letters: X rows  T tokens of one call  W pages per row.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stair_jax import mesh as mesh_lib
+from stair_jax.engine import decode
+from stair_jax.model import cache, transformer
+from stair_jax.model.spec import Spec
+from stair_jax.sections import EngineConfig
+
+BLOCKS = (16, 32, 64, 128, 256)  # tokens of one call: the smallest that fits, or the last
+_HOST_BYTES = 2**30  # of the pool where the device does not say what it has
+_LEAST_WIDTH = 16  # pages; tables have a power of two of them, or all that a context can need
+
+
+def block_of(tokens: int) -> int:
+    """Returns how many tokens of a sequence one call computes."""
+    return next((block for block in BLOCKS if block >= tokens), BLOCKS[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """The arguments of one call, of numpy arrays."""
+
+    start: int  # of this block in what the rows compute
+    tokens: np.ndarray  # [X, T] int32
+    length: np.ndarray  # [X] int32, tokens that have keys already
+    count: np.ndarray  # [X] int32, tokens of this call
+    table: np.ndarray  # [X, W] int32
+    fresh: bool  # none of the rows has keys already
+
+
+class Prefill:
+    """A model's weights and its pool of pages on a device, or on a mesh of them.
+
+    Args:
+      params: parameters of `spec`, in any float dtype and place.
+      mesh: where the model is to lie; None for the default device.
+      share: of the memory that is free beside the weights, the pool's.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        params: Any,
+        *,
+        config: EngineConfig,
+        mesh: jax.sharding.Mesh | None,
+        share: float,
+    ):
+        self._config, self._spec, self._mesh = config, spec, mesh
+        self.context_pages = -(-config.max_context // config.page_size)
+        self._decoder = transformer.Decoder(spec, jnp.dtype(config.dtype))
+        self._params = self._placed(params)
+        # Once the weights lie there, what is free is for the pool and the temporaries.
+        jax.block_until_ready(self._params)
+        free = self._free_bytes()
+        self.pages = page_count(spec, config, None if free is None else int(free * share))
+        pool = cache.empty_pool(
+            spec, pages=self.pages, page_size=config.page_size, dtype=jnp.dtype(config.dtype)
+        )
+        self._pool = self._spread(pool, cache.KVPool(k=cache.POOL_AXES, v=cache.POOL_AXES))
+
+    def _placed(self, params: Any) -> Any:
+        """Returns the parameters layer by layer, in the engine's dtype, on its mesh."""
+        dtype = jnp.dtype(self._config.dtype)
+        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), transformer.by_layer(params))
+        return self._spread(params, transformer.logical_axes_by_layer(self._spec))
+
+    def _spread(self, tree: Any, axes: Any) -> Any:
+        if self._mesh is None:  # said aloud: where it is left open, a program's first call differs
+            return jax.device_put(tree, jax.local_devices()[0])
+        rules = mesh_lib.ENGINE_RULES
+        return jax.device_put(tree, mesh_lib.shardings(axes, self._mesh, tree, rules=rules))
+
+    def _free_bytes(self) -> int | None:
+        """Returns what the devices in use have left for a pool; None where they keep no count.
+
+        Heads of the pool are split over the tensor axis, where it divides them.
+        """
+        first, ways = jax.local_devices()[0], 1
+        if self._mesh is not None:
+            first, tensor = self._mesh.devices.flat[0], self._mesh.shape["tensor"]
+            ways = tensor if self._spec.K % tensor == 0 else 1
+        stats = first.memory_stats() or {}
+        limit = stats.get("bytes_limit")
+        return None if limit is None else ways * (limit - stats.get("bytes_in_use", 0))
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
+    # Keys of given tokens
+
+    @property
+    def widths(self) -> list[int]:
+        """Every width that a table can have, rising."""
+        return sorted({self.bucket(pages) for pages in range(1, self.context_pages + 1)})
+
+    def bucket(self, pages: int) -> int:
+        """Returns the width of a table for rows of so many pages."""
+        return min(self.context_pages, max(_LEAST_WIDTH, 1 << (pages - 1).bit_length()))
+
+    def blocks(
+        self,
+        ids: Sequence[Sequence[int]],
+        pages: Sequence[Sequence[int]],
+        starts: Sequence[int] | None = None,
+    ) -> Iterator[Block]:
+        """Yields the calls that compute the keys of up to `prefill_rows` rows, one after the other.
+
+        Args:
+          ids: of each row, what is to be computed.
+          pages: of each row, all of them; those before `starts` hold keys already.
+          starts: tokens of each row that have keys already; None for none.
+        """
+        config, fresh = self._config, not any(starts or ())
+        longest = max(map(len, ids))
+        block = block_of(longest)
+        rows, size = config.prefill_rows, -(-longest // block) * block
+        tokens, done = np.zeros((rows, size), np.int32), np.zeros(rows, np.int32)
+        table, total = np.zeros((rows, self.context_pages), np.int32), np.zeros(rows, np.int32)
+        for row, (own, own_pages) in enumerate(zip(ids, pages, strict=True)):
+            total[row], tokens[row, : len(own)] = len(own), own
+            table[row, : len(own_pages)] = own_pages
+            done[row] = 0 if starts is None else starts[row]
+        width = self.bucket(max(map(len, pages)))
+        for start in range(0, size, block):
+            if fresh:
+                # A later block sees the pages up to its own end, so that a long prompt's first
+                # ones do not read a whole context.
+                width = self.bucket(-(-(start + block) // config.page_size))
+            yield Block(
+                start, tokens[:, start : start + block], done + np.minimum(total, start),
+                np.clip(total - start, 0, block), table[:, :width], fresh and start == 0,
+            )  # fmt: skip
+
+    def copy(self, pairs: Sequence[Sequence[int]]) -> None:
+        """Copies whole pages, [source, target] each, a slotful at a time."""
+        for start in range(0, len(pairs), self._config.slots):
+            some = pairs[start : start + self._config.slots]
+            padded = np.full((self._config.slots, 2), self.pages, np.int32)
+            padded[: len(some)] = some
+            self._pool = decode.copy_pages(self._pool, padded[:, 0], padded[:, 1])
+
+
+def page_count(spec: Spec, config: EngineConfig, free_bytes: int | None = None) -> int:
+    """Returns how many pages the pool has: `pool_bytes`, else four contexts a slot if they fit.
+
+    Args:
+      free_bytes: what the device has left for it; None where it does not say.
+
+    Raises:
+      ValueError: where that is too few for one context and a page to fork.
+    """
+    context = -(-config.max_context // config.page_size)
+    page_bytes = 2 * spec.L * config.page_size * spec.K * spec.H * jnp.dtype(config.dtype).itemsize
+    budget = _HOST_BYTES if free_bytes is None else free_bytes
+    count = config.pool_bytes // page_bytes
+    if not config.pool_bytes:
+        count = min(4 * config.slots * context, budget // page_bytes)
+    if count < context + 1:
+        raise ValueError(
+            f"config.engine.pool_bytes: {config.pool_bytes or budget} bytes hold {count} pages of"
+            f" {page_bytes} bytes, expected at least {context + 1} for one context"
+        )
+    return count

@@ -1,0 +1,220 @@
+"""Scores of given tokens under a reward model, with prefixes computed once and shared.
+
+The engine's sequences lack the keys of their last token; here all are there, since that token's
+hidden state was needed for its score.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stair_jax.engine.keys import Job, Keys
+from stair_jax.engine.pages import Pages
+from stair_jax.engine.prefill import Prefill
+from stair_jax.engine.request import Prefix
+from stair_jax.engine.sequences import Held, Store
+from stair_jax.model import reward
+from stair_jax.model.cache import Fresh, KVPool, Rows
+from stair_jax.model.spec import Spec
+from stair_jax.model.transformer import Decoder
+from stair_jax.sections import EngineConfig
+
+SHARE = 0.4  # of a device's free memory that the pool takes: the policy's lies there too, or will
+
+
+@partial(jax.jit, static_argnames=("decoder", "fresh"), donate_argnames="pool")
+def score(
+    params: Any,
+    pool: KVPool,
+    tokens: jax.Array,
+    length: jax.Array,
+    count: jax.Array,
+    table: jax.Array,
+    *,
+    decoder: Decoder,
+    fresh: bool,
+) -> tuple[KVPool, jax.Array]:
+    """Returns the pool with the keys of `tokens` [X, T], and their raw scores [X, T] float32.
+
+    The pool is donated. The arguments are those of `decode.extend`; what a row scores beyond its
+    `count` means nothing.
+    """
+    cache, rows = Fresh(pool) if fresh else pool, Rows(table, length, count)
+    hidden, cache = _apply(decoder, params, tokens, cache, rows)
+    return cache.pool if fresh else cache, reward.scores(params, hidden)
+
+
+def _apply(decoder: Decoder, params: Any, tokens: jax.Array, cache: Any, rows: Rows) -> Any:
+    """Returns hidden states and the grown cache; Flax itself does not say what `apply` returns."""
+    return decoder.apply({"params": params}, tokens, cache, rows)
+
+
+class Scored(Held):
+    """A sequence whose keys are there for all of its ids, or for none."""
+
+    raw: np.ndarray | None = None  # of the last tokens, until they are delivered
+
+    @property
+    def wanted(self) -> int:
+        """Tokens whose keys a continuation reads."""
+        return len(self.ids)
+
+
+class _Scorer(Prefill):
+    """The reward model's weights and pool on the device."""
+
+    def _placed(self, params: Any) -> Any:
+        head = jnp.asarray(params["score"], jnp.float32)  # it stays exact in every engine.dtype
+        body = {name: leaf for name, leaf in params.items() if name != "score"}
+        return super()._placed(body) | {"score": self._spread(head, (None,))}
+
+    def score(self, jobs: Sequence[Job]) -> None:
+        """Computes jobs, and leaves the scores with their sequences."""
+        ids, pages = [job.ids for job in jobs], [job.sequence.pages for job in jobs]
+        found = []
+        for block in self.blocks(ids, pages, [job.start for job in jobs]):
+            with self._on_mesh():
+                self._pool, raw = score(
+                    self._params, self._pool, block.tokens, block.length, block.count, block.table,
+                    decoder=self._decoder, fresh=block.fresh,
+                )  # fmt: skip
+            found.append(raw)
+        raw_XT = np.concatenate(jax.device_get(found), axis=1)
+        for row, job in enumerate(jobs):
+            if job.sequence.waits:  # it is new, and somebody waits for its scores
+                assert isinstance(job.sequence, Scored)
+                job.sequence.raw = raw_XT[row, : len(job.ids)]
+
+
+class Scoring:
+    """A reward model over a pool of pages of its own.
+
+    Args:
+      spec: the reward model's, `model.reward.scalar` of its decoder's.
+      params: decoder without a head, and "score", in any float dtype and place.
+      config: sizes; `prefill_rows` sequences are computed together. Its `pool_bytes` are for the
+        policy alone.
+      mesh: where the model is to lie; None for the default device.
+      pool_bytes: of the pool; 0: four contexts a slot, as far as `SHARE` of what is free allows.
+        Where that binds, the policy's engine is best made later: it takes most of what it finds.
+
+    Raises:
+      ValueError: where the pool cannot hold one full context.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        params: Any,
+        *,
+        config: EngineConfig,
+        mesh: jax.sharding.Mesh | None = None,
+        pool_bytes: int = 0,
+    ):
+        self.config = config
+        # A token more: the end of sequence behind a response that fills the context.
+        sizes = dataclasses.replace(
+            config, pool_bytes=pool_bytes, max_context=config.max_context + 1
+        )
+        self._device = _Scorer(spec, params, config=sizes, mesh=mesh, share=SHARE)
+        self._store = Store(Pages(self._device.pages), config.page_size)
+        self._keys = Keys(
+            self._store, rows=config.prefill_rows, extend=self._device.score,
+            copy=self._device.copy, bucket=self._device.bucket,
+        )  # fmt: skip
+        self._scored = 0
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What was done: `scored` tokens that callers got scores of, `prefilled` tokens computed,
+        `reused` tokens whose keys those could read, `evicted` sequences, `pages_high_water`.
+        """
+        return {
+            "scored": self._scored,
+            "prefilled": self._keys.prefilled,
+            "reused": self._keys.reused,
+            "evicted": self._store.evicted,
+            "pages_high_water": self._store.pages.high_water,
+        }
+
+    def root(self, ids: Sequence[int]) -> Prefix:
+        """Returns a new sequence, not scored itself; its keys are computed when it is extended.
+
+        Raises:
+          ValueError: where `ids` is empty or leaves no room in the context.
+        """
+        return Scored(self._fitting(ids, self.config.max_context - 1))
+
+    def extend(
+        self, items: Sequence[tuple[Prefix, Sequence[int]]]
+    ) -> list[tuple[Prefix, np.ndarray]]:
+        """Returns, for each prefix and the ids after it, the new sequence and each id's raw score.
+
+        The sequences are owned by the caller, as are the prefixes; scores are [len(ids)] float32.
+
+        Raises:
+          ValueError: for a released prefix, no ids, or more than the context holds; nothing is
+            scored then.
+        """
+        for prefix, ids in items:
+            self._fitting((*prefix.ids, *ids), self.config.max_context)
+        return self._score([(prefix, len(prefix.ids), ids) for prefix, ids in items])
+
+    def aside(self, items: Sequence[tuple[Prefix, int, Sequence[int]]]) -> list[np.ndarray]:
+        """Returns the raw scores of ids put behind the first so many tokens of each prefix.
+
+        Nothing of that stays: the prefixes are as they were. One id fits behind a full context.
+
+        Raises:
+          ValueError: as `extend`.
+        """
+        for prefix, length, ids in items:
+            self._fitting((*prefix.ids[:length], *ids), self.config.max_context + 1)
+        scored = self._score(items)
+        for sequence, _ in scored:
+            self.release(sequence)
+        return [raw for _, raw in scored]
+
+    def _score(
+        self, items: Sequence[tuple[Prefix, int, Sequence[int]]]
+    ) -> list[tuple[Prefix, np.ndarray]]:
+        """Returns the sequences that have `ids` behind the first tokens of others, and scores."""
+        bases = [self._store.held(prefix) for prefix, _, _ in items]
+        if any(not ids for _, _, ids in items):
+            raise ValueError("0 tokens to score, expected 1 or more")
+        sequences = [
+            self._store.extend(Scored((*base.ids[:length], *ids)), base, length)
+            for base, (_, length, ids) in zip(bases, items, strict=True)
+        ]
+        done = 0
+        while done < len(sequences):
+            ready = self._keys.compute(sequences[done:])
+            if not ready:  # for the first one nothing else is pinned
+                raise RuntimeError("scoring: one sequence alone finds no pages, some were lost")
+            done += ready
+        self._scored += sum(len(ids) for _, _, ids in items)
+        return [(s, _delivered(s, ids)) for s, (_, _, ids) in zip(sequences, items, strict=True)]
+
+    def release(self, prefix: Prefix) -> None:
+        """Gives a sequence back."""
+        self._store.release(self._store.held(prefix))
+
+    def _fitting(self, ids: Sequence[int], most: int) -> Sequence[int]:
+        if not 0 < len(ids) <= most:
+            raise ValueError(
+                f"sequence of {len(ids)} tokens, expected 1 to {most}"
+                f" (engine.max_context {self.config.max_context})"
+            )
+        return ids
+
+
+def _delivered(sequence: Scored, ids: Sequence[int]) -> np.ndarray:
+    """Returns the scores of the last `ids`; more were computed where the prefix had no keys."""
+    raw, sequence.raw = sequence.raw, None
+    assert raw is not None
+    return raw[-len(ids) :]

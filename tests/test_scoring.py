@@ -1,0 +1,179 @@
+"""Scores with the cache against one plain forward of the decoder, without any."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stair_jax import mesh as mesh_lib
+from stair_jax.engine.prefill import page_count
+from stair_jax.engine.request import Prefix
+from stair_jax.engine.scoring import SHARE, Scoring
+from stair_jax.model import reward, transformer
+from stair_jax.model.spec import Spec
+from stair_jax.sections import EngineConfig
+
+SPEC = reward.scalar(
+    Spec(
+        L=2, D=12, N=4, K=2, H=6, F=10, V=29, vocab=29, eps=1e-5, theta=1e4, rope_scaling=None,
+        qkv_bias=False, qk_norm=False, tied=False, family="llama",
+    )
+)  # fmt: skip
+CONFIG = EngineConfig(
+    slots=3, page_size=5, pool_bytes=1, max_context=40, chunk=3, prefill_rows=3, dtype="float32"
+)
+CONTEXT = -(-(CONFIG.max_context + 1) // CONFIG.page_size)  # pages
+TOLERANCE = 1e-5
+
+
+def weights(seed=0):
+    """A model whose scores spread: larger weights than at the start of training."""
+    small = reward.init(SPEC, jax.random.key(seed))
+    body = jax.tree.map(lambda x: x * 3 if x.ndim > 2 else x * 1.5, small)
+    return body | {"score": small["score"] * 2}
+
+
+def make(params=None, *, pages=0, mesh=None, **change):
+    page_bytes = 2 * SPEC.L * CONFIG.page_size * SPEC.K * SPEC.H * 4
+    config = dataclasses.replace(CONFIG, **change)
+    params = weights() if params is None else params
+    return Scoring(SPEC, params, config=config, mesh=mesh, pool_bytes=pages * page_bytes)
+
+
+@jax.jit
+def _plain(params, tokens):
+    body = {name: leaf for name, leaf in params.items() if name != "score"}
+    hidden, _ = transformer.Decoder(SPEC, jnp.float32).apply({"params": body}, tokens)
+    return (hidden * params["score"][None, None]).sum(axis=2)
+
+
+def plain(params, ids):
+    """The raw score of every token, from one forward."""
+    row = np.zeros((1, CONFIG.max_context + 1), np.int32)
+    row[0, : len(ids)] = ids
+    return np.asarray(_plain(params, row))[0, : len(ids)]
+
+
+def some(rng, count):
+    return rng.integers(1, SPEC.V, size=count).tolist()
+
+
+def family(seed, prompts=(1, 4, 5, 11, 16)):
+    """Prompts of odd lengths about the pages' ends, and steps behind them."""
+    rng = np.random.default_rng(seed)
+    return [(some(rng, n), [some(rng, m) for m in rng.integers(1, 9, size=3)]) for n in prompts]
+
+
+def stepwise(scoring, rows):
+    """Grows all rows a step at a time, side by side; returns the scores of each row's tokens."""
+    prefixes = [scoring.root(prompt) for prompt, _ in rows]
+    found = [[] for _ in rows]
+    for turn in range(3):
+        out = scoring.extend([(p, rows[i][1][turn]) for i, p in enumerate(prefixes)])
+        for i, (_, scores) in enumerate(out):
+            found[i].append(scores)
+        for prefix in prefixes:
+            scoring.release(prefix)
+        prefixes = [prefix for prefix, _ in out]
+    for prefix, (prompt, steps) in zip(prefixes, rows, strict=True):
+        assert prefix.ids == (*prompt, *sum(steps, []))
+        scoring.release(prefix)
+    return [np.concatenate(scores) for scores in found]
+
+
+@pytest.mark.parametrize(("seed", "pages"), [(0, 0), (1, CONTEXT + 1)])
+def test_scores_grown_step_by_step_equal_those_of_one_forward(seed, pages):
+    params, rows = weights(seed), family(seed)
+    scoring = make(params, pages=pages)
+    found = stepwise(scoring, rows)
+    spread = []
+    for (prompt, steps), scores in zip(rows, found, strict=True):
+        want = plain(params, [*prompt, *sum(steps, [])])[len(prompt) :]
+        assert scores.dtype == np.float32
+        np.testing.assert_allclose(scores, want, atol=TOLERANCE)
+        spread += want.tolist()
+    assert np.std(spread) > 0.1  # they differ by much more than the tolerance
+    unique = sum(len(prompt) + sum(map(len, steps)) for prompt, steps in rows)
+    counters = scoring.counters
+    assert counters["scored"] == sum(len(s) for s in found)
+    if pages:
+        assert counters["evicted"] > 0
+        assert counters["prefilled"] > unique
+    else:
+        assert counters["evicted"] == 0
+        assert counters["prefilled"] == unique
+        assert counters["reused"] > unique
+    assert not any(scoring._store.pages.owners)  # all was given back
+
+
+def test_company_and_order_change_no_bit():
+    rows = family(3)
+    together = stepwise(make(), rows)
+    turned = stepwise(make(), rows[::-1])[::-1]
+    for row, a, b in zip(rows, together, turned, strict=True):
+        assert a.tolist() == b.tolist() == stepwise(make(), [row])[0].tolist()
+
+
+@pytest.mark.parametrize("pages", [0, CONTEXT + 1])
+def test_branches_read_their_stem_once_and_leave_it_alone(pages):
+    params, rng = weights(), np.random.default_rng(5)
+    stem, branches = some(rng, 13), [some(rng, n) for n in (1, 2, 7, 9, 2)]
+    scoring = make(params, pages=pages)
+    root = scoring.root(stem)
+    grown = scoring.extend([(root, ids) for ids in branches])
+    for ids, (_, scores) in zip(branches, grown, strict=True):
+        np.testing.assert_allclose(scores, plain(params, stem + ids)[13:], atol=TOLERANCE)
+    if not pages:
+        assert scoring.counters["prefilled"] == 13 + sum(map(len, branches))
+    end = [3]
+    longest, ids = grown[3][0], stem + branches[3]
+    asked = [(longest, length, end) for length in (13, 15, 16, 20, 22)]
+    for (_, length, _), scores in zip(asked, scoring.aside(asked), strict=True):
+        want = plain(params, ids[:length] + end)[-1:]
+        np.testing.assert_allclose(scores, want, atol=TOLERANCE)
+    if not pages:
+        assert scoring.counters["prefilled"] == 13 + sum(map(len, branches)) + len(asked)
+    more = scoring.extend([(longest, end)])[0][1]  # what was put aside is not in it
+    np.testing.assert_allclose(more, plain(params, ids + end)[-1:], atol=TOLERANCE)
+
+
+def test_a_mesh_changes_no_score():
+    mesh = mesh_lib.make((1, 1, 2), jax.devices()[:2])
+    alone, spread = make(), make(mesh=mesh)
+    assert not spread._device._pool.k.sharding.is_fully_replicated
+    assert spread._device._params["score"].sharding.is_fully_replicated
+    for a, b in zip(stepwise(alone, family(7)), stepwise(spread, family(7)), strict=True):
+        np.testing.assert_allclose(a, b, atol=TOLERANCE)
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_scored():
+    scoring = make()
+    root = scoring.root([1] * 30)
+    for ids, words in (([], "0 tokens"), ([2] * 11, "41 tokens, expected 1 to 40")):
+        with pytest.raises(ValueError, match=words):
+            scoring.extend([(root, [2]), (root, ids)])
+    with pytest.raises(ValueError, match="40 tokens, expected 1 to 39"):
+        scoring.root([1] * 40)
+    with pytest.raises(ValueError, match="not made by this engine"):
+        scoring.extend([(Prefix([1]), [2])])
+    assert scoring.counters["scored"] == scoring.counters["prefilled"] == 0
+    full = scoring.extend([(root, [2] * 10)])[0][0]
+    assert len(scoring.aside([(full, 40, [3])])[0]) == 1  # an end of sequence fits behind it
+    with pytest.raises(ValueError, match="42 tokens, expected 1 to 41"):
+        scoring.aside([(full, 40, [3, 3])])
+    scoring.release(root)
+    with pytest.raises(ValueError, match="released"):
+        scoring.extend([(root, [2])])
+
+
+def test_the_pool_leaves_the_policy_room_and_is_not_the_policys(monkeypatch):
+    assert CONFIG.pool_bytes == 1  # the policy's: not even a page
+    sizes = dataclasses.replace(CONFIG, pool_bytes=0, max_context=CONFIG.max_context + 1)
+    assert make()._device.pages == page_count(SPEC, sizes) == 4 * CONFIG.slots * CONTEXT
+    page_bytes = 2 * SPEC.L * CONFIG.page_size * SPEC.K * SPEC.H * 4
+    monkeypatch.setattr(
+        "stair_jax.engine.prefill.Prefill._free_bytes", lambda self: 50 * page_bytes
+    )
+    assert make()._device.pages == int(50 * SHARE)
