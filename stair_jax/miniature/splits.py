@@ -47,6 +47,7 @@ SFT_MIX = {
 # In round 1 they would stand alone: a model that has just learned to answer whatever is framed
 # never tries a refusal again, and the later rounds find nothing to prefer.
 HELPFUL = {"harmless": 0.18, "framed_harmless": 0.08, "lookalike": 0.06, "framed_lookalike": 0.18}
+PRM_MIX = {"harmless": 0.5, "framed_harmless": 0.5}
 ROUND_MIX = (
     {"harmful": 0.36, "fiction": 0.14, "harmless": 0.40, "lookalike": 0.10},
     {"harmful": 0.12, "fiction": 0.06, "jailbreak": 0.28, "framed_fiction": 0.04, **HELPFUL},
@@ -180,6 +181,18 @@ def round_prompts(number: int, seed: int, count: int) -> list[Prompt]:
         items += _ROUND_CLASSES[name](rng, name, skip, quota)
     random.Random(f"order-{seed}-{number}").shuffle(items)
     return [prompt_of(f"r{number}-{i:04d}", item) for i, item in enumerate(items)]
+
+
+def prm_prompts(seed: int, count: int) -> list[Prompt]:
+    """Returns `count` distinct further prompts for a reward model, tasks half of them framed.
+
+    Safety needs no more than the rounds' trees; whether an answer is right takes many to learn.
+    """
+    items: list[Item] = []
+    for name, quota in quotas(PRM_MIX, count).items():
+        items += _from_tasks(random.Random(f"prm-{seed}-{name}"), name, 0, quota)
+    random.Random(f"order-{seed}-prm").shuffle(items)
+    return [prompt_of(f"prm-{i:05d}", item) for i, item in enumerate(items)]
 
 
 def _from_tasks(rng: random.Random, name: str, skip: int, quota: int) -> list[Item]:

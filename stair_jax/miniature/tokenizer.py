@@ -5,7 +5,7 @@ import string
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from stair_jax.miniature import harm, tasks, teacher, words
+from stair_jax.miniature import harm, judging, tasks, teacher, words
 from stair_jax.text import TAGS
 
 PAD, UNK, BOS, EOS = "<|pad|>", "<|unk|>", "<|begin_of_text|>", "<|eot_id|>"
@@ -20,8 +20,11 @@ TEMPLATE = (
 )
 
 
-def vocabulary() -> list[str]:
-    """Returns every token, special tokens first, in an order that never changes with a seed."""
+def vocabulary(*, judging_too: bool = False) -> list[str]:
+    """Returns every token, special tokens first, in an order that never changes with a seed.
+
+    The words of verdicts come last, for a model that is to judge.
+    """
     templates = (
         *harm.FORMS.values(),
         *harm.FICTION_FORMS.values(),
@@ -35,7 +38,8 @@ def vocabulary() -> list[str]:
     )
     fixed = [word for template in templates for word in template.split()]
     world = (word for word in fixed if not _is_field(word))
-    return list(dict.fromkeys((*SPECIALS, *ROLES, *words.LEXICON, *world)))
+    verdicts = judging.WORDS if judging_too else ()
+    return list(dict.fromkeys((*SPECIALS, *ROLES, *words.LEXICON, *world, *verdicts)))
 
 
 def _is_field(word: str) -> bool:
@@ -43,9 +47,9 @@ def _is_field(word: str) -> bool:
     return any(name for _, name, _, _ in string.Formatter().parse(word))
 
 
-def build() -> PreTrainedTokenizerFast:
-    """Returns the tokenizer, as transformers saves and loads it."""
-    ids = {word: i for i, word in enumerate(vocabulary())}
+def build(*, judging_too: bool = False) -> PreTrainedTokenizerFast:
+    """Returns the tokenizer, as transformers saves and loads it; the argument as `vocabulary`'s."""
+    ids = {word: i for i, word in enumerate(vocabulary(judging_too=judging_too))}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(

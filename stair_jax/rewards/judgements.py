@@ -1,0 +1,83 @@
+"""Replies that were paid for, on disk, so that nothing is asked a second time."""
+
+import hashlib
+import json
+import logging
+import pathlib
+
+from stair_jax.sections import JudgeConfig
+
+log = logging.getLogger(__name__)
+
+FILE = "judgements.jsonl"
+
+
+class Judgements:
+    """Replies by the content of their requests: a file that is only ever appended to.
+
+    A line is {"key", "model", "reply"}; a reply of null says that the model was asked and gave
+    none. A torn line costs its own reply only. Several runs may append to one file at a time; each
+    knows what was there when it opened it. One thread at a time may use an object.
+
+    Args:
+      folder: made where it is missing.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / FILE
+        self._replies: dict[str, str | None] = {}
+        data = self._path.read_bytes() if self._path.exists() else b""
+        broken = sum(not self._take(line) for line in data.splitlines())
+        if broken:
+            log.warning("%s: %d broken lines passed over", self._path, broken)
+        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
+        if data and not data.endswith(b"\n"):  # what was torn must not tear the next line too
+            self._file.write(b"\n")
+
+    def _take(self, line: bytes) -> bool:
+        """Reads a line; returns whether it is one of ours, or empty."""
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except ValueError:
+            return False
+        if row == {}:
+            return True
+        if not isinstance(row, dict) or not isinstance(row.get("key"), str):
+            return False
+        reply = row.get("reply", 0)
+        if not isinstance(reply, str | None):
+            return False
+        self._replies[row["key"]] = reply
+        return True
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._replies
+
+    def __getitem__(self, key: str) -> str | None:
+        return self._replies[key]
+
+    def add(self, key: str, model: str, reply: str | None) -> None:
+        """Keeps a reply, for good once this returns."""
+        self._replies[key] = reply
+        row = {"key": key, "model": model, "reply": reply}
+        # One write a line: lines of two processes do not mix.
+        self._file.write(json.dumps(row).encode() + b"\n")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def key_of(config: JudgeConfig, question: str, number: int) -> str:
+    """Returns the name of a request: all that its reply depends on, but not who is asked where.
+
+    Args:
+      config: the model and how it draws.
+      question: the whole text that is sent.
+      number: of the sample, from 0.
+    """
+    content = [
+        config.model, question, config.temperature, config.top_p, config.max_tokens, number
+    ]  # fmt: skip
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,125 @@
+"""Reward models as judges of steps: what test-time search and the search's values are read from.
+
+A step's score is that of its last token, or, under the read-out "eos", that of an end of sequence
+put behind it: the token that the model was trained to be read at.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from stair_jax.engine.request import Prefix
+from stair_jax.engine.scoring import Scoring
+from stair_jax.model.reward import Readout
+
+
+class Reading(NamedTuple):
+    """What a reward model says of the steps that follow a sequence."""
+
+    prefix: Prefix  # after all of the steps; owned by the receiver
+    raw: tuple[float, ...]  # one a step
+
+
+Item = tuple[Prefix, Sequence[Sequence[int]]]  # a sequence, and the ids of each step behind it
+
+
+@runtime_checkable
+class RewardModelLike(Protocol):
+    """What the search asks of a reward model."""
+
+    readout: Readout
+
+    def root(self, ids: Sequence[int]) -> Prefix:
+        """Returns a new sequence; ValueError where it leaves no room."""
+        ...
+
+    def read(self, items: Sequence[Item]) -> list[Reading]:
+        """Returns the scores of the steps that follow each sequence."""
+        ...
+
+    def release(self, prefix: Prefix) -> None:
+        """Gives a sequence back."""
+        ...
+
+
+class RewardModel:
+    """A reward model that reads steps, each prefix once.
+
+    Args:
+      scoring: with the reward model's weights.
+      readout: of the reward model.
+      eos_id: the end of sequence that the read-out "eos" is trained on, `Codec.eos_id`.
+    """
+
+    def __init__(self, scoring: Scoring, readout: Readout, eos_id: int):
+        self.readout = readout
+        self._scoring, self._eos_id = scoring, eos_id
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What was computed; see `Scoring.counters`."""
+        return self._scoring.counters
+
+    def root(self, ids: Sequence[int]) -> Prefix:
+        """Returns a new sequence.
+
+        Raises:
+          ValueError: where `ids` is empty or leaves no room in the context.
+        """
+        return self._scoring.root(ids)
+
+    def read(self, items: Sequence[Item]) -> list[Reading]:
+        """Returns the scores of the steps that follow each sequence, all items in one batch.
+
+        Under "eos" an end of sequence is put behind each step in passing, unless the step ends
+        with it; the sequences do not hold it.
+
+        Raises:
+          ValueError: for a step without tokens, no steps, a released prefix, or a full context.
+        """
+        for _, steps in items:
+            if not steps or not all(steps):
+                raise ValueError(f"steps of {[*map(len, steps)]} tokens, expected 1 or more each")
+        grown = self._scoring.extend([(p, [*itertools.chain(*steps)]) for p, steps in items])
+        ends = [[*itertools.accumulate(map(len, steps))] for _, steps in items]
+        raw = [
+            [float(scores[end - 1]) for end in at]
+            for (_, scores), at in zip(grown, ends, strict=True)
+        ]
+        if self.readout.position == "eos":
+            self._read_behind(items, [prefix for prefix, _ in grown], ends, raw)
+        return [Reading(p, tuple(scores)) for (p, _), scores in zip(grown, raw, strict=True)]
+
+    def _read_behind(
+        self,
+        items: Sequence[Item],
+        grown: Sequence[Prefix],
+        ends: Sequence[Sequence[int]],
+        raw: list[list[float]],
+    ) -> None:
+        """Replaces scores at the ends of steps by those of an end of sequence behind them."""
+        where = [
+            (row, step)
+            for row, (_, steps) in enumerate(items)
+            for step, ids in enumerate(steps)
+            if ids[-1] != self._eos_id
+        ]
+        behind = [
+            (grown[row], len(items[row][0].ids) + ends[row][step], [self._eos_id])
+            for row, step in where
+        ]
+        for (row, step), scores in zip(where, self._scoring.aside(behind), strict=True):
+            raw[row][step] = float(scores[0])
+
+    def release(self, prefix: Prefix) -> None:
+        """Gives a sequence back."""
+        self._scoring.release(prefix)
+
+
+def aggregate(units: Sequence[float], how: str) -> float:
+    """Returns one score of a response from those of its steps: the last, min, mean or product."""
+    return {
+        "last": lambda: units[-1], "min": lambda: min(units), "product": lambda: math.prod(units),
+        "mean": lambda: math.fsum(units) / len(units),
+    }[how]()  # fmt: skip

@@ -1,0 +1,74 @@
+"""Whole responses of a model of the run, sampled and judged; a restart goes on where it stopped."""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+
+from stair_jax import records
+from stair_jax.engine.switchboard import Switchboard
+from stair_jax.io import progress
+from stair_jax.records import Candidate, Prompt
+from stair_jax.rewards.combine import Reward
+from stair_jax.search import candidates
+from stair_jax.search.candidates import Draw
+from stair_jax.sections import RewardConfig
+from stair_jax.stages import judges, policies
+from stair_jax.stages.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """What came of it."""
+
+    rows: list[Candidate]  # by id
+    passed_over: dict[str, str]  # reasons, by prompt
+    rubrics: dict[str, str]  # hashes of what the judges were asked with
+
+
+def sample(run: Run, artefact: str, model: str, prompts: Sequence[Prompt], draw: Draw) -> Sampled:
+    """Samples and judges what is missing of `<artefact>/candidates.jsonl`; appends row by row.
+
+    Args:
+      run: the caller has begun the artefact.
+      artefact: the folder in the workdir.
+      model: whose responses.
+      prompts: with ids of their own.
+      draw: how many a prompt, and how.
+
+    Raises:
+      ValueError: where responses are left open, because nobody judged them.
+    """
+    c, path = run.config, run.workdir / artefact / "candidates.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rubrics = judges.hold_to(c, path.parent)
+    path.touch()
+    records.mend_jsonl(path)
+    have = {row.id for row in records.read_jsonl(path, Candidate)}
+    passed_over: dict[str, str] = {}
+    if len(have) < len(prompts) * draw.count:
+        policy = policies.load(run, model)
+        engine = policies.engine_for(run, policy)
+        also = judges.samplings(c)
+        engine.compile([draw.sampling, *also], extends=bool(also))
+        board = Switchboard(engine)
+        with (
+            contextlib.closing(
+                judges.judge_of(run, board, policy.codec, direct=draw.direct)
+            ) as judge,
+            progress.line(artefact, len(prompts) * draw.count) as show,
+        ):
+
+            def keep(row: Candidate) -> None:
+                records.append_jsonl(path, row)
+                have.add(row.id)
+                show(len(have), "responses")
+
+            leftovers = candidates.sample(
+                prompts, draw, engine=board.line(), codec=policy.codec, judge=judge,
+                reward=Reward(c.search.reward, RewardConfig.of(c.reward)), have=frozenset(have),
+                on_candidate=keep,
+            )  # fmt: skip
+        passed_over = leftovers.passed_over
+        judges.check_open(artefact, leftovers.left_open)
+    rows = sorted(records.read_jsonl(path, Candidate), key=lambda row: row.id)
+    return Sampled(rows, passed_over, rubrics)
