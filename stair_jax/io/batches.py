@@ -207,7 +207,7 @@ def cut(arrays: Batch, passes: int) -> Batch:
     return {name: x.reshape(passes, -1, *x.shape[1:]) for name, x in arrays.items()}
 
 
-def write(row: np.ndarray, *pieces: Ids) -> None:
+def write(row: np.ndarray, *pieces: Sequence[int] | Sequence[float]) -> None:
     """Writes the pieces one after another from the row's start."""
     at = 0
     for ids in pieces:
@@ -228,8 +228,13 @@ def real_tokens(batch: Batch) -> int:
 def row_lengths(batch: Batch) -> np.ndarray:
     """Returns the tokens of each row of a batch that is not packed, 0 of an absent one.
 
-    A row ends with the last token that is trained or compared.
+    A row ends with the last token that is trained or compared, or whose score is read.
     """
+    if "read" in batch:
+        pairs = batch["tokens"].ndim == 4  # each side of a pair is a row that is read once
+        weight, read = batch["weight"], batch["read"]
+        lengths = np.where((weight[..., None] if pairs else weight) > 0, read + 1, 0)
+        return lengths if pairs else lengths.max(axis=-1)
     ends = batch.get("loss_mask", batch.get("step_mask"))
     assert ends is not None
     if "sft_mask" in batch:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from stair_jax.records import Pair, Response, SftRow
+from stair_jax.model.reward import Readout
+from stair_jax.records import Comparison, Pair, Response, SftRow, Valued
 from stair_jax.text import TAGS, Codec
 
 Ids = tuple[int, ...]
@@ -49,7 +50,41 @@ class PairExample:
         return self.prefix + self.chosen, self.prefix + self.rejected
 
 
-Example = SftExample | PairExample
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComparisonExample:
+    """Two trajectories; a reward model's scores are read at the last token of each."""
+
+    id: str
+    prompt: Ids
+    better: Ids
+    worse: Ids
+    depth: int  # of both; 0: whole responses
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer side."""
+        return len(self.prompt) + max(len(self.better), len(self.worse))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValuedExample:
+    """A trajectory, and what a reward model shall say at some of its tokens."""
+
+    id: str
+    prompt: Ids
+    response: Ids
+    reads: Ids  # positions in the whole row, the prompt's tokens included
+    targets: tuple[float, ...]  # in [0, 1]: the value between the least reward and the greatest
+    weights: tuple[float, ...]
+    depths: Ids
+
+    @property
+    def length(self) -> int:
+        """Tokens of the whole row."""
+        return len(self.prompt) + len(self.response)
+
+
+Example = SftExample | PairExample | ComparisonExample | ValuedExample
 
 
 def closed(ids: Iterable[int], terminal: bool, codec: Codec) -> Ids:
@@ -103,11 +138,68 @@ def pair_examples(rows: Iterable[Pair], codec: Codec) -> list[PairExample]:
     ]  # fmt: skip
 
 
+def comparison_examples(
+    rows: Iterable[Comparison], codec: Codec, position: str
+) -> list[ComparisonExample]:
+    """Takes comparisons of trajectories over; `position` is where scores are read."""
+    return [
+        ComparisonExample(
+            id=row.id, prompt=tuple(codec.prompt_ids(row.question)),
+            better=read_to(row.better, position, codec),
+            worse=read_to(row.worse, position, codec), depth=row.depth,
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def valued_examples(rows: Iterable[Valued], codec: Codec, readout: Readout) -> list[ValuedExample]:
+    """Takes trajectories with values over; the values are scaled to [0, 1] by the read-out's range.
+
+    Raises:
+      ValueError: for a value outside of the range of the rewards, or for a row that is read at
+        "eos" and has a label elsewhere than at its end.
+    """
+    return [_valued_example(row, codec, readout) for row in rows]
+
+
+def _valued_example(row: Valued, codec: Codec, readout: Readout) -> ValuedExample:
+    prompt, low, high = tuple(codec.prompt_ids(row.question)), readout.low, readout.high
+    response = read_to(row.ids, readout.position, codec)
+    for label in row.labels:
+        if not low - 1e-3 <= label.value <= high + 1e-3:
+            raise ValueError(f"tree node {row.id}: value {label.value}, expected {low} to {high}")
+        if readout.position == "eos" and label.tokens != len(row.ids):
+            raise ValueError(
+                f"tree node {row.id}: a label after {label.tokens} of {len(row.ids)} tokens,"
+                " expected it at the end, where eos is"
+            )
+    ends = [len(response) if readout.position == "eos" else x.tokens for x in row.labels]
+    return ValuedExample(
+        id=row.id, prompt=prompt, response=response,
+        reads=tuple(len(prompt) + end - 1 for end in ends),
+        targets=tuple(min(max((x.value - low) / (high - low), 0.0), 1.0) for x in row.labels),
+        weights=tuple(x.weight for x in row.labels), depths=tuple(x.depth for x in row.labels),
+    )  # fmt: skip
+
+
+def read_to(ids: Ids, position: str, codec: Codec) -> Ids:
+    """Returns a trajectory up to the token at which its score is read.
+
+    That is its own last one at "step_end". At "eos" it is the end of sequence, put behind finished
+    and unfinished trajectories alike (only a policy would learn to stop there) unless it is there.
+    """
+    ids = tuple(ids)
+    return (*ids, codec.eos_id) if position == "eos" and ids[-1:] != (codec.eos_id,) else ids
+
+
 def fault(example: Example, longest: int) -> str:
     """Returns why an example cannot be trained on, or nothing; `longest` is in tokens."""
-    if isinstance(example, SftExample):
+    if isinstance(example, SftExample | ValuedExample):
         if not example.response:
             return "empty response"
+    elif isinstance(example, ComparisonExample):
+        if example.better == example.worse:
+            return "equal trajectories"
     elif not example.chosen or not example.rejected:
         return "empty step"
     elif example.chosen == example.rejected:
@@ -116,11 +208,15 @@ def fault(example: Example, longest: int) -> str:
 
 
 def digest(examples: Iterable[Example]) -> str:
-    """Returns a hash that changes with any id, token or depth of any row, and with their order."""
+    """Returns a hash that changes with any token or number of any row, and with their order."""
     out = hashlib.blake2b(digest_size=16)
     for example in examples:
         for name, value in vars(example).items():
-            data = np.array(value, np.int32) if isinstance(value, tuple) else str(value).encode()
+            data = _plain(value) if isinstance(value, tuple) else str(value).encode()
             out.update(f"{name}:{len(data)};".encode())
             out.update(data.tobytes() if isinstance(data, np.ndarray) else data)
     return out.hexdigest()
+
+
+def _plain(values: tuple) -> np.ndarray:
+    return np.array(values, np.float64 if any(isinstance(x, float) for x in values) else np.int32)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import huggingface_hub
@@ -50,6 +51,15 @@ def load_frame(path: Path) -> tuple[Spec, Any]:
     """
     folder = resolve(path)
     spec = read_spec(folder)
+    return spec, load_tokenizer(folder, spec)
+
+
+def load_tokenizer(folder: pathlib.Path, spec: Spec) -> Any:
+    """Returns the tokenizer of a checkpoint of these sizes.
+
+    Raises:
+        ValueError: see `load_frame`.
+    """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # OSError, ValueError, and whatever the parsers below it raise
@@ -60,7 +70,7 @@ def load_frame(path: Path) -> tuple[Spec, Any]:
             f"{folder}: tokenizer and weights disagree, found {len(tokenizer)} tokens, expected at "
             f"most the {spec.V} rows of the embedding"
         )
-    return spec, tokenizer
+    return tokenizer
 
 
 def read_spec(path: Path) -> Spec:
@@ -70,7 +80,15 @@ def read_spec(path: Path) -> Spec:
         ValueError: see `load_frame`.
     """
     file = resolve(path) / "config.json"
-    config = read_json(file)
+    return spec_of(file, read_json(file))
+
+
+def spec_of(file: pathlib.Path, config: Mapping[str, Any]) -> Spec:
+    """Returns the sizes that a configuration states, which was read from `file`.
+
+    Raises:
+        ValueError: see `load_frame`.
+    """
     try:
         return Spec.from_hf(config)
     except ValueError as error:

@@ -8,7 +8,7 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -44,6 +44,8 @@ def save(
     chat_template: str | None = None,
     source: hf.Path | None = None,
     shard_bytes: int = SHARD_BYTES,
+    kind: str = hf_names.POLICY,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a folder that transformers loads; it appears whole or not at all.
 
@@ -57,13 +59,15 @@ def save(
         chat_template: the template that the model was trained with; None keeps the tokenizer's.
         source: the checkpoint it was imported from, for the context length that `Spec` lacks.
         shard_bytes: a larger model is cut into several files with an index.
+        kind: of model; the parameters of a reward model have a score and no head.
+        more: keys of config.json beside the usual ones.
 
     Raises:
         ValueError: an unknown dtype, or parameters that do not fit the sizes.
     """
     if dtype not in DTYPES:
         raise ValueError(f"export dtype {dtype!r} is unknown, expected one of {[*DTYPES]}")
-    flat, shapes = hf_names.flat(params), hf_names.shapes_of(spec)
+    flat, shapes = hf_names.flat(params), hf_names.shapes_of(spec, kind)
     if set(flat) != set(shapes):
         raise ValueError(
             f"export: parameters {sorted(set(flat) ^ set(shapes))} do not fit the spec"
@@ -72,8 +76,13 @@ def save(
         if x.shape != shapes[name]:
             raise ValueError(f"export: {name} has shape {x.shape}, expected {shapes[name]}")
     with whole(pathlib.Path(path)) as folder:
-        _write_weights(folder, spec, flat, dtype, shard_bytes)
-        _write_configs(folder, spec, tokenizer, sorted(end_ids), dtype, source)
+        _write_weights(folder, spec, flat, dtype, shard_bytes, kind)
+        config = _config(spec, tokenizer, sorted(end_ids), dtype, source)
+        write_json(folder / "config.json", config | (more or {}))
+        if kind == hf_names.POLICY:
+            keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+            generation = {key: config[key] for key in keys} | {"do_sample": False}
+            write_json(folder / "generation_config.json", generation)
         if tokenizer is not None:
             _write_tokenizer(folder, tokenizer, chat_template)
 
@@ -102,11 +111,15 @@ def whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _write_weights(
-    folder: pathlib.Path, spec: Spec, flat: Mapping[str, Any], dtype: str, shard_bytes: int
-) -> None:
+    folder: pathlib.Path, spec: Spec, flat: Mapping[str, Any], dtype: str, shard_bytes: int,
+    kind: str,
+) -> None:  # fmt: skip
     """Writes the tensors in table order, a file at a time; the index where there are several."""
     files: list[list[str]] = [[]]
-    tensors, room = hf_names.tensors_of(spec), shard_bytes
+    tensors, room = hf_names.tensors_of(spec, kind), shard_bytes
+    if kind == hf_names.STEPS:
+        tensors[hf_names.BIAS.theirs] = (hf_names.BIAS, None)
+        flat = {**flat, hf_names.BIAS.ours: np.zeros((), np.float32)}
     for name, (rule, _) in tensors.items():
         size = math.prod(hf_names.their_shape(rule, spec)) * DTYPES[dtype][1].itemsize
         if size > room and files[-1]:
@@ -179,10 +192,9 @@ def _cut(x: jax.Array, start: Any, *, size: int) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(x, start, size)
 
 
-def _write_configs(
-    folder: pathlib.Path, spec: Spec, tokenizer: Any, end_ids: list[int], dtype: str,
-    source: hf.Path | None,
-) -> None:  # fmt: skip
+def _config(
+    spec: Spec, tokenizer: Any, end_ids: list[int], dtype: str, source: hf.Path | None
+) -> dict[str, Any]:
     ends: list[int] | int = end_ids[0] if len(end_ids) == 1 else end_ids
     ids = {
         "bos_token_id": getattr(tokenizer, "bos_token_id", None), "eos_token_id": ends,
@@ -192,8 +204,7 @@ def _write_configs(
     if source is not None:
         known = hf.read_json(hf.resolve(source) / "config.json").get("max_position_embeddings")
         config["max_position_embeddings"] = known or MAX_POSITIONS
-    write_json(folder / "config.json", config)
-    write_json(folder / "generation_config.json", {**ids, "do_sample": False})
+    return config
 
 
 def _write_tokenizer(folder: pathlib.Path, tokenizer: Any, chat_template: str | None) -> None:
@@ -222,16 +233,31 @@ def export_report(
     parameters there is one more copy of the model at a time: ours in the dtype of the export, on
     the devices of the parameters, or that of transformers.
     """
-    expected = _logits(spec, _rounded(params, dtype), prompts)
-    places = _places(params, hf.read_spec(path))
+    expected = _logits(spec, rounded(params, dtype), prompts)
+    places = places_of(params, hf.read_spec(path))
     reloaded = hf_import.load_onto(path, places, dtype)
     found = {"reload": _logits(*reloaded, prompts)}
     del reloaded
     if importlib.util.find_spec("torch") is not None:
         found["transformers"] = _logits_of_transformers(path, prompts)
+    return write_report(path, prompts, expected, found)
+
+
+def write_report(
+    path: hf.Path, prompts: Sequence[Sequence[int]], expected: Sequence[np.ndarray],
+    found: Mapping[str, Sequence[np.ndarray]],
+) -> dict[str, Any]:  # fmt: skip
+    """Returns, and writes as export_report.json, how far outputs lie from the expected ones.
+
+    Args:
+        path: the export.
+        prompts: token ids.
+        expected: an array for each prompt.
+        found: the same by other ways, by name.
+    """
     against = {
-        name: max(float(np.abs(a - b).max()) for a, b in zip(expected, logits, strict=True))
-        for name, logits in found.items()
+        name: max(float(np.abs(a - b).max()) for a, b in zip(expected, outputs, strict=True))
+        for name, outputs in found.items()
     }
     report = {
         "max_abs_diff": max(against.values()), "against": against, "prompts": len(prompts)
@@ -240,20 +266,20 @@ def export_report(
     return report
 
 
-def _rounded(params: Params, dtype: str) -> Params:
+def rounded(params: Params, dtype: str) -> Params:
     """Returns parameters in the dtype of an export; those that have it are not copied."""
     kind = DTYPES[dtype][1]
     return jax.tree.map(lambda x: x if x.dtype == kind else jnp.asarray(x).astype(kind), params)
 
 
-def _places(params: Params, spec: Spec) -> Any:
+def places_of(params: Params, spec: Spec, kind: str = hf_names.POLICY) -> Any:
     """Returns where a reload goes: beside the parameters; None where they are on no mesh.
 
     An axis that a trimmed vocabulary does not divide by is left out.
     """
 
     def place(path: str, x: Any) -> NamedSharding:
-        shape = hf_names.shapes_of(spec)[path]
+        shape = hf_names.shapes_of(spec, kind)[path]
         try:
             x.sharding.shard_shape(shape)
         except ValueError:
@@ -270,17 +296,26 @@ def _places(params: Params, spec: Spec) -> Any:
 
 def _logits(spec: Spec, params: Params, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """Returns our float32 logits [T, vocab] of each prompt."""
+    read = functools.partial(heads.logits, spec=spec)
+    return [logits[:, : spec.vocab] for logits in outputs(spec, params, prompts, read)]
+
+
+def outputs(
+    spec: Spec, params: Params, prompts: Sequence[Sequence[int]],
+    read: Callable[[Params, jax.Array], jax.Array],
+) -> list[np.ndarray]:  # fmt: skip
+    """Returns what `read` makes of the float32 hidden states of each prompt, an entry a token."""
     decoder = transformer.Decoder(spec, jnp.float32)
 
     @jax.jit
     def run(params: Params, tokens: jax.Array) -> jax.Array:
-        return heads.logits(params, decoder.apply({"params": params}, tokens)[0], spec)
+        return read(params, decoder.apply({"params": params}, tokens)[0])
 
     width = max(len(ids) for ids in prompts)  # one shape: padding at the right changes nothing
     rows = [np.asarray([[*ids, *[0] * (width - len(ids))]], np.int32) for ids in prompts]
     params = jax.tree.map(jnp.asarray, params)
     pairs = zip(rows, prompts, strict=True)
-    return [np.asarray(run(params, row)[0, : len(ids), : spec.vocab]) for row, ids in pairs]
+    return [np.asarray(run(params, row))[0, : len(ids)] for row, ids in pairs]
 
 
 def _logits_of_transformers(path: hf.Path, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import flax.traverse_util
@@ -62,15 +62,27 @@ def load_onto(path: hf.Path, shardings: Any = None, dtype: str = "float32") -> t
     folder = hf.resolve(path)
     spec = hf.read_spec(folder)
     found = tensors_of(folder)
-    _check(folder, found, spec)
+    _check_names(folder, found, spec)
+    check_values(found, spec)
+    return spec, placed(found, spec, shardings, dtype)
+
+
+def placed(
+    found: Mapping[str, Tensor], spec: Spec, shardings: Any, dtype: str,
+    kind: str = hf_names.POLICY,
+) -> Params:  # fmt: skip
+    """Returns the parameters of one kind of model from its tensors, which were checked before.
+
+    The score of a reward model is float32 in any case.
+    """
     if shardings is None:
-        shardings = _on_one_device(spec)
+        shardings = _on_one_device(spec, kind)
     places = hf_names.flat(shardings)
-    flat = {
-        rule.ours: _parameter(rule, found, spec, places[rule.ours], jnp.dtype(dtype))
-        for rule in hf_names.rules_of(spec)
-    }
-    return spec, flax.traverse_util.unflatten_dict(flat, sep="/")
+    flat = {}
+    for rule in hf_names.rules_of(spec, kind):
+        own = jnp.dtype(jnp.float32 if rule.ours == "score" else dtype)
+        flat[rule.ours] = _parameter(rule, found, spec, places[rule.ours], own)
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
 def tensors_of(folder: pathlib.Path) -> dict[str, Tensor]:
@@ -110,11 +122,10 @@ def _files_of(folder: pathlib.Path) -> list[pathlib.Path]:
     raise ValueError(f"{folder}: expected {hf.WEIGHTS} or {hf.INDEX}{hint}")
 
 
-def _check(folder: pathlib.Path, found: Mapping[str, Tensor], spec: Spec) -> None:
-    """Raises ValueError where a checkpoint holds anything but the tensors of `spec`."""
-    wanted = hf_names.tensors_of(spec)
-    _check_names(folder, found, set(wanted), spec)
-    head = found.get(hf_names.HEAD) if spec.tied else None
+def check_values(found: Mapping[str, Tensor], spec: Spec, kind: str = hf_names.POLICY) -> None:
+    """Raises ValueError where the tensors of a model have other shapes or dtypes, or disagree."""
+    wanted = hf_names.tensors_of(spec, kind)
+    head = found.get(hf_names.HEAD) if spec.tied and kind == hf_names.POLICY else None
     shapes = {name: hf_names.their_shape(rule, spec) for name, (rule, _) in wanted.items()}
     for name in [*wanted, *([hf_names.HEAD] if head else [])]:
         tensor = found[name]
@@ -133,11 +144,18 @@ def _check(folder: pathlib.Path, found: Mapping[str, Tensor], spec: Spec) -> Non
         )
 
 
-def _check_names(folder: pathlib.Path, found: Iterable[str], want: set[str], spec: Spec) -> None:
+def _check_names(folder: pathlib.Path, found: Iterable[str], spec: Spec) -> None:
+    # Some files of a tied model repeat the embedding.
+    check_names(folder, found, spec, ignored={hf_names.HEAD} if spec.tied else set())
+
+
+def check_names(
+    folder: pathlib.Path, found: Iterable[str], spec: Spec, *, kind: str = hf_names.POLICY,
+    ignored: Set[str],
+) -> None:  # fmt: skip
     """Raises ValueError, naming the difference, where a checkpoint has other tensors."""
-    names = {name for name in found if not name.endswith("rotary_emb.inv_freq")}
-    if spec.tied:
-        names.discard(hf_names.HEAD)  # some files repeat the embedding
+    want = set(hf_names.tensors_of(spec, kind))
+    names = {name for name in found if not name.endswith("rotary_emb.inv_freq")} - ignored
     missing, unknown = sorted(want - names), sorted(names - want)
     if missing or unknown:
         raise ValueError(
@@ -164,9 +182,9 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return True
 
 
-def _on_one_device(spec: Spec) -> Any:
+def _on_one_device(spec: Spec, kind: str) -> Any:
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("all",))
-    paths = dict.fromkeys(hf_names.shapes_of(spec), NamedSharding(mesh, PartitionSpec()))
+    paths = dict.fromkeys(hf_names.shapes_of(spec, kind), NamedSharding(mesh, PartitionSpec()))
     return flax.traverse_util.unflatten_dict(paths, sep="/")
 
 
@@ -224,7 +242,7 @@ def _place(x: np.ndarray, rule: Rule, spec: Spec, mesh: Any, axes: Any) -> jax.A
         axes: mesh axes of the parameter, one for each of our letters, the last may be left out.
     """
     of = dict(zip(rule.axes, [*axes, *[None] * len(rule.axes)], strict=False))
-    letters = rule.layout.replace(" ", "")
+    letters = hf_names.letters_of(rule)
     split = x.reshape([spec.vocab if a == "V" else getattr(spec, a) for a in letters])
     if split.dtype == np.float64:
         split = split.astype(np.float32)

@@ -1,7 +1,8 @@
 """Hugging Face names and layouts of our parameters, both directions, from one table.
 
 Letters in a layout are the fields of `Spec`: "NH D" is an array (N*H, D). V is the exception: their
-files have `Spec.vocab` rows, our arrays may be padded to more.
+files have `Spec.vocab` rows, our arrays may be padded to more. A group "1" is an axis of theirs
+that ours lack.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from stair_jax.model import transformer
+from stair_jax.model import reward, transformer
 from stair_jax.model.spec import Spec
 
 
@@ -29,6 +30,8 @@ class Rule:
 
 
 HEAD = "lm_head.weight"
+# What follows "LlamaFor" and the like: a policy, and reward models read once or at every step.
+POLICY, ONCE, STEPS = "CausalLM", "SequenceClassification", "TokenClassification"
 _ATTENTION, _MLP = "model.layers.{l}.self_attn.", "model.layers.{l}.mlp."
 RULES = (
     Rule("embed", "VD", "model.embed_tokens.weight", "V D"),
@@ -48,12 +51,20 @@ RULES = (
     Rule("layers/w_down", "FD", _MLP + "down_proj.weight", "D F"),
     Rule("norm", "D", "model.norm.weight", "D"),
     Rule("head", "VD", HEAD, "V D"),
+    Rule("score", "D", "score.weight", "1 D"),
 )
+# Of reward models that are read at every step. Ours have none, so they write a zero.
+BIAS = Rule("score_bias", "", "score.bias", "1")
 
 
 def form(rule: Rule) -> Rule:
     """Returns a rule without its names: parameters of one form move by one program."""
     return dataclasses.replace(rule, ours="", theirs="")
+
+
+def letters_of(rule: Rule) -> str:
+    """Returns our letters in the order of a file."""
+    return rule.layout.replace(" ", "").replace("1", "")
 
 
 def their_shape(rule: Rule, spec: Spec) -> tuple[int, ...]:
@@ -63,12 +74,14 @@ def their_shape(rule: Rule, spec: Spec) -> tuple[int, ...]:
 
 def _size(letter: str, spec: Spec) -> int:
     """Returns the length of an axis in their files."""
+    if letter == "1":
+        return 1
     return spec.vocab if letter == "V" else getattr(spec, letter)
 
 
 def to_ours(rule: Rule, x: Any, spec: Spec) -> Any:
     """Returns one of their tensors, of numpy or JAX, with its axes split and reordered to ours."""
-    letters = rule.layout.replace(" ", "")
+    letters = letters_of(rule)
     split = x.reshape([_size(a, spec) for a in letters])
     moved = split.transpose([letters.index(a) for a in rule.axes])
     if "V" not in letters or spec.vocab == spec.V:
@@ -80,28 +93,29 @@ def to_ours(rule: Rule, x: Any, spec: Spec) -> Any:
 def to_theirs(rule: Rule, x: Any, spec: Spec) -> Any:
     """Returns one of our tensors, of numpy or JAX, in their layout; the inverse of `to_ours`."""
     x = x[tuple(slice(_size(a, spec) if a == "V" else None) for a in rule.axes)]
-    moved = x.transpose([rule.axes.index(a) for a in rule.layout.replace(" ", "")])
+    moved = x.transpose([rule.axes.index(a) for a in letters_of(rule)])
     return moved.reshape(their_shape(rule, spec))
 
 
-def rules_of(spec: Spec) -> list[Rule]:
+def rules_of(spec: Spec, kind: str = POLICY) -> list[Rule]:
     """Returns the rules of the parameters that this model has, in the order of the table."""
-    return [rule for rule in RULES if rule.ours in shapes_of(spec)]
+    return [rule for rule in RULES if rule.ours in shapes_of(spec, kind)]
 
 
-def tensors_of(spec: Spec) -> dict[str, tuple[Rule, int | None]]:
+def tensors_of(spec: Spec, kind: str = POLICY) -> dict[str, tuple[Rule, int | None]]:
     """Returns each tensor name of a checkpoint with its rule and layer."""
     names: dict[str, tuple[Rule, int | None]] = {}
-    for rule in rules_of(spec):
+    for rule in rules_of(spec, kind):
         layers: Iterable[int | None] = range(spec.L) if "{l}" in rule.theirs else (None,)
         names |= {rule.theirs.format(l=layer): (rule, layer) for layer in layers}
     return names
 
 
 @functools.cache
-def shapes_of(spec: Spec) -> dict[str, tuple[int, ...]]:
+def shapes_of(spec: Spec, kind: str = POLICY) -> dict[str, tuple[int, ...]]:
     """Returns the path and shape of each of our parameters."""
-    tree = jax.eval_shape(functools.partial(transformer.init, spec), jax.random.key(0))
+    init = transformer.init if kind == POLICY else reward.init
+    tree = jax.eval_shape(functools.partial(init, spec), jax.random.key(0))
     return {path: x.shape for path, x in flat(tree).items()}
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from stair_jax.text import Codec
 ROWS = 3
 _STYLES = {
     "prompt": "dim", "context": "dim", "trained": "green", "compared": "yellow",
-    "compared, trained": "bold yellow", "rejected": "red",
+    "compared, trained": "bold yellow", "rejected": "red", "read": "bold magenta",
 }  # fmt: skip
 
 
@@ -29,7 +29,7 @@ class Part(NamedTuple):
 class Side(NamedTuple):
     """One sequence of a row, from its first token to the last one that counts."""
 
-    name: str  # "response", "chosen" or "rejected"
+    name: str  # "response", "chosen" or "rejected"; "better", "worse", "values 0.50 0.75"
     parts: list[Part]
 
 
@@ -55,16 +55,21 @@ def show(data: Data, codec: Codec, path: str | os.PathLike) -> None:
     records.write_text(path, "".join(line + "\n" for line in lines))
     out = console.Console(stderr=True)
     if out.is_terminal:
-        screen.append(f"prompt dim, trained green, compared yellow, rejected red; also in {path}\n")
+        screen.append(
+            "prompt dim, trained green, compared yellow, rejected red, score read at magenta; also"
+            f" in {path}\n"
+        )
         out.print(screen, soft_wrap=True)
 
 
 def rows(batch: Batch) -> Iterator[list[Side]]:
-    """Yields the rows of a batch [A, m, ...] that count: one side, or chosen and rejected."""
+    """Yields the rows of a batch [A, m, ...] that count: one side, or two that are compared."""
     flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.items()}
     for row in range(len(flat["tokens"])):
         one = {name: x[row] for name, x in flat.items()}
-        if "loss_mask" in one:
+        if "read" in one:
+            yield from _scored_rows(one)
+        elif "loss_mask" in one:
             yield from _sft_rows(one)
         elif "parent" in one:
             for p in np.flatnonzero(one["sft_weight"]):
@@ -73,6 +78,29 @@ def rows(batch: Batch) -> Iterator[list[Side]]:
         elif one["sft_weight"]:
             chosen, rejected = one["tokens"]
             yield _pair(chosen, rejected, one["step_mask"], one["sft_mask"], None)
+
+
+def _scored_rows(one: Batch) -> Iterator[list[Side]]:
+    """Yields a row of a reward model's data, or nothing where it is absent."""
+    tokens, read, used = one["tokens"], one["read"], one["weight"] > 0
+    if not used.any():
+        return
+    if tokens.ndim == 2:
+        sides = zip(("better", "worse"), tokens, read.tolist(), strict=True)
+        yield [Side(name, _read_parts(ids, [at])) for name, ids, at in sides]
+    else:
+        values = " ".join(f"{x:.2f}" for x in one["target"][used])
+        yield [Side(f"values {values}", _read_parts(tokens, read[used].tolist()))]
+
+
+def _read_parts(tokens: np.ndarray, reads: Iterable[int]) -> list[Part]:
+    """The tokens up to the last one whose score is read; these apart from what is between them."""
+    parts, start = [], 0
+    for at in reads:
+        before = Part("context", tokens[start:at].tolist())
+        parts += [*([before] if before.ids else []), Part("read", [int(tokens[at])])]
+        start = at + 1
+    return parts
 
 
 def _sft_rows(one: Batch) -> Iterator[list[Side]]:

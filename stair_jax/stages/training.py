@@ -1,25 +1,36 @@
 """What the stages that train share: a model and rows in, a trained model in the lineage out."""
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from stair_jax.io import preview
-from stair_jax.io.batches import SftData
+from stair_jax.io.batches import Batch, SftData
 from stair_jax.io.examples import PairExample, SftExample
 from stair_jax.io.pair_batches import DpoData
-from stair_jax.sections import DpoConfig, TrainConfig
+from stair_jax.io.reward_batches import ComparisonData, ComparisonTrees, ValuedData
+from stair_jax.model import reward
+from stair_jax.model.spec import Spec
+from stair_jax.sections import DpoConfig, PrmConfig, TrainConfig
 from stair_jax.stages import policies
 from stair_jax.stages.policies import Policy
 from stair_jax.stages.run import Run, digest_of, need_disk
 from stair_jax.train import loop, probe, reference
+from stair_jax.train import step as step_lib
 from stair_jax.train.logprobs import Scorer
 from stair_jax.train.losses import Dpo, Loss, Sft
+from stair_jax.train.reward_losses import Prm
+from stair_jax.train.values import Values
 
 log = logging.getLogger(__name__)
+
+Score = Callable[[Batch], np.ndarray]  # a batch with "read" [A, m, R] in, raw scores [A, m, R] out
+After = Callable[[loop.Fitted, Mapping[str, Any]], None]  # also gets the frozen weights
 
 
 def sft(
@@ -36,7 +47,7 @@ def sft(
       config: of the trainer.
       facts: more for the lineage.
     """
-    data = SftData(examples, config, seed=run.config.seed, **_frame(run, policy))
+    data = SftData(examples, config, seed=run.config.seed, **frame(run, policy))
     _report_dropped(name, data.dropped, len(examples))
     loss = Sft(Scorer.of(policy.spec, config))
     _train(run, name, policy, data, loss, config, facts | {"rows": len(data.examples)})
@@ -63,7 +74,7 @@ def dpo(
     Raises:
       ValueError: where no pair is left.
     """
-    data = DpoData(pairs, anchors, config, loss, seed=seed, **_frame(run, policy))
+    data = DpoData(pairs, anchors, config, loss, seed=seed, **frame(run, policy))
     _report_dropped(name, data.dropped, len(pairs) + len(anchors))
     if not data.pairs:
         raise ValueError(
@@ -84,16 +95,64 @@ def dpo(
     _train(run, name, policy, data, objective, config, facts | {"pairs": data.pairs})
 
 
-def _frame(run: Run, policy: Policy) -> dict[str, int]:
+def prm(
+    run: Run, name: str, policy: Policy, data: ComparisonData | ComparisonTrees | ValuedData,
+    config: TrainConfig, loss: PrmConfig, *, measure: Callable[[Score, int], None], **facts: Any,
+) -> None:  # fmt: skip
+    """Trains a reward model on the weights of a policy, and finishes its artefact; see `sft`.
+
+    Args:
+      run: the caller has begun the artefact.
+      name: of the artefact.
+      policy: whose body the reward model starts from; its weights are given away.
+      data: trajectories with an order or with values.
+      config: of the trainer.
+      loss: of the objective.
+      measure: called with the trained model's scores and its step, before the artefact is finished.
+      facts: more for the lineage.
+    """
+    left_out = sum(len(ids) for ids in data.dropped.values())
+    _report_dropped(name, data.dropped, len(data.examples) + len(data.eval_examples) + left_out)
+    spec = reward.scalar(policy.spec, loss.more_layers)
+    start = Policy(policy.name, spec, _reward_start(run, policy, spec), policy.codec)
+    scorer = Values.of(spec, config)
+
+    def after(fitted: loop.Fitted, frozen: Mapping[str, Any]) -> None:
+        def score(batch: Batch) -> np.ndarray:
+            on_mesh = step_lib.place({k: batch[k] for k in ("tokens", "read")}, run.mesh)
+            with jax.set_mesh(run.mesh):
+                raw = _raw(fitted.params, frozen.get("base"), **on_mesh, scorer=scorer)
+            return np.asarray(raw)
+
+        measure(score, fitted.step)
+
+    facts |= {"rows": len(data.examples)}
+    _train(run, name, start, data, Prm.of(scorer, loss), config, facts, after)
+
+
+def _reward_start(run: Run, policy: Policy, spec: Spec) -> Any:
+    """Returns the weights that a reward model of `spec` starts from, on the run's mesh."""
+    head, top = jax.random.split(jax.random.key(run.config.seed))
+    body = policy.params
+    if spec.L > policy.spec.L:
+        places = policies.reward_places(run, spec)
+        grow = functools.partial(reward.deepened, spec=spec)
+        del places["score"]
+        body = jax.jit(grow, out_shardings=places)(body, key=top)
+    return reward.from_policy(body, head)
+
+
+def frame(run: Run, policy: Policy) -> dict[str, int]:
+    """Returns what data must know of the model and the mesh."""
     shards = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
     return {"pad_id": policy.codec.pad_id, "row_shards": shards}
 
 
 def _train(
     run: Run, name: str, policy: Policy, data: Any, loss: Loss, config: TrainConfig,
-    facts: Mapping[str, Any],
+    facts: Mapping[str, Any], after: After | None = None,
 ) -> None:  # fmt: skip
-    """Fits, and notes the result in the lineage."""
+    """Fits, lets `after` see the result, and notes it in the lineage."""
     folder = run.workdir / name
     if config.batching != "bucket":
         probe.check_packing(policy.spec, config.compute_dtype)
@@ -101,7 +160,8 @@ def _train(
     params, frozen = policy.params, {}
     if config.lora_rank:
         frozen["base"] = _shown(params, config.compute_dtype)
-        params = policies.fresh_adapters(run, policy.spec, config)
+        factors = policies.fresh_adapters(run, policy.spec, config)
+        params = reward.adapted(params, factors) if isinstance(loss, Prm) else factors
     elif isinstance(loss, Dpo) and loss.reference == "on_the_fly":
         frozen["reference"] = _shown(params, config.compute_dtype)
     kept = config.keep + (config.result == "best")
@@ -112,8 +172,16 @@ def _train(
         metrics=run.metrics, stage=name, frozen=frozen or None,
         more={f"parent {parent}": digest for parent, digest in parents.items()},
     )  # fmt: skip
+    if after:
+        after(fitted, frozen)
     made = {"step": fitted.step} | ({"adapters_of": policy.name} if config.lora_rank else {})
     run.lineage.finish(name, digest_of(fitted.params), **facts, **made)
+
+
+@functools.partial(jax.jit, static_argnames="scorer")
+def _raw(params: Any, base: Any, tokens: jax.Array, read: jax.Array, *, scorer: Values) -> Any:
+    """Returns raw scores [A, m, R], one micro-batch after another."""
+    return jax.lax.map(lambda x: scorer(params, *x, base=base), (tokens, read))
 
 
 def _shown(params: Any, dtype: str) -> Any:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from stair_jax.model.layout import Layout
+from stair_jax.model.spec import Spec
 from stair_jax.sections import DpoConfig
 from stair_jax.train.logprobs import Scorer
 
@@ -24,11 +25,21 @@ DEPTHS = 7  # the deepest step whose accuracy is counted by itself
 
 
 @runtime_checkable
+class Model(Protocol):
+    """What the loop needs to know of a loss's model: `logprobs.Scorer`, `values.Values`."""
+
+    @property
+    def spec(self) -> Spec:
+        """Its sizes."""
+        ...
+
+
+@runtime_checkable
 class Loss(Protocol):
     """What `step` needs to know of an objective."""
 
     @property
-    def scorer(self) -> Scorer:
+    def scorer(self) -> Model:
         """The model."""
         ...
 

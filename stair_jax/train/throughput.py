@@ -30,12 +30,13 @@ class Work:
 
     tokens: int
     keys: int  # that all tokens see together, each itself included
-    scored: int  # tokens whose log-probability is wanted: these go through the head
+    scored: int  # tokens whose log-probability is wanted: these go through the vocabulary's head
 
 
 def work_of(batch: Mapping[str, np.ndarray]) -> Work:
     """Returns the work of a batch of `io.batches`, in any of its forms."""
-    scored = np.asarray(batch.get("loss_mask", batch.get("step_mask")))
+    # A score is a product with one vector, next to nothing beside the vocabulary's head.
+    scored = np.asarray(batch.get("loss_mask", batch.get("step_mask", False)))
     if "sft_mask" in batch:
         sft, packed = batch["sft_mask"], "reach" in batch
         if packed:  # pairs share the tokens of their row

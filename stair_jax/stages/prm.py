@@ -1,0 +1,170 @@
+"""Stage prm: the trees of all rounds in, a process reward model and its worth out."""
+
+import collections
+import dataclasses
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from stair_jax import records
+from stair_jax.config import Config
+from stair_jax.evals import reward_models
+from stair_jax.evals.reward_models import Scored
+from stair_jax.io import examples as examples_lib
+from stair_jax.io.reward_batches import ComparisonData, ComparisonTrees, ValuedData
+from stair_jax.model.reward import Readout
+from stair_jax.records import Tree
+from stair_jax.rewards.combine import Reward
+from stair_jax.search import candidates, comparisons, growth
+from stair_jax.sections import PrmConfig, RewardConfig, SearchConfig, TrainConfig
+from stair_jax.stages import policies, prompts, responses, training
+from stair_jax.stages.run import Run, train_config
+from stair_jax.text import Codec
+
+log = logging.getLogger(__name__)
+
+NAME = "prm"
+
+
+def run(run: Run) -> None:
+    """Trains the reward model on most trees, and measures it on those set aside.
+
+    What is found there goes to `prm/report.json` and into the metrics as stage "prm/held_out".
+
+    Raises:
+      ValueError: where the trees give no row.
+    """
+    start, rounds = policies.start_of_prm(run), policies.searched_rounds(run)
+    above, grown = policies.artefact_of(start), [f"round-{number}/trees" for number in rounds]
+    run.begin(NAME, "prm", (*((above,) if above else ()), *grown))
+    config, readout = PrmConfig.of(run.config.prm), readout_of(run.config)
+    sampled = _sampled(run, start, config)
+    policy, train = policies.load(run, start), train_config(run.config, "prm")
+    trees = itertools.chain(_trees(run, rounds), sampled)
+    rows, held, counts = _mined(trees, config, seed=run.config.seed)
+    counts["sampled"] = len(sampled)
+    frame = {"seed": run.config.seed, **training.frame(run, policy)}
+    if config.loss == "bt":
+        pairs = examples_lib.comparison_examples(rows, policy.codec, readout.position)
+        packed = train.batching == "tree"
+        kind = ComparisonTrees if packed else ComparisonData
+        data: ComparisonTrees | ComparisonData | ValuedData = kind(pairs, train, **frame)
+    else:
+        values = examples_lib.valued_examples(rows, policy.codec, readout)
+        data = ValuedData(values, train, **frame)
+    if not data.examples:
+        raise ValueError(
+            f"{NAME}: {counts['trees']} trees give no row to train on, {counts['dropped']} nodes"
+            " and pairs were left out; lower config.prm.min_value_gap or config.prm.min_visits,"
+            " or grow more trees"
+        )
+
+    def measure(score: training.Score, step: int) -> None:
+        scored = _scored(held, policy.codec, config, readout, train, frame, score)
+        found = reward_models.report(scored, config, readout)
+        about = {"start": start, "rounds": list(rounds), "step": step, "readout": readout.to_json()}
+        _tell(run, step, about | counts, found)
+
+    training.prm(
+        run, NAME, policy, data, train, config, measure=measure, readout=readout.to_json(),
+        rounds=list(rounds), **counts,
+    )  # fmt: skip
+
+
+def readout_of(config: Config) -> Readout:
+    """Returns how the scores of the reward model of a run are to be read."""
+    reward = Reward(config.search.reward, RewardConfig.of(config.reward))
+    low, high = bounds(reward)
+    return Readout(position=config.prm.readout, loss=config.prm.loss, low=low, high=high)
+
+
+def bounds(reward: Reward) -> tuple[float, float]:
+    """Returns the least and the greatest reward that S and H in [-1, 1] can come to.
+
+    A reward is a line in H, so that its ends are enough; in S it may bend, and S goes through
+    steps of 1/200.
+    """
+    found = [
+        reward(float(safety), helpfulness, kind)
+        for safety in np.linspace(-1, 1, 401) for helpfulness in (-1.0, 1.0)
+        for kind in ("safety", "helpfulness")
+    ]  # fmt: skip
+    return min(found), max(found)
+
+
+def _trees(run: Run, rounds: Iterable[int]) -> Iterator[Tree]:
+    """Yields the trees of the rounds, in the order of their prompts' ids; a round in memory."""
+    for number in rounds:
+        path = run.round_dir(number) / "trees" / "trees.jsonl"
+        yield from sorted(records.read_jsonl(path, Tree), key=lambda tree: tree.prompt.id)
+
+
+def _sampled(run: Run, start: str, config: PrmConfig) -> list[Tree]:
+    """Returns further prompts, with whole responses sampled and judged, as trees of one step."""
+    if not config.prompts:
+        return []
+    c = run.config
+    draw = candidates.Draw(
+        count=config.samples, sampling=growth.sampling_of(SearchConfig.of(c.search)),
+        max_tokens=c.search.max_rollout_tokens, key=(c.seed, NAME), direct=False,
+    )  # fmt: skip
+    found = responses.sample(run, f"{NAME}/responses", start, prompts.for_prm(c), draw)
+    return candidates.as_trees(found.rows)
+
+
+def _mined(
+    trees: Iterable[Tree], config: PrmConfig, *, seed: int
+) -> tuple[list[Any], list[Tree], dict[str, Any]]:
+    """Returns the training rows, the trees that are set aside, and counts for the lineage."""
+    rows: list[Any] = []
+    held: list[Tree] = []
+    dropped: collections.Counter[str] = collections.Counter()
+    total = 0
+    for tree in trees:
+        total += 1
+        if comparisons.is_held_out(tree.prompt.id, share=config.eval_share, seed=seed):
+            held.append(tree)
+            continue
+        if config.loss == "bt":
+            found, left = comparisons.comparisons_of(tree, config, seed=seed)
+        else:
+            found, left = comparisons.values_of(tree, config)
+        rows += found
+        dropped += left
+    counts = {"trees": total, "held_out_trees": len(held), "mined": len(rows)}
+    return rows, held, counts | {"dropped": dict(sorted(dropped.items()))}
+
+
+def _scored(
+    trees: Sequence[Tree], codec: Codec, config: PrmConfig, readout: Readout, train: TrainConfig,
+    frame: Mapping[str, int], score: training.Score,
+) -> list[Scored]:  # fmt: skip
+    """Returns the trees with the model's scores of their nodes; what is too long has none."""
+    out = [Scored(tree, {}, {}) for tree in trees]
+    every = [(at, row) for at, tree in zip(out, trees, strict=True)
+             for row in comparisons.values_of(tree, config)[0]]  # fmt: skip
+    # Prompts may come back in other rounds: the row's number is the name that is its own.
+    named = [dataclasses.replace(row, id=str(i)) for i, (_, row) in enumerate(every)]
+    examples = examples_lib.valued_examples(named, codec, readout)
+    data = ValuedData(examples, dataclasses.replace(train, eval_rows=0), **frame)
+    for members, batch in data.in_order():
+        raw = score(batch).reshape(-1, batch["read"].shape[-1])
+        for example, scores in zip(members, raw, strict=False):  # what follows is padding
+            at, row = every[int(example.id)]
+            for label, x in zip(row.labels, scores.tolist(), strict=False):
+                at.raw[label.tag], at.tokens[label.tag] = x, label.tokens
+    return out
+
+
+def _tell(run: Run, step: int, about: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Writes what was found to the report, the metrics and the log."""
+    records.write_json(run.workdir / NAME / "report.json", {**about, "held_out": found})
+    stage = f"{NAME}/held_out"
+    run.metrics.rewind(stage, -1)
+    run.metrics.log(stage, step, found)
+    said = ("accuracy", "accuracy/whole", "auroc/within_tree", "gap_closed", "ece")
+    log.info("%s: on %d trees set aside: %s", NAME, found["trees"],
+             ", ".join(f"{name} {found[name]:.3f}" for name in said if name in found))  # fmt: skip

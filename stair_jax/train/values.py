@@ -1,0 +1,65 @@
+"""Scores of positions of rows under a reward model."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from stair_jax.model import lora, reward
+from stair_jax.model.layout import Layout
+from stair_jax.model.spec import Spec
+from stair_jax.model.transformer import Decoder
+from stair_jax.sections import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Values:
+    """A reward model as its losses see it: tokens in, scores out. Hashable."""
+
+    spec: Spec  # of `reward.scalar`
+    compute_dtype: str
+    remat: str
+    lora_scale: float  # of the adapters, where there are any
+
+    @classmethod
+    def of(cls, spec: Spec, config: TrainConfig) -> "Values":
+        """Takes precision, remat and the scale of adapters from the configuration.
+
+        `spec` may be that of the policy; `head_chunk` is not read, there is no vocabulary head.
+        """
+        return cls(
+            spec=reward.scalar(spec), compute_dtype=config.compute_dtype, remat=config.remat,
+            lora_scale=lora.scale_of(config),
+        )  # fmt: skip
+
+    def __call__(
+        self,
+        params: Any,
+        tokens: Int[Array, "B T"],
+        read: Int[Array, "B R"],
+        *,
+        layout: Layout | None = None,
+        base: Any = None,
+    ) -> Float[Array, "B R"]:
+        """Returns the raw scores, float32, at R positions of each row.
+
+        Rows are padded on the right: causality alone keeps padding out of real positions. Only
+        what is read goes through the score head.
+
+        Args:
+          params: the model's, or where `base` is given those of `reward.adapted`.
+          tokens: rows of one sequence each, or as `layout` says.
+          read: indices in their row.
+          layout: where the tokens of rows with more than one sequence stand.
+          base: the frozen weights under the adapters, of a policy or a reward model.
+        """
+        variables = {"params": params}
+        if base is not None:
+            variables = {"params": base, "lora": {"layers": params["layers"]}}
+        decoder = Decoder(
+            self.spec, jnp.dtype(self.compute_dtype), self.remat, lora_scale=self.lora_scale
+        )
+        hidden_BTD: Any = decoder.apply(variables, tokens, layout=layout)[0]
+        hidden_BRD = jnp.take_along_axis(hidden_BTD, read[..., None], axis=1)
+        return reward.scores(params, hidden_BRD)
