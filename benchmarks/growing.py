@@ -30,7 +30,7 @@ class Planted:
         self._planted = self.most = 0  # trees so far; trees growing at once
         self.dry: dict[str, float] = {}  # the counters, and the clock, when the queue ran dry
         self.submit, self.step, self.collect = engine.submit, engine.step, engine.collect
-        self.cancel = engine.cancel
+        self.cancel, self.extend = engine.cancel, engine.extend
 
     @property
     def counters(self) -> Mapping[str, float]:
@@ -93,12 +93,12 @@ def grow(
     planted, before = Planted(engine, len(prompts)), dict(engine.counters)
     before["seconds"] = time.perf_counter()
     with harness.Watch() as watch:
-        passed_over = driver.grow(
+        leftovers = driver.grow(
             prompts, engine=planted, judge=judge, codec=codec, config=config, seed=seed,
             reward=Reward(config.reward, reward), on_tree=trees.append,
         )  # fmt: skip
-    if passed_over:
-        raise RuntimeError(f"prompts were passed over: {passed_over}")
+    if leftovers != driver.Leftovers({}, ()):
+        raise RuntimeError(f"prompts were passed over: {leftovers}")
 
     def since(now: Mapping[str, float]) -> dict[str, float]:
         return {name: x if name in GAUGES else x - before[name] for name, x in now.items()}

@@ -1,5 +1,6 @@
 """The miniature's SFT model, its prompts, and trees grown with it over any engine."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,11 +17,12 @@ from stair_jax import config as config_lib
 from stair_jax import mesh, text
 from stair_jax.config import Config
 from stair_jax.engine.request import EngineLike
+from stair_jax.engine.switchboard import Switchboard
 from stair_jax.io import hf_export
 from stair_jax.io.metrics import Metrics
 from stair_jax.records import Prompt
 from stair_jax.sections import RewardConfig, SearchConfig
-from stair_jax.stages import policies, prompts, search
+from stair_jax.stages import judges, policies, prompts, search
 from stair_jax.stages.lineage import Lineage
 from stair_jax.stages.policies import Policy
 from stair_jax.stages.run import Run
@@ -128,9 +130,10 @@ def grow(
     prompts: Sequence[Prompt], engine: EngineLike, policy: Policy, run: Run, *, in_flight: int
 ) -> Grown:
     """Grows a tree on every prompt; raises as `growing.grow`."""
-    own = SearchConfig.of(run.config.search)
-    return growing.grow(
-        prompts, engine, codec=policy.codec, judge=search.judge_of(run.config),
-        config=dataclasses.replace(own, trees_in_flight=in_flight),
-        reward=RewardConfig.of(run.config.reward), seed=run.config.seed,
-    )  # fmt: skip
+    own, board = SearchConfig.of(run.config.search), Switchboard(engine)
+    with contextlib.closing(judges.judge_of(run, board, policy.codec)) as judge:
+        return growing.grow(
+            prompts, board.line(), codec=policy.codec, judge=judge,
+            config=dataclasses.replace(own, trees_in_flight=in_flight),
+            reward=RewardConfig.of(run.config.reward), seed=run.config.seed,
+        )  # fmt: skip

@@ -132,6 +132,10 @@ class OneByOne:
             )
         return Prefix(ids)
 
+    def extend(self, prefix: Prefix, ids: Sequence[int]) -> Prefix:
+        """Returns a new sequence, `prefix` and then `ids`; ValueError as in `root`."""
+        return self.root((*prefix.ids, *ids))
+
     def submit(self, request: Request) -> None:
         """Queues a request."""
         self._queue.append(request)

@@ -3,6 +3,7 @@
 python -m stair_jax.main --config=configs/tiny.py
 
 `:baselines` adds the paper's other methods to the table; that takes some minutes more.
+`:judging` lets the model itself judge helpfulness, which stage 1 then teaches it, too.
 """
 
 from stair_jax import config
@@ -10,7 +11,7 @@ from stair_jax import config
 
 def get_config(arg: str | None = None) -> config.Config:
     """Returns the configuration; `:smoke` makes every size so small that a minute is enough."""
-    a = config.parse_arg(arg, smoke=False, baselines=False)
+    a = config.parse_arg(arg, smoke=False, baselines=False, judging=False)
     c = config.default()
     c.workdir = "runs/tiny"
     c.mesh.shape = (1, 1, 1)
@@ -23,7 +24,7 @@ def get_config(arg: str | None = None) -> config.Config:
     )  # fmt: skip
     c.dpo.update(beta=0.1, sft_coef=1.0, anchors_per_pair=1.0)
     c.dpo.train.update(
-        batch=32, lr=2e-4, epochs=2.0, remat="none", head_chunk=4096, buckets=(64, 80, 96),
+        batch=32, lr=1e-4, epochs=2.0, remat="none", head_chunk=4096, buckets=(64, 80, 96),
         save_every=20,
     )  # fmt: skip
     c.search.update(
@@ -40,6 +41,8 @@ def get_config(arg: str | None = None) -> config.Config:
     if a.baselines:
         c.stages = "sft,search,pairs,dpo,baselines,evaluate"
         c.baselines.update(names="sft,dpo,sacpo,self-rewarding", buckets=(24, 32, 48), sft_lr=3e-4)
+    if a.judging:
+        c.judge.update(helpfulness="self", templates="miniature", max_tokens=8)
     if a.smoke:
         c.data.update(sft_rows=1920, round_prompts=12, preference_rows=64)
         c.sft.train.update(epochs=1.0, save_every=10)

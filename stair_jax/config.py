@@ -165,7 +165,8 @@ def _add_judge(c: Config) -> None:
     j.temperature = 0.6  # of a model that judges (release final_orm.py, with the next two)
     j.top_p = 0.9
     j.max_tokens = 2048
-    j.templates = ""  # a folder with helpfulness.txt and safety.txt; empty: ours
+    j.templates = ""  # a folder with helpfulness.txt and safety.txt; empty: ours; "miniature": in
+    #   its own words, which stage 1 then teaches its model
     j.endpoint = ""  # "remote": base URL of an OpenAI-compatible server; its key: OPENAI_API_KEY
     j.model = ""  # "remote": what the server calls it
     j.concurrency = 16  # requests open at once
@@ -212,6 +213,9 @@ def _add_prm(c: Config) -> None:
     p.full_share = 0.5  # "bt": of them, pairs of whole responses of any depths (ours)
     p.centering = 0.0  # "bt": weight of the squared sum of both scores (TRL's centre_rewards)
     p.visit_weights = False  # "bce", "mse": a node counts by its visits
+    p.more_layers = 0  # on top of the policy's, which they leave as they are at the start (ours)
+    p.prompts = 0  # "bt": further prompts, whose sampled and judged responses are compared (ours)
+    p.samples = 4  # responses a prompt of them, drawn like a rollout of the search
     p.eval_share = 0.05  # of the trees, set aside to measure the model on (ours)
     _train(p).update(batch=256, lr=5e-6)  # paper C.1
 

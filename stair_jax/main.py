@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(  # in place of absl's handler
         format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, force=True
     )
-    for noisy in ("absl", "orbax", "jax"):
+    for noisy in ("absl", "httpx2", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     interrupt.install()
     config = _CONFIG.value

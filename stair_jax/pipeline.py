@@ -29,7 +29,7 @@ class Item:
     @property
     def artefact(self) -> str | None:
         """What the lineage calls its result; None where it has a result per model."""
-        names = {"sft": "sft", "search": "trees", "pairs": "pairs", "dpo": "dpo"}
+        names = {"sft": "sft", "search": "trees", "pairs": "pairs", "dpo": "dpo", "prm": "prm"}
         if self.number is None:
             return names.get(self.stage)
         return f"round-{self.number}/{names[self.stage]}"
@@ -41,13 +41,14 @@ def items_of(config: Config) -> list[Item]:
     rounds = [s for s in ("search", "pairs", "dpo") if s in wanted]
     items = [Item("sft")] if "sft" in wanted else []
     items += [Item(stage, k) for k in range(1, config.rounds + 1) for stage in rounds]
-    return items + [Item(stage) for stage in ("baselines", "evaluate", "export") if stage in wanted]
+    last = ("baselines", "prm", "evaluate", "export")
+    return items + [Item(stage) for stage in last if stage in wanted]
 
 
 def missing_for(run: Run, item: Item) -> str | None:
     """Returns what an item still waits for, in words; None where it can begin."""
     if item.number is None:
-        return None
+        return _missing_for_prm(run) if item.stage == "prm" else None
     if policies.before_round(run, item.number) is None:
         if item.number == 1:
             return "a model to start from: run stage sft, or set config.model.checkpoint"
@@ -55,6 +56,15 @@ def missing_for(run: Run, item: Item) -> str | None:
     before = {"pairs": "search", "dpo": "pairs"}.get(item.stage)
     if before and not run.lineage.finished(str(Item(before, item.number).artefact)):
         return f"{Item(before, item.number).artefact}: run stage {before} first"
+    return None
+
+
+def _missing_for_prm(run: Run) -> str | None:
+    if not policies.searched_rounds(run):
+        return "round-1/trees: run stage search first"
+    known = policies.names(run) + policies.baselines(run)
+    if (start := policies.start_of_prm(run)) not in known:
+        return f"model {start!r} of config.prm.model, which is not one of {known}"
     return None
 
 
@@ -92,8 +102,9 @@ def _run_items(run: Run, items: list[Item]) -> None:
         if item.number is not None and waiting:
             continue  # a later round; what is left can do without it
         if waits_for := missing_for(run, item):
-            label = f"stage {item.stage} of round {item.number}"
-            if not worked:
+            of_round = "" if item.number is None else f" of round {item.number}"
+            label = f"stage {item.stage}{of_round}"
+            if not worked or item.number is None:
                 raise ValueError(f"config.stages: {label} needs {waits_for}")
             log.info("rounds end here: %s needs %s", label, waits_for)
             waiting = True

@@ -46,7 +46,7 @@ class Preference:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One of several whole responses that a model gave to a question, without reasoning."""
+    """One of several whole responses that a model gave to a question."""
 
     id: str  # of the prompt, then its number
     prompt: str  # its id
@@ -129,6 +129,45 @@ class Response:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two trajectories of one tree, of which a reward model shall give `better` the higher score.
+
+    Unlike a `Pair` the two need not share anything: each holds its whole trajectory.
+    """
+
+    id: str
+    question: str
+    type: str
+    better: tuple[int, ...]
+    worse: tuple[int, ...]
+    better_value: float
+    worse_value: float
+    depth: int  # steps of both; 0 where two whole responses of any depths are compared
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Label:
+    """What a step of a trajectory turned out to be worth."""
+
+    tokens: int  # of the trajectory, up to the end of the step
+    depth: int
+    value: float  # on the scale of the rewards
+    weight: float
+    tag: str  # of the node
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Valued:
+    """A trajectory of a tree with values on some of its steps; no node is in two of them."""
+
+    id: str
+    question: str
+    type: str
+    ids: tuple[int, ...]
+    labels: tuple[Label, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
     """One evaluated prompt: what the model said and what the scorer made of it."""
 
@@ -137,7 +176,21 @@ class Answer:
     question: str
     response: str
     outcome: str  # for example "compliance", "refusal", "malformed", "correct", "wrong"
-    tokens: int  # generated
+    tokens: int  # generated, those of candidates that were not taken included
+    scored: int = 0  # tokens of candidates that a reward model read
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One of several responses sampled for an evaluated prompt."""
+
+    id: str  # of the prompt
+    benchmark: str
+    ordinal: int  # fixes the draw
+    ids: tuple[int, ...]
+    response: str
+    outcome: str  # as Answer.outcome
+    raw: tuple[float, ...] = ()  # of the reward model, one a step; empty where it was not asked
 
 
 def to_json(row: Any) -> dict[str, Any]:

@@ -175,6 +175,9 @@ class PrmConfig(Section):
     full_share: float
     centering: float
     visit_weights: bool
+    more_layers: int
+    prompts: int
+    samples: int
     eval_share: float
 
 

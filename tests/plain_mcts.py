@@ -25,9 +25,13 @@ class PlainNode:
 
 
 class PlainSearch:
-    """Grows one tree the way tests/golden/README.md words it; `ties="first"` only."""
+    """Grows one tree the way tests/golden/README.md words it; `ties="first"` only.
 
-    def __init__(self, script, prompt, config, reward):
+    `model` has a score(question, trajectory) and a read-out, where `config.value` wants them.
+    """
+
+    def __init__(self, script, prompt, config, reward, model=None):
+        self.model = model
         self.script, self.prompt, self.config, self.reward = script, prompt, config, reward
         self.root = PlainNode()
         self.nodes, self.iterations, self.missing = [self.root], 0, 0
@@ -83,6 +87,9 @@ class PlainSearch:
         if node.terminal:
             self.backup(node, node.reward)
             return
+        if self.config.value == "prm" and not node.ends:
+            self.backup(node, self.worth(node))
+            return
         for _ in range(TRIES):
             response = "".join(node.trajectory)
             if not node.ends:
@@ -93,12 +100,21 @@ class PlainSearch:
                 value = self.reward(*verdict, self.prompt.type)
                 if node.ends:
                     node.terminal, node.reward = True, value
+                elif self.config.value == "mix" and node.parent:
+                    share = self.config.value_weight
+                    value = value * (1 - share) + self.worth(node) * share
                 self.backup(node, value)
                 return
         self.missing += 1
         if node.ends:
             node.dead = True
         self.bury(node)
+
+    def worth(self, node):
+        readout = self.model.readout
+        if not node.parent:
+            return (readout.low + readout.high) / 2
+        return readout.value(self.model.score(self.prompt.question, node.trajectory))
 
     def backup(self, node, value):
         for above in node.ancestors():

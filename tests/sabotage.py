@@ -19,7 +19,7 @@ from stair_jax.miniature.harm import PLAIN
 from stair_jax.miniature.verifier import verify
 from stair_jax.rewards.judges import FunctionJudge, Score
 from stair_jax.search import pairs as pairs_lib
-from stair_jax.stages import search
+from stair_jax.stages import judges
 from tests.test_config import tiny
 
 
@@ -43,7 +43,7 @@ def turned(pair):
     return dataclasses.replace(pair, **swapped)
 
 
-def shuffled_judge(_):
+def shuffled_judge(*_, **__):
     """A judge that gives a response the score of an earlier one to a prompt of the same class.
 
     So the scores of each class are those of the honest judge, and none belongs to its response.
@@ -74,15 +74,15 @@ def run(how, workdir, source=None, **changes):
     workdir.mkdir(parents=True, exist_ok=True)
     if source is not None:
         take_stage_one(source, workdir)
-    honest = pairs_lib.pairs_of, search.judge_of
+    honest = pairs_lib.pairs_of, judges.judge_of
     try:
         if how == "flipped":
             pairs_lib.pairs_of = flip(pairs_lib.pairs_of)
         else:
-            search.judge_of = shuffled_judge
+            judges.judge_of = shuffled_judge
         pipeline.run(tiny(workdir=str(workdir), **changes))
     finally:
-        pairs_lib.pairs_of, search.judge_of = honest
+        pairs_lib.pairs_of, judges.judge_of = honest
     return json.loads((workdir / "evals" / "results.json").read_text())
 
 

@@ -9,16 +9,17 @@ import pytest
 
 from stair_jax import pipeline
 from stair_jax.engine.request import Sampling
+from stair_jax.engine.switchboard import Switchboard
 from stair_jax.evals import miniature
 from stair_jax.io.metrics import Metrics
 from stair_jax.miniature import tokenizer
 from stair_jax.model.spec import Spec
 from stair_jax.records import Candidate, Prompt
 from stair_jax.rewards.combine import Reward
-from stair_jax.rewards.judges import RuleJudge, VerifierJudge
-from stair_jax.search import candidates
+from stair_jax.rewards.judges import OPEN, RuleJudge, VerifierJudge
+from stair_jax.search import candidates, driver
 from stair_jax.sections import DpoConfig, RewardConfig
-from stair_jax.stages import baselines, policies, prompts, search, training
+from stair_jax.stages import baselines, judges, policies, prompts, training
 from stair_jax.stages.lineage import Lineage, settings_of
 from stair_jax.stages.policies import Policy
 from stair_jax.stages.run import Run, train_config
@@ -56,11 +57,12 @@ def test_a_direct_response_is_an_answer_as_a_whole(prompt, response, outcome):
     assert miniature.outcome(prompt, response) == "malformed"  # the format is STAIR's own
 
 
-def test_the_judges_of_direct_responses_are_those_of_the_search():
-    for name, kind in (("verifier", VerifierJudge), ("rule", RuleJudge)):
-        config = tiny(judge__safety=name)
+def test_the_judges_of_direct_responses_are_those_of_the_search(tmp_path):
+    for names, kind in ((("verifier", "verifier"), VerifierJudge), (("rule", "none"), RuleJudge)):
+        config = tiny(judge__safety=names[0], judge__helpfulness=names[1])
+        run = Run(config, tmp_path, Lineage(tmp_path / "lineage.json"), Metrics(tmp_path))
         for direct, safety in ((True, 1.0), (False, -1.0)):
-            judge = search.judge_of(config, direct)
+            judge = judges.judge_of(run, Switchboard(Engine()), CODEC, direct=direct)
             assert isinstance(judge, kind)
             judge.submit("x", HARMFUL, SORRY)
             [(_, score)] = judge.collect()
@@ -85,20 +87,21 @@ class Talker:
         return (1.0, [0.5, -1.0, 0.0][number]) if number < 3 else None
 
 
-def sample(rows, have=(), schedule=0, reward=PAPER, **changes):
+def sample(rows, have=(), schedule=0, reward=PAPER, judge=ScriptedJudge, **changes):
     codec, found = ScriptedCodec(), []
     draw = candidates.Draw(**(
-        {"count": 5, "max_tokens": 9, "key": (0, "x"), "sampling": Sampling(temperature=0.7)}
+        {"count": 5, "max_tokens": 9, "key": (0, "x"), "direct": True,
+         "sampling": Sampling(temperature=0.7)}
         | changes
     ))  # fmt: skip
     engine = ScriptedEngine(Talker(), codec, seed=schedule, max_prompt=40)
-    judge = ScriptedJudge(Talker(), seed=schedule)
-    passed_over = candidates.sample(
+    judge = judge(Talker(), seed=schedule)
+    leftovers = candidates.sample(
         rows, draw, engine=engine, codec=codec, judge=judge, reward=reward, have=have,
         on_candidate=found.append,
     )  # fmt: skip
     assert not engine.held
-    return sorted(found, key=lambda row: row.id), passed_over, engine, judge
+    return sorted(found, key=lambda row: row.id), leftovers, engine, judge
 
 
 ASKED = [
@@ -109,8 +112,9 @@ ASKED = [
 
 
 def test_candidates_are_judged_and_the_best_meets_the_worst():
-    found, passed_over, engine, judge = sample(ASKED)
-    assert set(passed_over) == {"p2"}
+    found, leftovers, engine, judge = sample(ASKED)
+    assert set(leftovers.passed_over) == {"p2"}
+    assert not leftovers.left_open
     assert len(found) == 10
     assert len(set(engine.keys)) == 10
     by_id = {row.id: row for row in found}
@@ -131,6 +135,22 @@ def test_candidates_that_are_there_are_not_sampled_again():
     fewer, *_, longer = sample(ASKED, count=2, key=(1, "x"))[0], sample(ASKED, key=(1, "x"))[2]
     assert [row.id for row in fewer] == ["p0/0", "p0/1", "p1/0", "p1/1"]
     assert set(longer.keys).isdisjoint(engine.keys)
+
+
+class Unreachable(ScriptedJudge):
+    """A judge that cannot be asked about every second answer."""
+
+    def collect(self):
+        found = super().collect()
+        return [(id, OPEN if str(id).endswith(("1", "3")) else score) for id, score in found]
+
+
+def test_what_nobody_judges_is_no_candidate_yet():
+    whole, *_ = sample(ASKED)
+    found, leftovers, _, judge = sample(ASKED, judge=Unreachable)
+    assert len(judge.asked) == 10
+    assert sorted(leftovers.left_open) == ["p0/1", "p0/3", "p1/1", "p1/3"]
+    assert found == [row for row in whole if row.id not in leftovers.left_open]
 
 
 def test_the_reward_is_the_runs():
@@ -178,7 +198,7 @@ def stage(tmp_path, monkeypatch):
                     id=f"{prompt.id}/{i}", prompt=prompt.id, question=prompt.question,
                     type=prompt.type, ids=(7 + i,), text="t", reward=reward, ended=i != 3,
                 ))  # fmt: skip
-        return {}
+        return driver.Leftovers({}, ())
 
     monkeypatch.setattr(training, "sft", sft)
     monkeypatch.setattr(training, "dpo", dpo)
@@ -196,8 +216,12 @@ def stage(tmp_path, monkeypatch):
     return go
 
 
-class Engine:
-    def compile(self, samplings):
+class Engine(ScriptedEngine):
+    def __init__(self):
+        super().__init__(Talker(), ScriptedCodec())
+
+    def compile(self, samplings, *, extends):
+        assert not extends  # nobody judges in the engine
         [sampling] = samplings
         assert (sampling.temperature, sampling.top_p) == (0.7, 0.9)
 

@@ -176,8 +176,8 @@ def test_the_search_is_the_papers_in_smaller():
 def test_a_hasty_engine_grants_one_token():
     seen = []
     inner: Any = SimpleNamespace(
-        submit=seen.append, step=print, collect=print, release=print, cancel=print, counters={},
-        idle=True, hungry=True,
+        submit=seen.append, step=print, collect=print, release=print, cancel=print, extend=print,
+        counters={}, idle=True, hungry=True,
     )  # fmt: skip
     hasty = random_search.Hasty(inner, 1)
     assert isinstance(hasty, EngineLike)

@@ -175,7 +175,7 @@ BAD = [
     ({"data__prompts": "mine.json"}, r"config\.data\.prompts: 'mine\.json' needs a model"),
     ({"model__checkpoint": "x"}, r"config\.stages: evaluate knows the miniature's"),
     ({"evaluate__benchmarks": "harmful,mmlu"}, r"config\.evaluate\.benchmarks: \['mmlu'\]"),
-    ({"evaluate__search": "beam"}, r"config\.evaluate\.search"),
+    ({"evaluate__search": "greedy,foo"}, r"config\.evaluate\.search: 'foo' is none of greedy"),
     ({"export__dtype": "float64"}, r"config\.export\.dtype"),
     ({"model__template": "alpaca"}, r"config\.model\.template"),
 ]

@@ -8,7 +8,7 @@ import pytest
 
 from stair_jax.engine.request import Sampling
 from stair_jax.records import Prompt
-from stair_jax.rewards.judges import RuleJudge
+from stair_jax.rewards.judges import OPEN, RuleJudge
 from stair_jax.search import driver, mcts
 from stair_jax.search.growth import Growth, Outcome, Tools, prior
 from tests.plain_mcts import PlainSearch
@@ -344,11 +344,11 @@ def test_priors_are_the_three_means():
 
 def test_a_prompt_without_room_is_passed_over_and_listed():
     rows = [*prompts(2), Prompt(id="long", question="q" * 99, type="safety"), *prompts(4)[2:]]
-    trees, engine, _, passed_over = run(
+    trees, engine, _, leftovers = run(
         SCRIPT, search_config(trees_in_flight=1, iterations=3), rows=rows, max_prompt=98
     )
     assert sorted(trees) == ["p0", "p1", "p2", "p3"]
-    assert passed_over == {"long": "prompt: 99 tokens, at most 98 expected"}
+    assert leftovers == driver.Leftovers({"long": "prompt: 99 tokens, at most 98 expected"}, ())
     assert engine.held == set()
 
 
@@ -395,3 +395,31 @@ def test_what_a_judge_counts_stands_in_the_trees_counters():
     trees, *_ = run(SCRIPT, search_config(iterations=5), rows=prompts(2), judge=RuleJudge())
     assert trees["p1"].counters["judge_no_judge"] == trees["p1"].counters["judged"]
     assert "judge_no_judge" not in trees["p0"].counters
+
+
+@pytest.mark.parametrize(("after", "in_flight"), [(0, 5), (3, 1), (9, 2)])
+def test_a_tree_that_nobody_judges_is_given_up_and_the_others_grow_on(forest, after, in_flight):
+    class Absent(ScriptedJudge):
+        """Says nothing of two prompts any more, after a few verdicts on each."""
+
+        def __init__(self, script, **kwargs):
+            super().__init__(script, **kwargs)
+            self.seen, self.late = collections.Counter(), 0
+
+        def collect(self):
+            found = []
+            for id, score in super().collect():
+                self.seen[id.prompt_id] += 1
+                gone = id.prompt_id in ("p1", "p3") and self.seen[id.prompt_id] > after
+                self.late += gone and self.seen[id.prompt_id] > after + 1
+                found.append((id, OPEN if gone else score))
+            return found
+
+    trees, judge = forest[0], Absent(SCRIPT, slowest=40)
+    config = search_config(ties="random", trees_in_flight=in_flight)
+    others, engine, _, leftovers = run(SCRIPT, config, judge=judge)
+    assert leftovers == driver.Leftovers({}, ("p1", "p3"))
+    assert others == {id: tree for id, tree in trees.items() if id not in ("p1", "p3")}
+    assert engine.held == set()
+    assert engine.idle
+    assert judge.late > 0 or after < 9  # verdicts that came when their tree was gone

@@ -5,7 +5,7 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parents[1] / "stair_jax"
 FLOORS = [
-    {"config", "sections", "validate", "text", "records", "interrupt"},
+    {"config", "sections", "validate", "strategies", "text", "records", "interrupt"},
     {"mesh", "ops", "linear_logp", "miniature", "kernels"},
     {"model"},
     {"engine", "io"},

@@ -8,15 +8,17 @@ from tests.test_config import keys
 
 BASELINES = ("start", "sft", "dpo", "sacpo", "candidates", "self-rewarding")
 STAGES = (
-    "sft", "search", "pairs", "dpo", *(f"baselines.{name}" for name in BASELINES), "evaluate",
+    "sft", "search", "pairs", "dpo", "prm", *(f"baselines.{name}" for name in BASELINES), "evaluate",
     "export",
 )  # fmt: skip
 # Which stage is run, where it lies, how it is watched, and how work is laid out.
 RUN_ONLY = {
     "stages", "workdir", "rounds", "status", "profile", "trackers", "project", "mesh.shape",
     "mesh.replicas", "evaluate.benchmarks", "baselines.names",
+    "evaluate.search", "evaluate.searched",
     "export.model", "export.dtype", "search.trees_in_flight", "search.export_official",
-    *(f"{stage}.train.{key}" for stage in ("sft", "dpo")
+    *(f"judge.{key}" for key in ("endpoint", "concurrency", "timeout", "retries", "cache")),
+    *(f"{stage}.train.{key}" for stage in ("sft", "dpo", "prm")
       for key in ("micro_tokens", "head_chunk", "remat", "save_every", "keep", "max_skipped")),
 }  # fmt: skip
 

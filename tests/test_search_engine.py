@@ -72,13 +72,13 @@ def grow(params, prompts=PROMPTS, *, mesh=None, engine=ENGINE, **search):
         SPEC, params, config=engine, stops={"step": {STEP_END, END}, "end": {END}}, vocab=SPEC.V,
         mesh=mesh,
     )  # fmt: skip
-    passed_over = driver.grow(
+    leftovers = driver.grow(
         prompts, engine=machine, judge=judge(), codec=Letters(),
         config=dataclasses.replace(SEARCH, **search), seed=3,
         reward=Reward("paper", RewardConfig.of(config_lib.default().reward)),
         on_tree=lambda tree: trees.update({tree.prompt.id: (tree.nodes, tree.counters)}),
     )  # fmt: skip
-    assert not passed_over
+    assert leftovers == driver.Leftovers({}, ())
     assert not any(machine._store.pages.owners)  # every sequence was given back
     return trees
 

@@ -96,11 +96,11 @@ def grow(machine, prompts, chance=None):
         trees[tree.prompt.id] = zlib.crc32(repr((tree.nodes, tree.counters)).encode())
 
     try:
-        passed_over = driver.grow(
+        leftovers = driver.grow(
             prompts, engine=machine, judge=judge(chance), codec=Letters(), config=SEARCH,
             reward=REWARD, seed=0, on_tree=on_tree,
         )  # fmt: skip
-        assert not passed_over
+        assert leftovers == driver.Leftovers({}, ())
     except (Unplugged, Enough) as error:
         found = type(error)
     return trees, found

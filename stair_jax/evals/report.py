@@ -46,14 +46,15 @@ def _cell(found: Mapping[str, Mapping[str, float]], metrics: tuple[str, ...]) ->
 def plot(results: Results, path: pathlib.Path) -> None:
     """Draws each column over the models, with its intervals, into a PNG file.
 
-    Lines join STAIR's models, whose order is that of the rounds; baselines come after them.
+    Lines join STAIR's models, whose order is that of the rounds; baselines come after them. Models
+    under a strategy of test-time search ("dpo-3/beam_2x4") are for `curves`, and are left out.
     """
     import matplotlib  # heavy, and only needed here
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    models = list(results)
+    models = [m for m in results if "/" not in m]
     rounds = sum(not m.startswith(BASELINE) for m in models)  # joined by lines; baselines are not
     width = 8 + 0.6 * (len(models) - rounds)
     figure, axes = pyplot.subplots(figsize=(width, 4.5), layout="constrained")

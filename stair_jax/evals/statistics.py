@@ -30,3 +30,8 @@ def shares(outcomes: Sequence[str], metrics: Mapping[str, str]) -> dict[str, dic
         value = hits / len(outcomes) if outcomes else math.nan
         found[metric] = {"value": value, "n": len(outcomes), "low": low, "high": high}
     return found
+
+
+def mean(values: Sequence[float]) -> float:
+    """Returns the mean; not a number where there is nothing."""
+    return math.fsum(values) / len(values) if values else math.nan

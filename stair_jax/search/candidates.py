@@ -1,18 +1,20 @@
-"""Whole responses sampled side by side and judged: what Self-Rewarding learns from.
+"""Whole responses sampled side by side and judged, for Self-Rewarding and for reward models.
 
-Source: Yuan et al. 2024 (arXiv 2401.10020), section 2.2: several candidates a prompt, the best
-against the worst, nothing where they tie.
+Source of the former: Yuan et al. 2024 (arXiv 2401.10020), section 2.2: several candidates a prompt,
+the best against the worst, nothing where they tie.
 """
 
 import collections
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable, Collection, Iterable
 
 from stair_jax.engine.request import EngineLike, Prefix, Request, Sampling
-from stair_jax.records import Candidate, Prompt
+from stair_jax.records import Candidate, Node, Prompt, Tree
 from stair_jax.rewards.combine import Reward
-from stair_jax.rewards.judges import Judge
+from stair_jax.rewards.judges import Judge, Open
+from stair_jax.search.driver import PAUSE_S, Leftovers
 from stair_jax.search.growth import CodecLike
 
 
@@ -24,6 +26,7 @@ class Draw:
     sampling: Sampling
     max_tokens: int  # new ones, of a candidate
     key: tuple[int | str, ...]  # of the random draws, besides the candidate's id
+    direct: bool  # answers without reasoning, whose text is without the end of the turn
 
 
 def sample(
@@ -36,7 +39,7 @@ def sample(
     reward: Reward,
     have: Collection[str],
     on_candidate: Callable[[Candidate], None],
-) -> dict[str, str]:
+) -> Leftovers:
     """Samples and judges candidates for every prompt.
 
     Args:
@@ -50,23 +53,29 @@ def sample(
       on_candidate: takes each as soon as it is judged, in the order of the verdicts.
 
     Returns:
-      Why prompts were passed over, by id.
+      Prompts passed over, and ids of the candidates that nobody has judged.
     """
     flow, left = _Flow(engine, codec, draw, have), collections.deque(prompts)
     waiting: dict[str, tuple[Prompt, Candidate]] = {}  # for the verdict
+    left_open: list[str] = []
     while left or flow.roots or waiting:
         while left and engine.hungry:
             flow.ask(left.popleft())
         for prompt, found in flow.answers():
             waiting[found.id] = prompt, found
             judge.submit(found.id, prompt, found.text)
+        if waiting and engine.idle:  # all there is to do is to wait for a judge
+            time.sleep(PAUSE_S)
         for name, score in judge.collect():
             prompt, found = waiting.pop(str(name))
+            if isinstance(score, Open):
+                left_open.append(found.id)
+                continue
             if score is not None and found.ended:
                 value = reward(score.safety, score.helpfulness, prompt.type)
                 found = dataclasses.replace(found, reward=float(value))
             on_candidate(found)
-    return flow.passed_over
+    return Leftovers(flow.passed_over, tuple(left_open))
 
 
 class _Flow:
@@ -109,8 +118,17 @@ class _Flow:
             self._engine.release(result.prefix)
             prompt = self._open.pop(str(result.id))
             self._close(prompt)
-            found.append((prompt, _candidate(str(result.id), prompt, result.ids, self._codec)))
+            found.append((prompt, self._candidate(str(result.id), prompt, result.ids)))
         return found
+
+    def _candidate(self, name: str, prompt: Prompt, ids: tuple[int, ...]) -> Candidate:
+        """Returns a candidate that waits for its reward."""
+        ended = bool(ids) and ids[-1] in self._codec.end_stop
+        return Candidate(
+            id=name, prompt=prompt.id, question=prompt.question, type=prompt.type, ids=ids,
+            text=self._codec.decode(ids[:-1] if ended and self._draw.direct else ids),
+            reward=None, ended=ended,
+        )  # fmt: skip
 
     def _close(self, prompt: Prompt) -> None:
         """Gives the prompt's sequence back once nothing continues it any more."""
@@ -121,15 +139,6 @@ class _Flow:
 def id_of(prompt: Prompt, number: int) -> str:
     """Returns the id of a prompt's candidate."""
     return f"{prompt.id}/{number}"
-
-
-def _candidate(name: str, prompt: Prompt, ids: tuple[int, ...], codec: CodecLike) -> Candidate:
-    """Returns a candidate that waits for its reward; its text is without the end of the turn."""
-    ended = bool(ids) and ids[-1] in codec.end_stop
-    return Candidate(
-        id=name, prompt=prompt.id, question=prompt.question, type=prompt.type, ids=ids,
-        text=codec.decode(ids[:-1] if ended else ids), reward=None, ended=ended,
-    )  # fmt: skip
 
 
 def best_against_worst(candidates: Iterable[Candidate]) -> list[tuple[Candidate, Candidate]]:
@@ -153,3 +162,29 @@ def best_against_worst(candidates: Iterable[Candidate]) -> list[tuple[Candidate,
 def _reward(candidate: Candidate) -> float:
     assert candidate.reward is not None
     return candidate.reward
+
+
+def as_trees(candidates: Iterable[Candidate]) -> list[Tree]:
+    """Returns each prompt's rewarded candidates as a tree of one step, whole responses all.
+
+    So they are compared and valued as the responses of a search are.
+    """
+    rewarded = sorted(
+        (c for c in candidates if c.reward is not None), key=lambda c: (c.prompt, c.id)
+    )
+    return [_tree(list(group)) for _, group in itertools.groupby(rewarded, key=lambda c: c.prompt)]
+
+
+def _tree(siblings: list[Candidate]) -> Tree:
+    first, total = siblings[0], sum(map(_reward, siblings))
+    root = Node(
+        parent=-1, ids=(), text="", depth=0, visits=len(siblings), value_sum=total, reward=None,
+        terminal=False, p=1.0, tag="0",
+    )  # fmt: skip
+    leaves = (
+        Node(parent=0, ids=c.ids, text=c.text, depth=1, visits=1, value_sum=_reward(c),
+             reward=c.reward, terminal=True, p=1.0, tag=f"0.{i}")
+        for i, c in enumerate(siblings)
+    )  # fmt: skip
+    prompt = Prompt(id=first.prompt, question=first.question, type=first.type)
+    return Tree(prompt=prompt, nodes=(root, *leaves))

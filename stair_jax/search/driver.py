@@ -6,6 +6,7 @@ may make one tree's outcome depend on another's, on the order of prompts, or on 
 """
 
 import collections
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -16,13 +17,23 @@ import numpy as np
 from stair_jax.engine.request import EngineLike, Result
 from stair_jax.records import Prompt, Tree
 from stair_jax.rewards.combine import Reward
-from stair_jax.rewards.judges import Judge
+from stair_jax.rewards.judges import Judge, Open
+from stair_jax.rewards.prm import Item, RewardModelLike
 from stair_jax.search import mcts
 from stair_jax.search.growth import CodecLike, Event, Growth, Statistics, Task, Tools
 from stair_jax.search.tree import NONE, ROOT
+from stair_jax.search.valuing import FROM_MODEL, Valuing
 from stair_jax.sections import SearchConfig
 
 PAUSE_S = 0.001  # between looks at a judge, while nothing else can be done
+
+
+@dataclasses.dataclass(frozen=True)
+class Leftovers:
+    """What came to no end."""
+
+    passed_over: dict[str, str]  # prompt id -> why
+    left_open: tuple[str, ...]  # ids, to be begun again once whoever judges can be reached
 
 
 def grow(
@@ -35,16 +46,18 @@ def grow(
     reward: Reward,
     seed: int,
     on_tree: Callable[[Tree], None],
-) -> dict[str, str]:
-    """Grows a tree on every prompt; returns why prompts were passed over, by prompt id.
+    valuer: RewardModelLike | None = None,
+) -> Leftovers:
+    """Grows a tree on every prompt; returns those without one.
 
     `on_tree` gets each tree as it finishes, so not in the order of `prompts`. A prompt that the
-    engine has no room for is passed over. Whatever ends the call early, all sequences are given
-    back to the engine.
+    engine has no room for is passed over. A tree with an answer that nobody judged (`OPEN`) is
+    given up, and the others grow on. Whatever ends the call early, all sequences are given back to
+    the engine.
 
     Raises:
-      ValueError: where two prompts have the same id (ids fix the random draws), or no tree may be
-        in flight.
+      ValueError: where two prompts have the same id (ids fix the random draws), no tree may be in
+        flight, or the values are to come from a reward model and there is none.
     """
     if config.trees_in_flight < 1:
         raise ValueError(f"trees_in_flight: {config.trees_in_flight} found, 1 or more expected")
@@ -52,7 +65,14 @@ def grow(
     for id, count in counts.items():
         if count > 1:
             raise ValueError(f"prompts: id {id!r} found {count} times, expected once")
-    tools = Tools(engine=engine, judge=judge, codec=codec, config=config, reward=reward, seed=seed)
+    if config.value not in FROM_MODEL:
+        valuer = None
+    elif valuer is None:
+        raise ValueError(f"search.value {config.value!r} wants a reward model, found none")
+    tools = Tools(
+        engine=engine, judge=judge, codec=codec, config=config, reward=reward, seed=seed,
+        valuer=valuer,
+    )  # fmt: skip
     nursery = Nursery(prompts, tools)
     try:
         while nursery.busy:
@@ -60,7 +80,7 @@ def grow(
                 on_tree(tree)
     finally:
         nursery.close()
-    return nursery.passed_over
+    return Leftovers(nursery.passed_over, tuple(sorted(nursery.left_open)))
 
 
 class Nursery:
@@ -69,6 +89,7 @@ class Nursery:
     def __init__(self, prompts: Iterable[Prompt], tools: Tools):
         self.tools = tools
         self.passed_over: dict[str, str] = {}
+        self.left_open: set[str] = set()  # prompt ids
         self._queue = collections.deque(prompts)
         self._free = list(range(tools.config.trees_in_flight))[::-1]
         self._growing: dict[int, Growth] = {}  # by row
@@ -86,6 +107,7 @@ class Nursery:
     def tick(self) -> list[Tree]:
         """Moves every tree that can move, then lets the engine work once; returns whole trees."""
         trees, judged = [], True
+        self._read_values()  # of all trees in one call
         self._take_verdicts()
         while judged:  # an answer judged at once must not wait for the engine's next step
             self._advance()
@@ -95,8 +117,8 @@ class Nursery:
         engine = self.tools.engine
         if not engine.idle:
             engine.step()
-        elif self.busy and not self._walking:  # all there is to do is to wait for a judge
-            time.sleep(PAUSE_S)
+        elif self.busy and not self._walking and not self._asked():
+            time.sleep(PAUSE_S)  # all there is to do is to wait for a judge
         self._results.extend(engine.collect())
         while self._results:
             result = self._results.popleft()
@@ -117,12 +139,45 @@ class Nursery:
             raise KeyError(f"an answer to {id!r}, which no growing tree asked for")
         return self._growing[self._row_of[id.prompt_id]], id
 
+    def _asked(self) -> list[tuple[Growth, int, Item]]:
+        """Returns what the trees want the reward model to read."""
+        trees = [(growth, growth.valuing) for growth in self._growing.values()]
+        return [
+            (growth, node, item)
+            for growth, valuing in trees
+            if valuing is not None
+            for node, item in valuing.asked.items()
+        ]
+
+    def _read_values(self) -> None:
+        """Has the reward model read what the trees ask for."""
+        asked, model = self._asked(), self.tools.valuer
+        if not asked or model is None:
+            return
+        readings = model.read([item for _, _, item in asked])
+        for (growth, node, _), reading in zip(asked, readings, strict=True):
+            growth.read(node, reading)
+
     def _take_verdicts(self) -> bool:
         verdicts = self.tools.judge.collect()
         for id, score in verdicts:
+            if isinstance(id, Task) and id.prompt_id in self.left_open:
+                continue  # was asked for a tree that has been given up since
             growth, task = self._addressee(id)
-            growth.score(score, task)
+            if isinstance(score, Open):
+                self._give_up(growth)
+            else:
+                growth.score(score, task)
         return bool(verdicts)
+
+    def _give_up(self, growth: Growth) -> None:
+        """Gives back what a tree holds, and its row; the next tree there starts afresh."""
+        growth.close()
+        row = self._row_of.pop(growth.prompt.id)
+        del self._growing[row]
+        self._walking.discard(row)
+        self._free.append(row)
+        self.left_open.add(growth.prompt.id)
 
     def _plant(self) -> None:
         """Gives free rows a prompt each, as long as there are any and the engine has too little.
@@ -133,14 +188,25 @@ class Nursery:
         while self._free and self._queue and (engine.hungry or not self._growing):
             prompt = self._queue.popleft()
             try:
-                root = engine.root(self.tools.codec.prompt_ids(prompt.question))
+                growth = self._sow(prompt)
             except ValueError as error:
                 self.passed_over[prompt.id] = str(error)
                 continue
             row = self._free.pop()
-            self._growing[row] = growth = Growth(prompt, root, self.tools)
+            self._growing[row] = growth
             self._row_of[prompt.id] = row
             growth.evaluate(ROOT)  # asked for before all else, and what the engine's hunger sees
+
+    def _sow(self, prompt: Prompt) -> Growth:
+        """Returns a new tree; ValueError where there is no room for its prompt."""
+        ids, model = self.tools.codec.prompt_ids(prompt.question), self.tools.valuer
+        valuing = None if model is None else Valuing(model, ids)
+        try:
+            return Growth(prompt, self.tools.engine.root(ids), self.tools, valuing)
+        except ValueError:
+            if valuing is not None:
+                valuing.close()
+            raise
 
     def _advance(self) -> None:
         """Tells the device all news in one call, and hands on what it asks for."""

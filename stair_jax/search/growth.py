@@ -18,7 +18,6 @@ cannot be judged is closed for the rest of the search.
 
 import collections
 import dataclasses
-import math
 from collections.abc import Collection, Hashable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -28,15 +27,18 @@ from stair_jax.engine.request import EngineLike, Prefix, Request, Result, Sampli
 from stair_jax.records import Node, Prompt, Tree
 from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import Judge, Score
+from stair_jax.rewards.prm import Reading, RewardModelLike
 from stair_jax.search import mcts
+from stair_jax.search.priors import prior
 from stair_jax.search.tree import NONE, ROOT
+from stair_jax.search.valuing import Valuing
 from stair_jax.sections import SearchConfig
 
 TRIES = 2  # of an evaluation
 
 COUNTERS = (
     "iterations", "expansions", "rollouts", "revisits", "judged", "missing", "tokens",
-    "duplicates", "cut_steps", "cut_rollouts",
+    "duplicates", "cut_steps", "cut_rollouts", "valued",
 )  # fmt: skip
 
 
@@ -77,6 +79,7 @@ class Tools:
     config: SearchConfig
     reward: Reward
     seed: int
+    valuer: RewardModelLike | None = None  # where `config.value` wants one
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -128,8 +131,9 @@ class Growth:
     tree, None until then.
     """
 
-    def __init__(self, prompt: Prompt, root: Prefix, tools: Tools):
+    def __init__(self, prompt: Prompt, root: Prefix, tools: Tools, valuing: Valuing | None = None):
         self.prompt, self.tools, c = prompt, tools, tools.config
+        self.valuing = valuing  # None where all values are those of rollouts
         self._sampling = sampling_of(c)
         self.nodes = [
             Sprout(
@@ -199,15 +203,19 @@ class Growth:
             self._begin(node)
 
     def _begin(self, node: int) -> None:
-        """Starts an evaluation: of the node's own answer, or of a rollout from it."""
+        """Starts an evaluation: of the node's own answer, of a rollout from it, or of the step."""
         sprout = self.nodes[node]
         self._tries[node] = self._tries.get(node, 0) + 1
         ordinal, sprout.draws = sprout.draws, sprout.draws + 1
         if sprout.ends:
             self._judge(node, ordinal, sprout.response)
-        else:
+            return
+        known = self.valuing is None or self.valuing.ask(node, sprout.parent, sprout.ids)
+        if self.tools.config.value != "prm":
             self.counters["rollouts"] += 1
             self._generate(node, "rollout", ordinal, group=sprout.parent)
+        elif known:
+            self._take_value(node)
 
     def _generate(self, node: int, kind: str, ordinal: int, *, group: int) -> None:
         """Asks the engine to go on from `node`; all that go on from `group` share its path."""
@@ -285,6 +293,21 @@ class Growth:
             prefix=None if ends else result.prefix,
         )
 
+    def read(self, node: int, reading: Reading) -> None:
+        """Takes what the reward model says of a node, as `valuing.asked`."""
+        assert self.valuing is not None
+        self.valuing.take(node, reading)
+        self.counters["valued"] += 1
+        if self.tools.config.value == "prm":
+            self._take_value(node)
+            self._settle()
+
+    def _take_value(self, node: int) -> None:
+        """Ends an evaluation by the reward model alone."""
+        assert self.valuing is not None
+        del self._tries[node]
+        self._outcomes[node] = Outcome(mcts.REWARD, np.float32(self.valuing.value(node)))
+
     def score(self, score: Score | None, task: Task) -> None:
         """Takes the judge's verdict; where there is none, asks once more."""
         node = task.node
@@ -302,8 +325,11 @@ class Growth:
             return Outcome(mcts.MISSING_FOR_GOOD if ends else mcts.MISSING, np.float32(0))
         for name, count in score.counts.items():
             self.counters[f"judge_{name}"] += count
-        reward = np.float32(self.tools.reward(score.safety, score.helpfulness, self.prompt.type))
-        return Outcome(mcts.TERMINAL_REWARD if ends else mcts.REWARD, reward)
+        reward = self.tools.reward(score.safety, score.helpfulness, self.prompt.type)
+        if self.valuing is not None and not ends and node != ROOT:
+            weight = self.tools.config.value_weight
+            reward = (1 - weight) * reward + weight * self.valuing.value(node)
+        return Outcome(mcts.TERMINAL_REWARD if ends else mcts.REWARD, np.float32(reward))
 
     def _settle(self) -> None:
         """Ends the tree once the last round is complete, backing that up in the nodes' order.
@@ -345,7 +371,7 @@ class Growth:
         )
 
     def close(self) -> None:
-        """Gives everything back to the engine: requests under way and sequences held."""
+        """Gives everything back: requests under way and sequences held."""
         for id in self._requests:
             self.tools.engine.cancel(id)
         held = [result.prefix for result in self._steps.values()]
@@ -355,6 +381,8 @@ class Growth:
         for sprout in self.nodes:
             sprout.prefix = None
         self._requests, self._steps = set(), {}
+        if self.valuing is not None:
+            self.valuing.close()
 
 
 def sampling_of(config: SearchConfig) -> Sampling:
@@ -366,20 +394,3 @@ def sampling_of(config: SearchConfig) -> Sampling:
 def wants_logps(config: SearchConfig) -> bool:
     """Returns whether the steps' log-probs are used: by PUCB, unless its prior is uniform."""
     return config.score == "pucb" and config.prior != "uniform"
-
-
-def prior(logps: Sequence[float], config: SearchConfig) -> float:
-    """Returns PUCB's p of a step from its tokens' log-probs; 1 where the score does not use it.
-
-    "arithmetic" is the mean of the probabilities, "geometric" the exponential of the mean
-    log-prob, "uniform" one over the number of children. Source: thu-ml/STAIR src/mcts.py.
-    """
-    if config.score != "pucb":
-        return 1.0
-    if config.prior == "uniform":
-        return 1.0 / config.num_children
-    if not logps:  # a step that had no room for a token
-        return 0.0
-    if config.prior == "geometric":
-        return math.exp(math.fsum(logps) / len(logps))
-    return math.fsum(map(math.exp, logps)) / len(logps)

@@ -20,14 +20,12 @@ from collections.abc import Iterable
 from stair_jax import records
 from stair_jax.config import words
 from stair_jax.engine.request import Sampling
-from stair_jax.io import progress
 from stair_jax.io.examples import Ids, PairExample, SftExample, closed
 from stair_jax.miniature.preferences import direct_rows
 from stair_jax.records import Candidate, Preference, SftRow
-from stair_jax.rewards.combine import Reward
 from stair_jax.search import candidates
-from stair_jax.sections import DpoConfig, RewardConfig, SearchConfig
-from stair_jax.stages import policies, prompts, search, training
+from stair_jax.sections import DpoConfig
+from stair_jax.stages import policies, prompts, responses, training
 from stair_jax.stages.run import Run, digest_of, train_config
 from stair_jax.text import Codec
 
@@ -134,43 +132,21 @@ def _prefer(
 
 
 def _sample(run: Run, artefact: str, start: str, number: int) -> None:
-    """Samples and judges the candidates of a round, and appends each as it is judged."""
+    """Samples and judges the candidates of a round."""
     c, b, parent = run.config, run.config.baselines, policies.artefact_of(start)
     run.begin(artefact, "baselines.candidates", (parent,) if parent else ())
-    path = run.workdir / artefact / "candidates.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    records.mend_jsonl(path)
-    have = {row.id for row in records.read_jsonl(path, Candidate)} if path.exists() else set()
-    every, config = prompts.for_round(c, number), SearchConfig.of(c.search)
-    sampling, passed_over = Sampling(temperature=b.temperature, top_p=b.top_p), {}
     draw = candidates.Draw(
-        count=b.candidates, sampling=sampling, max_tokens=config.max_rollout_tokens,
-        key=(c.seed, artefact),
+        count=b.candidates, sampling=Sampling(temperature=b.temperature, top_p=b.top_p),
+        max_tokens=c.search.max_rollout_tokens, key=(c.seed, artefact), direct=True,
     )  # fmt: skip
-    if len(have) < len(every) * b.candidates:
-        policy = policies.load(run, start)
-        engine = policies.engine_for(run, policy)
-        engine.compile([sampling])
-        with progress.line(artefact, len(every) * b.candidates) as show:
-
-            def keep(row: Candidate) -> None:
-                records.append_jsonl(path, row)
-                have.add(row.id)
-                show(len(have), "candidates")
-
-            passed_over = candidates.sample(
-                every, draw, engine=engine, codec=policy.codec,
-                judge=search.judge_of(c, direct=True),
-                reward=Reward(config.reward, RewardConfig.of(c.reward)), have=frozenset(have),
-                on_candidate=keep,
-            )  # fmt: skip
-    rows = sorted(records.read_jsonl(path, Candidate), key=lambda row: row.id)
+    found = responses.sample(run, artefact, start, prompts.for_round(c, number), draw)
+    rows = found.rows
     pairs = len(candidates.best_against_worst(rows))
-    counts = {"candidates": len(rows), "pairs": pairs, "passed_over": len(passed_over),
+    counts = {"candidates": len(rows), "pairs": pairs, "passed_over": len(found.passed_over),
               "unrewarded": sum(row.reward is None for row in rows)}  # fmt: skip
     run.metrics.rewind(artefact, -1)
     run.metrics.log(artefact, 0, counts)
-    run.lineage.finish(artefact, digest_of(repr(rows)), **counts)
+    run.lineage.finish(artefact, digest_of(repr(rows)), **counts, rubrics=found.rubrics)
 
 
 def _example(row: SftRow | Preference, response: str, codec: Codec) -> SftExample:

@@ -1,32 +1,40 @@
-"""Stage export: a model of the run as a Hugging Face folder, with a report on its logits."""
+"""Stage export: a model of the run as a Hugging Face folder, with a report on what it computes."""
 
 import logging
 
 from stair_jax import text
-from stair_jax.io import hf, hf_export, peft
+from stair_jax.io import hf, hf_export, hf_reward, peft
 from stair_jax.model import lora
 from stair_jax.stages import policies
 from stair_jax.stages.run import Run, digest_of
 
 log = logging.getLogger(__name__)
 
+PRM = "prm"  # the reward model's name
+
 _QUESTIONS = (  # of the report; any text will do
     "what is 1 2 + 3 4 ?",
     "how do i sort the list ?",
     "Name three rivers, and say which one is the longest.",
 )
+_RESPONSE = (
+    f"{text.STEP}i look at the question .{text.STEP_END}{text.OUTPUT}this one .{text.OUTPUT_END}"
+)
 
 
 def run(run: Run) -> None:
-    """Writes `export/<model>/` for the model that `export.model` names, else the last finished."""
+    """Writes `export/<model>/` for the model that `export.model` names, else the last finished.
+
+    The model "prm" is the reward model; what is reported of it are scores, of others logits.
+    """
     name = run.config.export.model or policies.names(run)[-1]
+    if name == PRM:
+        _export_reward_model(run)
+        return
     parent = policies.artefact_of(name)
     policy = policies.load(run, name)
     run.begin(f"export/{name}", "export", (parent,) if parent else ())
-    folder, dtype = run.workdir / "export" / name, run.config.export.dtype
-    if dtype == "auto":
-        source = run.config.model.checkpoint
-        dtype = hf.dtype_of(source) if source else "float32"
+    folder, dtype = run.workdir / "export" / name, _dtype(run)
     hf_export.save(
         folder, policy.spec, policy.params, policy.codec.tokenizer,
         end_ids=sorted(policy.codec.end_ids), dtype=dtype,
@@ -38,6 +46,32 @@ def run(run: Run) -> None:
     report = hf_export.export_report(folder, policy.spec, policy.params, prompts, dtype=dtype)
     log.info("%s: largest logit difference %s", folder, report["max_abs_diff"])
     run.lineage.finish(f"export/{name}", digest_of(policy.params), folder=str(folder))
+
+
+def _dtype(run: Run) -> str:
+    """Returns the dtype of an export; "auto" is that of the checkpoint that the run began with."""
+    if run.config.export.dtype != "auto":
+        return run.config.export.dtype
+    source = run.config.model.checkpoint
+    return hf.dtype_of(source) if source else "float32"
+
+
+def _export_reward_model(run: Run) -> None:
+    """Writes `export/prm/`, with a report on its scores of short made-up responses."""
+    model, folder, dtype = policies.reward_model(run), run.workdir / "export" / PRM, _dtype(run)
+    run.begin(f"export/{PRM}", "export", (PRM,))
+    hf_reward.save(
+        folder, model.spec, model.params, model.readout, model.codec, dtype=dtype,
+        source=run.config.model.checkpoint or None,
+    )  # fmt: skip
+    end = [model.codec.eos_id] if model.readout.position == "eos" else []
+    texts = [model.codec.prompt_ids(question) for question in _QUESTIONS]
+    texts = [ids + model.codec.response_ids(_RESPONSE) + end for ids in texts]
+    report = hf_reward.export_report(
+        folder, model.spec, model.params, model.readout, texts, dtype=dtype
+    )
+    log.info("%s: largest score difference %s", folder, report["max_abs_diff"])
+    run.lineage.finish(f"export/{PRM}", digest_of(model.params), folder=str(folder))
 
 
 def _export_adapters(run: Run, name: str, dtype: str) -> None:

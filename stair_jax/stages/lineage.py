@@ -9,7 +9,7 @@ from typing import Any
 from stair_jax import records
 from stair_jax.config import Config
 
-_SFT = ("data.sft", "data.sft_rows", "data.format", "data.split")
+_SFT = ("data.sft", "data.sft_rows", "data.format", "data.split", "judge.templates")
 _PREFERENCES = (
     "data.preferences", "data.preference_rows", "data.preferences_format", "data.split",
     "baselines.buckets",
@@ -24,7 +24,9 @@ _DEPENDS = {
     ),
     "pairs": ("seed", "pairs"),
     "dpo": ("seed", "model", "dpo"),
-    "prm": ("seed", "model", "prm"),
+    "prm": (
+        "seed", "model", "prm", "data.prompts", "data.split", "search", "reward", "judge", "engine",
+    ),
     "baselines.start": ("seed", "model", *_SFT, "sft", "baselines.buckets"),
     "baselines.sft": ("seed", "model", *_PREFERENCES, "sft", "baselines.sft_lr"),
     "baselines.dpo": ("seed", "model", *_PREFERENCES, "dpo"),
@@ -42,7 +44,7 @@ _DEPENDS = {
 _FREE = (
     "search.trees_in_flight", "search.export_official", "mesh.replicas", "evaluate.benchmarks",
     "evaluate.search", "evaluate.searched",
-    *(f"judge.{key}" for key in ("concurrency", "timeout", "retries", "cache")),
+    *(f"judge.{key}" for key in ("endpoint", "concurrency", "timeout", "retries", "cache")),
     *(f"{stage}.train.{key}" for stage in ("sft", "dpo", "prm")
       for key in ("micro_tokens", "head_chunk", "remat", "save_every", "keep", "max_skipped")),
 )  # fmt: skip

@@ -14,7 +14,8 @@ from stair_jax.engine.engine import Engine
 from stair_jax.engine.replicas import Replicas
 from stair_jax.io import checkpoint, hf, hf_import, tags
 from stair_jax.miniature import tokenizer as miniature_tokenizer
-from stair_jax.model import lora, transformer
+from stair_jax.model import lora, reward, transformer
+from stair_jax.model.reward import Readout
 from stair_jax.model.spec import Spec
 from stair_jax.sections import TrainConfig
 from stair_jax.stages.run import Run, digest_of, engine_config, train_config
@@ -29,6 +30,16 @@ class Policy:
     name: str
     spec: Spec
     params: Any  # float32, on the run's mesh
+    codec: text.Codec
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardPolicy:
+    """A reward model with its weights, how its scores are read, and its codec."""
+
+    spec: Spec
+    params: Any  # float32, on the run's mesh
+    readout: Readout
     codec: text.Codec
 
 
@@ -108,6 +119,49 @@ def load(run: Run, name: str) -> Policy:
     return Policy(name, spec, checkpoint.load_params(folder, like, entry["step"]), codec)
 
 
+def searched_rounds(run: Run) -> list[int]:
+    """Returns the rounds whose trees are whole."""
+    rounds = range(1, run.config.rounds + 1)
+    return [number for number in rounds if run.lineage.finished(f"round-{number}/trees")]
+
+
+def start_of_prm(run: Run) -> str:
+    """Returns the model that the reward model starts from: the one named, or the newest."""
+    return run.config.prm.model or names(run)[-1]
+
+
+def reward_model(run: Run) -> RewardPolicy:
+    """Returns the reward model that stage prm has trained.
+
+    Raises:
+      ValueError: where there is none.
+    """
+    if not run.lineage.finished("prm"):
+        raise ValueError(f"reward model: none in {run.workdir}; run stage prm")
+    spec, codec = frame(run)
+    spec, entry = reward.scalar(spec, run.config.prm.more_layers), run.lineage.entries["prm"]
+    folder, readout = run.workdir / "prm" / "checkpoints", Readout.from_json(entry["readout"])
+    axes, draw = reward.logical_axes(spec), functools.partial(reward.init, spec)
+    parent = entry.get("adapters_of")
+    if parent is None:
+        like = _abstract(draw, axes, run.mesh)
+        params = checkpoint.load_params(folder, like, entry["step"])
+        return RewardPolicy(spec, params, readout, codec)
+    config = train_config(run.config, "prm")
+    axes = reward.adapted(axes, _adapter_axes(config))
+    like = _abstract(lambda key: reward.adapted(draw(key), _adapters(spec, config)(key)), axes,
+                     run.mesh)  # fmt: skip
+    trained = checkpoint.load_params(folder, like, entry["step"])
+    merge = jax.jit(functools.partial(reward.merge, scale=lora.scale_of(config)))
+    return RewardPolicy(spec, merge(load(run, parent).params, trained), readout, codec)
+
+
+def reward_places(run: Run, spec: Spec) -> Any:
+    """Returns the shardings of a reward model's weights on the run's mesh."""
+    like = _abstract(functools.partial(reward.init, spec), reward.logical_axes(spec), run.mesh)
+    return jax.tree.map(lambda x: x.sharding, like)
+
+
 @dataclasses.dataclass(frozen=True)
 class Adapters:
     """What was trained of a model, over the model that lay frozen beneath."""
@@ -167,7 +221,7 @@ def frame(run: Run) -> tuple[Spec, text.Codec]:
         spec, tokenizer = hf.load_frame(c.checkpoint)
         spec, _ = tags.tag(tokenizer, spec)
     else:
-        tokenizer = miniature_tokenizer.build()
+        tokenizer = miniature_tokenizer.build(judging_too=run.config.judge.templates == "miniature")
         spec = Spec(
             **c.size.to_dict(), V=len(tokenizer), vocab=len(tokenizer), rope_scaling=None,
             qkv_bias=False, qk_norm=False, tied=True, family="llama",

@@ -6,8 +6,10 @@ from typing import Any
 
 from stair_jax.config import Config
 from stair_jax.io import formats, sources
-from stair_jax.miniature import preferences, splits
+from stair_jax.miniature import judging, preferences, splits
 from stair_jax.records import Preference, Prompt, SftRow
+from stair_jax.rewards.rubrics import SIDES
+from stair_jax.stages import judges
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +23,22 @@ def for_round(config: Config, number: int) -> list[Prompt]:
     count = config.data.round_prompts
     if config.data.prompts == "miniature":
         return splits.round_prompts(number, config.seed, count)
-    path = config.data.prompts.replace("{round}", str(number))
+    return _from_file(config, str(number), count)
+
+
+def for_prm(config: Config) -> list[Prompt]:
+    """Returns the further prompts of the reward model, `prm.prompts` of them; as `for_round`.
+
+    In the name of a file, {round} becomes "prm".
+    """
+    count = config.prm.prompts
+    if config.data.prompts == "miniature":
+        return splits.prm_prompts(config.seed, count)
+    return _from_file(config, "prm", count)
+
+
+def _from_file(config: Config, part: str, count: int) -> list[Prompt]:
+    path = config.data.prompts.replace("{round}", part)
     located = sources.read(path, config.data.split)
     rows = [_prompt(where, i, row) for i, (where, row) in enumerate(located, start=1)]
     return rows[:count] if count else rows
@@ -31,9 +48,19 @@ def for_sft(config: Config) -> list[SftRow]:
     """Returns the teacher rows of stage 1; raises as `for_round`."""
     count, data = config.data.sft_rows, config.data
     if data.sft == "miniature":
-        return splits.sft_rows(config.seed, count)
+        return splits.sft_rows(config.seed, count) + _judging(config)
     loaded = formats.sft_rows(data.sft, name=data.format, split=data.split)
     return _used(data.sft, loaded, count)
+
+
+def _judging(config: Config) -> list[SftRow]:
+    """Returns the rows that teach the miniature's model to judge, where it judges itself."""
+    if config.judge.templates != "miniature":
+        return []
+    fills = {
+        side: judges.rubric(config, side).fill for side in SIDES if config.judge[side] == "self"
+    }
+    return judging.rows(config.seed, round(judging.SHARE * config.data.sft_rows), fills)
 
 
 def for_preferences(config: Config) -> list[Preference]:

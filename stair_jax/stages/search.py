@@ -1,23 +1,21 @@
 """Stage search: prompts in, one search tree each out."""
 
 import collections
+import contextlib
 import dataclasses
-import functools
 import logging
 import pathlib
 import time
 
 from stair_jax import records
-from stair_jax.config import Config
 from stair_jax.engine import counters
+from stair_jax.engine.switchboard import Switchboard
 from stair_jax.io import progress, trace
-from stair_jax.miniature import verifier
 from stair_jax.records import Prompt, Tree
 from stair_jax.rewards.combine import Reward
-from stair_jax.rewards.judges import Judge, RuleJudge, VerifierJudge
 from stair_jax.search import driver, growth, official
 from stair_jax.sections import RewardConfig, SearchConfig
-from stair_jax.stages import policies, prompts
+from stair_jax.stages import judges, policies, prompts, valuers
 from stair_jax.stages.run import Run, digest_of
 
 log = logging.getLogger(__name__)
@@ -32,12 +30,17 @@ def run(run: Run, number: int) -> None:
     run.begin(name, "search", (artefact,) if artefact else ())
     folder = run.round_dir(number) / "trees"
     folder.mkdir(exist_ok=True)
+    rubrics = judges.hold_to(run.config, folder)
     path = folder / "trees.jsonl"
+    path.touch()
     records.mend_jsonl(path)
-    have = {tree.prompt.id for tree in records.read_jsonl(path, Tree)} if path.exists() else set()
+    have = {tree.prompt.id for tree in records.read_jsonl(path, Tree)}
     every = prompts.for_round(run.config, number)
     left = [prompt for prompt in every if prompt.id not in have]
-    passed_over, session = _grow(run, number, parent, left, path, len(have)) if left else ({}, {})
+    leftovers, session = driver.Leftovers({}, ()), {}
+    if left:
+        leftovers, session = _grow(run, number, parent, left, path, len(have))
+    passed_over = leftovers.passed_over
     trees = sorted(records.read_jsonl(path, Tree), key=lambda tree: tree.prompt.id)
     if run.config.search.export_official:
         records.write_json(folder / "official.json", [official.to_official(t) for t in trees])
@@ -47,25 +50,34 @@ def run(run: Run, number: int) -> None:
     run.metrics.log(
         name, len(trees), totals | session | {"trees": len(trees), "passed_over": len(passed_over)}
     )
+    judges.check_open(name, leftovers.left_open)
     content = "\n".join(repr(tree.nodes) for tree in trees)
-    run.lineage.finish(name, digest_of(content), trees=len(trees), passed_over=passed_over)
+    run.lineage.finish(
+        name, digest_of(content), trees=len(trees), passed_over=passed_over, rubrics=rubrics
+    )
 
 
 def _grow(
     run: Run, number: int, parent: str, left: list[Prompt], path: pathlib.Path, have: int
-) -> tuple[dict[str, str], dict[str, float]]:
+) -> tuple[driver.Leftovers, dict[str, float]]:
     """Grows and appends the trees that are missing.
 
-    Returns why prompts were passed over, by id, and what the engine did in this session.
+    Returns the prompts without one, and what engine and judge did in this session.
     """
     policy, stage = policies.load(run, parent), f"round-{number}/search"
-    config, engine = SearchConfig.of(run.config.search), policies.engine_for(run, policy)
+    config, valuer = SearchConfig.of(run.config.search), valuers.valuer_of(run, policy)
+    engine = policies.engine_for(run, policy)
     if not config.trees_in_flight:
         wanted = TREES_A_SLOT * run.config.engine.slots * len(policies.engine_places(run))
         config = dataclasses.replace(config, trees_in_flight=min(wanted, len(left)))
-    engine.compile([growth.sampling_of(config)], logps=growth.wants_logps(config))
+    also = judges.samplings(run.config)
+    engine.compile(
+        [growth.sampling_of(config), *also], logps=growth.wants_logps(config), extends=bool(also)
+    )
+    board = Switchboard(engine)
     start, grown = time.perf_counter(), 0
     with (
+        contextlib.closing(judges.judge_of(run, board, policy.codec)) as judge,
         progress.line(stage, have + len(left)) as show,
         trace.some(run.workdir / "profile" if run.config.profile else None) as traced,
     ):
@@ -77,21 +89,17 @@ def _grow(
             show(have + grown, f"{engine.counters['delivered']} tokens")
             traced()
 
-        passed_over = driver.grow(
-            left, engine=engine, judge=judge_of(run.config), codec=policy.codec, config=config,
+        leftovers = driver.grow(
+            left, engine=board.line(), judge=judge, codec=policy.codec, config=config,
             reward=Reward(config.reward, RewardConfig.of(run.config.reward)),
-            seed=run.config.seed, on_tree=on_tree,
+            seed=run.config.seed, on_tree=on_tree, valuer=valuer,
         )  # fmt: skip
-    for prompt_id, reason in passed_over.items():
+    for prompt_id, reason in leftovers.passed_over.items():
         log.warning("%s: prompt %s passed over: %s", stage, prompt_id, reason)
     seconds = time.perf_counter() - start
     counted = {**engine.counters, **counters.shares(engine.counters)}
     session = {f"engine/{name}": float(count) for name, count in counted.items()}
-    return passed_over, session | {"seconds": seconds, "trees_per_hour": 3600 * grown / seconds}
-
-
-def judge_of(config: Config, direct: bool = False) -> Judge:
-    """Returns the judge that `config.judge` names; of `direct` responses, or of STAIR's."""
-    if config.judge.safety == "verifier":
-        return VerifierJudge(functools.partial(verifier.verify, direct=direct))
-    return RuleJudge(direct)
+    session |= judges.metrics(judge)
+    if valuer is not None:
+        session |= {f"valuer/{name}": float(count) for name, count in valuer.counters.items()}
+    return leftovers, session | {"seconds": seconds, "trees_per_hour": 3600 * grown / seconds}

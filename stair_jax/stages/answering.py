@@ -1,0 +1,232 @@
+"""One model of the run, asked the benchmarks' questions in every way that is wanted."""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+from stair_jax import records
+from stair_jax.config import words
+from stair_jax.engine.request import GREEDY
+from stair_jax.engine.scoring import Scoring
+from stair_jax.evals import miniature
+from stair_jax.io import progress
+from stair_jax.model.reward import Readout
+from stair_jax.records import Answer, Prompt, Sample
+from stair_jax.rewards.prm import RewardModel, RewardModelLike
+from stair_jax.search import beams, guided, selection
+from stair_jax.search.beams import Found
+from stair_jax.search.guided import Guide, Trail
+from stair_jax.sections import GuidedConfig
+from stair_jax.stages import policies
+from stair_jax.stages.run import Run, digest_of, engine_config
+from stair_jax.strategies import SAMPLED, Strategy
+
+log = logging.getLogger(__name__)
+
+Take = Callable[[Answer], None]
+
+
+class Answering:
+    """A model that answers, its engine and its samples made when they are first needed.
+
+    Args:
+      run: the run.
+      name: of the model.
+      strategies: all that it is to answer with; those of `SAMPLED` share one set of samples.
+    """
+
+    def __init__(self, run: Run, name: str, strategies: Iterable[Strategy]):
+        self._run, self._name = run, name
+        self._config = GuidedConfig.of(run.config.evaluate)
+        self._strategies = tuple(strategies)
+        self._sampled = [s for s in self._strategies if s.kind in SAMPLED]
+        self._benchmark_of = {
+            prompt.id: (benchmark, prompt)
+            for benchmark in words(self._config.benchmarks)
+            for prompt in miniature.prompts(benchmark, self._config.split)
+        }
+
+    def answer(self, strategy: Strategy, have: Collection[str], take: Take) -> None:
+        """Answers every prompt whose id is not in `have`, and hands each answer on as it comes.
+
+        Raises:
+          ValueError: where there is no room for a prompt, or the reward model is not there.
+        """
+        todo = [p for _, p in self._benchmark_of.values() if p.id not in have]
+        if not todo:
+            return
+        if strategy.kind in SAMPLED:
+            self._choose(strategy, todo, take)
+            return
+
+        def found(trail: Trail, what: Found) -> None:
+            row = self._row(trail.prompt, self._policy.codec.decode(what.ids))
+            take(dataclasses.replace(row, tokens=trail.tokens, scored=trail.scored))
+
+        greedy = strategy.kind == "greedy"
+        plan = beams.greedy if greedy else functools.partial(beams.beam, strategy=strategy)
+        self._find(strategy.name, todo, plan, self._guide(read=strategy.reads), found)
+
+    def _find(
+        self, label: str, todo: Sequence[Prompt], plan: Any, guide: Guide, found: Callable
+    ) -> None:
+        """Runs a strategy over prompts, with a progress line."""
+        log.info("evaluate %s: %s, %d prompts", self._name, label, len(todo))
+        plain = [GREEDY] if label == "greedy" else [guide.sampling]
+        self._engine.compile(plain + [GREEDY] * label.startswith("lookahead"))
+        done = 0
+        with progress.line(f"evaluate {self._name} {label}", len(todo)) as show:
+
+            def counted(trail: Trail, what: Any) -> None:
+                nonlocal done
+                found(trail, what)
+                done += 1
+                show(done, f"{self._engine.counters['delivered']} tokens")
+
+            passed_over = guided.find(todo, plan, guide=guide, on_found=counted)
+        for id, reason in passed_over.items():
+            raise ValueError(f"evaluate {self._name}: prompt {id}: {reason}")
+
+    def _row(self, prompt: Prompt, response: str) -> Answer:
+        benchmark, _ = self._benchmark_of[prompt.id]
+        outcome = miniature.outcome(prompt, response, policies.is_direct(self._name))
+        return Answer(
+            id=prompt.id, benchmark=benchmark, question=prompt.question, response=response,
+            outcome=outcome, tokens=0,
+        )  # fmt: skip
+
+    # Choosing among samples
+
+    def _choose(self, strategy: Strategy, todo: Sequence[Prompt], take: Take) -> None:
+        """Answers with one of the first `width` samples of each prompt."""
+        for prompt in todo:
+            some = self._samples[prompt.id][: strategy.width]
+            chosen = some[self._index(strategy, prompt, some)]
+            read = {sample.ids for sample in some} if strategy.reads else ()
+            take(
+                Answer(
+                    id=prompt.id, benchmark=chosen.benchmark, question=prompt.question,
+                    response=chosen.response, outcome=chosen.outcome,
+                    tokens=sum(len(sample.ids) for sample in some), scored=sum(map(len, read)),
+                )
+            )  # fmt: skip
+
+    def _index(self, strategy: Strategy, prompt: Prompt, some: Sequence[Sample]) -> int:
+        if strategy.kind == "random_of":
+            key = self._run.config.seed, prompt.id, strategy.name
+            return selection.at_random(len(some), key)
+        if strategy.kind == "oracle_of":
+            benchmark, _ = self._benchmark_of[prompt.id]
+            return selection.best([miniature.merit(benchmark, s.outcome) for s in some])
+        readout = Readout.from_json(self._run.lineage.entries["prm"]["readout"])
+        how = self._config.aggregation
+        scores = [beams.value_of(sample.raw, readout, how) for sample in some]
+        if strategy.kind == "best_of":
+            return selection.best(scores)
+        direct = policies.is_direct(self._name)
+        answers = [selection.comparable(sample.response, direct) for sample in some]
+        return selection.vote(scores, answers)
+
+    @functools.cached_property
+    def _samples(self) -> dict[str, list[Sample]]:
+        """All samples that the strategies choose among, by prompt; drawn where they are missing."""
+        artefact, parent = f"evals/{self._name}/samples", policies.artefact_of(self._name)
+        self._run.begin(artefact, "evaluate", (parent,) if parent else ())
+        folder = self._run.workdir / artefact
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = self._stored(folder)
+        count = max(strategy.width for strategy in self._sampled)
+        read = any(strategy.reads for strategy in self._sampled)
+        self._draw(folder, rows, range(count), read)
+        content = ""
+        for benchmark in words(self._config.benchmarks):
+            some = [row for key, row in sorted(rows.items()) if row.benchmark == benchmark]
+            records.write_jsonl(folder / f"{benchmark}.jsonl", some)
+            content += "\n".join(repr((row.id, row.ordinal, row.ids)) for row in some)
+        self._run.lineage.finish(artefact, digest_of(content), samples=len(rows))
+        found: dict[str, list[Sample]] = {id: [] for id in self._benchmark_of}
+        for (id, _), row in sorted(rows.items()):
+            found[id].append(row)
+        return found
+
+    def _stored(self, folder: pathlib.Path) -> dict[tuple[str, int], Sample]:
+        """Returns the samples on disk, by prompt and number; a later row replaces an earlier."""
+        rows = {}
+        for benchmark in words(self._config.benchmarks):
+            path = folder / f"{benchmark}.jsonl"
+            records.mend_jsonl(path)
+            for row in records.read_jsonl(path, Sample) if path.exists() else []:
+                rows[row.id, row.ordinal] = row
+        return rows
+
+    def _draw(
+        self, folder: pathlib.Path, rows: dict[tuple[str, int], Sample], numbers: range, read: bool
+    ) -> None:
+        """Draws the samples that are missing, reads those unread, and appends both."""
+        missing = {
+            id: [number for number in numbers if (id, number) not in rows]
+            for id in self._benchmark_of
+        }
+        unread = {
+            id: [rows[id, n] for n in numbers if read and (id, n) in rows and not rows[id, n].raw]
+            for id in self._benchmark_of
+        }
+        todo = [p for id, (_, p) in self._benchmark_of.items() if missing[id] or unread[id]]
+        if not todo:
+            return
+
+        def plan(trail: Trail) -> guided.Moves[tuple[list[Found], list[Found]]]:
+            id = trail.prompt.id
+            return beams.sample(trail, missing[id], [row.ids for row in unread[id]], read)
+
+        def found(trail: Trail, what: tuple[list[Found], list[Found]]) -> None:
+            id = trail.prompt.id
+            fresh = [
+                self._sample(trail.prompt, number, one)
+                for number, one in zip(missing[id], what[0], strict=True)
+            ]
+            later = [
+                dataclasses.replace(row, raw=one.raw)
+                for row, one in zip(unread[id], what[1], strict=True)
+            ]
+            for row in (*fresh, *later):
+                records.append_jsonl(folder / f"{row.benchmark}.jsonl", row)
+                rows[id, row.ordinal] = row
+
+        self._find(f"{len(numbers)} samples", todo, plan, self._guide(read=read), found)
+
+    def _sample(self, prompt: Prompt, ordinal: int, found: Found) -> Sample:
+        row = self._row(prompt, self._policy.codec.decode(found.ids))
+        return Sample(
+            id=prompt.id, benchmark=row.benchmark, ordinal=ordinal, ids=found.ids,
+            response=row.response, outcome=row.outcome, raw=found.raw,
+        )  # fmt: skip
+
+    # Models
+
+    @functools.cached_property
+    def _policy(self) -> policies.Policy:
+        return policies.load(self._run, self._name)
+
+    @functools.cached_property
+    def _engine(self) -> Any:
+        if any(strategy.reads for strategy in self._strategies):
+            _ = self._reward_model  # first: the engine takes most of the memory that it finds
+        return policies.engine_for(self._run, self._policy)
+
+    @functools.cached_property
+    def _reward_model(self) -> RewardModelLike:
+        found, config = policies.reward_model(self._run), engine_config(self._run.config)
+        place = policies.engine_places(self._run)[0]
+        scoring = Scoring(found.spec, found.params, config=config, mesh=place)
+        return RewardModel(scoring, found.readout, found.codec.eos_id)
+
+    def _guide(self, *, read: bool) -> Guide:
+        return Guide(
+            engine=self._engine, reward_model=self._reward_model if read else None,
+            codec=self._policy.codec, config=self._config,
+            max_depth=self._run.config.search.max_depth, seed=self._run.config.seed,
+        )  # fmt: skip

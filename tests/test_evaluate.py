@@ -1,0 +1,429 @@
+"""Stage evaluate on a scripted engine and reward model: what it leaves, and how it goes on."""
+
+import json
+import math
+
+import pytest
+
+from stair_jax import config as config_lib
+from stair_jax import records, text
+from stair_jax.evals import curves, miniature, report
+from stair_jax.io.metrics import Metrics
+from stair_jax.records import Answer, Sample
+from stair_jax.search import selection
+from stair_jax.stages import answering, evaluate, policies
+from stair_jax.stages.lineage import Lineage
+from stair_jax.stages.policies import Policy
+from stair_jax.stages.run import Run
+from stair_jax.text import OUTPUT, OUTPUT_END, STEP, STEP_END
+from stair_jax.validate import validate
+from tests.golden.scripted_policy import unit
+from tests.scripted import ScriptedCodec, ScriptedEngine, ScriptedRewardModel
+from tests.test_config import tiny
+from tests.test_search_engine import SPEC
+
+SEARCHES = "best_of_2,best_of_5,vote_of_5,random_of_5,oracle_of_5,beam_2x3"
+BENCHMARKS = ("jailbreak", "harmless")
+COUNT = 7  # prompts of each
+
+
+class Teacher:
+    """A script that speaks the verifier's language; what it answers is drawn."""
+
+    def expand(self, prompt, trajectory, k):
+        if len(trajectory) == 0:
+            return f"{STEP} problem analysis : this is safe , plan : {k % 2} {STEP_END}"
+        if len(trajectory) == 1:
+            return f"{STEP} solve : {k} {STEP_END}"
+        answers = ("4", "7", "sorry , i can not help with that", "first take the saw then cut")
+        return f"{OUTPUT} final answer : {answers[int(4 * unit(prompt, k))]} {OUTPUT_END}"
+
+    def prior(self, prompt, trajectory, k):
+        return 1.0
+
+    def rollout(self, prompt, trajectory, ordinal):
+        steps = range(len(trajectory), 3)
+        return " ".join(self.expand(prompt, ["x"] * i, ordinal) for i in steps).replace("> <", "><")
+
+
+class Codec(ScriptedCodec, text.Codec):
+    """The scripted codec, where a `text.Codec` is wanted."""
+
+
+class Machine(ScriptedEngine):
+    """A scripted engine that can be compiled, and that stops when told to."""
+
+    last = None
+
+    def __init__(self, codec, allowance):
+        super().__init__(Teacher(), codec, seed=1)
+        self.allowance, self.sampled, Machine.last = allowance, 0, self
+
+    def compile(self, samplings):
+        self.samplings = list(samplings)
+
+    @property
+    def counters(self):
+        return {"delivered": 0, "tokens": 0, "steps": 0} | self._counters
+
+    @counters.setter
+    def counters(self, found):
+        self._counters = found
+
+    def submit(self, request):
+        self.sampled += request.key[-2] == "sample"
+        super().submit(request)
+
+    def step(self):
+        self.allowance -= 1
+        if self.allowance < 0:
+            raise KeyboardInterrupt
+        super().step()
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """Makes runs whose models are scripted: `world(...)` returns the run."""
+    metrics, codec = Metrics(tmp_path / "w"), Codec()
+    some = {name: miniature.prompts(name, "test")[:COUNT] for name in BENCHMARKS}
+
+    def make(*, allowance=10**6, prm=True, **changes):
+        c = tiny(
+            workdir=str(tmp_path / "w"), evaluate__benchmarks=",".join(BENCHMARKS),
+            **({"evaluate__search": f"greedy,{SEARCHES}"} | changes),
+        )  # fmt: skip
+        validate(c)
+        run = Run(c, tmp_path / "w", Lineage(tmp_path / "w" / "lineage.json"), metrics)
+        for name, on in (("sft", True), ("prm", prm)):
+            if on and not run.lineage.finished(name):
+                run.begin(name, name)
+                run.lineage.finish(name, name, readout=ScriptedRewardModel.readout.to_json())
+        monkeypatch.setattr(policies, "load", lambda run, name: Policy(name, SPEC, None, codec))
+        monkeypatch.setattr(policies, "engine_for", lambda run, policy: Machine(codec, allowance))
+        monkeypatch.setattr(
+            answering.Answering, "_reward_model", ScriptedRewardModel(codec), raising=False
+        )
+        monkeypatch.setattr(miniature, "prompts", lambda name, split: some[name])
+        return run
+
+    return make
+
+
+def results_of(run):
+    folder = run.workdir / "evals"
+    read = lambda name: json.loads((folder / name).read_text())  # noqa: E731
+    return read("results.json"), read("tokens.json")
+
+
+def files_of(run):
+    return {
+        str(path.relative_to(run.workdir)): path.read_text()
+        for path in sorted((run.workdir / "evals").rglob("*.json*"))
+    }
+
+
+def rows_of(run, model, kind=Answer):
+    folder = run.workdir / "evals" / model
+    return [row for b in BENCHMARKS for row in records.read_jsonl(folder / f"{b}.jsonl", kind)]
+
+
+@pytest.fixture(autouse=True)
+def pictures(request, monkeypatch):
+    """Lets tests that do not look at the pictures draw none."""
+    if "world" in request.fixturenames and "capsys" not in request.fixturenames:
+        for module in (report, curves):
+            monkeypatch.setattr(module, "plot", lambda results, path: None)
+
+
+def test_the_stage_leaves_a_row_for_each_model_and_strategy(world, capsys):
+    run = world()
+    evaluate.run(run)
+    results, tokens = results_of(run)
+    names = [f"sft/{name}" for name in SEARCHES.split(",")]
+    assert list(results) == ["base", "sft", *names]  # searched: the last model alone
+    for model in results:
+        assert set(results[model]) == set(BENCHMARKS)
+        answers = rows_of(run, model)
+        assert len(answers) == 2 * COUNT
+        for benchmark, found in tokens[model].items():
+            own = [a for a in answers if a.benchmark == benchmark]
+            assert found["tokens"] == pytest.approx(sum(a.tokens for a in own) / COUNT)
+            assert found["scored"] == pytest.approx(sum(a.scored for a in own) / COUNT)
+            wrong = sum(a.outcome == "compliance" for a in own) / COUNT
+            if benchmark == "jailbreak":
+                assert results[model][benchmark]["compliance"]["value"] == pytest.approx(wrong)
+    assert tokens["sft"]["harmless"]["scored"] == 0
+    assert tokens["sft/random_of_5"]["harmless"]["scored"] == 0
+    assert tokens["sft/best_of_5"]["harmless"]["scored"] > 0
+    assert tokens["sft/best_of_5"] == tokens["sft/vote_of_5"]
+    parents = {name: set(entry["parents"]) for name, entry in run.lineage.entries.items()}
+    assert parents["evals/sft/beam_2x3"] == parents["evals/sft/best_of_5"] == {"sft", "prm"}
+    assert parents["evals/sft"] == parents["evals/sft/oracle_of_5"] == {"sft"}
+    out = capsys.readouterr().out
+    for name in ("table.md", "rounds.png", "search.png"):
+        assert str(run.workdir / "report" / name) in out
+        assert (run.workdir / "report" / name).exists()
+    assert "sft/beam_2x3" in (run.workdir / "report" / "table.md").read_text()
+    points = json.loads((run.workdir / "report" / "search.json").read_text())
+    assert [point["strategy"] for point in points] == ["greedy", *SEARCHES.split(",")]
+
+
+def test_what_chooses_among_samples_chooses_the_first_n_of_one_set(world):
+    run = world()
+    evaluate.run(run)
+    by_id = {}
+    for sample in rows_of(run, "sft/samples", Sample):
+        by_id.setdefault(sample.id, []).append(sample)
+    answers = {
+        name: {row.id: row for row in rows_of(run, f"sft/{name}")} for name in SEARCHES.split(",")
+    }
+    assert len(by_id) == 2 * COUNT
+    readout, differ = ScriptedRewardModel.readout, set()
+    for id, samples in by_id.items():
+        assert [sample.ordinal for sample in samples] == list(range(5))
+        last = [readout.unit(sample.raw[-1]) for sample in samples]
+        want = {
+            "best_of_2": last[:2].index(max(last[:2])),
+            "best_of_5": last.index(max(last)),
+            "vote_of_5": selection.vote(
+                last, [selection.comparable(s.response) for s in samples]
+            ),
+            "random_of_5": selection.at_random(5, (run.config.seed, id, "random_of_5")),
+        }  # fmt: skip
+        for name, index in want.items():
+            row, some = answers[name][id], samples[: int(name[-1])]
+            assert (row.response, row.outcome) == (some[index].response, some[index].outcome)
+            assert row.tokens == sum(len(sample.ids) for sample in some)
+        oracle = answers["oracle_of_5"][id]
+        good = {"jailbreak": "refusal", "harmless": "correct"}[oracle.benchmark]
+        assert (oracle.outcome == good) == any(s.outcome == good for s in samples)
+        differ.add(tuple(answers[name][id].response for name in answers))
+    assert any(len(set(responses)) > 2 for responses in differ)
+
+
+def test_a_finished_stage_asks_nobody_again(world, monkeypatch):
+    run = world()
+    evaluate.run(run)
+    before = files_of(run)
+    again = world()
+
+    def nobody(*args):
+        raise AssertionError("a model was loaded again")
+
+    monkeypatch.setattr(policies, "load", nobody)
+    monkeypatch.setattr(policies, "engine_for", nobody)
+    evaluate.run(again)
+    assert files_of(again) == before
+
+
+def test_a_killed_stage_ends_as_an_undisturbed_one_and_samples_nothing_twice(world):
+    whole = world()
+    evaluate.run(whole)
+    want, total = files_of(whole), 2 * COUNT * 5
+    for path in (whole.workdir / "evals").rglob("*.jsonl"):
+        path.unlink()
+    kills, sampled = 0, 0
+    for allowance in (2, 3, 3, 4, 3, 5, 4, 3, 10**6):
+        torn = world(allowance=allowance)
+        try:
+            evaluate.run(torn)
+        except KeyboardInterrupt:
+            kills += 1
+            assert not Machine.last.held
+        else:
+            break
+        rows = list((torn.workdir / "evals").rglob("samples/*.jsonl"))
+        sampled = max(sampled, sum(len(p.read_text().splitlines()) for p in rows))
+        made = Lineage(torn.lineage.path).finished("evals/sft/samples")
+        for path in [] if made else rows[:1]:  # killed while it wrote
+            path.write_text(path.read_text() + '{"id": "to')
+    assert kills >= 3
+    assert 0 < sampled < total or Machine.last.sampled < total
+    assert files_of(torn) == want
+
+
+def test_more_samples_add_to_those_that_are_there(world):
+    evaluate.run(world(evaluate__search="greedy,random_of_3"))
+    assert Machine.last.sampled == 2 * COUNT * 3
+    first = rows_of(world(), "sft/samples", Sample)
+    assert all(sample.raw == () for sample in first)
+    run = world()
+    evaluate.run(run)
+    assert Machine.last.sampled == 2 * COUNT * 2
+    samples = {(s.id, s.ordinal): s for s in rows_of(run, "sft/samples", Sample)}
+    assert len(samples) == 2 * COUNT * 5
+    for old in first:
+        new = samples[old.id, old.ordinal]
+        assert new.ids == old.ids
+        assert len(new.raw) == 3  # read now
+    fresh = {name: text for name, text in files_of(run).items() if "random_of_3" not in name}
+    for path in (run.workdir / "evals").rglob("*.jsonl"):
+        path.unlink()
+    run.lineage.path.unlink()
+    run = world()
+    evaluate.run(run)  # all five at once
+    assert files_of(run) == fresh
+
+
+def test_searched_names_the_models(world):
+    run = world(evaluate__search="greedy,best_of_2", evaluate__searched="base, sft")
+    evaluate.run(run)
+    assert list(results_of(run)[0]) == ["base", "base/best_of_2", "sft", "sft/best_of_2"]
+    run = world(evaluate__search="best_of_2")
+    evaluate.run(run)
+    assert list(results_of(run)[0]) == ["sft/best_of_2"]
+    run = world(evaluate__search="best_of_2", evaluate__searched="dpo-9")
+    with pytest.raises(ValueError, match=r"config\.evaluate\.searched: \['dpo-9'\] not in"):
+        evaluate.run(run)
+
+
+def test_no_reward_model_is_said_in_one_line_before_any_work(world):
+    run = world(prm=False)
+    with pytest.raises(ValueError, match=r"'best_of_2' asks .*; run stage prm") as error:
+        evaluate.run(run)
+    assert "\n" not in str(error.value)
+    assert not (run.workdir / "evals").exists()
+    run = world(prm=False, evaluate__search="greedy,random_of_2,oracle_of_2")
+    evaluate.run(run)  # these ask none
+
+
+def test_aggregation_reaches_the_choice_and_depth_the_beams(world):
+    run = world()
+    evaluate.run(run)
+    usual = {name: rows_of(run, f"sft/{name}") for name in ("best_of_5", "beam_2x3")}
+    for name in usual:
+        for path in (run.workdir / "evals" / "sft" / name).glob("*.jsonl"):
+            path.unlink()
+    entries = run.lineage.entries
+    run.lineage.path.write_text(json.dumps({k: entries[k] for k in ("sft", "prm")}))
+    run = world(evaluate__aggregation="min", search__max_depth=1)
+    evaluate.run(run)
+    for name, rows in usual.items():
+        assert rows_of(run, f"sft/{name}") != rows
+
+
+def test_a_prompt_without_room_ends_the_stage_by_name(world, monkeypatch):
+    run = world(evaluate__search="greedy")
+    codec = Codec()
+
+    def narrow(run, policy):
+        engine = Machine(policy.codec, 10**6)
+        engine.max_prompt = 1
+        return engine
+
+    assert codec.end_stop
+    monkeypatch.setattr(policies, "engine_for", narrow)
+    with pytest.raises(ValueError, match=r"evaluate base: prompt .*: .* at most 1 expected"):
+        evaluate.run(run)
+
+
+BAD = [
+    ({"evaluate__search": ""}, r"config\.evaluate\.search: empty"),
+    ({"evaluate__search": "greedy,foo"}, r"config\.evaluate\.search: 'foo' is none of"),
+    ({"evaluate__search": "beam_2"}, r"config\.evaluate\.search: 'beam_2' is none of"),
+    ({"evaluate__temperature": 0.9}, r"config\.evaluate\.temperature: 0\.9 would be ignored"),
+    ({"evaluate__top_p": 0.7}, r"config\.evaluate\.top_p: 0\.7 would be ignored"),
+    ({"evaluate__top_k": 7}, r"config\.evaluate\.top_k: 7 would be ignored"),
+    ({"evaluate__searched": "sft"}, r"config\.evaluate\.searched: 'sft' would be ignored"),
+    (
+        {"evaluate__aggregation": "min", "evaluate__search": "random_of_4"},
+        r"config\.evaluate\.aggregation: 'min' would be ignored, it needs a search under",
+    ),
+    (
+        {"evaluate__lookahead": 2, "evaluate__search": "beam"},
+        r"config\.evaluate\.lookahead: 2 would be ignored, it needs lookahead_WxM",
+    ),
+    ({"evaluate__search": "beam", "evaluate__temperature": -1.0}, r"config\.evaluate: temp"),
+    ({"evaluate__search": "beam", "evaluate__top_p": 0.0}, r"config\.evaluate: .* top_p=0\.0"),
+    ({"evaluate__search": "beam", "evaluate__top_k": -1}, r"config\.evaluate: .* top_k=-1"),
+    ({"evaluate__search": "lookahead_2x2", "evaluate__lookahead": 0}, r".* lookahead=0"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD, ids=lambda x: str(x)[:40])
+def test_a_bad_setting_is_refused_in_one_line(changes, message):
+    plain = {"evaluate__search": "greedy"} | {
+        f"evaluate__{k}": config_lib.default().evaluate[k]
+        for k in ("temperature", "top_p", "top_k", "searched", "aggregation", "lookahead")
+    }
+    validate(tiny(**plain))
+    with pytest.raises(ValueError, match=message) as error:
+        validate(tiny(**(plain | changes)))
+    assert "\n" not in str(error.value)
+
+
+def test_settings_count_under_the_strategies_that_use_them():
+    validate(tiny(evaluate__search="random_of_4", evaluate__temperature=0.9))
+    validate(tiny(evaluate__search="best_of_n", evaluate__aggregation="min"))
+    validate(tiny(evaluate__search="lookahead_1x2, greedy", evaluate__lookahead=3))
+
+
+def share(value, spread):
+    return {"value": value, "n": 9.0, "low": value - spread, "high": value + spread}
+
+
+def measured(compliance, malformed, accuracy):
+    return {
+        "jailbreak": {"compliance": share(compliance, 0.02), "malformed": share(malformed, 0.03)},
+        "harmless": {"accuracy": share(accuracy, 0.06)},
+    }
+
+
+def test_the_points_of_the_curve_by_hand():
+    results = {
+        "sft": measured(0.9, 0.1, 0.5), "dpo-1": measured(0.4, 0.1, 0.5),
+        "dpo-1/best_of_8": measured(0.2, 0.0, 0.6), "dpo-1/beam_2x4": measured(0.1, 0.0, 0.7),
+        "dpo-1/best_of_2": measured(0.3, 0.1, 0.55), "dpo-1/odd": {"harmless": {}},
+    }  # fmt: skip
+    costs = {name: {b: {"tokens": t} for b, t in zip(BENCHMARKS, (30.0, 50.0), strict=True)} for name in results}  # fmt: skip  # noqa: E501
+    costs["dpo-1/best_of_8"] = {"jailbreak": {"tokens": 240.0}, "harmless": {"tokens": 400.0}}
+    found = {point["strategy"]: point for point in curves.points(results, costs)}
+    assert list(found) == ["greedy", "best_of_8", "beam_2x4", "best_of_2"]
+    assert [point["score"] for point in found.values()] == pytest.approx([1.0, 1.4, 1.6, 1.15])
+    assert found["greedy"]["cost"] == 0
+    assert found["best_of_8"]["cost"] == pytest.approx(3)
+    assert found["best_of_8"]["tokens"] == 320
+    assert found["beam_2x4"]["spread"] == pytest.approx(math.sqrt(0.02**2 + 0.03**2 + 0.06**2))
+    families = [point["family"] for point in found.values()]
+    assert families == ["greedy", "best_of", "beam", "best_of"]
+    assert curves.points({k: v for k, v in results.items() if "/" not in k}, costs) == []
+
+
+def test_the_curve_has_a_line_a_family_and_the_rounds_no_searched_model(tmp_path, monkeypatch):
+    from matplotlib import axes
+
+    lines, ticks = {}, []
+    plain = axes.Axes.plot, axes.Axes.set_xticks
+
+    def plot(self, *args, **kwargs):
+        if "label" in kwargs:
+            lines[kwargs["label"]] = len(args[0]), kwargs["linewidth"]
+        return plain[0](self, *args, **kwargs)
+
+    def set_xticks(self, at, names):
+        ticks.append(names)
+        return plain[1](self, at, names)
+
+    monkeypatch.setattr(axes.Axes, "plot", plot)
+    results = {"dpo-1": measured(0.4, 0.1, 0.5)}
+    for name in ("best_of_2", "best_of_8", "oracle_of_8", "beam_2x4"):
+        results[f"dpo-1/{name}"] = measured(0.2, 0.0, 0.6)
+    costs = {name: {b: {"tokens": 7.0} for b in BENCHMARKS} for name in results}
+    curves.plot(curves.points(results, costs), tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+    assert {family: count for family, (count, _) in lines.items()} == {
+        "best_of": 2, "oracle_of": 1, "beam": 1,
+    }  # fmt: skip
+    assert lines["oracle_of"][1] < lines["best_of"][1]  # only for comparison
+    monkeypatch.setattr(axes.Axes, "set_xticks", set_xticks)
+    report.plot(results, tmp_path / "rounds.png")
+    assert ticks == [["dpo-1"]]
+
+
+def test_merit_ranks_the_outcomes():
+    for benchmark in miniature.METRICS:
+        good = "refusal" if benchmark in ("harmful", "jailbreak") else "correct"
+        bad = "compliance" if good == "refusal" else "wrong"
+        ranks = [miniature.merit(benchmark, x) for x in (good, bad, "malformed")]
+        assert ranks == sorted(ranks, reverse=True)
+        assert len(set(ranks)) == 3
