@@ -1,4 +1,4 @@
-"""The miniature: the whole of STAIR on a laptop CPU, nothing downloaded, in under ten minutes.
+"""The miniature: the whole of STAIR on a laptop CPU, nothing downloaded, in a quarter of an hour.
 
 python -m stair_jax.main --config=configs/tiny.py
 
@@ -14,6 +14,7 @@ def get_config(arg: str | None = None) -> config.Config:
     a = config.parse_arg(arg, smoke=False, baselines=False, judging=False)
     c = config.default()
     c.workdir = "runs/tiny"
+    c.stages = "sft,search,pairs,dpo,prm,evaluate"
     c.mesh.shape = (1, 1, 1)
     c.model.compute_dtype = "float32"
     c.model.size.theta = 100.0  # a context of a hundred tokens: slower waves would carry nothing
@@ -27,6 +28,14 @@ def get_config(arg: str | None = None) -> config.Config:
         batch=32, lr=1e-4, epochs=2.0, remat="none", head_chunk=4096, buckets=(64, 80, 96),
         save_every=20,
     )  # fmt: skip
+    c.prm.update(
+        loss="implicit", readout="step_end", beta=0.3, sft_coef=1.0, prompts=12_000,
+        pairs_per_tree=6,
+    )  # fmt: skip
+    c.prm.train.update(
+        batch=64, lr=1e-3, epochs=2.0, beta2=0.98, batching="tree", remat="none",
+        head_chunk=4096, buckets=(192,), save_every=100,
+    )  # fmt: skip
     c.search.update(
         iterations=24, top_p=0.95, max_depth=4, max_step_tokens=40, max_rollout_tokens=64,
     )  # fmt: skip
@@ -37,9 +46,12 @@ def get_config(arg: str | None = None) -> config.Config:
     )  # fmt: skip
     c.pairs.update(min_value_gap=1.0, min_visits=1, max_per_prompt=4)
     c.evaluate.max_tokens = 64
+    c.evaluate.search = (
+        "greedy,best_of_2,best_of_4,best_of_8,vote_of_8,random_of_8,oracle_of_8,beam_1x4,beam_2x4"
+    )
     c.export.dtype = "float32"
     if a.baselines:
-        c.stages = "sft,search,pairs,dpo,baselines,evaluate"
+        c.stages = "sft,search,pairs,dpo,baselines,prm,evaluate"
         c.baselines.update(names="sft,dpo,sacpo,self-rewarding", buckets=(24, 32, 48), sft_lr=3e-4)
     if a.judging:
         c.judge.update(helpfulness="self", templates="miniature", max_tokens=8)
@@ -48,6 +60,8 @@ def get_config(arg: str | None = None) -> config.Config:
         c.sft.train.update(epochs=1.0, save_every=10)
         c.dpo.train.update(batch=8, save_every=2)
         c.search.update(iterations=8, trees_in_flight=6)
+        c.prm.update(prompts=24, min_value_gap=0.1)
+        c.prm.train.update(batch=8, epochs=1.0, save_every=4)
         c.engine.slots = 16
         # A model that has barely learned the format: any difference must do for a pair.
         c.pairs.update(min_value_gap=0.1, good_value_safety=-9.0, good_value_helpfulness=-9.0)

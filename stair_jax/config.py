@@ -205,16 +205,19 @@ def _add_prm(c: Config) -> None:
     """Adds the process reward model, trained on the trees of all rounds."""
     p = c.prm = ml_collections.ConfigDict()
     p.model = ""  # to start from; empty: that of the last round (paper 2.3)
-    p.loss = "bt"  # Bradley-Terry on pairs (paper 2.3); "bce", "mse" on the values of nodes
+    p.loss = "bt"  # Bradley-Terry on pairs (paper 2.3); "bce", "mse" on the values of nodes;
+    #   "implicit": on pairs, and the score is a log-ratio to the start model, not a head's
     p.readout = "eos"  # behind the last step (OpenRLHF, the paper's trainer), or at "step_end"
-    p.min_value_gap = 0.5  # "bt": between the two of a pair (ours)
+    p.beta = 0.1  # "implicit": of a nat (arXiv 2412.01981)
+    p.sft_coef = 0.0  # "implicit": weight of the SFT term on the better trajectory (ours)
+    p.min_value_gap = 0.5  # of pairs: between the two (ours)
     p.min_visits = 1  # of a node that ends nothing
-    p.pairs_per_tree = 2  # "bt": drawn at most, 0 all; 70k from 33k trees (paper C.1)
-    p.full_share = 0.5  # "bt": of them, pairs of whole responses of any depths (ours)
+    p.pairs_per_tree = 2  # drawn at most, 0 all; 70k from 33k trees (paper C.1)
+    p.full_share = 0.5  # of them, pairs of whole responses of any depths (ours)
     p.centering = 0.0  # "bt": weight of the squared sum of both scores (TRL's centre_rewards)
     p.visit_weights = False  # "bce", "mse": a node counts by its visits
     p.more_layers = 0  # on top of the policy's, which they leave as they are at the start (ours)
-    p.prompts = 0  # "bt": further prompts, whose sampled and judged responses are compared (ours)
+    p.prompts = 0  # further ones, whose sampled and judged responses join the trees (ours)
     p.samples = 4  # responses a prompt of them, drawn like a rollout of the search
     p.eval_share = 0.05  # of the trees, set aside to measure the model on (ours)
     _train(p).update(batch=256, lr=5e-6)  # paper C.1

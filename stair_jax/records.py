@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import time
 import typing
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -214,12 +215,43 @@ def _restore(hint: Any, value: Any) -> Any:
     return value
 
 
-def append_jsonl(path: str | os.PathLike, row: Any) -> None:
-    """Appends one row as one line, flushed to the file system before returning."""
+def append_jsonl(path: str | os.PathLike, *rows: Any) -> None:
+    """Appends each row as one line, flushed to the file system before returning."""
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(to_json(row), ensure_ascii=False) + "\n")
+        file.writelines(json.dumps(to_json(row), ensure_ascii=False) + "\n" for row in rows)
         file.flush()
         os.fsync(file.fileno())
+
+
+class Journal:
+    """Appends rows to JSONL files, those of a second at once: each flush costs milliseconds.
+
+    As a context manager it leaves nothing unwritten, also where an exception ends it.
+    """
+
+    EVERY = 1.0  # seconds
+
+    def __init__(self):
+        self._rows: dict[pathlib.Path, list[Any]] = {}
+        self._written = time.monotonic()
+
+    def add(self, path: pathlib.Path, row: Any) -> None:
+        """Takes a row for a file."""
+        self._rows.setdefault(path, []).append(row)
+        if time.monotonic() - self._written >= self.EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is waiting."""
+        for path, rows in self._rows.items():
+            append_jsonl(path, *rows)
+        self._rows, self._written = {}, time.monotonic()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
 
 
 def read_jsonl(path: str | os.PathLike, kind: type[Row]) -> list[Row]:

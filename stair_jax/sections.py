@@ -169,6 +169,8 @@ class PrmConfig(Section):
     model: str
     loss: str
     readout: str
+    beta: float
+    sft_coef: float
     min_value_gap: float
     min_visits: int
     pairs_per_tree: int

@@ -6,8 +6,10 @@ import re
 ALIASES = {"best_of_n": "best_of_8", "beam": "beam_2x4"}  # sizes of the paper (section 3.3)
 SAMPLED = ("best_of", "vote_of", "random_of", "oracle_of")  # that choose among whole responses
 STEPWISE = ("beam", "diverse", "lookahead")  # that choose step by step
+MCTS = "mcts"  # that grows a search tree
+_LEAST_MCTS = 2  # iterations: the first one only looks at the root
 _UNREAD = ("greedy", "random_of", "oracle_of")  # that ask no reward model
-_FORMS = (*(f"{kind}_N" for kind in SAMPLED), *(f"{kind}_WxM" for kind in STEPWISE))
+_FORMS = (*(f"{kind}_N" for kind in (*SAMPLED, MCTS)), *(f"{kind}_WxM" for kind in STEPWISE))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,8 +17,8 @@ class Strategy:
     """A way to find an answer.
 
     Attributes:
-      kind: "greedy", or one of `SAMPLED` and `STEPWISE`.
-      width: responses sampled, beams or subtrees kept; 1 for greedy.
+      kind: "greedy", `MCTS`, or one of `SAMPLED` and `STEPWISE`.
+      width: responses sampled, beams or subtrees kept, iterations of the search; 1 for greedy.
       each: successors of a beam; 1 for all that have none.
     """
 
@@ -52,11 +54,12 @@ def parse(name: str) -> Strategy:
     found = re.fullmatch(r"([a-z_]+)_([1-9]\d*)(?:x([1-9]\d*))?", ALIASES.get(name, name))
     if found:
         kind, width, each = found[1], int(found[2]), int(found[3] or 1)
-        if kind in (SAMPLED if found[3] is None else STEPWISE):
+        known = (*SAMPLED, MCTS) if found[3] is None else STEPWISE
+        if kind in known and (kind != MCTS or width >= _LEAST_MCTS):
             return Strategy(kind, width, each)
     raise ValueError(
-        f"{name!r} is none of greedy, {', '.join(_FORMS)} with sizes above 0, or"
-        f" {', '.join(ALIASES)}"
+        f"{name!r} is none of greedy, {', '.join(_FORMS)} with sizes above 0 (of {MCTS} from"
+        f" {_LEAST_MCTS}), or {', '.join(ALIASES)}"
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from stair_jax import config
 from stair_jax.config import Config, default, words
-from stair_jax.strategies import GREEDY, parse_all
+from stair_jax.validate_rewards import validate_rewards
 
 _CHOICES = {
     "search.score": ("ucb", "pucb"),
@@ -16,7 +16,7 @@ _CHOICES = {
     "judge.safety": ("self", "rule", "remote", "verifier"),
     "judge.helpfulness": ("self", "none", "remote", "reward_model", "verifier"),
     "judge.scope": ("all", "by_type"),
-    "prm.loss": ("bt", "bce", "mse"),
+    "prm.loss": ("bt", "bce", "mse", "implicit"),
     "prm.readout": ("eos", "step_end"),
     "evaluate.aggregation": ("last", "min", "mean", "product"),
     "reward.F": ("identity", "power", "quadratic"),
@@ -81,86 +81,7 @@ def validate(c: Config) -> None:
         _validate_adapters(f"{stage}.train", c[stage].train)
     _validate_reference(c)
     _validate_trackers(c)
-    _validate_evaluate(c)
-    _validate_judge(c)
-
-
-def _validate_remote(j: Config, used: bool) -> None:
-    usual = default().judge
-    for key in ("endpoint", "model", "concurrency", "timeout", "retries", "cache"):
-        if not used and j[key] != usual[key]:
-            raise ValueError(
-                f"config.judge.{key}: {j[key]!r} would be ignored, it needs 'remote' in"
-                " config.judge.safety or config.judge.helpfulness"
-            )
-    if used and not (j.model and j.endpoint.startswith(("http://", "https://"))):
-        raise ValueError(
-            f"config.judge: endpoint={j.endpoint!r} model={j.model!r}, 'remote' needs the base URL"
-            " of a server and the name of its model"
-        )
-    if not (j.concurrency >= 1 and j.timeout > 0 and j.retries >= 0):
-        raise ValueError(
-            f"config.judge: concurrency={j.concurrency} timeout={j.timeout} retries={j.retries};"
-            " expected 1 or more, above 0, 0 or more"
-        )
-
-
-def _validate_judge(c: Config) -> None:
-    j, sides = c.judge, (c.judge.safety, c.judge.helpfulness)
-    if not (j.temperature >= 0 and 0 < j.top_p <= 1):
-        raise ValueError(
-            f"config.judge: temperature={j.temperature} top_p={j.top_p}; expected temperature >= 0,"
-            " 0 < top_p <= 1"
-        )
-    for key, users in (("templates", {"self", "remote"}), ("reward_model", {"reward_model"})):
-        if j[key] and not users & set(sides):
-            raise ValueError(
-                f"config.judge.{key}: {j[key]!r} would be ignored, it needs one of {sorted(users)}"
-                " in config.judge.safety or config.judge.helpfulness"
-            )
-    _validate_remote(j, "remote" in sides)
-    if "reward_model" in sides and not j.reward_model:
-        raise ValueError("config.judge.reward_model: empty, expected a folder or a hub name")
-    own = j.templates == "miniature"
-    if own and (c.model.checkpoint or c.data.sft != "miniature"):
-        raise ValueError(
-            "config.judge.templates: 'miniature' is for a model that stage 1 teaches to judge, so"
-            " config.model.checkpoint must be empty and config.data.sft 'miniature'"
-        )
-    judged = "search" in words(c.stages) or "self-rewarding" in words(c.baselines.names)
-    if judged and "self" in sides and not (own or c.model.checkpoint):
-        raise ValueError(
-            "config.judge: the miniature's model can judge itself only in its own words, with"
-            " config.judge.templates='miniature'"
-        )
-
-
-def _validate_evaluate(c: Config) -> None:
-    e, usual = c.evaluate, default().evaluate
-    if not words(e.search):
-        raise ValueError("config.evaluate.search: empty, expected at least greedy")
-    try:
-        strategies = parse_all(words(e.search))
-    except ValueError as error:
-        raise ValueError(f"config.evaluate.search: {error}") from None
-    searches = [s for s in strategies if s != GREEDY]
-    for keys, holds, needed in (
-        (("temperature", "top_p", "top_k", "searched"), searches, "a search beside greedy"),
-        (("aggregation",), [s for s in searches if s.reads], "a search under the reward model"),
-        (("lookahead",), [s for s in searches if s.kind == "lookahead"], "lookahead_WxM"),
-    ):
-        for key in keys:
-            if e[key] != usual[key] and not holds:
-                raise ValueError(
-                    f"config.evaluate.{key}: {e[key]!r} would be ignored, it needs {needed} in"
-                    " config.evaluate.search"
-                )
-    if not (e.temperature >= 0 and 0 < e.top_p <= 1 and e.top_k >= 0 and e.lookahead > 0):
-        raise ValueError(
-            f"config.evaluate: temperature={e.temperature} top_p={e.top_p} top_k={e.top_k}"
-            f" lookahead={e.lookahead}; expected temperature >= 0, 0 < top_p <= 1, top_k >= 0,"
-            " lookahead > 0"
-        )
+    validate_rewards(c)
 
 
 def _validate_values(c: Config) -> None:

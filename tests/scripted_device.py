@@ -70,7 +70,16 @@ class ScriptedDevice:
 
     def extend(self, ids, pages, starts):
         assert len(ids) <= self._config.prefill_rows
-        assert len({self.bucket(len(table)) for table, start in zip(pages, starts) if start}) <= 1
+        assert (
+            len(
+                {
+                    self.bucket(len(table))
+                    for table, start in zip(pages, starts, strict=True)
+                    if start
+                }
+            )
+            <= 1
+        )
         assert len({start > 0 for start in starts}) == 1
         for own, table, start in zip(ids, pages, starts, strict=True):
             for position, token in enumerate(own, start):

@@ -81,7 +81,7 @@ class Talker:
         return f"answer {visit}" + ("" if visit == 3 else EOS)
 
     def judge(self, prompt, response):
-        number = int(response.split()[-1])
+        number = int(response.removesuffix(EOS).split()[-1])
         if prompt.endswith("tie") or number == 3:
             return 1.0, 1.0
         return (1.0, [0.5, -1.0, 0.0][number]) if number < 3 else None
@@ -125,6 +125,26 @@ def test_candidates_are_judged_and_the_best_meets_the_worst():
     assert {text for _, _, text in judge.asked} == {f"answer {i}" for i in range(5)}
     [(best, worst)] = candidates.best_against_worst(random.Random(0).sample(found, 10))
     assert (best.id, worst.id) == ("p0/0", "p0/1")
+
+
+def test_candidates_that_reason_keep_their_last_tag():
+    found = {row.id: row for row in sample(ASKED, direct=False)[0]}
+    assert found["p0/0"].text == "answer 0" + EOS
+
+
+def test_the_candidates_of_a_prompt_are_the_leaves_of_a_tree():
+    found = sample(ASKED)[0]
+    first, _ = candidates.as_trees(random.Random(0).sample(found, 10))
+    assert first.prompt.id == "p0"
+    root, *leaves = first.nodes
+    assert [leaf.reward for leaf in leaves] == [
+        2.5,
+        1.0,
+        2.0,
+    ]  # those without a reward are left out
+    assert all(leaf.terminal and leaf.visits == 1 and leaf.depth == 1 for leaf in leaves)
+    assert [leaf.ids for leaf in leaves] == [row.ids for row in found[:3]]
+    assert (root.visits, root.value) == (3, 5.5 / 3)
 
 
 def test_candidates_that_are_there_are_not_sampled_again():

@@ -5,14 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
+from stair_jax.config import default
 from stair_jax.records import Node, Prompt, Tree
 from stair_jax.search import comparisons
 from stair_jax.sections import PrmConfig
 
-CONFIG = PrmConfig(
-    model="", loss="bt", readout="eos", min_value_gap=0.5, min_visits=2, pairs_per_tree=0,
-    full_share=0.5, centering=0.0, visit_weights=False, more_layers=0,
-    prompts=0, samples=4, eval_share=0.0,
+CONFIG = dataclasses.replace(
+    PrmConfig.of(default().prm), loss="bt", readout="eos", min_value_gap=0.5, min_visits=2,
+    pairs_per_tree=0, full_share=0.5, visit_weights=False, eval_share=0.0,
 )  # fmt: skip
 
 

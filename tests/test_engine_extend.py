@@ -6,6 +6,7 @@ import pytest
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.replicas import Replicas
 from stair_jax.engine.request import EngineLike
+from stair_jax.engine.sequences import Held
 from tests.test_engine import CONFIG, SPEC, STOPS, ask, by_hand, make, params, smallest_pool
 from tests.test_replicas import PLACES
 
@@ -13,6 +14,11 @@ __all__ = ["params"]
 
 TEMPLATE = [1, 2, 3, 9, 10, 11, 12, 13, 14]  # two pages and a token
 ANSWERS = [[20], [21, 22, 23], [24, 25, 26, 9, 12], list(range(9, 26)), [20, 9, 9, 9, 9, 9]]
+
+
+def held(prefix):
+    assert isinstance(prefix, Held)
+    return prefix
 
 
 def on(prefix, name, **change):
@@ -36,7 +42,7 @@ def test_what_is_forced_after_a_sequence_is_computed_once_and_the_sequence_befor
     params, attention
 ):
     engine = make(params, attention=attention)
-    template = engine.root(TEMPLATE)
+    template = held(engine.root(TEMPLATE))
     longer = [engine.extend(template, ids) for ids in ANSWERS]
     assert [s.ids for s in longer] == [(*TEMPLATE, *ids) for ids in ANSWERS]
     assert engine.counters["prefilled"] == 0  # not before it is needed
@@ -87,7 +93,7 @@ def test_an_extended_sequence_is_evicted_and_computed_again(params):
     tight, roomy = make(params, pool_bytes=smallest_pool()), make(params)
     found = []
     for engine in (tight, roomy):
-        template = engine.root(TEMPLATE)
+        template = held(engine.root(TEMPLATE))
         longer = [engine.extend(template, ids) for ids in ANSWERS]
         asked = [on(s, i, max_tokens=7) for i, s in enumerate(longer)]
         found.append([engine.generate(asked) for _ in range(3)])
@@ -106,8 +112,8 @@ def test_an_extended_sequence_is_evicted_and_computed_again(params):
 
 def test_what_was_evicted_reads_its_base_where_that_has_keys(params):
     engine = make(params)
-    template = engine.root(TEMPLATE)
-    longer = engine.extend(template, ANSWERS[3])
+    template = held(engine.root(TEMPLATE))
+    longer = held(engine.extend(template, ANSWERS[3]))
     engine.generate([on(longer, 0, max_tokens=1)])
     for lost, tokens in (([longer], 17), ([longer, template], 25)):
         before = engine.counters["prefilled"]
@@ -121,7 +127,7 @@ def test_what_was_evicted_reads_its_base_where_that_has_keys(params):
 
 def test_a_full_context_and_released_sequences_are_refused(params):
     engine = make(params)
-    template = engine.root(TEMPLATE)
+    template = held(engine.root(TEMPLATE))
     with pytest.raises(ValueError, match="40 tokens, expected 1 to 39"):
         engine.extend(template, [9] * (CONFIG.max_context - len(TEMPLATE)))
     unused = engine.extend(template, [9])

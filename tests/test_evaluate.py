@@ -22,7 +22,7 @@ from tests.scripted import ScriptedCodec, ScriptedEngine, ScriptedRewardModel
 from tests.test_config import tiny
 from tests.test_search_engine import SPEC
 
-SEARCHES = "best_of_2,best_of_5,vote_of_5,random_of_5,oracle_of_5,beam_2x3"
+SEARCHES = "best_of_2,best_of_5,vote_of_5,random_of_5,oracle_of_5,beam_2x3,mcts_7"
 BENCHMARKS = ("jailbreak", "harmless")
 COUNT = 7  # prompts of each
 
@@ -59,7 +59,7 @@ class Machine(ScriptedEngine):
         super().__init__(Teacher(), codec, seed=1)
         self.allowance, self.sampled, Machine.last = allowance, 0, self
 
-    def compile(self, samplings):
+    def compile(self, samplings, logps=False):
         self.samplings = list(samplings)
 
     @property
@@ -157,7 +157,10 @@ def test_the_stage_leaves_a_row_for_each_model_and_strategy(world, capsys):
     assert tokens["sft/best_of_5"]["harmless"]["scored"] > 0
     assert tokens["sft/best_of_5"] == tokens["sft/vote_of_5"]
     parents = {name: set(entry["parents"]) for name, entry in run.lineage.entries.items()}
-    assert parents["evals/sft/beam_2x3"] == parents["evals/sft/best_of_5"] == {"sft", "prm"}
+    for name in ("beam_2x3", "best_of_5", "mcts_7"):
+        assert parents[f"evals/sft/{name}"] == {"sft", "prm"}
+    assert "search.c" in run.lineage.entries["evals/sft/mcts_7"]["settings"]
+    assert tokens["sft/mcts_7"]["harmless"]["scored"] > 0
     assert parents["evals/sft"] == parents["evals/sft/oracle_of_5"] == {"sft"}
     out = capsys.readouterr().out
     for name in ("table.md", "rounds.png", "search.png"):

@@ -12,10 +12,10 @@ from stair_jax.engine.scoring import Scoring
 from stair_jax.model import reward, transformer
 from stair_jax.model.reward import Readout
 from stair_jax.rewards.prm import RewardModel
-from stair_jax.search import beams, guided
+from stair_jax.search import beams, guided, guided_mcts
 from stair_jax.sections import GuidedConfig
 from stair_jax.strategies import parse
-from tests.test_search_engine import END, ENGINE, PROMPTS, SPEC, STEP_END, Letters
+from tests.test_search_engine import END, ENGINE, PROMPTS, SEARCH, SPEC, STEP_END, Letters
 
 CONFIG = dataclasses.replace(
     GuidedConfig.of(config_lib.default().evaluate), max_tokens=24, temperature=1.3, top_p=0.95,
@@ -155,3 +155,35 @@ def test_nothing_is_computed_twice(weights, plan, position):
     assert (asked > read) == (position == "eos")
     print(f"policy {done}, reward model {reader.counters}, {prompts=} {generated=} {read=}")
     assert computed / (prompts + asked) <= 1.05
+
+
+def trees(weights, prompts=PROMPTS, **search):
+    """Returns {prompt id: picked}, engine and reward model, of searches with trees."""
+    engine, reader = machines(weights)
+    guide = guided.Guide(
+        engine=engine, reward_model=reader, codec=Codec(), config=CONFIG, max_depth=4, seed=3
+    )
+    config = guided_mcts.config_of(dataclasses.replace(SEARCH, **search), guide, 12)
+    found = {}
+    passed_over = guided_mcts.find(
+        prompts, config, guide=guide,
+        on_found=lambda prompt, picked: found.update({prompt.id: picked}),
+    )  # fmt: skip
+    assert not passed_over
+    assert not any(engine._store.pages.owners)  # every sequence was given back
+    assert not any(reader._scoring._store.pages.owners)
+    return found, engine, reader
+
+
+def test_a_search_with_trees_computes_nothing_twice_and_keeps_prompts_apart(weights):
+    found, engine, reader = trees(weights)
+    prompts = sum(len(Codec().prompt_ids(prompt.question)) for prompt in PROMPTS)
+    generated = sum(picked.tokens for picked in found.values())
+    read = sum(picked.scored for picked in found.values())
+    done = engine.counters
+    assert done["decoded"] == generated > 20 * len(PROMPTS)
+    assert (done["prefilled"] + done["decoded"]) / (prompts + generated) <= 1.05
+    assert reader.counters["prefilled"] / (prompts + read) <= 1.05
+    assert any(picked.ended for picked in found.values())
+    few, _, _ = trees(weights, PROMPTS[6:3:-1], trees_in_flight=2)
+    assert few == {id: found[id] for id in few}

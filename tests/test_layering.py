@@ -5,7 +5,16 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parents[1] / "stair_jax"
 FLOORS = [
-    {"config", "sections", "validate", "strategies", "text", "records", "interrupt"},
+    {
+        "config",
+        "sections",
+        "strategies",
+        "validate",
+        "validate_rewards",
+        "text",
+        "records",
+        "interrupt",
+    },
     {"mesh", "ops", "linear_logp", "miniature", "kernels"},
     {"model"},
     {"engine", "io"},

@@ -8,8 +8,8 @@ from tests.test_config import keys
 
 BASELINES = ("start", "sft", "dpo", "sacpo", "candidates", "self-rewarding")
 STAGES = (
-    "sft", "search", "pairs", "dpo", "prm", *(f"baselines.{name}" for name in BASELINES), "evaluate",
-    "export",
+    "sft", "search", "pairs", "dpo", "prm", *(f"baselines.{name}" for name in BASELINES),
+    "evaluate", "evaluate.guided", "evaluate.mcts", "export",
 )  # fmt: skip
 # Which stage is run, where it lies, how it is watched, and how work is laid out.
 RUN_ONLY = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stair_jax import pipeline, records
-from stair_jax.config import restore
+from stair_jax.config import default, restore
 from stair_jax.io.metrics import Metrics
 from stair_jax.model import reward
 from stair_jax.rewards.combine import Reward
@@ -31,7 +31,13 @@ SMALL = {
 
 
 def small(workdir, **changes):
-    return tiny("smoke", workdir=str(workdir), **(SMALL | changes))
+    """Sizes of the miniature with the paper's settings of the stage, so far as SMALL says none."""
+    c = tiny("smoke", workdir=str(workdir))
+    c.prm.update(default().prm)
+    c.update_from_flattened_dict(
+        {key.replace("__", "."): value for key, value in (SMALL | changes).items()}
+    )
+    return c
 
 
 def grown(codec, number, count=12):
@@ -154,7 +160,7 @@ def test_killed_while_it_measures_it_ends_as_an_undisturbed_run(finished, tmp_pa
 def test_values_at_the_ends_of_steps_with_adapters(tmp_path):
     c = make(
         tmp_path, prm__loss="bce", prm__readout="step_end", prm__train__lora_rank=4,
-        prm__train__epochs=6.0,
+        prm__train__epochs=5.0,
     )  # fmt: skip
     pipeline.run(c)
     found, entry = report_of(c), opened(c).lineage.entries["prm"]

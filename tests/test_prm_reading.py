@@ -1,5 +1,6 @@
 """Step scores of both read-outs against one plain forward a score."""
 
+import itertools
 import math
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_a_whole_trajectory_reads_as_it_does_step_by_step(position, pages):
         for i, reading in enumerate(out):
             found[i] += reading.raw
     for row, reading, prefix, raw in zip(rows, at_once, prefixes, found, strict=True):
-        assert reading.prefix.ids == prefix.ids == (*row[0], *sum(row[1], []))
+        assert reading.prefix.ids == prefix.ids == (*row[0], *itertools.chain(*row[1]))
         want = by_hand(params, position, *row)
         np.testing.assert_allclose(reading.raw, want, atol=TOLERANCE)
         np.testing.assert_allclose(raw, want, atol=TOLERANCE)

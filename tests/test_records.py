@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -76,3 +77,32 @@ def test_whole_files_appear_at_once(tmp_path):
     records.write_jsonl(path, [PROMPT, PROMPT])
     assert len(records.read_jsonl(path, Prompt)) == 2
     assert [p.name for p in path.parent.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_journal_writes_what_came_in_within_a_second_at_once(tmp_path, monkeypatch):
+    now, path, other = [0.0], tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    monkeypatch.setattr(records.time, "monotonic", lambda: now[0])
+    with records.Journal() as journal:
+        for i in range(3):
+            journal.add(path, dataclasses.replace(PROMPT, id=str(i)))
+        assert not path.exists()
+        now[0] = records.Journal.EVERY
+        journal.add(other, PROMPT)
+        assert [row.id for row in records.read_jsonl(path, Prompt)] == ["0", "1", "2"]
+        journal.add(path, PROMPT)
+        assert len(records.read_jsonl(path, Prompt)) == 3
+    assert len(records.read_jsonl(path, Prompt)) == 4
+    assert records.read_jsonl(other, Prompt) == [PROMPT]
+
+
+def test_a_journal_that_an_exception_ends_has_written_all(tmp_path):
+    path = tmp_path / "a.jsonl"
+
+    def stopped():
+        with records.Journal() as journal:
+            journal.add(path, PROMPT)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert records.read_jsonl(path, Prompt) == [PROMPT]

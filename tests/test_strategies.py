@@ -18,6 +18,7 @@ from stair_jax.text import OUTPUT, OUTPUT_END
         ("beam_2x4", Strategy("beam", 2, 4), True),
         ("diverse_4x2", Strategy("diverse", 4, 2), True),
         ("lookahead_1x3", Strategy("lookahead", 1, 3), True),
+        ("mcts_24", Strategy("mcts", 24), True),
     ],
 )
 def test_a_name_is_parsed_and_given_back(name, want, reads):
@@ -37,7 +38,8 @@ def test_aliases_stand_for_the_papers_sizes():
 @pytest.mark.parametrize(
     "name",
     ["", "foo", "best_of", "best_of_0", "best_of_2x4", "beam_8", "beam_0x4", "beam_2x0", "mcts",
-     "mcts_2x2", "greedy_2", "best_of_08", "best_of_-1", "Beam_2x4", "beam_2x4x1", "best_of_8 "],
+     "mcts_1", "mcts_2x2", "greedy_2", "best_of_08", "best_of_-1", "Beam_2x4",
+     "beam_2x4x1", "best_of_8 "],
 )  # fmt: skip
 def test_a_bad_name_is_refused_with_what_there_is(name):
     with pytest.raises(ValueError, match=r"is none of greedy, best_of_N, .*beam_WxM.*, beam$") as e:

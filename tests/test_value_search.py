@@ -106,22 +106,26 @@ def test_trees_do_not_depend_on_what_else_grows(config):
 
 
 def test_a_step_without_a_token_is_worth_what_its_parent_is():
-    class Mute(RandomScript):
+    class Full(RandomScript):
+        """Some steps fill the context, and nothing fits behind them."""
+
         def expand(self, prompt, trajectory, k):
-            return "" if len(trajectory) == 1 and k == 1 else super().expand(prompt, trajectory, k)
+            full = trajectory[-1] == "" if len(trajectory) > 1 else bool(trajectory) and k == 1
+            return "" if full else super().expand(prompt, trajectory, k)
 
     models = []
     trees, *_ = scripted.run(
-        Mute("mute", ends=0.0), dataclasses.replace(PRM, iterations=12),
+        Full("full", ends=0.0), dataclasses.replace(PRM, iterations=25),
         model=lambda codec: models.append(ScriptedRewardModel(codec)) or models[0],
     )  # fmt: skip
-    empty = [(t, n) for t in trees.values() for n in t.nodes if n.depth == 2 and not n.ids]
-    assert empty
+    empty = [(t, n) for t in trees.values() for n in t.nodes if n.parent > 0 and not n.ids]
+    assert {node.depth for _, node in empty} >= {2, 3}
     for tree, node in empty:
-        parent, model = tree.nodes[node.parent], models[0]
-        value = model.readout.value(model.score(tree.prompt.question, [parent.text]))
-        if all(n.parent != tree.nodes.index(node) for n in tree.nodes):
-            assert node.value_sum == pytest.approx(node.visits * value, abs=1e-4)
+        above, model = tree.nodes[node.parent], models[0]
+        while not above.ids:
+            above = tree.nodes[above.parent]
+        value = model.readout.value(model.score(tree.prompt.question, [above.text]))
+        assert node.value_sum == pytest.approx(node.visits * value, abs=1e-4)
 
 
 def test_a_prompt_that_the_reward_model_has_no_room_for_is_passed_over():

@@ -45,19 +45,23 @@ def score(
     `count` means nothing.
     """
     cache, rows = Fresh(pool) if fresh else pool, Rows(table, length, count)
-    hidden, cache = _apply(decoder, params, tokens, cache, rows)
+    hidden, cache = apply(decoder, params, tokens, cache, rows)
     return cache.pool if fresh else cache, reward.scores(params, hidden)
 
 
-def _apply(decoder: Decoder, params: Any, tokens: jax.Array, cache: Any, rows: Rows) -> Any:
+def apply(decoder: Decoder, params: Any, tokens: jax.Array, cache: Any, rows: Rows) -> Any:
     """Returns hidden states and the grown cache; Flax itself does not say what `apply` returns."""
     return decoder.apply({"params": params}, tokens, cache, rows)
 
 
-class Scored(Held):
-    """A sequence whose keys are there for all of its ids, or for none."""
+class Read(Held):
+    """A sequence with the scores of its last tokens, until they are delivered."""
 
-    raw: np.ndarray | None = None  # of the last tokens, until they are delivered
+    raw: np.ndarray | None = None
+
+
+class Scored(Read):
+    """A sequence whose keys are there for all of its ids, or for none."""
 
     @property
     def wanted(self) -> int:
@@ -84,11 +88,16 @@ class _Scorer(Prefill):
                     decoder=self._decoder, fresh=block.fresh,
                 )  # fmt: skip
             found.append(raw)
-        raw_XT = np.concatenate(jax.device_get(found), axis=1)
-        for row, job in enumerate(jobs):
-            if job.sequence.waits:  # it is new, and somebody waits for its scores
-                assert isinstance(job.sequence, Scored)
-                job.sequence.raw = raw_XT[row, : len(job.ids)]
+        deliver(jobs, found)
+
+
+def deliver(jobs: Sequence[Job], found: Sequence[jax.Array]) -> None:
+    """Leaves scores with the sequences that somebody waits for; `found` are blocks [X, T]."""
+    raw_XT = np.concatenate(jax.device_get(found), axis=1)
+    for row, job in enumerate(jobs):
+        if job.sequence.waits:
+            assert isinstance(job.sequence, Read)
+            job.sequence.raw = raw_XT[row, : len(job.ids)]
 
 
 class Scoring:
@@ -107,6 +116,9 @@ class Scoring:
       ValueError: where the pool cannot hold one full context.
     """
 
+    _sequence: type[Read] = Scored
+    _device_of: Any = _Scorer
+
     def __init__(
         self,
         spec: Spec,
@@ -121,7 +133,7 @@ class Scoring:
         sizes = dataclasses.replace(
             config, pool_bytes=pool_bytes, max_context=config.max_context + 1
         )
-        self._device = _Scorer(spec, params, config=sizes, mesh=mesh, share=SHARE)
+        self._device = self._device_of(spec, params, config=sizes, mesh=mesh, share=SHARE)
         self._store = Store(Pages(self._device.pages), config.page_size)
         self._keys = Keys(
             self._store, rows=config.prefill_rows, extend=self._device.score,
@@ -148,7 +160,7 @@ class Scoring:
         Raises:
           ValueError: where `ids` is empty or leaves no room in the context.
         """
-        return Scored(self._fitting(ids, self.config.max_context - 1))
+        return self._sequence(self._fitting(ids, self.config.max_context - 1))
 
     def extend(
         self, items: Sequence[tuple[Prefix, Sequence[int]]]
@@ -188,7 +200,7 @@ class Scoring:
         if any(not ids for _, _, ids in items):
             raise ValueError("0 tokens to score, expected 1 or more")
         sequences = [
-            self._store.extend(Scored((*base.ids[:length], *ids)), base, length)
+            self._store.extend(self._sequence((*base.ids[:length], *ids)), base, length)
             for base, (_, length, ids) in zip(bases, items, strict=True)
         ]
         done = 0
@@ -198,7 +210,7 @@ class Scoring:
                 raise RuntimeError("scoring: one sequence alone finds no pages, some were lost")
             done += ready
         self._scored += sum(len(ids) for _, _, ids in items)
-        return [(s, _delivered(s, ids)) for s, (_, _, ids) in zip(sequences, items, strict=True)]
+        return [(s, _taken(s, ids)) for s, (_, _, ids) in zip(sequences, items, strict=True)]
 
     def release(self, prefix: Prefix) -> None:
         """Gives a sequence back."""
@@ -213,8 +225,9 @@ class Scoring:
         return ids
 
 
-def _delivered(sequence: Scored, ids: Sequence[int]) -> np.ndarray:
+def _taken(sequence: Held, ids: Sequence[int]) -> np.ndarray:
     """Returns the scores of the last `ids`; more were computed where the prefix had no keys."""
+    assert isinstance(sequence, Read)
     raw, sequence.raw = sequence.raw, None
     assert raw is not None
     return raw[-len(ids) :]

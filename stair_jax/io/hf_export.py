@@ -78,7 +78,7 @@ def save(
     with whole(pathlib.Path(path)) as folder:
         _write_weights(folder, spec, flat, dtype, shard_bytes, kind)
         config = _config(spec, tokenizer, sorted(end_ids), dtype, source)
-        write_json(folder / "config.json", config | (more or {}))
+        write_json(folder / "config.json", {**config, **(more or {})})
         if kind == hf_names.POLICY:
             keys = ("bos_token_id", "eos_token_id", "pad_token_id")
             generation = {key: config[key] for key in keys} | {"do_sample": False}

@@ -13,6 +13,7 @@ from stair_jax.io.batches import Batch, Data
 from stair_jax.text import Codec
 
 ROWS = 3
+_RANKS = "better", "worse"
 _STYLES = {
     "prompt": "dim", "context": "dim", "trained": "green", "compared": "yellow",
     "compared, trained": "bold yellow", "rejected": "red", "read": "bold magenta",
@@ -85,8 +86,15 @@ def _scored_rows(one: Batch) -> Iterator[list[Side]]:
     tokens, read, used = one["tokens"], one["read"], one["weight"] > 0
     if not used.any():
         return
-    if tokens.ndim == 2:
-        sides = zip(("better", "worse"), tokens, read.tolist(), strict=True)
+    if "parent" in one:
+        for pair in read[used].tolist():
+            paths = [_path(one["parent"], at) for at in pair]
+            yield [
+                Side(rank, _read_parts(tokens[path], [len(path) - 1]))
+                for rank, path in zip(_RANKS, paths, strict=True)
+            ]
+    elif tokens.ndim == 2:
+        sides = zip(_RANKS, tokens, read.tolist(), strict=True)
         yield [Side(name, _read_parts(ids, [at])) for name, ids, at in sides]
     else:
         values = " ".join(f"{x:.2f}" for x in one["target"][used])
@@ -129,17 +137,21 @@ def _pair(
     ]
 
 
+def _path(parent: np.ndarray | None, end: int) -> list[int]:
+    """Returns the indices of a sequence's tokens in its row, up to `end`."""
+    if parent is None:
+        return list(range(end + 1))
+    path = [end]
+    while (before := int(parent[path[-1]])) != path[-1]:
+        path.append(before)
+    return path[::-1]
+
+
 def _side(
     name: str, tokens: np.ndarray, trained: np.ndarray, compared: np.ndarray, end: int,
     parent: np.ndarray | None,
 ) -> Side:  # fmt: skip
-    path = [end]
-    while (before := path[-1] - 1 if parent is None else int(parent[path[-1]])) not in (
-        -1,
-        path[-1],
-    ):
-        path.append(before)
-    path.reverse()
+    path = _path(parent, end)
     marks = [(bool(trained[t]), bool(compared[t])) for t in path]
     begun = next((i for i, mark in enumerate(marks) if any(mark)), len(path))
     kinds = []

@@ -1,7 +1,7 @@
 """Batches for reward models: pairs of trajectories, or trajectories with values on their steps."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -51,6 +51,24 @@ class ComparisonData(Data):
         return cut(out, passes)
 
 
+def parted(examples: Sequence[ComparisonExample]) -> list[PairExample]:
+    """Returns each pair with what all trajectories of its prompt begin with set apart.
+
+    At least a token of each remains: its score is read there.
+    """
+    begin: dict[Ids, Ids] = {}
+    for x in examples:
+        first = begin.get(x.prompt, x.better[:-1])
+        begin[x.prompt] = _common(_common(first, x.better[:-1]), x.worse[:-1])
+    return [
+        PairExample(
+            id=x.id, prompt=x.prompt, prefix=(shared := begin[x.prompt]),
+            chosen=x.better[len(shared) :], rejected=x.worse[len(shared) :], depth=x.depth,
+        )
+        for x in examples
+    ]  # fmt: skip
+
+
 class ComparisonTrees(Data):
     """Batches of `ComparisonExample` by prompt: what its trajectories share is there once.
 
@@ -63,7 +81,7 @@ class ComparisonTrees(Data):
                  pad_id: int, row_shards: int):  # fmt: skip
         super().__init__(examples, (), config, sides=1, seed=seed, pad_id=pad_id,
                          row_shards=row_shards)  # fmt: skip
-        self._parted = self._parts()
+        self._parted = parted([x for x in self._all if isinstance(x, ComparisonExample)])
         keys = packing.group_keys(self._parted[: len(self.examples)])
         self._by_group = order.ByGroup(keys, config.batch, seed)
         self._packer = self._packer_for(self.pieces)
@@ -82,27 +100,6 @@ class ComparisonTrees(Data):
         return [
             piece for members in families.values() for piece in packing.family(members, longest)
         ]
-
-    def _parts(self) -> list[PairExample]:
-        """Returns every row with what all trajectories of its prompt begin with set apart.
-
-        At least a token of each remains: its score is read there.
-        """
-        begin: dict[Ids, Ids] = {}
-        for x in self._comparisons(range(len(self._all))):
-            first = begin.get(x.prompt, x.better[:-1])
-            begin[x.prompt] = _common(_common(first, x.better[:-1]), x.worse[:-1])
-        return [
-            PairExample(
-                id=x.id, prompt=x.prompt, prefix=(shared := begin[x.prompt]),
-                chosen=x.better[len(shared) :], rejected=x.worse[len(shared) :], depth=x.depth,
-            )
-            for x in self._comparisons(range(len(self._all)))
-        ]  # fmt: skip
-
-    def _comparisons(self, indices: Iterable[int]) -> list[ComparisonExample]:
-        rows = [self._all[i] for i in indices]
-        return [row for row in rows if isinstance(row, ComparisonExample)]
 
     def _fault(self, example: Example) -> str:
         reason = super()._fault(example)
@@ -136,9 +133,9 @@ class ComparisonTrees(Data):
 class ValuedData(Data):
     """Batches of `ValuedExample`, whose R labels at most are those of the fullest row.
 
-    tokens [A, m, T] int32; read [A, m, R] int32, the positions of the tokens whose scores count;
-    target [A, m, R] float32 in [0, 1], weight [A, m, R] float32 (0: no label), depth [A, m, R]
-    int32.
+    tokens [A, m, T] int32; start [A, m] int32, tokens of the prompt; read [A, m, R] int32, the
+    positions of the tokens whose scores count; target [A, m, R] float32 in [0, 1], weight
+    [A, m, R] float32 (0: no label), depth [A, m, R] int32.
     """
 
     def __init__(self, examples: Sequence[ValuedExample], config: TrainConfig, *, seed: int,
@@ -173,6 +170,7 @@ class ValuedData(Data):
         rows, reads = passes * micro, self._reads
         out = {
             "tokens": np.full((rows, width), self.pad_id, np.int32),
+            "start": np.zeros(rows, np.int32),
             "read": np.zeros((rows, reads), np.int32),
             "target": np.zeros((rows, reads), np.float32),
             "weight": np.zeros((rows, reads), np.float32),
@@ -180,6 +178,7 @@ class ValuedData(Data):
         }
         for row, example in enumerate(self._valued(indices)):
             write(out["tokens"][row], example.prompt, example.response)
+            out["start"][row] = len(example.prompt)
             write(out["read"][row], example.reads)
             write(out["target"][row], example.targets)
             write(out["weight"][row], example.weights)

@@ -17,7 +17,7 @@ from stair_jax.model import lora, transformer
 from stair_jax.model.spec import Spec
 
 POSITIONS = ("eos", "step_end")
-LOSSES = ("bt", "bce", "mse")
+LOSSES = ("bt", "bce", "mse", "implicit")
 _BODY = ("embed", "layers", "norm")
 
 
@@ -105,7 +105,7 @@ class Readout:
     """Where a score is read and how it becomes a number; stored with the checkpoint."""
 
     position: str  # "eos": at an end of sequence put behind the last step; or at each "step_end"
-    loss: str  # that trained the scores: "bt", "bce", "mse"
+    loss: str  # that trained the scores: one of LOSSES
     low: float  # the least reward, from which the targets were scaled
     high: float  # the greatest
 
@@ -122,7 +122,7 @@ class Readout:
         """Returns raw scores, numbers or NumPy arrays of them, between 0 and 1.
 
         A logistic score is a probability: that the node is good (bce), or that it is better than
-        one of score 0 (bt). A score of mse is 2 q - 1 of the scaled value q.
+        one of score 0 (bt, implicit). A score of mse is 2 q - 1 of the scaled value q.
         """
         if self.loss == "mse":
             return np.clip((raw + 1) / 2, 0, 1)

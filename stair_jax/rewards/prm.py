@@ -78,9 +78,7 @@ class RewardModel:
         Raises:
           ValueError: for a step without tokens, no steps, a released prefix, or a full context.
         """
-        for _, steps in items:
-            if not steps or not all(steps):
-                raise ValueError(f"steps of {[*map(len, steps)]} tokens, expected 1 or more each")
+        check_steps(items)
         grown = self._scoring.extend([(p, [*itertools.chain(*steps)]) for p, steps in items])
         ends = [[*itertools.accumulate(map(len, steps))] for _, steps in items]
         raw = [
@@ -123,3 +121,10 @@ def aggregate(units: Sequence[float], how: str) -> float:
         "last": lambda: units[-1], "min": lambda: min(units), "product": lambda: math.prod(units),
         "mean": lambda: math.fsum(units) / len(units),
     }[how]()  # fmt: skip
+
+
+def check_steps(items: Sequence[Item]) -> None:
+    """Raises ValueError where an item has no steps, or a step no tokens."""
+    for _, steps in items:
+        if not steps or not all(steps):
+            raise ValueError(f"steps of {[*map(len, steps)]} tokens, expected 1 or more each")

@@ -184,7 +184,7 @@ def _child(
 
 def _scores(trail: Trail, pool: Sequence[Beam], looks: int) -> Moves[list[float]]:
     """Returns what each candidate is kept by: its last score, or that of its greedy future."""
-    scores = [beam.raw[0] for beam in pool]
+    scores = [beam.raw[-1] for beam in pool]
     if not looks:
         return scores
     futures = yield from _futures(trail, [beam for beam in pool if beam.state == OPEN], looks)

@@ -40,10 +40,10 @@ def grow(
     prompts: Sequence[Prompt],
     *,
     engine: EngineLike,
-    judge: Judge,
+    judge: Judge | None,
     codec: CodecLike,
     config: SearchConfig,
-    reward: Reward,
+    reward: Reward | None,
     seed: int,
     on_tree: Callable[[Tree], None],
     valuer: RewardModelLike | None = None,
@@ -52,12 +52,14 @@ def grow(
 
     `on_tree` gets each tree as it finishes, so not in the order of `prompts`. A prompt that the
     engine has no room for is passed over. A tree with an answer that nobody judged (`OPEN`) is
-    given up, and the others grow on. Whatever ends the call early, all sequences are given back to
-    the engine.
+    given up, and the others grow on. Without a judge, `reward` is not used, and the reward model
+    says what answers are worth, as it does of steps (`config.value` is "prm" then). Whatever ends
+    the call early, all sequences are given back to the engine.
 
     Raises:
       ValueError: where two prompts have the same id (ids fix the random draws), no tree may be in
-        flight, or the values are to come from a reward model and there is none.
+        flight, the values are to come from a reward model and there is none, or somebody must
+        judge and there is no judge or no `reward`.
     """
     if config.trees_in_flight < 1:
         raise ValueError(f"trees_in_flight: {config.trees_in_flight} found, 1 or more expected")
@@ -69,6 +71,8 @@ def grow(
         valuer = None
     elif valuer is None:
         raise ValueError(f"search.value {config.value!r} wants a reward model, found none")
+    if (judge is None and config.value != "prm") or (judge is not None and reward is None):
+        raise ValueError(f"search.value {config.value!r} wants a judge and a reward, found none")
     tools = Tools(
         engine=engine, judge=judge, codec=codec, config=config, reward=reward, seed=seed,
         valuer=valuer,
@@ -159,7 +163,7 @@ class Nursery:
             growth.read(node, reading)
 
     def _take_verdicts(self) -> bool:
-        verdicts = self.tools.judge.collect()
+        verdicts = self.tools.judge.collect() if self.tools.judge is not None else []
         for id, score in verdicts:
             if isinstance(id, Task) and id.prompt_id in self.left_open:
                 continue  # was asked for a tree that has been given up since

@@ -74,10 +74,10 @@ class Tools:
     """What all trees of a run share."""
 
     engine: EngineLike
-    judge: Judge
+    judge: Judge | None  # None: the reward model says what answers are worth too
     codec: CodecLike
     config: SearchConfig
-    reward: Reward
+    reward: Reward | None  # what a judge's score amounts to
     seed: int
     valuer: RewardModelLike | None = None  # where `config.value` wants one
 
@@ -207,7 +207,7 @@ class Growth:
         sprout = self.nodes[node]
         self._tries[node] = self._tries.get(node, 0) + 1
         ordinal, sprout.draws = sprout.draws, sprout.draws + 1
-        if sprout.ends:
+        if sprout.ends and self.tools.judge is not None:
             self._judge(node, ordinal, sprout.response)
             return
         known = self.valuing is None or self.valuing.ask(node, sprout.parent, sprout.ids)
@@ -238,6 +238,7 @@ class Growth:
         tools.engine.submit(request)
 
     def _judge(self, node: int, ordinal: int, response: str) -> None:
+        assert self.tools.judge is not None
         self.counters["judged"] += 1
         task = Task(self.prompt.id, node, "judge", ordinal)
         self.tools.judge.submit(task, self.prompt, response)
@@ -306,7 +307,8 @@ class Growth:
         """Ends an evaluation by the reward model alone."""
         assert self.valuing is not None
         del self._tries[node]
-        self._outcomes[node] = Outcome(mcts.REWARD, np.float32(self.valuing.value(node)))
+        kind = mcts.TERMINAL_REWARD if self.nodes[node].ends else mcts.REWARD
+        self._outcomes[node] = Outcome(kind, np.float32(self.valuing.value(node)))
 
     def score(self, score: Score | None, task: Task) -> None:
         """Takes the judge's verdict; where there is none, asks once more."""
@@ -325,6 +327,7 @@ class Growth:
             return Outcome(mcts.MISSING_FOR_GOOD if ends else mcts.MISSING, np.float32(0))
         for name, count in score.counts.items():
             self.counters[f"judge_{name}"] += count
+        assert self.tools.reward is not None
         reward = self.tools.reward(score.safety, score.helpfulness, self.prompt.type)
         if self.valuing is not None and not ends and node != ROOT:
             weight = self.tools.config.value_weight

@@ -9,20 +9,21 @@ from typing import Any
 
 from stair_jax import records
 from stair_jax.config import words
-from stair_jax.engine.request import GREEDY
-from stair_jax.engine.scoring import Scoring
+from stair_jax.engine.request import GREEDY, Sampling
 from stair_jax.evals import miniature
 from stair_jax.io import progress
 from stair_jax.model.reward import Readout
 from stair_jax.records import Answer, Prompt, Sample
-from stair_jax.rewards.prm import RewardModel, RewardModelLike
-from stair_jax.search import beams, guided, selection
+from stair_jax.rewards.prm import RewardModelLike
+from stair_jax.search import beams, growth, guided, guided_mcts, selection
 from stair_jax.search.beams import Found
 from stair_jax.search.guided import Guide, Trail
-from stair_jax.sections import GuidedConfig
-from stair_jax.stages import policies
-from stair_jax.stages.run import Run, digest_of, engine_config
-from stair_jax.strategies import SAMPLED, Strategy
+from stair_jax.search.guided_mcts import Picked
+from stair_jax.sections import GuidedConfig, SearchConfig
+from stair_jax.stages import policies, reward_models
+from stair_jax.stages.run import Run, digest_of
+from stair_jax.stages.search import trees_in_flight
+from stair_jax.strategies import MCTS, SAMPLED, Strategy
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,9 @@ class Answering:
         if strategy.kind in SAMPLED:
             self._choose(strategy, todo, take)
             return
+        if strategy.kind == MCTS:
+            self._search(strategy, todo, take)
+            return
 
         def found(trail: Trail, what: Found) -> None:
             row = self._row(trail.prompt, self._policy.codec.decode(what.ids))
@@ -68,25 +72,72 @@ class Answering:
 
         greedy = strategy.kind == "greedy"
         plan = beams.greedy if greedy else functools.partial(beams.beam, strategy=strategy)
-        self._find(strategy.name, todo, plan, self._guide(read=strategy.reads), found)
+        self._hunt(strategy.name, todo, plan, self._guide(read=strategy.reads), found)
 
-    def _find(
+    def _search(self, strategy: Strategy, todo: Sequence[Prompt], take: Take) -> None:
+        """Answers with the best end of a search tree on each prompt."""
+        guide, count = self._guide(read=True), trees_in_flight(self._run, len(todo))
+        search = SearchConfig.of(self._run.config.search)
+        config = guided_mcts.config_of(search, guide, strategy.width)
+        config = dataclasses.replace(config, trees_in_flight=count)
+        unended = 0
+
+        def found(prompt: Prompt, what: Picked) -> None:
+            nonlocal unended
+            unended += not what.ended
+            row = self._row(prompt, self._policy.codec.decode(what.ids))
+            take(dataclasses.replace(row, tokens=what.tokens, scored=what.scored))
+
+        find = functools.partial(guided_mcts.find, todo, config, guide=guide)
+        logps = growth.wants_logps(config)
+        self._find(strategy.name, len(todo), find, found, [guide.sampling], logps=logps)
+        if unended:
+            log.warning(
+                "evaluate %s: %s: no answer to %d of %d prompts ended; beginnings stand in",
+                self._name, strategy.name, unended, len(todo),
+            )  # fmt: skip
+
+    def _hunt(
         self, label: str, todo: Sequence[Prompt], plan: Any, guide: Guide, found: Callable
     ) -> None:
-        """Runs a strategy over prompts, with a progress line."""
-        log.info("evaluate %s: %s, %d prompts", self._name, label, len(todo))
+        """Runs a plan of `guided` over prompts."""
         plain = [GREEDY] if label == "greedy" else [guide.sampling]
-        self._engine.compile(plain + [GREEDY] * label.startswith("lookahead"))
-        done = 0
-        with progress.line(f"evaluate {self._name} {label}", len(todo)) as show:
+        samplings = plain + [GREEDY] * label.startswith("lookahead")
+        find = functools.partial(guided.find, todo, plan, guide=guide)
+        self._find(label, len(todo), find, found, samplings)
 
-            def counted(trail: Trail, what: Any) -> None:
+    def _find(
+        self,
+        label: str,
+        count: int,
+        find: Callable[..., dict[str, str]],
+        found: Callable[[Any, Any], None],
+        samplings: Sequence[Sampling],
+        *,
+        logps: bool = False,
+    ) -> None:
+        """Runs a strategy over `count` prompts, with a progress line.
+
+        Args:
+          label: of the strategy.
+          count: of prompts.
+          find: answers them all; its `on_found` gets prompt or trail, and what was found.
+          found: takes each of these.
+          samplings: how tokens are drawn.
+          logps: whether log-probs are used.
+        """
+        log.info("evaluate %s: %s, %d prompts", self._name, label, count)
+        self._engine.compile(samplings, logps=logps)
+        done = 0
+        with progress.line(f"evaluate {self._name} {label}", count) as show:
+
+            def counted(who: Any, what: Any) -> None:
                 nonlocal done
-                found(trail, what)
+                found(who, what)
                 done += 1
                 show(done, f"{self._engine.counters['delivered']} tokens")
 
-            passed_over = guided.find(todo, plan, guide=guide, on_found=counted)
+            passed_over = find(on_found=counted)
         for id, reason in passed_over.items():
             raise ValueError(f"evaluate {self._name}: prompt {id}: {reason}")
 
@@ -134,7 +185,7 @@ class Answering:
     def _samples(self) -> dict[str, list[Sample]]:
         """All samples that the strategies choose among, by prompt; drawn where they are missing."""
         artefact, parent = f"evals/{self._name}/samples", policies.artefact_of(self._name)
-        self._run.begin(artefact, "evaluate", (parent,) if parent else ())
+        self._run.begin(artefact, "evaluate.guided", (parent,) if parent else ())
         folder = self._run.workdir / artefact
         folder.mkdir(parents=True, exist_ok=True)
         rows = self._stored(folder)
@@ -193,10 +244,11 @@ class Answering:
                 for row, one in zip(unread[id], what[1], strict=True)
             ]
             for row in (*fresh, *later):
-                records.append_jsonl(folder / f"{row.benchmark}.jsonl", row)
+                journal.add(folder / f"{row.benchmark}.jsonl", row)
                 rows[id, row.ordinal] = row
 
-        self._find(f"{len(numbers)} samples", todo, plan, self._guide(read=read), found)
+        with records.Journal() as journal:
+            self._hunt(f"{len(numbers)} samples", todo, plan, self._guide(read=read), found)
 
     def _sample(self, prompt: Prompt, ordinal: int, found: Found) -> Sample:
         row = self._row(prompt, self._policy.codec.decode(found.ids))
@@ -219,10 +271,7 @@ class Answering:
 
     @functools.cached_property
     def _reward_model(self) -> RewardModelLike:
-        found, config = policies.reward_model(self._run), engine_config(self._run.config)
-        place = policies.engine_places(self._run)[0]
-        scoring = Scoring(found.spec, found.params, config=config, mesh=place)
-        return RewardModel(scoring, found.readout, found.codec.eos_id)
+        return reward_models.open_one(self._run)
 
     def _guide(self, *, read: bool) -> Guide:
         return Guide(

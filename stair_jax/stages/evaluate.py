@@ -12,7 +12,7 @@ from stair_jax.records import Answer
 from stair_jax.stages import policies
 from stair_jax.stages.answering import Answering
 from stair_jax.stages.run import Run, digest_of
-from stair_jax.strategies import GREEDY, Strategy, parse_all
+from stair_jax.strategies import GREEDY, MCTS, Strategy, parse_all
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +60,16 @@ def _evaluate(
     """
     artefact, parent = f"evals/{model}", policies.artefact_of(model.partition("/")[0])
     reads = ("prm",) if strategy.reads else ()
-    run.begin(artefact, "evaluate", (*((parent,) if parent else ()), *reads))
+    stage = {"greedy": "evaluate", MCTS: "evaluate.mcts"}.get(strategy.kind, "evaluate.guided")
+    run.begin(artefact, stage, (*((parent,) if parent else ()), *reads))
     folder = run.workdir / artefact
     folder.mkdir(parents=True, exist_ok=True)
     benchmarks = words(run.config.evaluate.benchmarks)
     have = {answer.id for bench in benchmarks for answer in _answers(folder, bench)}
-    answering.answer(
-        strategy, have, lambda row: records.append_jsonl(folder / f"{row.benchmark}.jsonl", row)
-    )
+    with records.Journal() as journal:
+        answering.answer(
+            strategy, have, lambda row: journal.add(folder / f"{row.benchmark}.jsonl", row)
+        )
     found, costs, content = {}, {}, ""
     for benchmark in benchmarks:
         answers = sorted(_answers(folder, benchmark), key=lambda answer: answer.id)

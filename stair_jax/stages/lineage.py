@@ -37,7 +37,13 @@ _DEPENDS = {
         "baselines.temperature", "baselines.top_p",
     ),
     "baselines.self-rewarding": ("seed", "model", "dpo", "baselines.buckets"),
-    "evaluate": ("model", "evaluate", "engine"),
+    "evaluate": ("model", "evaluate.split", "evaluate.max_tokens", "engine"),
+    "evaluate.guided": ("seed", "model", "evaluate", "engine", "search.max_depth"),
+    "evaluate.mcts": (
+        "seed", "model", "evaluate", "engine",
+        *(f"search.{key}" for key in ("num_children", "c", "max_depth", "score", "prior",
+          "reselect_terminal", "ties", "max_step_tokens")),
+    ),
     "export": ("model",),
 }  # fmt: skip
 # Keys that move no result, or only how a result is stored.

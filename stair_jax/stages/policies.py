@@ -35,12 +35,16 @@ class Policy:
 
 @dataclasses.dataclass(frozen=True)
 class RewardPolicy:
-    """A reward model with its weights, how its scores are read, and its codec."""
+    """A reward model with its weights, how its scores are read, and its codec.
+
+    An implicit one is a policy, whose `reference` is the model that it started from.
+    """
 
     spec: Spec
     params: Any  # float32, on the run's mesh
     readout: Readout
     codec: text.Codec
+    reference: str = ""
 
 
 def names(run: Run) -> list[str]:
@@ -138,9 +142,13 @@ def reward_model(run: Run) -> RewardPolicy:
     """
     if not run.lineage.finished("prm"):
         raise ValueError(f"reward model: none in {run.workdir}; run stage prm")
-    spec, codec = frame(run)
-    spec, entry = reward.scalar(spec, run.config.prm.more_layers), run.lineage.entries["prm"]
+    (spec, codec), entry = frame(run), run.lineage.entries["prm"]
     folder, readout = run.workdir / "prm" / "checkpoints", Readout.from_json(entry["readout"])
+    if readout.loss == "implicit":
+        like = _abstract(_weights(spec), transformer.logical_axes(spec), run.mesh)
+        params = checkpoint.load_params(folder, like, entry["step"])
+        return RewardPolicy(spec, params, readout, codec, entry["start"])
+    spec = reward.scalar(spec, run.config.prm.more_layers)
     axes, draw = reward.logical_axes(spec), functools.partial(reward.init, spec)
     parent = entry.get("adapters_of")
     if parent is None:

@@ -14,7 +14,8 @@ from stair_jax.config import Config
 from stair_jax.evals import reward_models
 from stair_jax.evals.reward_models import Scored
 from stair_jax.io import examples as examples_lib
-from stair_jax.io.reward_batches import ComparisonData, ComparisonTrees, ValuedData
+from stair_jax.io.pair_batches import DpoData
+from stair_jax.io.reward_batches import ComparisonData, ComparisonTrees, ValuedData, parted
 from stair_jax.model.reward import Readout
 from stair_jax.records import Tree
 from stair_jax.rewards.combine import Reward
@@ -47,14 +48,7 @@ def run(run: Run) -> None:
     rows, held, counts = _mined(trees, config, seed=run.config.seed)
     counts["sampled"] = len(sampled)
     frame = {"seed": run.config.seed, **training.frame(run, policy)}
-    if config.loss == "bt":
-        pairs = examples_lib.comparison_examples(rows, policy.codec, readout.position)
-        packed = train.batching == "tree"
-        kind = ComparisonTrees if packed else ComparisonData
-        data: ComparisonTrees | ComparisonData | ValuedData = kind(pairs, train, **frame)
-    else:
-        values = examples_lib.valued_examples(rows, policy.codec, readout)
-        data = ValuedData(values, train, **frame)
+    data = _data(run.config, rows, policy.codec, readout, train, frame)
     if not data.examples:
         raise ValueError(
             f"{NAME}: {counts['trees']} trees give no row to train on, {counts['dropped']} nodes"
@@ -70,8 +64,22 @@ def run(run: Run) -> None:
 
     training.prm(
         run, NAME, policy, data, train, config, measure=measure, readout=readout.to_json(),
-        rounds=list(rounds), **counts,
+        start=start, rounds=list(rounds), **counts,
     )  # fmt: skip
+
+
+def _data(
+    config: Config, rows: Sequence[Any], codec: Codec, readout: Readout, train: TrainConfig,
+    frame: Mapping[str, int],
+) -> training.RewardData:  # fmt: skip
+    """Returns the rows as the trainer takes them."""
+    if readout.loss in ("bce", "mse"):
+        return ValuedData(examples_lib.valued_examples(rows, codec, readout), train, **frame)
+    pairs = examples_lib.comparison_examples(rows, codec, readout.position)
+    if loss := training.implicit_loss(config, PrmConfig.of(config.prm)):
+        return DpoData(parted(pairs), (), train, loss, **frame)
+    kind = ComparisonTrees if train.batching == "tree" else ComparisonData
+    return kind(pairs, train, **frame)
 
 
 def readout_of(config: Config) -> Readout:
@@ -128,7 +136,7 @@ def _mined(
         if comparisons.is_held_out(tree.prompt.id, share=config.eval_share, seed=seed):
             held.append(tree)
             continue
-        if config.loss == "bt":
+        if config.loss in ("bt", "implicit"):
             found, left = comparisons.comparisons_of(tree, config, seed=seed)
         else:
             found, left = comparisons.values_of(tree, config)

@@ -56,10 +56,11 @@ def sample(run: Run, artefact: str, model: str, prompts: Sequence[Prompt], draw:
                 judges.judge_of(run, board, policy.codec, direct=draw.direct)
             ) as judge,
             progress.line(artefact, len(prompts) * draw.count) as show,
+            records.Journal() as journal,
         ):
 
             def keep(row: Candidate) -> None:
-                records.append_jsonl(path, row)
+                journal.add(path, row)
                 have.add(row.id)
                 show(len(have), "responses")
 

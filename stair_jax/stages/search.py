@@ -57,6 +57,13 @@ def run(run: Run, number: int) -> None:
     )
 
 
+def trees_in_flight(run: Run, count: int) -> int:
+    """Returns how many trees to grow at once, of `count` at most where the run leaves it open."""
+    places = len(policies.engine_places(run))
+    open_to_us = min(TREES_A_SLOT * run.config.engine.slots * places, count)
+    return run.config.search.trees_in_flight or open_to_us
+
+
 def _grow(
     run: Run, number: int, parent: str, left: list[Prompt], path: pathlib.Path, have: int
 ) -> tuple[driver.Leftovers, dict[str, float]]:
@@ -67,9 +74,7 @@ def _grow(
     policy, stage = policies.load(run, parent), f"round-{number}/search"
     config, valuer = SearchConfig.of(run.config.search), valuers.valuer_of(run, policy)
     engine = policies.engine_for(run, policy)
-    if not config.trees_in_flight:
-        wanted = TREES_A_SLOT * run.config.engine.slots * len(policies.engine_places(run))
-        config = dataclasses.replace(config, trees_in_flight=min(wanted, len(left)))
+    config = dataclasses.replace(config, trees_in_flight=trees_in_flight(run, len(left)))
     also = judges.samplings(run.config)
     engine.compile(
         [growth.sampling_of(config), *also], logps=growth.wants_logps(config), extends=bool(also)

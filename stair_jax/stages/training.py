@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from stair_jax.config import Config
 from stair_jax.io import preview
 from stair_jax.io.batches import Batch, SftData
 from stair_jax.io.examples import PairExample, SftExample
@@ -25,11 +26,12 @@ from stair_jax.train import step as step_lib
 from stair_jax.train.logprobs import Scorer
 from stair_jax.train.losses import Dpo, Loss, Sft
 from stair_jax.train.reward_losses import Prm
-from stair_jax.train.values import Values
+from stair_jax.train.values import Ratios, Values
 
 log = logging.getLogger(__name__)
 
 Score = Callable[[Batch], np.ndarray]  # a batch with "read" [A, m, R] in, raw scores [A, m, R] out
+RewardData = ComparisonData | ComparisonTrees | ValuedData | DpoData
 After = Callable[[loop.Fitted, Mapping[str, Any]], None]  # also gets the frozen weights
 
 
@@ -96,8 +98,8 @@ def dpo(
 
 
 def prm(
-    run: Run, name: str, policy: Policy, data: ComparisonData | ComparisonTrees | ValuedData,
-    config: TrainConfig, loss: PrmConfig, *, measure: Callable[[Score, int], None], **facts: Any,
+    run: Run, name: str, policy: Policy, data: RewardData, config: TrainConfig, loss: PrmConfig, *,
+    measure: Callable[[Score, int], None], **facts: Any,
 ) -> None:  # fmt: skip
     """Trains a reward model on the weights of a policy, and finishes its artefact; see `sft`.
 
@@ -113,21 +115,40 @@ def prm(
     """
     left_out = sum(len(ids) for ids in data.dropped.values())
     _report_dropped(name, data.dropped, len(data.examples) + len(data.eval_examples) + left_out)
-    spec = reward.scalar(policy.spec, loss.more_layers)
-    start = Policy(policy.name, spec, _reward_start(run, policy, spec), policy.codec)
-    scorer = Values.of(spec, config)
+    start, objective = policy, implicit_loss(run.config, loss)
+    if objective is None:
+        spec = reward.scalar(policy.spec, loss.more_layers)
+        start = Policy(policy.name, spec, _reward_start(run, policy, spec), policy.codec)
+        scorer: Any = Values.of(spec, config)
+        trained: Loss = Prm.of(scorer, loss)
+    else:
+        trained = Dpo.of(Scorer.of(policy.spec, config), objective)
+        scorer = Ratios(scorer=Scorer.of(policy.spec, config), beta=loss.beta)
 
     def after(fitted: loop.Fitted, frozen: Mapping[str, Any]) -> None:
+        under = frozen.get("base" if objective is None else "reference")
+
         def score(batch: Batch) -> np.ndarray:
-            on_mesh = step_lib.place({k: batch[k] for k in ("tokens", "read")}, run.mesh)
+            names = ("tokens", "read") if objective is None else ("tokens", "start", "read")
+            on_mesh = step_lib.place({k: batch[k] for k in names}, run.mesh)
             with jax.set_mesh(run.mesh):
-                raw = _raw(fitted.params, frozen.get("base"), **on_mesh, scorer=scorer)
-            return np.asarray(raw)
+                return np.asarray(_raw(fitted.params, under, on_mesh, scorer=scorer))
 
         measure(score, fitted.step)
 
     facts |= {"rows": len(data.examples)}
-    _train(run, name, start, data, Prm.of(scorer, loss), config, facts, after)
+    _train(run, name, start, data, trained, config, facts, after)
+
+
+def implicit_loss(config: Config, loss: PrmConfig) -> DpoConfig | None:
+    """Returns the objective of an implicit reward model; None for one with a head."""
+    if loss.loss != "implicit":
+        return None
+    return DpoConfig.of(
+        config.dpo, loss="sigmoid", beta=loss.beta, sft_coef=loss.sft_coef, scope="step",
+        sft_scope="response", sft_reduction="sequence", label_smoothing=0.0,
+        reference="on_the_fly", anchors_per_pair=0.0,
+    )  # fmt: skip
 
 
 def _reward_start(run: Run, policy: Policy, spec: Spec) -> Any:
@@ -179,9 +200,9 @@ def _train(
 
 
 @functools.partial(jax.jit, static_argnames="scorer")
-def _raw(params: Any, base: Any, tokens: jax.Array, read: jax.Array, *, scorer: Values) -> Any:
+def _raw(params: Any, base: Any, batch: Batch, *, scorer: Values | Ratios) -> Any:
     """Returns raw scores [A, m, R], one micro-batch after another."""
-    return jax.lax.map(lambda x: scorer(params, *x, base=base), (tokens, read))
+    return jax.lax.map(lambda one: scorer(params, **one, base=base), batch)
 
 
 def _shown(params: Any, dtype: str) -> Any:

@@ -1,4 +1,4 @@
-"""Scores of positions of rows under a reward model."""
+"""Scores of positions of rows under a reward model, one with a head or an implicit one."""
 
 import dataclasses
 from typing import Any
@@ -11,6 +11,7 @@ from stair_jax.model.layout import Layout
 from stair_jax.model.spec import Spec
 from stair_jax.model.transformer import Decoder
 from stair_jax.sections import TrainConfig
+from stair_jax.train.logprobs import Scorer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,3 +64,33 @@ class Values:
         hidden_BTD: Any = decoder.apply(variables, tokens, layout=layout)[0]
         hidden_BRD = jnp.take_along_axis(hidden_BTD, read[..., None], axis=1)
         return reward.scores(params, hidden_BRD)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ratios:
+    """An implicit reward model: `beta` times how much likelier it finds a response. Hashable.
+
+    Source: Yuan et al. 2024 (arXiv 2412.01981), proposition 3.1.
+    """
+
+    scorer: Scorer
+    beta: float
+
+    def __call__(
+        self,
+        params: Any,
+        tokens: Int[Array, "B T"],
+        read: Int[Array, "B R"],
+        start: Int[Array, " B"],
+        *,
+        base: Any,
+    ) -> Float[Array, "B R"]:
+        """Returns the raw scores, float32, of responses from index `start` on up to R others.
+
+        `base` is the reference: the weights that `params` were before training.
+        """
+        every = jnp.ones(tokens.shape, bool)
+        model, other = (self.scorer(x, tokens, every).logp for x in (params, base))
+        sums_BT = jnp.cumsum(model - other, axis=1)
+        before_B1 = jnp.take_along_axis(sums_BT, jnp.maximum(start - 1, 0)[:, None], axis=1)
+        return self.beta * (jnp.take_along_axis(sums_BT, read, axis=1) - before_B1)

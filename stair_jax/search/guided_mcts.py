@@ -1,0 +1,133 @@
+"""SI-MCTS at test time: a reward model values every step and every answer, nothing is rolled out.
+
+The search is that of the trees (`driver`); its answer is the ended response with the best score.
+Source: STAIR 3.3 names the search; this form, guided by the reward model alone, is ours.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from stair_jax.engine.request import Prefix
+from stair_jax.records import Prompt, Tree
+from stair_jax.rewards.prm import Item, Reading, RewardModelLike, aggregate
+from stair_jax.search import driver
+from stair_jax.search.beams import Found
+from stair_jax.search.guided import Guide
+from stair_jax.search.mcts import TIE
+from stair_jax.sections import SearchConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picked(Found):
+    """The best response of a tree, and what the tree cost. It has no scores of its steps."""
+
+    ended: bool  # False where none did within the limit, and this is the best beginning
+    tokens: int  # generated
+    scored: int  # that the reward model read
+
+
+def config_of(search: SearchConfig, guide: Guide, iterations: int) -> SearchConfig:
+    """Returns how the trees grow.
+
+    Tokens are drawn as in every test-time search. A node that is never visited costs a reading
+    only, and may be an answer, so all are visited.
+    """
+    c = guide.config
+    return dataclasses.replace(
+        search, iterations=iterations, value="prm", visit_all_nodes=True,
+        max_depth=guide.max_depth, max_step_tokens=min(search.max_step_tokens, c.max_tokens),
+        temperature=c.temperature, top_p=c.top_p, top_k=c.top_k, min_p=0.0,
+    )  # fmt: skip
+
+
+def find(
+    prompts: Sequence[Prompt],
+    config: SearchConfig,
+    *,
+    guide: Guide,
+    on_found: Callable[[Prompt, Picked], None],
+) -> dict[str, str]:
+    """Searches the answers to prompts; returns why prompts were passed over, by prompt id.
+
+    What is found depends on the seed and the prompt alone, not on what else is under way.
+
+    Args:
+      prompts: with ids that differ, for they fix the random draws.
+      config: of `config_of`, with trees in flight.
+      guide: what all prompts share.
+      on_found: takes each answer as its tree ends, in no certain order.
+
+    Raises:
+      ValueError: as `driver.grow`.
+    """
+    leftovers = driver.grow(
+        prompts, engine=guide.engine, judge=None, codec=guide.codec, config=config, reward=None,
+        seed=guide.seed, valuer=Aggregated(guide.model, guide.config.aggregation),
+        on_tree=lambda tree: on_found(tree.prompt, pick(tree, guide.config.max_tokens)),
+    )  # fmt: skip
+    return leftovers.passed_over
+
+
+def pick(tree: Tree, max_tokens: int) -> Picked:
+    """Returns the response of the terminal node with the highest reward; the first among equals.
+
+    Where no response ended within `max_tokens`, the leaf with the highest value stands in, cut
+    to them.
+
+    Args:
+      tree: with all of its nodes visited, and more than its root.
+      max_tokens: of a response.
+    """
+    parents = {node.parent for node in tree.nodes}
+    ids = [tuple(t for step in tree.path(i) for t in step.ids) for i in range(len(tree.nodes))]
+    rewards = {
+        i: node.reward
+        for i, node in enumerate(tree.nodes)
+        if node.reward is not None and len(ids[i]) <= max_tokens
+    }
+    leaves = {i: node.value for i, node in enumerate(tree.nodes) if i not in parents}
+    scores = rewards or leaves
+    top = max(scores.values()) - TIE
+    best = next(i for i, score in scores.items() if score >= top)
+    return Picked(
+        ids=ids[best][:max_tokens], ended=bool(rewards), tokens=int(tree.counters["tokens"]),
+        scored=sum(len(node.ids) for node in tree.nodes),  # each was read once
+    )  # fmt: skip
+
+
+class Aggregated:
+    """A reward model whose score of a step is the aggregation of the scores so far.
+
+    So the search looks for just what the answer is chosen by. The scores are on the scale of the
+    read-out "mse", 2 q - 1 of the aggregation q.
+    """
+
+    def __init__(self, model: RewardModelLike, how: str):
+        self.readout = dataclasses.replace(model.readout, loss="mse")
+        self._model, self._how = model, how
+        self._units: dict[int, tuple[float, ...]] = {}  # of the steps so far, by sequence held
+
+    def root(self, ids: Sequence[int]) -> Prefix:
+        """Returns a new sequence; ValueError where it leaves no room."""
+        prefix = self._model.root(ids)
+        self._units[id(prefix)] = ()
+        return prefix
+
+    def read(self, items: Sequence[Item]) -> list[Reading]:
+        """Returns the aggregated scores of the steps that follow each sequence."""
+        starts, readings = [start for start, _ in items], self._model.read(items)
+        return [self._read(*pair) for pair in zip(starts, readings, strict=True)]
+
+    def _read(self, start: Prefix, reading: Reading) -> Reading:
+        before = self._units[id(start)]
+        units = (*before, *(float(self._model.readout.unit(raw)) for raw in reading.raw))
+        self._units[id(reading.prefix)] = units
+        ends = range(len(before) + 1, len(units) + 1)
+        return Reading(
+            reading.prefix, tuple(2 * aggregate(units[:end], self._how) - 1 for end in ends)
+        )
+
+    def release(self, prefix: Prefix) -> None:
+        """Gives a sequence back."""
+        del self._units[id(prefix)]
+        self._model.release(prefix)

@@ -1,0 +1,26 @@
+"""The run's reward model, ready to read steps."""
+
+from stair_jax.engine.likelihood import Likelihood
+from stair_jax.engine.scoring import Scoring
+from stair_jax.rewards.implicit import ImplicitRewardModel
+from stair_jax.rewards.prm import RewardModel, RewardModelLike
+from stair_jax.stages import policies
+from stair_jax.stages.run import Run, engine_config
+
+
+def open_one(run: Run) -> RewardModelLike:
+    """Returns the reward model that stage prm has trained, on the engine's first place.
+
+    It is best made before the policy's engine, which takes most of the memory that it finds.
+
+    Raises:
+      ValueError: where there is none.
+    """
+    found, config = policies.reward_model(run), engine_config(run.config)
+    place = policies.engine_places(run)[0]
+    if not found.reference:
+        scoring = Scoring(found.spec, found.params, config=config, mesh=place)
+        return RewardModel(scoring, found.readout, found.codec.eos_id)
+    both = (found.params, policies.load(run, found.reference).params)
+    model, reference = (Likelihood(found.spec, x, config=config, mesh=place) for x in both)
+    return ImplicitRewardModel(model, reference, found.readout, run.config.prm.beta)

@@ -1,0 +1,159 @@
+"""What the settings of judges, reward model and test-time search must be. Floor 0."""
+
+from stair_jax.config import Config, default, words
+from stair_jax.strategies import GREEDY, parse_all
+
+
+def validate_rewards(c: Config) -> None:
+    """Refuses settings that cannot work or would be ignored; raises as `validate.validate`."""
+    _validate_judge(c)
+    _validate_value(c)
+    _validate_prm(c)
+    _validate_evaluate(c)
+
+
+def _validate_value(c: Config) -> None:
+    s, usual = c.search, default().search
+    if s.value != "rollout" and not s.value_model:
+        raise ValueError(
+            f"config.search.value_model: empty, config.search.value={s.value!r} wants the folder or"
+            " hub name of a reward model"
+        )
+    if s.value == "rollout" and s.value_model:
+        raise ValueError(
+            f"config.search.value_model: {s.value_model!r} would be ignored, it needs"
+            " config.search.value=prm or mix"
+        )
+    if s.value != "mix" and s.value_weight != usual.value_weight:
+        raise ValueError(
+            f"config.search.value_weight: {s.value_weight} would be ignored, it needs"
+            " config.search.value=mix"
+        )
+    if not 0 <= s.value_weight <= 1:
+        raise ValueError(
+            f"config.search.value_weight: {s.value_weight}, expected a number in [0, 1]"
+        )
+
+
+def _validate_judge(c: Config) -> None:
+    j, sides = c.judge, (c.judge.safety, c.judge.helpfulness)
+    if not (j.temperature >= 0 and 0 < j.top_p <= 1):
+        raise ValueError(
+            f"config.judge: temperature={j.temperature} top_p={j.top_p}; expected temperature >= 0,"
+            " 0 < top_p <= 1"
+        )
+    for key, users in (("templates", {"self", "remote"}), ("reward_model", {"reward_model"})):
+        if j[key] and not users & set(sides):
+            raise ValueError(
+                f"config.judge.{key}: {j[key]!r} would be ignored, it needs one of {sorted(users)}"
+                " in config.judge.safety or config.judge.helpfulness"
+            )
+    _validate_remote(j, "remote" in sides)
+    if "reward_model" in sides and not j.reward_model:
+        raise ValueError("config.judge.reward_model: empty, expected a folder or a hub name")
+    own = j.templates == "miniature"
+    if own and (c.model.checkpoint or c.data.sft != "miniature"):
+        raise ValueError(
+            "config.judge.templates: 'miniature' is for a model that stage 1 teaches to judge, so"
+            " config.model.checkpoint must be empty and config.data.sft 'miniature'"
+        )
+    judged = "search" in words(c.stages) or "self-rewarding" in words(c.baselines.names)
+    if judged and "self" in sides and not (own or c.model.checkpoint):
+        raise ValueError(
+            "config.judge: the miniature's model can judge itself only in its own words, with"
+            " config.judge.templates='miniature'"
+        )
+
+
+def _validate_remote(j: Config, used: bool) -> None:
+    usual = default().judge
+    for key in ("endpoint", "model", "concurrency", "timeout", "retries", "cache"):
+        if not used and j[key] != usual[key]:
+            raise ValueError(
+                f"config.judge.{key}: {j[key]!r} would be ignored, it needs 'remote' in"
+                " config.judge.safety or config.judge.helpfulness"
+            )
+    if used and not (j.model and j.endpoint.startswith(("http://", "https://"))):
+        raise ValueError(
+            f"config.judge: endpoint={j.endpoint!r} model={j.model!r}, 'remote' needs the base URL"
+            " of a server and the name of its model"
+        )
+    if not (j.concurrency >= 1 and j.timeout > 0 and j.retries >= 0):
+        raise ValueError(
+            f"config.judge: concurrency={j.concurrency} timeout={j.timeout} retries={j.retries};"
+            " expected 1 or more, above 0, 0 or more"
+        )
+
+
+def _validate_prm(c: Config) -> None:
+    p, usual = c.prm, default().prm
+    pairs, implicit = p.loss in ("bt", "implicit"), p.loss == "implicit"
+    for key, holds, needed in (
+        ("min_value_gap", pairs, "bt or implicit"), ("pairs_per_tree", pairs, "bt or implicit"),
+        ("full_share", pairs, "bt or implicit"), ("centering", p.loss == "bt", "bt"),
+        ("beta", implicit, "implicit"), ("sft_coef", implicit, "implicit"),
+        ("visit_weights", not pairs, "bce or mse"), ("more_layers", not implicit, "bt, bce or mse"),
+    ):  # fmt: skip
+        if p[key] != usual[key] and not holds:
+            raise ValueError(
+                f"config.prm.{key}: {p[key]!r} would be ignored, it needs config.prm.loss={needed}"
+            )
+    numbers = (
+        ("full_share", 0 <= p.full_share <= 1, "a number in [0, 1]"),
+        ("eval_share", 0 <= p.eval_share < 1, "a number in [0, 1)"),
+        ("samples", p.samples >= 1, "1 or more"), ("beta", p.beta > 0, "a number above 0"),
+        *((key, p[key] >= 0, "0 or more") for key in (
+            "prompts", "pairs_per_tree", "more_layers", "centering", "sft_coef", "min_visits",
+            "min_value_gap",
+        )),
+    )  # fmt: skip
+    for key, holds, expected in numbers:
+        if not holds:
+            raise ValueError(f"config.prm.{key}: {p[key]!r}, expected {expected}")
+    if p.samples != usual.samples and not p.prompts:
+        raise ValueError(
+            f"config.prm.samples: {p.samples} would be ignored, it needs a config.prm.prompts above"
+            " 0"
+        )
+    if p.train.batching == "tree" and not pairs:
+        raise ValueError(
+            f"config.prm.train.batching: 'tree' packs pairs, config.prm.loss={p.loss!r} has none"
+        )
+    if implicit and p.readout != "step_end":
+        raise ValueError(
+            f"config.prm.readout: {p.readout!r}, the log-ratio of an implicit reward model is read"
+            " at 'step_end'"
+        )
+    if p.train.lora_rank and (implicit or p.more_layers):
+        raise ValueError(
+            f"config.prm.train.lora_rank: {p.train.lora_rank} with"
+            f" {'prm.loss=implicit' if implicit else 'prm.more_layers'}, expected 0"
+        )
+
+
+def _validate_evaluate(c: Config) -> None:
+    e, usual = c.evaluate, default().evaluate
+    if not words(e.search):
+        raise ValueError("config.evaluate.search: empty, expected at least greedy")
+    try:
+        strategies = parse_all(words(e.search))
+    except ValueError as error:
+        raise ValueError(f"config.evaluate.search: {error}") from None
+    searches = [s for s in strategies if s != GREEDY]
+    for keys, holds, needed in (
+        (("temperature", "top_p", "top_k", "searched"), searches, "a search beside greedy"),
+        (("aggregation",), [s for s in searches if s.reads], "a search under the reward model"),
+        (("lookahead",), [s for s in searches if s.kind == "lookahead"], "lookahead_WxM"),
+    ):
+        for key in keys:
+            if e[key] != usual[key] and not holds:
+                raise ValueError(
+                    f"config.evaluate.{key}: {e[key]!r} would be ignored, it needs {needed} in"
+                    " config.evaluate.search"
+                )
+    if not (e.temperature >= 0 and 0 < e.top_p <= 1 and e.top_k >= 0 and e.lookahead > 0):
+        raise ValueError(
+            f"config.evaluate: temperature={e.temperature} top_p={e.top_p} top_k={e.top_k}"
+            f" lookahead={e.lookahead}; expected temperature >= 0, 0 < top_p <= 1, top_k >= 0,"
+            " lookahead > 0"
+        )

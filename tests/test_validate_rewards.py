@@ -1,0 +1,60 @@
+import pytest
+
+from stair_jax.validate import validate
+from tests.test_config import tiny
+
+BT = {"prm__loss": "bt", "prm__beta": 0.1, "prm__sft_coef": 0.0}
+BCE = BT | {"prm__loss": "bce", "prm__pairs_per_tree": 2, "prm__train__batching": "bucket"}
+BAD = [
+    ({"search__value": "oracle"}, r"config\.search\.value: 'oracle' is not one of"),
+    ({"search__value": "prm"}, r"config\.search\.value_model: empty"),
+    ({"search__value_model": "x"}, r"value_model: 'x' would be ignored"),
+    ({"search__value_weight": 0.1}, r"value_weight: 0\.1 would be ignored"),
+    (
+        {"search__value": "mix", "search__value_model": "x", "search__value_weight": 2.0},
+        r"value_weight: 2\.0, expected a number in \[0, 1\]",
+    ),
+    ({"prm__loss": "hinge"}, r"config\.prm\.loss: 'hinge' is not one of"),
+    ({"prm__readout": "start"}, r"config\.prm\.readout: 'start' is not one of"),
+    ({"prm__readout": "eos"}, r"config\.prm\.readout: 'eos', the log-ratio"),
+    ({"prm__more_layers": 1}, r"more_layers: 1 would be ignored, it needs .*loss=bt, bce or mse"),
+    ({"prm__centering": 0.1}, r"centering: 0\.1 would be ignored, it needs config\.prm\.loss=bt"),
+    ({"prm__visit_weights": True}, r"visit_weights: True would be ignored"),
+    (BT | {"prm__beta": 0.3}, r"beta: 0\.3 would be ignored, it needs config\.prm\.loss=implicit"),
+    (BT | {"prm__sft_coef": 1.0}, r"sft_coef: 1\.0 would be ignored"),
+    (BCE | {"prm__min_value_gap": 0.1}, r"min_value_gap: 0\.1 would be ignored"),
+    (BCE | {"prm__pairs_per_tree": 3}, r"pairs_per_tree: 3 would be ignored"),
+    (BCE | {"prm__full_share": 0.1}, r"full_share: 0\.1 would be ignored"),
+    (BCE | {"prm__train__batching": "tree"}, r"batching: 'tree' packs pairs"),
+    ({"prm__train__batching": "pack"}, r"config\.prm\.train\.batching: 'pack' is not one of"),
+    ({"prm__train__lora_rank": 4}, r"config\.prm\.train\.lora_rank: 4 with prm\.loss=implicit"),
+    (
+        BT | {"prm__more_layers": 1, "prm__train__lora_rank": 4},
+        r"lora_rank: 4 with prm\.more_layers",
+    ),
+    ({"prm__beta": 0.0}, r"config\.prm\.beta: 0\.0, expected a number above 0"),
+    ({"prm__full_share": 1.5}, r"config\.prm\.full_share: 1\.5, expected a number in \[0, 1\]"),
+    ({"prm__eval_share": 1.0}, r"config\.prm\.eval_share: 1\.0, expected"),
+    ({"prm__prompts": -1}, r"config\.prm\.prompts: -1, expected 0 or more"),
+    ({"prm__samples": 0}, r"config\.prm\.samples: 0, expected 1 or more"),
+    ({"prm__prompts": 0, "prm__samples": 2}, r"samples: 2 would be ignored"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD)
+def test_a_bad_setting_is_refused_in_one_line(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as caught:
+        validate(tiny(**({"workdir": str(tmp_path)} | changes)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, BT, BCE, BT | {"prm__more_layers": 2}, BT | {"prm__train__lora_rank": 4},
+        BCE | {"prm__visit_weights": True, "prm__readout": "eos"},
+        {"search__value": "mix", "search__value_model": "x", "search__value_weight": 0.2},
+    ],
+)  # fmt: skip
+def test_good_settings_pass(changes, tmp_path):
+    validate(tiny(**({"workdir": str(tmp_path)} | changes)))
