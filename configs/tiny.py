@@ -30,7 +30,7 @@ def get_config(arg: str | None = None) -> config.Config:
     )  # fmt: skip
     c.prm.update(
         loss="implicit", readout="step_end", beta=0.3, sft_coef=1.0, prompts=12_000,
-        pairs_per_tree=6,
+        pairs_per_tree=6, more_layers=2,
     )  # fmt: skip
     c.prm.train.update(
         batch=64, lr=1e-3, epochs=2.0, beta2=0.98, batching="tree", remat="none",
@@ -47,7 +47,7 @@ def get_config(arg: str | None = None) -> config.Config:
     c.pairs.update(min_value_gap=1.0, min_visits=1, max_per_prompt=4)
     c.evaluate.max_tokens = 64
     c.evaluate.search = (
-        "greedy,best_of_2,best_of_4,best_of_8,vote_of_8,random_of_8,oracle_of_8,beam_1x4,beam_2x4"
+        "greedy,best_of_2,best_of_4,best_of_8,vote_of_8,random_of_8,oracle_of_8,beam_2x4"
     )
     c.export.dtype = "float32"
     if a.baselines:

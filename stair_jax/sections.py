@@ -180,6 +180,7 @@ class PrmConfig(Section):
     more_layers: int
     prompts: int
     samples: int
+    temperature: float
     eval_share: float
 
 

@@ -92,29 +92,13 @@ def _validate_prm(c: Config) -> None:
         ("min_value_gap", pairs, "bt or implicit"), ("pairs_per_tree", pairs, "bt or implicit"),
         ("full_share", pairs, "bt or implicit"), ("centering", p.loss == "bt", "bt"),
         ("beta", implicit, "implicit"), ("sft_coef", implicit, "implicit"),
-        ("visit_weights", not pairs, "bce or mse"), ("more_layers", not implicit, "bt, bce or mse"),
+        ("visit_weights", not pairs, "bce or mse"),
     ):  # fmt: skip
         if p[key] != usual[key] and not holds:
             raise ValueError(
                 f"config.prm.{key}: {p[key]!r} would be ignored, it needs config.prm.loss={needed}"
             )
-    numbers = (
-        ("full_share", 0 <= p.full_share <= 1, "a number in [0, 1]"),
-        ("eval_share", 0 <= p.eval_share < 1, "a number in [0, 1)"),
-        ("samples", p.samples >= 1, "1 or more"), ("beta", p.beta > 0, "a number above 0"),
-        *((key, p[key] >= 0, "0 or more") for key in (
-            "prompts", "pairs_per_tree", "more_layers", "centering", "sft_coef", "min_visits",
-            "min_value_gap",
-        )),
-    )  # fmt: skip
-    for key, holds, expected in numbers:
-        if not holds:
-            raise ValueError(f"config.prm.{key}: {p[key]!r}, expected {expected}")
-    if p.samples != usual.samples and not p.prompts:
-        raise ValueError(
-            f"config.prm.samples: {p.samples} would be ignored, it needs a config.prm.prompts above"
-            " 0"
-        )
+    _validate_prm_numbers(c)
     if p.train.batching == "tree" and not pairs:
         raise ValueError(
             f"config.prm.train.batching: 'tree' packs pairs, config.prm.loss={p.loss!r} has none"
@@ -129,6 +113,30 @@ def _validate_prm(c: Config) -> None:
             f"config.prm.train.lora_rank: {p.train.lora_rank} with"
             f" {'prm.loss=implicit' if implicit else 'prm.more_layers'}, expected 0"
         )
+
+
+def _validate_prm_numbers(c: Config) -> None:
+    p, usual = c.prm, default().prm
+    numbers = (
+        ("full_share", 0 <= p.full_share <= 1, "a number in [0, 1]"),
+        ("eval_share", 0 <= p.eval_share < 1, "a number in [0, 1)"),
+        ("samples", p.samples >= 1, "1 or more"),
+        ("temperature", p.temperature > 0, "a number above 0"),
+        ("beta", p.beta > 0, "a number above 0"),
+        *((key, p[key] >= 0, "0 or more") for key in (
+            "prompts", "pairs_per_tree", "more_layers", "centering", "sft_coef", "min_visits",
+            "min_value_gap",
+        )),
+    )  # fmt: skip
+    for key, holds, expected in numbers:
+        if not holds:
+            raise ValueError(f"config.prm.{key}: {p[key]!r}, expected {expected}")
+    for key in ("samples", "temperature"):
+        if p[key] != usual[key] and not p.prompts:
+            raise ValueError(
+                f"config.prm.{key}: {p[key]} would be ignored, it needs a config.prm.prompts"
+                " above 0"
+            )
 
 
 def _validate_evaluate(c: Config) -> None:

@@ -139,13 +139,13 @@ def test_values_by_hand():
     batch, first = data.batch_at(0), data.rows_at(0).index(ROW)
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
         "tokens": ((1, 3, 7), np.int32), "read": ((1, 3, 3), np.int32),
-        "target": ((1, 3, 3), np.float32), "weight": ((1, 3, 3), np.float32),
-        "depth": ((1, 3, 3), np.int32),
+        "start": ((1, 3), np.int32), "target": ((1, 3, 3), np.float32),
+        "weight": ((1, 3, 3), np.float32), "depth": ((1, 3, 3), np.int32),
     }  # fmt: skip
     row = {name: x[0, first].tolist() for name, x in batch.items()}
     assert row == {
         "tokens": [5, 6, 7, 8, 9, 0, 0], "read": [2, 4, 0], "target": [0.25, 1.0, 0.0],
-        "weight": [1.0, 3.0, 0.0], "depth": [1, 2, 0],
+        "weight": [1.0, 3.0, 0.0], "depth": [1, 2, 0], "start": 2,
     }  # fmt: skip
     other = {name: x[0, 1 - first].tolist() for name, x in batch.items()}
     assert other["target"] == [0.0, 0.5, 0.75]

@@ -17,7 +17,8 @@ BAD = [
     ({"prm__loss": "hinge"}, r"config\.prm\.loss: 'hinge' is not one of"),
     ({"prm__readout": "start"}, r"config\.prm\.readout: 'start' is not one of"),
     ({"prm__readout": "eos"}, r"config\.prm\.readout: 'eos', the log-ratio"),
-    ({"prm__more_layers": 1}, r"more_layers: 1 would be ignored, it needs .*loss=bt, bce or mse"),
+    ({"prm__prompts": 0, "prm__temperature": 0.5}, r"temperature: 0\.5 would be ignored"),
+    ({"prm__temperature": 0.0}, r"config\.prm\.temperature: 0\.0, expected a number above 0"),
     ({"prm__centering": 0.1}, r"centering: 0\.1 would be ignored, it needs config\.prm\.loss=bt"),
     ({"prm__visit_weights": True}, r"visit_weights: True would be ignored"),
     (BT | {"prm__beta": 0.3}, r"beta: 0\.3 would be ignored, it needs config\.prm\.loss=implicit"),
@@ -51,7 +52,7 @@ def test_a_bad_setting_is_refused_in_one_line(changes, message, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {}, BT, BCE, BT | {"prm__more_layers": 2}, BT | {"prm__train__lora_rank": 4},
+        {}, BT, BCE, BT | {"prm__more_layers": 2}, BT | {"prm__more_layers": 0, "prm__train__lora_rank": 4},
         BCE | {"prm__visit_weights": True, "prm__readout": "eos"},
         {"search__value": "mix", "search__value_model": "x", "search__value_weight": 0.2},
     ],

@@ -30,7 +30,7 @@ def scalar(spec: Spec, more_layers: int = 0) -> Spec:
 
 
 def deepened(params: Any, spec: Spec, key: jax.Array) -> Any:
-    """Returns a policy's body with layers on top that change nothing yet: they add 0.
+    """Returns a policy with layers on top that change nothing yet: they add 0.
 
     What a token should have been is known in a decoder's last layers only, and at the position
     before it; layers on top of those can compare the two. Source of the growth by blocks whose
@@ -38,7 +38,7 @@ def deepened(params: Any, spec: Spec, key: jax.Array) -> Any:
 
     Args:
       params: of the policy, with fewer layers than `spec`.
-      spec: sizes of the result, of `scalar`.
+      spec: sizes of the result.
       key: of the new layers; consumed. May be jitted.
     """
     ours = params["layers"]
@@ -46,7 +46,7 @@ def deepened(params: Any, spec: Spec, key: jax.Array) -> Any:
     fresh = transformer.init(dataclasses.replace(spec, L=more), key)["layers"]
     fresh |= {name: jnp.zeros_like(fresh[name]) for name in ("wo", "w_down")}
     stacked = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)]), ours, fresh)
-    return {name: params[name] for name in _BODY} | {"layers": stacked}
+    return params | {"layers": stacked}
 
 
 def from_policy(params: Any, key: jax.Array) -> Any:

@@ -145,6 +145,7 @@ def reward_model(run: Run) -> RewardPolicy:
     (spec, codec), entry = frame(run), run.lineage.entries["prm"]
     folder, readout = run.workdir / "prm" / "checkpoints", Readout.from_json(entry["readout"])
     if readout.loss == "implicit":
+        spec = dataclasses.replace(spec, L=spec.L + run.config.prm.more_layers)
         like = _abstract(_weights(spec), transformer.logical_axes(spec), run.mesh)
         params = checkpoint.load_params(folder, like, entry["step"])
         return RewardPolicy(spec, params, readout, codec, entry["start"])
@@ -164,10 +165,14 @@ def reward_model(run: Run) -> RewardPolicy:
     return RewardPolicy(spec, merge(load(run, parent).params, trained), readout, codec)
 
 
-def reward_places(run: Run, spec: Spec) -> Any:
-    """Returns the shardings of a reward model's weights on the run's mesh."""
-    like = _abstract(functools.partial(reward.init, spec), reward.logical_axes(spec), run.mesh)
-    return jax.tree.map(lambda x: x.sharding, like)
+def deepened(run: Run, policy: Policy, more_layers: int) -> Policy:
+    """Returns a policy with layers on top that change nothing until they are trained."""
+    if not more_layers:
+        return policy
+    spec = dataclasses.replace(policy.spec, L=policy.spec.L + more_layers)
+    grow = functools.partial(reward.deepened, spec=spec, key=jax.random.key(run.config.seed))
+    grown = jax.jit(grow, out_shardings=_places(spec, run.mesh))(policy.params)
+    return Policy(policy.name, spec, grown, policy.codec)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -116,7 +116,9 @@ def _sampled(run: Run, start: str, config: PrmConfig) -> list[Tree]:
         return []
     c = run.config
     draw = candidates.Draw(
-        count=config.samples, sampling=growth.sampling_of(SearchConfig.of(c.search)),
+        count=config.samples, sampling=dataclasses.replace(
+            growth.sampling_of(SearchConfig.of(c.search)), temperature=config.temperature
+        ),
         max_tokens=c.search.max_rollout_tokens, key=(c.seed, NAME), direct=False,
     )  # fmt: skip
     found = responses.sample(run, f"{NAME}/responses", start, prompts.for_prm(c), draw)

@@ -21,6 +21,7 @@ def open_one(run: Run) -> RewardModelLike:
     if not found.reference:
         scoring = Scoring(found.spec, found.params, config=config, mesh=place)
         return RewardModel(scoring, found.readout, found.codec.eos_id)
-    both = (found.params, policies.load(run, found.reference).params)
-    model, reference = (Likelihood(found.spec, x, config=config, mesh=place) for x in both)
+    model = Likelihood(found.spec, found.params, config=config, mesh=place)
+    start = policies.load(run, found.reference)
+    reference = Likelihood(start.spec, start.params, config=config, mesh=place)
     return ImplicitRewardModel(model, reference, found.readout, run.config.prm.beta)

@@ -16,7 +16,6 @@ from stair_jax.io.examples import PairExample, SftExample
 from stair_jax.io.pair_batches import DpoData
 from stair_jax.io.reward_batches import ComparisonData, ComparisonTrees, ValuedData
 from stair_jax.model import reward
-from stair_jax.model.spec import Spec
 from stair_jax.sections import DpoConfig, PrmConfig, TrainConfig
 from stair_jax.stages import policies
 from stair_jax.stages.policies import Policy
@@ -115,15 +114,16 @@ def prm(
     """
     left_out = sum(len(ids) for ids in data.dropped.values())
     _report_dropped(name, data.dropped, len(data.examples) + len(data.eval_examples) + left_out)
-    start, objective = policy, implicit_loss(run.config, loss)
+    objective = implicit_loss(run.config, loss)
+    start = policies.deepened(run, policy, loss.more_layers)
     if objective is None:
-        spec = reward.scalar(policy.spec, loss.more_layers)
-        start = Policy(policy.name, spec, _reward_start(run, policy, spec), policy.codec)
+        spec, head = reward.scalar(start.spec), jax.random.key(run.config.seed)
+        start = Policy(policy.name, spec, reward.from_policy(start.params, head), policy.codec)
         scorer: Any = Values.of(spec, config)
         trained: Loss = Prm.of(scorer, loss)
     else:
-        trained = Dpo.of(Scorer.of(policy.spec, config), objective)
-        scorer = Ratios(scorer=Scorer.of(policy.spec, config), beta=loss.beta)
+        trained = Dpo.of(Scorer.of(start.spec, config), objective)
+        scorer = Ratios(scorer=trained.scorer, beta=loss.beta)
 
     def after(fitted: loop.Fitted, frozen: Mapping[str, Any]) -> None:
         under = frozen.get("base" if objective is None else "reference")
@@ -149,18 +149,6 @@ def implicit_loss(config: Config, loss: PrmConfig) -> DpoConfig | None:
         sft_scope="response", sft_reduction="sequence", label_smoothing=0.0,
         reference="on_the_fly", anchors_per_pair=0.0,
     )  # fmt: skip
-
-
-def _reward_start(run: Run, policy: Policy, spec: Spec) -> Any:
-    """Returns the weights that a reward model of `spec` starts from, on the run's mesh."""
-    head, top = jax.random.split(jax.random.key(run.config.seed))
-    body = policy.params
-    if spec.L > policy.spec.L:
-        places = policies.reward_places(run, spec)
-        grow = functools.partial(reward.deepened, spec=spec)
-        del places["score"]
-        body = jax.jit(grow, out_shardings=places)(body, key=top)
-    return reward.from_policy(body, head)
 
 
 def frame(run: Run, policy: Policy) -> dict[str, int]:
@@ -200,7 +188,7 @@ def _train(
 
 
 @functools.partial(jax.jit, static_argnames="scorer")
-def _raw(params: Any, base: Any, batch: Batch, *, scorer: Values | Ratios) -> Any:
+def _raw(params: Any, base: Any, batch: Any, *, scorer: Values | Ratios) -> Any:
     """Returns raw scores [A, m, R], one micro-batch after another."""
     return jax.lax.map(lambda one: scorer(params, **one, base=base), batch)
 
