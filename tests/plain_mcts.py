@@ -1,6 +1,7 @@
 """The search once more: one tree, pointers, plain Python numbers. The oracle of the array form."""
 
 import math
+from typing import Any
 
 from stair_jax.search.growth import TRIES
 from stair_jax.search.mcts import TIE
@@ -30,7 +31,7 @@ class PlainSearch:
     `model` has a score(question, trajectory) and a read-out, where `config.value` wants them.
     """
 
-    def __init__(self, script, prompt, config, reward, model=None):
+    def __init__(self, script, prompt, config, reward, model: Any = None):
         self.model = model
         self.script, self.prompt, self.config, self.reward = script, prompt, config, reward
         self.root = PlainNode()

@@ -16,7 +16,7 @@ from stair_jax.miniature import tokenizer
 from stair_jax.model.spec import Spec
 from stair_jax.records import Candidate, Prompt
 from stair_jax.rewards.combine import Reward
-from stair_jax.rewards.judges import OPEN, RuleJudge, VerifierJudge
+from stair_jax.rewards.judges import OPEN, RuleJudge, Score, VerifierJudge
 from stair_jax.search import candidates, driver
 from stair_jax.sections import DpoConfig, RewardConfig
 from stair_jax.stages import baselines, judges, policies, prompts, training
@@ -66,7 +66,7 @@ def test_the_judges_of_direct_responses_are_those_of_the_search(tmp_path):
             assert isinstance(judge, kind)
             judge.submit("x", HARMFUL, SORRY)
             [(_, score)] = judge.collect()
-            assert score is not None
+            assert isinstance(score, Score)
             assert score.safety == safety
 
 
@@ -374,6 +374,7 @@ def test_a_setting_guards_the_baselines_that_it_moves():
 def test_a_run_with_baselines_tells_them_apart_and_goes_on_where_it_was(tmp_path, capsys):
     c = tiny(
         "smoke,baselines", workdir=str(tmp_path), stages="baselines,evaluate", rounds=2,
+        evaluate__search="greedy",
         evaluate__split="dev", evaluate__benchmarks="harmful,harmless",
     )  # fmt: skip
     pipeline.run(c)

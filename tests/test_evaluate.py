@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -49,11 +50,15 @@ class Teacher:
 class Codec(ScriptedCodec, text.Codec):
     """The scripted codec, where a `text.Codec` is wanted."""
 
+    def prompt_ids(self, question, before=()):
+        assert not before
+        return super().prompt_ids(question)
+
 
 class Machine(ScriptedEngine):
     """A scripted engine that can be compiled, and that stops when told to."""
 
-    last = None
+    last: Any = None
 
     def __init__(self, codec, allowance):
         super().__init__(Teacher(), codec, seed=1)
@@ -122,7 +127,7 @@ def files_of(run):
     }
 
 
-def rows_of(run, model, kind=Answer):
+def rows_of(run, model, kind: Any = Answer):
     folder = run.workdir / "evals" / model
     return [row for b in BENCHMARKS for row in records.read_jsonl(folder / f"{b}.jsonl", kind)]
 

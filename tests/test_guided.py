@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import statistics
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ LIVELY = RandomScript("guided", names=5, ends=0.15)
 
 
 def run(
-    plan, script=LIVELY, *, rows=None, seed=3, max_depth=5, schedule=0, kind=ScriptedEngine,
+    plan, script: Any = LIVELY, *, rows=None, seed=3, max_depth=5, schedule=0, kind=ScriptedEngine,
     model=ScriptedRewardModel, appetite=None, config=CONFIG,
 ):  # fmt: skip
     """Returns {prompt id: (what was found, tokens, scored, duplicates)}, engine and model."""
@@ -50,7 +51,7 @@ def of(name):
 class Plain:
     """Beams written down for one prompt, with no sequences and nothing side by side."""
 
-    def __init__(self, prompt, name, *, script=LIVELY, max_depth=5, config=CONFIG):
+    def __init__(self, prompt, name, *, script: Any = LIVELY, max_depth=5, config=CONFIG):
         self.prompt, self.strategy, self.script = prompt, parse(name), script
         self.max_depth, self.config, self.codec = max_depth, config, ScriptedCodec()
         self.model = ScriptedRewardModel(self.codec)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ def our_scores(spec, params, rows, dtype=jnp.float32):
     return [x[: len(row)] for x, row in zip(scores, rows, strict=True)]
 
 
-def save(path, spec=TINY, readout=EOS, **options):
+def save(path, spec=TINY, readout=EOS, **options: Any):
     options = {"dtype": "float32"} | options
     hf_reward.save(path, spec, weights(spec), readout, options.pop("codec", codec()), **options)
     return path
@@ -100,6 +101,7 @@ def test_what_is_saved_is_loaded(tmp_path, spec, readout):
     got = hf_reward.load(folder)
     assert got.own
     assert got.readout == readout
+    assert got.codec is not None
     assert (got.codec.system, got.codec.template) == ("be kind", "llama3")
     assert got.codec.prompt_ids("how many") == codec("be kind").prompt_ids("how many")
     assert got.codec.prompt_ids("how many") != codec().prompt_ids("how many")

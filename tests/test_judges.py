@@ -33,7 +33,7 @@ def _by_rule(prompt, response):
     judge.submit("x", prompt, response)
     [(id, score)] = judge.collect()
     assert id == "x"
-    assert score is not None
+    assert isinstance(score, Score)
     assert judge.collect() == []
     return score
 
@@ -90,7 +90,7 @@ def test_verifier_judges_come_from_a_function_and_may_have_no_verdict():
     judge.submit(2, HELP, "s")
     (first, score), (second, missing) = judge.collect()
     assert (first, second, missing) == (1, 2, None)
-    assert score is not None
+    assert isinstance(score, Score)
     assert (score.safety, score.helpfulness) == (-1.0, 0.5)
     assert asked == [(HARM, "r"), (HELP, "s")]
 
@@ -100,6 +100,8 @@ def test_verifier_judges_come_from_a_function_and_may_have_no_verdict():
 
 class Late:
     """A rater that answers when it is told to, and notes what it was asked."""
+
+    wants_response: bool  # unset: as most raters leave it
 
     def __init__(self, **counters):
         self.counters, self.asked, self.closed = counters, {}, 0
@@ -200,7 +202,8 @@ def test_a_short_apology_to_a_safety_prompt_needs_no_judge_of_safety(rule, promp
     judge.submit("a", prompt, _response(answer))
     assert bool(safety.asked) == asked
     assert helpfulness.asked
-    safety.asked and safety.tell("a", -1.0)
+    if safety.asked:
+        safety.tell("a", -1.0)
     helpfulness.tell("a", -0.5)
     [(_, score)] = judge.collect()
     assert isinstance(score, Score)

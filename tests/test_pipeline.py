@@ -134,7 +134,7 @@ def test_sigterm_in_the_middle_of_training_saves_and_the_run_ends_as_a_whole_one
 @pytest.mark.slow
 def test_packed_rows_trees_and_adapters_through_the_whole_run(tmp_path):
     small_rounds = {
-        "rounds": 1, "stages": "sft,search,pairs,dpo,evaluate,export",
+        "rounds": 1, "stages": "sft,search,pairs,dpo,evaluate,export", "evaluate__search": "greedy",
         "sft__train__batching": "pack", "sft__train__buckets": (192,),
         "dpo__train__batching": "tree", "dpo__train__buckets": (96, 192),
         "dpo__train__lora_rank": 4, "dpo__reference": "lora_base", "sft__train__eval_rows": 64,
@@ -169,7 +169,8 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_all_that_it_promises(finished):
     found = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
     for name in ("config.json", "lineage.json", "metrics.jsonl", "report/table.md",
-                 "report/rounds.png", "evals/results.json", "evals/dpo-2/harmful.jsonl",
+                 "report/rounds.png", "report/search.png", "evals/results.json", "evals/tokens.json",
+                 "prm/report.json", "prm/responses/candidates.jsonl", "evals/dpo-2/harmful.jsonl",
                  "round-1/trees/trees.jsonl", "round-2/trees/official.json",
                  "round-1/pairs/pairs.jsonl", "round-2/pairs/responses.jsonl"):  # fmt: skip
         assert name in found
@@ -178,7 +179,8 @@ def test_a_run_leaves_all_that_it_promises(finished):
         str(p.relative_to(finished)) for p in finished.rglob("checkpoints")
     }
     results = json.loads((finished / "evals" / "results.json").read_text())
-    assert list(results) == ["base", "sft", "dpo-1", "dpo-2"]
+    searched = [f"dpo-2/{name}" for name in ("best_of_2", "oracle_of_2", "beam_1x2")]
+    assert list(results) == ["base", "sft", "dpo-1", "dpo-2", *searched]
     for model in results.values():
         assert set(model) == {"harmful", "harmless"}
         for share in (s for bench in model.values() for s in bench.values()):

@@ -1,6 +1,7 @@
 """A reward model as a rater: what it is asked, what comes back, and equality with transformers."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def ask(question, id="q"):
     return Prompt(id=id, question=question, type="helpfulness")
 
 
-def tokenizer_with(template):
+def tokenizer_with(template) -> Any:
     tokenizer = miniature_tokenizer.build()
     tokenizer.chat_template = template
     return tokenizer
@@ -42,14 +43,14 @@ class PlainScoring:
     def __init__(self, score):
         self.score, self.calls, self.roots, self.held = score, [], [], []
 
-    def root(self, ids):
+    def root(self, ids) -> Any:
         self.roots.append(tuple(ids))
         self.held.append(tuple(ids))
         return tuple(ids)
 
-    def extend(self, items):
+    def extend(self, items) -> Any:
         self.calls.append(len(items))
-        out = [((*a, *b), np.float32([self.score(x) for x in b])) for a, b in items]
+        out = [((*a, *b), np.asarray([self.score(x) for x in b], np.float32)) for a, b in items]
         self.held += [prefix for prefix, _ in out]
         return out
 
@@ -201,7 +202,7 @@ def test_ratings_are_those_of_transformers_by_hand(tmp_path):
     }
     for id, (question, answer) in asked.items():
         judge.submit(id, ask(question), answer)
-    ratings = dict(judge.collect())
+    ratings: dict[Any, Any] = dict(judge.collect())
     assert ratings.pop("long") is None
 
     turns = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}]
