@@ -169,7 +169,8 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_all_that_it_promises(finished):
     found = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
     for name in ("config.json", "lineage.json", "metrics.jsonl", "report/table.md",
-                 "report/rounds.png", "report/search.png", "evals/results.json", "evals/tokens.json",
+                 "report/rounds.png", "report/search.png",
+                 "evals/results.json", "evals/tokens.json",
                  "prm/report.json", "prm/responses/candidates.jsonl", "evals/dpo-2/harmful.jsonl",
                  "round-1/trees/trees.jsonl", "round-2/trees/official.json",
                  "round-1/pairs/pairs.jsonl", "round-2/pairs/responses.jsonl"):  # fmt: skip
