@@ -174,9 +174,10 @@ def test_ratings_are_those_of_transformers_by_hand(tmp_path):
     tokenizer = tokenizer_with(TURNS)
     config = transformers.LlamaConfig(
         num_hidden_layers=2, hidden_size=20, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=6, intermediate_size=28, vocab_size=len(tokenizer), num_labels=1,
+        head_dim=6, intermediate_size=28, vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id, initializer_range=0.4,
     )  # fmt: skip
+    config.num_labels = 1
     torch.manual_seed(0)
     model = transformers.LlamaForSequenceClassification(config).eval()
     model.save_pretrained(tmp_path)
