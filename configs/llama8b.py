@@ -11,7 +11,7 @@ def get_config(arg: str | None = None) -> config.Config:
     """Returns the configuration; `:smoke` keeps the settings and makes every number tiny."""
     a = config.parse_arg(arg, smoke=False)
     c = config.default()
-    c.stages = "sft,search,pairs,dpo,export"
+    c.stages = "sft,search,pairs,dpo,prm,export"
     c.model.checkpoint = "meta-llama/Llama-3.1-8B-Instruct"
     c.data.update(sft="data/sft.jsonl", prompts="data/round-{round}.jsonl")
     c.mesh.shape = (1, 8, 1)
@@ -23,5 +23,7 @@ def get_config(arg: str | None = None) -> config.Config:
         c.sft.train.update(batch=8, epochs=1.0)
         c.dpo.train.update(batch=8)
         c.search.update(iterations=8, max_step_tokens=16, max_rollout_tokens=48, trees_in_flight=4)
+        c.judge.max_tokens = 16
+        c.prm.train.batch = 8
         c.engine.update(slots=8, max_context=1024)
     return c

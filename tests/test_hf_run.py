@@ -70,6 +70,7 @@ def run_config(workdir, folder, **changes):
     c.data.prompts = str(PROMPTS)
     c.search.update(iterations=8, max_step_tokens=16, max_rollout_tokens=48, export_official=True)
     c.engine.update(slots=8, max_context=1024)
+    c.judge.update(safety="rule", helpfulness="none")
     c.update(changes)
     return c
 
