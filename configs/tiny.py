@@ -29,8 +29,8 @@ def get_config(arg: str | None = None) -> config.Config:
         save_every=20,
     )  # fmt: skip
     c.prm.update(
-        loss="implicit", readout="step_end", beta=0.3, sft_coef=1.0, prompts=12_000,
-        pairs_per_tree=6,
+        loss="implicit", readout="step_end", beta=0.3, reference="none", sft_coef=1.0,
+        prompts=12_000, pairs_per_tree=6,
     )  # fmt: skip
     c.prm.train.update(
         batch=64, lr=1e-3, epochs=2.0, beta2=0.98, batching="tree", remat="none",

@@ -206,9 +206,10 @@ def _add_prm(c: Config) -> None:
     p = c.prm = ml_collections.ConfigDict()
     p.model = ""  # to start from; empty: that of the last round (paper 2.3)
     p.loss = "bt"  # Bradley-Terry on pairs (paper 2.3); "bce", "mse" on the values of nodes;
-    #   "implicit": on pairs, and the score is a log-ratio to the start model, not a head's
+    #   "implicit": on pairs, and the score is the log-likelihood of the steps, not a head's
     p.readout = "eos"  # behind the last step (OpenRLHF, the paper's trainer), or at "step_end"
     p.beta = 0.1  # "implicit": of a nat (arXiv 2412.01981)
+    p.reference = "start"  # "implicit": whose log-likelihood is taken off; or "none"
     p.sft_coef = 0.0  # "implicit": weight of the SFT term on the better trajectory (ours)
     p.min_value_gap = 0.5  # of pairs: between the two (ours)
     p.min_visits = 1  # of a node that ends nothing

@@ -170,6 +170,7 @@ class PrmConfig(Section):
     loss: str
     readout: str
     beta: float
+    reference: str
     sft_coef: float
     min_value_gap: float
     min_visits: int

@@ -18,6 +18,7 @@ _CHOICES = {
     "judge.scope": ("all", "by_type"),
     "prm.loss": ("bt", "bce", "mse", "implicit"),
     "prm.readout": ("eos", "step_end"),
+    "prm.reference": ("start", "none"),
     "evaluate.aggregation": ("last", "min", "mean", "product"),
     "reward.F": ("identity", "power", "quadratic"),
     "model.compute_dtype": ("auto", "float32", "bfloat16"),

@@ -91,7 +91,8 @@ def _validate_prm(c: Config) -> None:
     for key, holds, needed in (
         ("min_value_gap", pairs, "bt or implicit"), ("pairs_per_tree", pairs, "bt or implicit"),
         ("full_share", pairs, "bt or implicit"), ("centering", p.loss == "bt", "bt"),
-        ("beta", implicit, "implicit"), ("sft_coef", implicit, "implicit"),
+        ("beta", implicit, "implicit"), ("reference", implicit, "implicit"),
+        ("sft_coef", implicit, "implicit"),
         ("visit_weights", not pairs, "bce or mse"),
     ):  # fmt: skip
         if p[key] != usual[key] and not holds:

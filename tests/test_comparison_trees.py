@@ -114,6 +114,9 @@ def test_an_implicit_reward_is_the_scaled_log_ratio_behind_the_prompt():
     assert each[1] != 0  # of the prompt: no part of the score
     want = [0.4 * each[2 : end + 1].sum() for end in ROW.reads]
     np.testing.assert_allclose(raw[0], want, atol=1e-6)
+    alone = jax.jit(ratios)(policy, batch["tokens"], batch["read"], batch["start"], base=None)
+    want = [0.4 * np.asarray(logp[0])[2 : end + 1].sum() for end in ROW.reads]
+    np.testing.assert_allclose(alone[0], want, atol=1e-6)
 
 
 @pytest.mark.parametrize("more", [1, 2])
@@ -141,9 +144,13 @@ def test_the_objective_of_an_implicit_reward_model_takes_its_constants():
     from stair_jax.sections import PrmConfig
     from tests.test_config import tiny
 
-    c = tiny(prm__beta=0.7, prm__sft_coef=0.2)
+    c = tiny(prm__beta=0.7, prm__sft_coef=0.2, prm__reference="start")
     loss = training.implicit_loss(c, PrmConfig.of(c.prm))
     assert loss is not None
     assert (loss.beta, loss.sft_coef, loss.reference) == (0.7, 0.2, "on_the_fly")
-    plain = tiny(prm__loss="bt", prm__beta=0.1, prm__sft_coef=0.0)
+    c.prm.reference = "none"
+    alone = training.implicit_loss(c, PrmConfig.of(c.prm))
+    assert alone is not None
+    assert alone.reference == "precomputed"  # as nothing
+    plain = tiny(prm__loss="bt")
     assert training.implicit_loss(plain, PrmConfig.of(plain.prm)) is None

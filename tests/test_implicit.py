@@ -105,12 +105,22 @@ def test_beta_scales_the_score():
     np.testing.assert_allclose(raw[1.0], 2 * raw[0.5], rtol=1e-6)
 
 
+def test_without_a_reference_the_score_is_the_scaled_log_likelihood():
+    model = ImplicitRewardModel(likelihood(0), None, READOUT, BETA)
+    (prompt, steps) = family(4)[2]
+    raw = model.read([(model.root(prompt), steps)])[0].raw
+    sums = np.cumsum(plain(0, [*prompt, *itertools.chain(*steps)])[len(prompt) - 1 :])
+    want = [BETA * sums[end - 1] for end in itertools.accumulate(map(len, steps))]
+    np.testing.assert_allclose(raw, want, atol=10 * TOLERANCE)
+    assert abs(np.subtract(want, by_hand(prompt, steps))).max() > 100 * TOLERANCE
+
+
 def test_nothing_is_computed_twice_and_all_is_given_back():
     model, rows = reader(), family(5)
     stepwise(model, rows)
     unique = sum(len(prompt) + sum(map(len, steps)) for prompt, steps in rows)
     assert 0.8 < model.counters["prefilled"] / unique <= 1.0  # the last tokens have no keys
-    assert not any(part._store._holding for part in model._both)
+    assert not any(part._store._holding for part in model._parts)
 
 
 def test_what_cannot_be_read_is_refused():

@@ -3,7 +3,7 @@ import pytest
 from stair_jax.validate import validate
 from tests.test_config import tiny
 
-BT = {"prm__loss": "bt", "prm__beta": 0.1, "prm__sft_coef": 0.0}
+BT = {"prm__loss": "bt", "prm__beta": 0.1, "prm__sft_coef": 0.0, "prm__reference": "start"}
 BCE = BT | {"prm__loss": "bce", "prm__pairs_per_tree": 2, "prm__train__batching": "bucket"}
 BAD = [
     ({"search__value": "oracle"}, r"config\.search\.value: 'oracle' is not one of"),
@@ -22,6 +22,8 @@ BAD = [
     ({"prm__centering": 0.1}, r"centering: 0\.1 would be ignored, it needs config\.prm\.loss=bt"),
     ({"prm__visit_weights": True}, r"visit_weights: True would be ignored"),
     (BT | {"prm__beta": 0.3}, r"beta: 0\.3 would be ignored, it needs config\.prm\.loss=implicit"),
+    (BT | {"prm__reference": "none"}, r"reference: 'none' would be ignored"),
+    ({"prm__reference": "other"}, r"config\.prm\.reference: 'other' is not one of"),
     (BT | {"prm__sft_coef": 1.0}, r"sft_coef: 1\.0 would be ignored"),
     (BCE | {"prm__min_value_gap": 0.1}, r"min_value_gap: 0\.1 would be ignored"),
     (BCE | {"prm__pairs_per_tree": 3}, r"pairs_per_tree: 3 would be ignored"),

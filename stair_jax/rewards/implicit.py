@@ -1,4 +1,4 @@
-"""A reward model without a head: how much likelier a policy finds a step than its reference does.
+"""A reward model without a head: how likely a policy finds a step, or how much likelier now.
 
 Trained as a policy on preferences, the sum of its log-ratios is a reward (Rafailov et al. 2023,
 section 4), and that up to the end of a step is the step's value (Yuan et al. 2024, Free process
@@ -18,9 +18,9 @@ from stair_jax.rewards.prm import Item, Reading, check_steps
 
 
 class Ratio(Prefix):
-    """A sequence under both models, and the log-ratio of what has been read of it."""
+    """A sequence under one or both models, and the log-ratio of what has been read of it."""
 
-    def __init__(self, ids: Sequence[int], parts: tuple[Prefix, Prefix], total: float):
+    def __init__(self, ids: Sequence[int], parts: tuple[Prefix, ...], total: float):
         super().__init__(ids)
         self.parts, self.total = parts, total
 
@@ -30,24 +30,25 @@ class ImplicitRewardModel:
 
     Args:
       model: the policy that learned the preferences.
-      reference: the one it started from.
+      reference: the one it started from; None where the score is the log-likelihood itself.
       readout: of "step_end"; its scores are Bradley-Terry's.
       beta: of the loss, per nat.
     """
 
-    def __init__(self, model: Likelihood, reference: Likelihood, readout: Readout, beta: float):
-        self.readout = readout
-        self._both, self._beta = (model, reference), beta
+    def __init__(
+        self, model: Likelihood, reference: Likelihood | None, readout: Readout, beta: float
+    ):
+        self.readout, self._beta = readout, beta
+        self._parts = (model,) if reference is None else (model, reference)
 
     @property
     def counters(self) -> Mapping[str, int]:
         """What was computed, under the model alone; see `Scoring.counters`."""
-        return self._both[0].counters
+        return self._parts[0].counters
 
     def root(self, ids: Sequence[int]) -> Ratio:
         """Returns a new sequence; ValueError where `ids` is empty or leaves no room."""
-        model, reference = self._both
-        return Ratio(ids, (model.root(ids), reference.root(ids)), 0.0)
+        return Ratio(ids, tuple(part.root(ids) for part in self._parts), 0.0)
 
     def read(self, items: Sequence[Item]) -> list[Reading]:
         """Returns the scores of the steps that follow each sequence, all items in one batch.
@@ -59,20 +60,22 @@ class ImplicitRewardModel:
         after = [[*itertools.chain(*steps)] for _, steps in items]
         prefixes = [_ratio(prefix) for prefix, _ in items]
         found = []
-        for i, part in enumerate(self._both):
+        for i, part in enumerate(self._parts):
             asked = [(prefix.parts[i], ids) for prefix, ids in zip(prefixes, after, strict=True)]
             found.append(part.extend(asked))
         out = []
-        for prefix, (_, steps), ids, new, old in zip(prefixes, items, after, *found, strict=True):
-            ratio = prefix.total + np.cumsum(new[1].astype(np.float64) - old[1])
-            grown = Ratio((*prefix.ids, *ids), (new[0], old[0]), float(ratio[-1]))
+        grown_parts = zip(*found, strict=True)
+        for prefix, (_, steps), ids, both in zip(prefixes, items, after, grown_parts, strict=True):
+            logp = both[0][1].astype(np.float64) - sum(old for _, old in both[1:])
+            ratio = prefix.total + np.cumsum(logp)
+            grown = Ratio((*prefix.ids, *ids), tuple(held for held, _ in both), float(ratio[-1]))
             ends = itertools.accumulate(map(len, steps))
             out.append(Reading(grown, tuple(self._beta * float(ratio[end - 1]) for end in ends)))
         return out
 
     def release(self, prefix: Prefix) -> None:
         """Gives a sequence back."""
-        for part, held in zip(self._both, _ratio(prefix).parts, strict=True):
+        for part, held in zip(self._parts, _ratio(prefix).parts, strict=True):
             part.release(held)
 
 

@@ -37,7 +37,7 @@ class Policy:
 class RewardPolicy:
     """A reward model with its weights, how its scores are read, and its codec.
 
-    An implicit one is a policy, whose `reference` is the model that it started from.
+    An implicit one is a policy; its `reference`, where it has one, the model that it started from.
     """
 
     spec: Spec
@@ -148,7 +148,8 @@ def reward_model(run: Run) -> RewardPolicy:
         spec = dataclasses.replace(spec, L=spec.L + run.config.prm.more_layers)
         like = _abstract(_weights(spec), transformer.logical_axes(spec), run.mesh)
         params = checkpoint.load_params(folder, like, entry["step"])
-        return RewardPolicy(spec, params, readout, codec, entry["start"])
+        reference = entry["start"] if run.config.prm.reference == "start" else ""
+        return RewardPolicy(spec, params, readout, codec, reference)
     spec = reward.scalar(spec, run.config.prm.more_layers)
     axes, draw = reward.logical_axes(spec), functools.partial(reward.init, spec)
     parent = entry.get("adapters_of")

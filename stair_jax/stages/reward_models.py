@@ -18,10 +18,12 @@ def open_one(run: Run) -> RewardModelLike:
     """
     found, config = policies.reward_model(run), engine_config(run.config)
     place = policies.engine_places(run)[0]
-    if not found.reference:
+    if found.readout.loss != "implicit":
         scoring = Scoring(found.spec, found.params, config=config, mesh=place)
         return RewardModel(scoring, found.readout, found.codec.eos_id)
     model = Likelihood(found.spec, found.params, config=config, mesh=place)
-    start = policies.load(run, found.reference)
-    reference = Likelihood(start.spec, start.params, config=config, mesh=place)
+    reference = None
+    if found.reference:
+        start = policies.load(run, found.reference)
+        reference = Likelihood(start.spec, start.params, config=config, mesh=place)
     return ImplicitRewardModel(model, reference, found.readout, run.config.prm.beta)

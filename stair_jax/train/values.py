@@ -70,7 +70,8 @@ class Values:
 class Ratios:
     """An implicit reward model: `beta` times how much likelier it finds a response. Hashable.
 
-    Source: Yuan et al. 2024 (arXiv 2412.01981), proposition 3.1.
+    Source: Yuan et al. 2024 (arXiv 2412.01981), proposition 3.1; without a reference the score is
+    the log-likelihood alone, as in Meng et al. 2024 (SimPO, arXiv 2405.14734) but for the length.
     """
 
     scorer: Scorer
@@ -87,10 +88,12 @@ class Ratios:
     ) -> Float[Array, "B R"]:
         """Returns the raw scores, float32, of responses from index `start` on up to R others.
 
-        `base` is the reference: the weights that `params` were before training.
+        `base` is the reference, the weights that `params` were before training; None for none.
         """
         every = jnp.ones(tokens.shape, bool)
-        model, other = (self.scorer(x, tokens, every).logp for x in (params, base))
-        sums_BT = jnp.cumsum(model - other, axis=1)
+        logp_BT = self.scorer(params, tokens, every).logp
+        if base is not None:
+            logp_BT -= self.scorer(base, tokens, every).logp
+        sums_BT = jnp.cumsum(logp_BT, axis=1)
         before_B1 = jnp.take_along_axis(sums_BT, jnp.maximum(start - 1, 0)[:, None], axis=1)
         return self.beta * (jnp.take_along_axis(sums_BT, read, axis=1) - before_B1)
