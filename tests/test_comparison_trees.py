@@ -151,6 +151,6 @@ def test_the_objective_of_an_implicit_reward_model_takes_its_constants():
     c.prm.reference = "none"
     alone = training.implicit_loss(c, PrmConfig.of(c.prm))
     assert alone is not None
-    assert alone.reference == "precomputed"  # as nothing
+    assert alone.reference == "none"
     plain = tiny(prm__loss="bt")
     assert training.implicit_loss(plain, PrmConfig.of(plain.prm)) is None

@@ -140,6 +140,18 @@ def batch():
     return jax.tree.map(jnp.asarray, arrays)
 
 
+def test_without_a_reference_the_log_probs_themselves_are_compared(params, batch):
+    alone, beside = dataclasses.replace(_dpo(), reference="none"), _dpo()
+    assert not alone.reads_reference
+    assert set(beside.units) - set(alone.units) == {"kl_per_token"}
+    zeros = batch | {"ref_logp": jnp.zeros_like(batch["ref_logp"])}
+    without = {name: x for name, x in batch.items() if name != "ref_logp"}
+    got, want = sums_of(alone, params, without), sums_of(beside, params, zeros)
+    assert abs(sums_of(beside, params, batch)["dpo_loss"] - want["dpo_loss"]) > 0.01
+    np.testing.assert_allclose(got["dpo_loss"], want["dpo_loss"], rtol=1e-6)
+    assert set(want) - set(got) == {"kl_per_token"}
+
+
 @pytest.mark.parametrize(
     "change",
     [{"beta": 0.7}, {"sft_coef": 0.9}, {"label_smoothing": 0.4}, {"sft_reduction": "token"},

@@ -77,11 +77,7 @@ def _data(
         return ValuedData(examples_lib.valued_examples(rows, codec, readout), train, **frame)
     pairs = examples_lib.comparison_examples(rows, codec, readout.position)
     if loss := training.implicit_loss(config, PrmConfig.of(config.prm)):
-        data = DpoData(parted(pairs), (), train, loss, **frame)
-        if loss.reference == "on_the_fly":
-            return data
-        nothing = {key: np.zeros(len(x), np.float32) for key, (_, x) in data.trajectories().items()}
-        return data.with_reference(nothing)
+        return DpoData(parted(pairs), (), train, loss, **frame)
     kind = ComparisonTrees if train.batching == "tree" else ComparisonData
     return kind(pairs, train, **frame)
 

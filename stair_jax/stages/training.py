@@ -147,7 +147,7 @@ def implicit_loss(config: Config, loss: PrmConfig) -> DpoConfig | None:
     return DpoConfig.of(
         config.dpo, loss="sigmoid", beta=loss.beta, sft_coef=loss.sft_coef, scope="step",
         sft_scope="response", sft_reduction="sequence", label_smoothing=0.0,
-        reference="on_the_fly" if loss.reference == "start" else "precomputed",
+        reference="on_the_fly" if loss.reference == "start" else "none",
         anchors_per_pair=0.0,
     )  # fmt: skip
 

@@ -144,7 +144,8 @@ class Dpo:
     A batch of pairs: tokens [B, 2, T] int32 (chosen, rejected), step_mask [B, 2, T] bool (what is
     compared), sft_mask [B, T] bool (of the chosen side), weight [B] of the pair, sft_weight [B] of
     the SFT term, depth [B] int32, ref_logp [B, 2] summed over step_mask (absent where the
-    reference's weights are at hand). An anchor has weight 0 and sft_weight 1.
+    reference's weights are at hand, or for "none", which finds everything equally likely). An
+    anchor has weight 0 and sft_weight 1.
 
     A batch of trees: tokens [B, T] and a layout; the others have P pairs a row: step_mask
     [B, P, 2, T], sft_mask [B, P, T], weight, sft_weight and depth [B, P], ref_logp [B, P, 2].
@@ -171,14 +172,13 @@ class Dpo:
                     "rewards/accuracies", "logps/chosen", "logps/rejected")  # fmt: skip
         by_depth = {f"rewards/accuracies/depth-{d}": f"depth-{d}" for d in range(1, DEPTHS + 1)}
         rows = "rows" if self.sft_reduction == "sequence" else "sft_tokens"
-        return dict.fromkeys(of_pairs, "pairs") | by_depth | {
-            "nll_loss": rows, "kl_per_token": "chosen_tokens"
-        }  # fmt: skip
+        found = dict.fromkeys(of_pairs, "pairs") | by_depth | {"nll_loss": rows}
+        return found | ({} if self.reference == "none" else {"kl_per_token": "chosen_tokens"})
 
     @property
     def reads_reference(self) -> bool:
         """Whether the reference's weights are at hand, not its log-probs."""
-        return self.reference != "precomputed"
+        return self.reference not in ("precomputed", "none")
 
     @property
     def terms(self) -> Mapping[str, float]:
@@ -200,7 +200,9 @@ class Dpo:
     def sums(self, params: Any, frozen: Frozen, batch: Batch) -> Sums:
         """Returns the sums of the preference metrics and of the SFT term."""
         logp, policy = self._compared(params, frozen, batch, with_sft=True)
-        if not self.reads_reference:
+        if self.reference == "none":
+            reference = jnp.zeros_like(policy)
+        elif not self.reads_reference:
             reference = batch["ref_logp"]
         else:
             assert frozen is not None
@@ -242,7 +244,7 @@ class Dpo:
             for d in range(1, DEPTHS + 1)
         }
         sums = {name: jnp.sum(weight * value) for name, value in per_pair.items()}
-        return sums | depths | {"kl_per_token": per_token}
+        return sums | depths | ({} if self.reference == "none" else {"kl_per_token": per_token})
 
     def _compared(
         self, params: Any, frozen: Frozen, batch: Batch, *, with_sft: bool = False
