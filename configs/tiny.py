@@ -30,7 +30,7 @@ def get_config(arg: str | None = None) -> config.Config:
     )  # fmt: skip
     c.prm.update(
         loss="implicit", readout="step_end", beta=0.3, reference="none", sft_coef=1.0,
-        prompts=12_000, pairs_per_tree=6,
+        prompts=12_000, pairs_per_tree=6, more_layers=2,
     )  # fmt: skip
     c.prm.train.update(
         batch=64, lr=1e-3, epochs=2.0, beta2=0.98, batching="tree", remat="none",
