@@ -1,4 +1,4 @@
-"""The miniature: the whole of STAIR on a laptop CPU, nothing downloaded, in a quarter of an hour.
+"""The miniature: the whole of STAIR on a laptop CPU, nothing downloaded, in some twenty minutes.
 
 python -m stair_jax.main --config=configs/tiny.py
 
