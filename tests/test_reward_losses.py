@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stair_jax import config
 from stair_jax import mesh as mesh_lib
 from stair_jax.io.examples import ComparisonExample
 from stair_jax.io.metrics import Metrics
@@ -161,14 +162,11 @@ def test_every_metric_has_a_count_and_every_term_is_a_metric():
 
 
 def test_the_configuration_reaches_the_objective():
-    rest = {
-        "model": "", "readout": "eos", "min_value_gap": 0.5, "min_visits": 1, "pairs_per_tree": 2,
-        "full_share": 0.5, "visit_weights": False, "eval_share": 0.05,
-    }  # fmt: skip
-    found = Prm.of(MODEL, PrmConfig(**rest, loss="bt", centering=0.3))
-    assert found == BT
-    assert found.terms == {"bt_loss": 1.0, "centering": 0.3}
-    assert Prm.of(MODEL, PrmConfig(**rest, loss="mse", centering=0.0)) == MSE
+    section = config.default().prm
+    bt = PrmConfig.of(section, loss="bt", centering=0.3)
+    assert Prm.of(MODEL, bt) == BT
+    assert Prm.of(MODEL, bt).terms == {"bt_loss": 1.0, "centering": 0.3}
+    assert Prm.of(MODEL, PrmConfig.of(section, loss="mse")) == MSE
 
 
 def pair_batch():
