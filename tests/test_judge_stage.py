@@ -289,7 +289,7 @@ def test_lessons_in_judging_tell_the_truth_in_words_that_the_model_knows():
         assert rating is not None
         told[side, rating] += 1
     assert min(told["safety", -1.0], told["safety", 1.0]) > 15
-    assert min(told["helpfulness", rating] for rating in (-1.0, -0.5, 1.0)) > 15
+    assert min(told["helpfulness", rating] for rating in (-1.0, -0.5, 1.0)) > 10
 
 
 def test_lessons_agree_with_the_verifier():

@@ -312,10 +312,13 @@ def test_eight_rows_are_learned_by_heart(loss):
 
 def test_the_trainer_fits_a_reward_model_and_knows_its_settings(tmp_path):
     rng = np.random.default_rng(0)
+
+    def some(count):
+        return tuple(rng.integers(0, SPEC.V, count).tolist())
+
     rows = [
         ComparisonExample(
-            id=str(i), prompt=tuple(rng.integers(0, SPEC.V, 3)), depth=i % 2,
-            better=tuple(rng.integers(0, SPEC.V, 4)), worse=tuple(rng.integers(0, SPEC.V, 3)),
+            id=str(i), prompt=some(3), depth=i % 2, better=some(4), worse=some(3)
         )
         for i in range(8)
     ]  # fmt: skip
