@@ -227,6 +227,9 @@ class Instant:
         done, self._done = self._done, []
         return done
 
+    def extend(self, prefix, ids):
+        return Prefix((*prefix.ids, *ids))
+
     def release(self, prefix):
         self.counters["pages_high_water"] = 60
 
