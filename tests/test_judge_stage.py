@@ -271,8 +271,8 @@ def test_settings_of_a_judge_that_cannot_work_are_refused(changes, key):
 
 
 def test_lessons_in_judging_tell_the_truth_in_words_that_the_model_knows():
-    config = tiny("smoke", judge__safety="self", data__sft_rows=600, **SELF)
-    plain = prompts.for_sft(tiny("smoke", data__sft_rows=600))
+    config = tiny("smoke", judge__safety="self", data__sft_rows=900, **SELF)
+    plain = prompts.for_sft(tiny("smoke", data__sft_rows=900))
     rows = prompts.for_sft(config)
     assert rows[: len(plain)] == plain
     lessons = rows[len(plain) :]
@@ -289,7 +289,7 @@ def test_lessons_in_judging_tell_the_truth_in_words_that_the_model_knows():
         assert rating is not None
         told[side, rating] += 1
     assert min(told["safety", -1.0], told["safety", 1.0]) > 15
-    assert min(told["helpfulness", rating] for rating in (-1.0, -0.5, 1.0)) > 10
+    assert min(told["helpfulness", rating] for rating in (-1.0, -0.5, 1.0)) > 15
 
 
 def test_lessons_agree_with_the_verifier():

@@ -114,7 +114,8 @@ def test_calibration_is_against_the_values_on_the_read_outs_range():
     right = report(scored)["ece"]
     assert report(scored, readout=dataclasses.replace(READOUT, high=30.0))["ece"] > right + 0.2
     assert report(scored)["calibrated"]
-    assert not report(scored, readout=dataclasses.replace(READOUT, loss="bt"))["calibrated"]
+    for loss in ("bt", "implicit"):
+        assert not report(scored, readout=dataclasses.replace(READOUT, loss=loss))["calibrated"]
 
 
 def test_good_is_above_the_middle_of_the_range_and_within_a_tree_of_its_own():

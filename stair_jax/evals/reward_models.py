@@ -36,7 +36,7 @@ def report(trees: Sequence[Scored], config: PrmConfig, readout: Readout) -> dict
     `gap_closed` of the way from a tree's mean response to its best one, choosing by score; also by
       type of prompt.
     `ece`, in 10 bins, of the scores in [0, 1] against the values in [0, 1]. Only "bce" and "mse"
-      aim at it: Bradley-Terry scores know no zero, which `calibrated` says.
+      aim at it, which `calibrated` says: scores that were taught by pairs know no zero.
     `score_mean`, `score_std`, of raw scores, and `length_correlation` with the trajectory's tokens.
     """
     nodes = [_of_nodes(scored, config) for scored in trees]
@@ -50,7 +50,7 @@ def report(trees: Sequence[Scored], config: PrmConfig, readout: Readout) -> dict
         "length_correlation": ranking.correlation(raw, tokens),
     }
     return {
-        "trees": len(trees), "nodes": len(raw), "calibrated": readout.loss != "bt",
+        "trees": len(trees), "nodes": len(raw), "calibrated": readout.loss in ("bce", "mse"),
         **{name: x for name, x in found.items() if not math.isnan(x)},
     }  # fmt: skip
 

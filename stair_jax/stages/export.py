@@ -6,6 +6,7 @@ from stair_jax import text
 from stair_jax.io import hf, hf_export, hf_reward, peft
 from stair_jax.model import lora
 from stair_jax.stages import policies
+from stair_jax.stages.policies import Policy, RewardPolicy
 from stair_jax.stages.run import Run, digest_of
 
 log = logging.getLogger(__name__)
@@ -25,14 +26,18 @@ _RESPONSE = (
 def run(run: Run) -> None:
     """Writes `export/<model>/` for the model that `export.model` names, else the last finished.
 
-    The model "prm" is the reward model; what is reported of it are scores, of others logits.
+    The model "prm" is the reward model; what is reported of it are scores, of others logits. An
+    implicit one is a policy like the others.
     """
     name = run.config.export.model or policies.names(run)[-1]
     if name == PRM:
-        _export_reward_model(run)
-        return
-    parent = policies.artefact_of(name)
-    policy = policies.load(run, name)
+        found = policies.reward_model(run)
+        if found.readout.loss != "implicit":
+            _export_reward_model(run, found)
+            return
+        parent, policy = PRM, Policy(PRM, found.spec, found.params, found.codec)
+    else:
+        parent, policy = policies.artefact_of(name), policies.load(run, name)
     run.begin(f"export/{name}", "export", (parent,) if parent else ())
     folder, dtype = run.workdir / "export" / name, _dtype(run)
     hf_export.save(
@@ -41,7 +46,8 @@ def run(run: Run) -> None:
         chat_template=text.TEMPLATES[policy.codec.template],
         source=run.config.model.checkpoint or None,
     )  # fmt: skip
-    _export_adapters(run, name, dtype)
+    if name != PRM:
+        _export_adapters(run, name, dtype)
     prompts = [policy.codec.prompt_ids(question) for question in _QUESTIONS]
     report = hf_export.export_report(folder, policy.spec, policy.params, prompts, dtype=dtype)
     log.info("%s: largest logit difference %s", folder, report["max_abs_diff"])
@@ -56,9 +62,9 @@ def _dtype(run: Run) -> str:
     return hf.dtype_of(source) if source else "float32"
 
 
-def _export_reward_model(run: Run) -> None:
+def _export_reward_model(run: Run, model: RewardPolicy) -> None:
     """Writes `export/prm/`, with a report on its scores of short made-up responses."""
-    model, folder, dtype = policies.reward_model(run), run.workdir / "export" / PRM, _dtype(run)
+    folder, dtype = run.workdir / "export" / PRM, _dtype(run)
     run.begin(f"export/{PRM}", "export", (PRM,))
     hf_reward.save(
         folder, model.spec, model.params, model.readout, model.codec, dtype=dtype,
