@@ -122,8 +122,7 @@ def test_an_implicit_reward_is_the_scaled_log_ratio_behind_the_prompt():
 @pytest.mark.parametrize("more", [1, 2])
 def test_layers_on_top_change_nothing_until_they_are_trained(more):
     policy = transformer.init(SPEC, jax.random.key(0))
-    deeper = reward.scalar(SPEC, more)
-    assert SPEC.L + more == deeper.L
+    deeper = dataclasses.replace(SPEC, L=SPEC.L + more)
     grown = reward.deepened(policy, deeper, jax.random.key(1))
     assert set(grown) == set(policy)
     tokens = jnp.arange(1, 8)[None]

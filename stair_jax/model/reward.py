@@ -21,12 +21,9 @@ LOSSES = ("bt", "bce", "mse", "implicit")
 _BODY = ("embed", "layers", "norm")
 
 
-def scalar(spec: Spec, more_layers: int = 0) -> Spec:
-    """Returns the sizes of a reward model on this decoder, with layers on top of its own.
-
-    It is "tied", so that no output head is declared.
-    """
-    return dataclasses.replace(spec, tied=True, L=spec.L + more_layers)
+def scalar(spec: Spec) -> Spec:
+    """Returns the sizes of a reward model on this decoder; "tied", so that no head is declared."""
+    return dataclasses.replace(spec, tied=True)
 
 
 def deepened(params: Any, spec: Spec, key: jax.Array) -> Any:

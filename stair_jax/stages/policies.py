@@ -144,13 +144,13 @@ def reward_model(run: Run) -> RewardPolicy:
         raise ValueError(f"reward model: none in {run.workdir}; run stage prm")
     (spec, codec), entry = frame(run), run.lineage.entries["prm"]
     folder, readout = run.workdir / "prm" / "checkpoints", Readout.from_json(entry["readout"])
+    spec = dataclasses.replace(spec, L=spec.L + run.config.prm.more_layers)
     if readout.loss == "implicit":
-        spec = dataclasses.replace(spec, L=spec.L + run.config.prm.more_layers)
         like = _abstract(_weights(spec), transformer.logical_axes(spec), run.mesh)
         params = checkpoint.load_params(folder, like, entry["step"])
         reference = entry["start"] if run.config.prm.reference == "start" else ""
         return RewardPolicy(spec, params, readout, codec, reference)
-    spec = reward.scalar(spec, run.config.prm.more_layers)
+    spec = reward.scalar(spec)
     axes, draw = reward.logical_axes(spec), functools.partial(reward.init, spec)
     parent = entry.get("adapters_of")
     if parent is None:
