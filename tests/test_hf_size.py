@@ -5,6 +5,7 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_a_stack_is_filled_in_its_own_memory(folder):
     rule = next(r for r in hf_names.RULES if r.ours == "layers/w_up")
     place = NamedSharding(mesh_lib.make((1, 1, 1)), PartitionSpec())
     form = {"rule": rule, "spec": TINY, "place": place, "dtype": np.dtype(np.float32)}
-    stack, x = (jax.device_put(np.zeros(n, np.float32), place) for n in [(3, 12, 7), (7, 12)])
+    stack, x = (jax.device_put(jnp.zeros(n), place) for n in [(3, 12, 7), (7, 12)])
     where = stack.unsafe_buffer_pointer()
     filled = hf_import._filled(stack, x + 1, np.int32(1), **form)
     assert stack.is_deleted()

@@ -1,5 +1,6 @@
 """Log-probs with the cache, and the reward model made of them, against one plain forward each."""
 
+import functools
 import itertools
 
 import jax
@@ -19,6 +20,7 @@ READOUT = Readout(position="step_end", loss="implicit", low=-3.0, high=3.0)
 BETA = 0.7
 
 
+@functools.cache
 def weights(seed):
     return jax.tree.map(lambda x: x * 2, transformer.init(SPEC, jax.random.key(seed)))
 

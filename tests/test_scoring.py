@@ -1,6 +1,7 @@
 """Scores with the cache against one plain forward of the decoder, without any."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -29,6 +30,7 @@ CONTEXT = -(-(CONFIG.max_context + 1) // CONFIG.page_size)  # pages
 TOLERANCE = 1e-5
 
 
+@functools.cache
 def weights(seed=0):
     """A model whose scores spread: larger weights than at the start of training."""
     small = reward.init(SPEC, jax.random.key(seed))
