@@ -8,7 +8,6 @@ import pytest
 
 from stair_jax.engine.request import Sampling
 from stair_jax.records import Prompt
-from stair_jax.rewards.judges import OPEN, RuleJudge
 from stair_jax.search import driver, mcts
 from stair_jax.search.growth import Growth, Outcome, Tools, prior
 from tests.plain_mcts import PlainSearch
@@ -359,67 +358,3 @@ def test_prompts_that_share_an_id_are_refused():
 
 def test_no_prompts_grow_no_trees():
     assert run(SCRIPT, CONFIG, rows=[])[0] == {}
-
-
-def test_a_judge_that_never_answers_with_a_score_still_ends_the_tree():
-    config = search_config(iterations=9)
-    trees, engine, judge, _ = run(RandomScript("never", missing=1.0), config, rows=prompts(1))
-    tree = trees["p0"]
-    assert len(tree.nodes) == 1
-    assert tree.nodes[0].visits == 0
-    # Nine iterations and the last round, two tries each, every try a fresh rollout.
-    assert tree.counters["missing"] == 10
-    assert [key[-1] for key in engine.keys] == list(range(20))
-    assert len(judge.asked) == 20
-
-
-def test_an_answer_that_cannot_be_judged_is_closed_and_not_asked_about_again():
-    class Speechless(RandomScript):
-        def judge(self, prompt, response):
-            return None if "answer" in response else super().judge(prompt, response)
-
-    config = search_config(visit_all_nodes=False)
-    trees, _, judge, _ = run(Speechless("closed", ends=0.5), config, rows=prompts(1))
-    tree = trees["p0"]
-    asked = collections.Counter(id.node for id, _, response in judge.asked if "answer" in response)
-    assert len(asked) > 1
-    assert set(asked.values()) == {2}
-    assert tree.counters["missing"] == len(asked)
-    assert tree.counters["iterations"] == config.iterations
-    for node in asked:
-        assert (tree.nodes[node].visits, tree.nodes[node].terminal) == (0, False)
-    assert tree.nodes[0].visits == config.iterations - len(asked)
-
-
-def test_what_a_judge_counts_stands_in_the_trees_counters():
-    trees, *_ = run(SCRIPT, search_config(iterations=5), rows=prompts(2), judge=RuleJudge())
-    assert trees["p1"].counters["judge_no_judge"] == trees["p1"].counters["judged"]
-    assert "judge_no_judge" not in trees["p0"].counters
-
-
-@pytest.mark.parametrize(("after", "in_flight"), [(0, 5), (3, 1), (9, 2)])
-def test_a_tree_that_nobody_judges_is_given_up_and_the_others_grow_on(forest, after, in_flight):
-    class Absent(ScriptedJudge):
-        """Says nothing of two prompts any more, after a few verdicts on each."""
-
-        def __init__(self, script, **kwargs):
-            super().__init__(script, **kwargs)
-            self.seen, self.late = collections.Counter(), 0
-
-        def collect(self):
-            found = []
-            for id, score in super().collect():
-                self.seen[id.prompt_id] += 1
-                gone = id.prompt_id in ("p1", "p3") and self.seen[id.prompt_id] > after
-                self.late += gone and self.seen[id.prompt_id] > after + 1
-                found.append((id, OPEN if gone else score))
-            return found
-
-    trees, judge = forest[0], Absent(SCRIPT, slowest=40)
-    config = search_config(ties="random", trees_in_flight=in_flight)
-    others, engine, _, leftovers = run(SCRIPT, config, judge=judge)
-    assert leftovers == driver.Leftovers({}, ("p1", "p3"))
-    assert others == {id: tree for id, tree in trees.items() if id not in ("p1", "p3")}
-    assert engine.held == set()
-    assert engine.idle
-    assert judge.late > 0 or after < 9  # verdicts that came when their tree was gone

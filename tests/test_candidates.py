@@ -1,0 +1,133 @@
+"""Candidates of a prompt: drawn and judged once, and the pairs that they make."""
+
+import dataclasses
+import random
+
+from stair_jax.engine.request import Sampling
+from stair_jax.records import Candidate, Prompt
+from stair_jax.rewards.combine import Reward
+from stair_jax.rewards.judges import OPEN
+from stair_jax.search import candidates
+from stair_jax.sections import RewardConfig
+from tests.scripted import PAPER, ScriptedCodec, ScriptedEngine, ScriptedJudge
+
+EOS = "<|eot_id|>"
+
+
+class Talker:
+    """A script whose responses are numbered, and judged by the number; some do not end."""
+
+    def rollout(self, prompt, trajectory, visit):
+        del prompt, trajectory
+        return f"answer {visit}" + ("" if visit == 3 else EOS)
+
+    def judge(self, prompt, response):
+        number = int(response.removesuffix(EOS).split()[-1])
+        if prompt.endswith("tie") or number == 3:
+            return 1.0, 1.0
+        return (1.0, [0.5, -1.0, 0.0][number]) if number < 3 else None
+
+
+def sample(rows, have=(), schedule=0, reward=PAPER, judge=ScriptedJudge, **changes):
+    codec, found = ScriptedCodec(), []
+    draw = candidates.Draw(**(
+        {"count": 5, "max_tokens": 9, "key": (0, "x"), "direct": True,
+         "sampling": Sampling(temperature=0.7)}
+        | changes
+    ))  # fmt: skip
+    engine = ScriptedEngine(Talker(), codec, seed=schedule, max_prompt=40)
+    judge = judge(Talker(), seed=schedule)
+    leftovers = candidates.sample(
+        rows, draw, engine=engine, codec=codec, judge=judge, reward=reward, have=have,
+        on_candidate=found.append,
+    )  # fmt: skip
+    assert not engine.held
+    return sorted(found, key=lambda row: row.id), leftovers, engine, judge
+
+
+ASKED = [
+    Prompt(id="p0", question="question 0", type="helpfulness"),
+    Prompt(id="p1", question="they all tie", type="helpfulness"),
+    Prompt(id="p2", question="q" * 60, type="safety"),
+]
+
+
+def test_candidates_are_judged_and_the_best_meets_the_worst():
+    found, leftovers, engine, judge = sample(ASKED)
+    assert set(leftovers.passed_over) == {"p2"}
+    assert not leftovers.left_open
+    assert len(found) == 10
+    assert len(set(engine.keys)) == 10
+    by_id = {row.id: row for row in found}
+    assert by_id["p0/0"].text == "answer 0"  # the end of the turn is no part of the text
+    assert by_id["p0/0"].ids[-1] in ScriptedCodec().end_stop
+    assert [by_id[f"p0/{i}"].reward for i in range(5)] == [2.5, 1.0, 2.0, None, None]
+    assert not by_id["p0/3"].ended  # ran into the limit: judged well, but not rewarded
+    assert {text for _, _, text in judge.asked} == {f"answer {i}" for i in range(5)}
+    [(best, worst)] = candidates.best_against_worst(random.Random(0).sample(found, 10))
+    assert (best.id, worst.id) == ("p0/0", "p0/1")
+
+
+def test_candidates_that_reason_keep_their_last_tag():
+    found = {row.id: row for row in sample(ASKED, direct=False)[0]}
+    assert found["p0/0"].text == "answer 0" + EOS
+
+
+def test_the_candidates_of_a_prompt_are_the_leaves_of_a_tree():
+    found = sample(ASKED)[0]
+    first, _ = candidates.as_trees(random.Random(0).sample(found, 10))
+    assert first.prompt.id == "p0"
+    root, *leaves = first.nodes
+    assert [leaf.reward for leaf in leaves] == [
+        2.5,
+        1.0,
+        2.0,
+    ]  # those without a reward are left out
+    assert all(leaf.terminal and leaf.visits == 1 and leaf.depth == 1 for leaf in leaves)
+    assert [leaf.ids for leaf in leaves] == [row.ids for row in found[:3]]
+    assert (root.visits, root.value) == (3, 5.5 / 3)
+
+
+def test_candidates_that_are_there_are_not_sampled_again():
+    found, *_ = sample(ASKED)
+    again, _, engine, _ = sample(ASKED, have={"p0/0", "p1/4"}, schedule=3)
+    assert len(again) == 8 == len(engine.keys)
+    assert again == [row for row in found if row.id not in ("p0/0", "p1/4")]
+    fewer, *_, longer = sample(ASKED, count=2, key=(1, "x"))[0], sample(ASKED, key=(1, "x"))[2]
+    assert [row.id for row in fewer] == ["p0/0", "p0/1", "p1/0", "p1/1"]
+    assert set(longer.keys).isdisjoint(engine.keys)
+
+
+class Unreachable(ScriptedJudge):
+    """A judge that cannot be asked about every second answer."""
+
+    def collect(self):
+        found = super().collect()
+        return [(id, OPEN if str(id).endswith(("1", "3")) else score) for id, score in found]
+
+
+def test_what_nobody_judges_is_no_candidate_yet():
+    whole, *_ = sample(ASKED)
+    found, leftovers, _, judge = sample(ASKED, judge=Unreachable)
+    assert len(judge.asked) == 10
+    assert sorted(leftovers.left_open) == ["p0/1", "p0/3", "p1/1", "p1/3"]
+    assert found == [row for row in whole if row.id not in leftovers.left_open]
+
+
+def test_the_reward_is_the_runs():
+    found, *_ = sample(ASKED[:1])
+    other, *_ = sample(ASKED[:1], reward=Reward("outcome", RewardConfig(F="identity", c1=1.0, c2=-1.0, k1=1.0, k2=1.0)))  # fmt: skip  # noqa: E501
+    assert found[0].reward == 2.5
+    assert other[0].reward == 0.5
+
+
+def test_without_two_different_rewards_there_is_no_pair():
+    row = Candidate(id="p/0", prompt="p", question="q", type="safety", ids=(1,), text="t",
+                    reward=1.0, ended=True)  # fmt: skip
+    other = dataclasses.replace(row, id="p/1", reward=-1.0)
+    assert candidates.best_against_worst([row, other]) == [(row, other)]
+    assert candidates.best_against_worst([row]) == []
+    assert candidates.best_against_worst([row, dataclasses.replace(other, reward=1.0)]) == []
+    assert candidates.best_against_worst([row, dataclasses.replace(other, reward=None)]) == []
+    elsewhere = dataclasses.replace(other, prompt="q")
+    assert candidates.best_against_worst([row, elsewhere]) == []
