@@ -30,10 +30,10 @@ def get_config(arg: str | None = None) -> config.Config:
     )  # fmt: skip
     c.prm.update(
         loss="implicit", readout="step_end", beta=0.3, reference="none", sft_coef=1.0,
-        prompts=12_000, pairs_per_tree=6, more_layers=2,
+        prompts=12_000, demonstrations=True, temperature=0.8, pairs_per_tree=6, more_layers=2,
     )  # fmt: skip
     c.prm.train.update(
-        batch=64, lr=1e-3, epochs=2.0, beta2=0.98, batching="tree", remat="none",
+        batch=64, lr=5e-4, epochs=2.0, beta2=0.98, batching="tree", remat="none",
         head_chunk=4096, buckets=(192,), save_every=100,
     )  # fmt: skip
     c.search.update(

@@ -219,6 +219,8 @@ def _add_prm(c: Config) -> None:
     p.visit_weights = False  # "bce", "mse": a node counts by its visits
     p.more_layers = 0  # on top of the policy's, which they leave as they are at the start (ours)
     p.prompts = 0  # further ones, whose sampled and judged responses join the trees (ours)
+    p.demonstrations = False  # a teacher's response to each, judged like the samples beside it: a
+    #   row's "response", in the miniature the teacher's own (ours)
     p.samples = 4  # responses a prompt of them, drawn like a rollout but for the temperature
     p.temperature = 1.0  # of these samples: wilder ones are wrong in ways that teach little (ours)
     p.eval_share = 0.05  # of the trees, set aside to measure the model on (ours)

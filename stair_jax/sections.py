@@ -180,6 +180,7 @@ class PrmConfig(Section):
     visit_weights: bool
     more_layers: int
     prompts: int
+    demonstrations: bool
     samples: int
     temperature: float
     eval_share: float

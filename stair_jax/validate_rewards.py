@@ -132,7 +132,7 @@ def _validate_prm_numbers(c: Config) -> None:
     for key, holds, expected in numbers:
         if not holds:
             raise ValueError(f"config.prm.{key}: {p[key]!r}, expected {expected}")
-    for key in ("samples", "temperature"):
+    for key in ("samples", "temperature", "demonstrations"):
         if p[key] != usual[key] and not p.prompts:
             raise ValueError(
                 f"config.prm.{key}: {p[key]} would be ignored, it needs a config.prm.prompts"

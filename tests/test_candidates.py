@@ -28,7 +28,7 @@ class Talker:
         return (1.0, [0.5, -1.0, 0.0][number]) if number < 3 else None
 
 
-def sample(rows, have=(), schedule=0, reward=PAPER, judge=ScriptedJudge, **changes):
+def sample(rows, have=(), schedule=0, reward=PAPER, judge=ScriptedJudge, given=(), **changes):
     codec, found = ScriptedCodec(), []
     draw = candidates.Draw(**(
         {"count": 5, "max_tokens": 9, "key": (0, "x"), "direct": True,
@@ -39,7 +39,7 @@ def sample(rows, have=(), schedule=0, reward=PAPER, judge=ScriptedJudge, **chang
     judge = judge(Talker(), seed=schedule)
     leftovers = candidates.sample(
         rows, draw, engine=engine, codec=codec, judge=judge, reward=reward, have=have,
-        on_candidate=found.append,
+        on_candidate=found.append, given={name: codec.encode(text) for name, text in given},
     )  # fmt: skip
     assert not engine.held
     return sorted(found, key=lambda row: row.id), leftovers, engine, judge
@@ -96,6 +96,28 @@ def test_candidates_that_are_there_are_not_sampled_again():
     fewer, *_, longer = sample(ASKED, count=2, key=(1, "x"))[0], sample(ASKED, key=(1, "x"))[2]
     assert [row.id for row in fewer] == ["p0/0", "p0/1", "p1/0", "p1/1"]
     assert set(longer.keys).isdisjoint(engine.keys)
+
+
+GIVEN = [("p0", "answer 1" + EOS), ("p1", "answer 0"), ("p2", "answer 2" + EOS)]
+
+
+def test_a_response_that_is_given_is_judged_as_one_more_candidate():
+    without = sample(ASKED)[0]
+    found, leftovers, engine, _ = sample(ASKED, given=GIVEN)
+    by_id = {row.id: row for row in found}
+    first, second = by_id.pop("p0/given"), by_id.pop("p1/given")
+    assert list(by_id.values()) == without  # the samples are what they were
+    assert (first.text, first.reward, first.ended) == ("answer 1", 1.0, True)
+    assert (second.text, second.reward, second.ended) == ("answer 0", None, False)
+    assert set(leftovers.passed_over) == {"p2"}  # there is no room for the prompt
+    assert len(engine.keys) == 10  # nothing is decoded for it
+
+
+def test_a_given_response_that_is_there_is_not_judged_again():
+    have = {f"p{i}/{j}" for i in (0, 1) for j in range(5)}
+    found, _, engine, _ = sample(ASKED[:2], given=GIVEN, have=have | {"p1/given"})
+    assert [row.id for row in found] == ["p0/given"]
+    assert not engine.keys
 
 
 class Unreachable(ScriptedJudge):

@@ -14,8 +14,8 @@ from stair_jax.config import default, restore
 from stair_jax.io.metrics import Metrics
 from stair_jax.model import reward
 from stair_jax.rewards.combine import Reward
-from stair_jax.sections import RewardConfig
-from stair_jax.stages import policies, prm
+from stair_jax.sections import PrmConfig, RewardConfig
+from stair_jax.stages import policies, prm, responses
 from stair_jax.stages.lineage import Lineage
 from stair_jax.stages.run import Run
 from tests.test_comparisons import node, tree
@@ -228,6 +228,21 @@ def test_the_read_out_comes_from_the_configuration():
         small("x", search__reward="outcome", prm__loss="mse", prm__readout="step_end")
     )
     assert found.to_json() == {"position": "step_end", "loss": "mse", "low": -1.0, "high": 1.0}
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_settings_of_further_prompts_reach_the_sampling(tmp_path, monkeypatch, shown):
+    asked = []
+    monkeypatch.setattr(responses, "sample", lambda *found: asked.extend(found) or NOTHING)
+    settings = {"prompts": 6, "samples": 3, "temperature": 0.7, "demonstrations": shown}
+    run = opened(small(tmp_path, **{f"prm__{key}": value for key, value in settings.items()}))
+    assert prm._sampled(run, "sft", PrmConfig.of(run.config.prm)) == []
+    *_, rows, draw, given = asked
+    assert (len(rows), draw.count, draw.sampling.temperature) == (6, 3, 0.7)
+    assert list(given) == [row.id for row in rows] * shown
+
+
+NOTHING = responses.Sampled([], {}, {})
 
 
 def test_what_is_missing_is_said_in_one_line(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 from stair_jax import config as config_lib
 from stair_jax.miniature import splits
+from stair_jax.miniature.verifier import verify
 from stair_jax.stages import prompts
 from stair_jax.validate import validate
 
@@ -37,6 +38,38 @@ def test_files_of_prompts_are_read(tmp_path, suffix):
     assert first.ground_truth == "4"
     assert (second.id, second.type, second.ground_truth) == ("mine", "safety", None)
     assert prompts.for_round(config(prompts=path, round_prompts=1), 1) == [first]
+
+
+def asked_of(path, **prm):
+    c = config(prompts=str(path))
+    c.prm.update({"prompts": 2} | prm)
+    return prompts.for_prm(c)
+
+
+def test_rows_for_the_reward_model_may_bring_a_response(tmp_path):
+    answer = "<|Output|> four <|/Output|>"
+    rows = [{"response": answer, **ROWS[i % 2], "id": f"r{i}"} for i in range(3)]
+    write(tmp_path / "prm.json", rows)
+    asked, given = asked_of(tmp_path / "{round}.json")
+    assert [row.id for row in asked] == ["r0", "r1"]
+    assert given == {}
+    assert asked_of(tmp_path / "{round}.json", demonstrations=True) == (
+        asked, {"r0": answer, "r1": answer},
+    )  # fmt: skip
+    write(tmp_path / "prm.json", [rows[0], {**rows[1], "response": "four"}])
+    with pytest.raises(ValueError, match=r"prm\.json:2: response does not end in a block"):
+        asked_of(tmp_path / "{round}.json", demonstrations=True)
+    write(tmp_path / "prm.json", ROWS)
+    with pytest.raises(ValueError, match=r"prm\.json:1: .*response"):
+        asked_of(tmp_path / "{round}.json", demonstrations=True)
+
+
+def test_the_miniatures_teacher_answers_the_reward_models_prompts():
+    asked, given = asked_of("miniature", prompts=60, demonstrations=True)
+    assert list(given) == [row.id for row in asked]
+    right = [verify(row, given[row.id]).helpfulness for row in asked]
+    assert 0.6 < sum(x == 1 for x in right) / 60 < 1  # it is lazy now and then
+    assert asked_of("miniature", prompts=60) == (asked, {})
 
 
 def test_a_round_can_have_a_file_of_its_own(tmp_path):

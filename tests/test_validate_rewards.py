@@ -41,6 +41,10 @@ BAD = [
     ({"prm__prompts": -1}, r"config\.prm\.prompts: -1, expected 0 or more"),
     ({"prm__samples": 0}, r"config\.prm\.samples: 0, expected 1 or more"),
     ({"prm__prompts": 0, "prm__samples": 2}, r"samples: 2 would be ignored"),
+    (
+        {"prm__prompts": 0, "prm__temperature": 1.0, "prm__demonstrations": True},
+        r"demonstrations: True would be ignored",
+    ),
 ]
 
 

@@ -141,12 +141,8 @@ def lessons(
     drawn = []
     for name, quota in quotas(mix, count).items():
         for number in range(quota):
-            item, framing = _sft_item(rng, name, number)
-            if isinstance(item, Act):
-                lesson = teacher.answer_act(rng, item, framing)
-            else:
-                lesson = teacher.solve_task(rng, item, framing)
-            drawn.append((name, (item, framing), lesson))
+            item = _sft_item(rng, name, number)
+            drawn.append((name, item, _lesson(rng, item)))
     rng.shuffle(drawn)
     return [
         (name, prompt_of(f"sft-{i:05d}", item), lesson)
@@ -183,16 +179,27 @@ def round_prompts(number: int, seed: int, count: int) -> list[Prompt]:
     return [prompt_of(f"r{number}-{i:04d}", item) for i, item in enumerate(items)]
 
 
-def prm_prompts(seed: int, count: int) -> list[Prompt]:
-    """Returns `count` distinct further prompts for a reward model, tasks half of them framed.
+def prm_lessons(seed: int, count: int) -> list[tuple[Prompt, str]]:
+    """Returns `count` distinct further prompts for a reward model, with the teacher's responses.
 
-    Safety needs no more than the rounds' trees; whether an answer is right takes many to learn.
+    Half of them are framed. Safety needs no more than the rounds' trees; whether an answer is
+    right takes many to learn.
     """
     items: list[Item] = []
     for name, quota in quotas(PRM_MIX, count).items():
         items += _from_tasks(random.Random(f"prm-{seed}-{name}"), name, 0, quota)
     random.Random(f"order-{seed}-prm").shuffle(items)
-    return [prompt_of(f"prm-{i:05d}", item) for i, item in enumerate(items)]
+    rng, lessons = random.Random(f"teacher-{seed}-prm"), []
+    for i, item in enumerate(items):
+        lessons.append((prompt_of(f"prm-{i:05d}", item), _lesson(rng, item).response))
+    return lessons
+
+
+def _lesson(rng: random.Random, item: Item) -> teacher.Lesson:
+    asked, framing = item
+    if isinstance(asked, Act):
+        return teacher.answer_act(rng, asked, framing)
+    return teacher.solve_task(rng, asked, framing)
 
 
 def _from_tasks(rng: random.Random, name: str, skip: int, quota: int) -> list[Item]:

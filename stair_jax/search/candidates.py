@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from stair_jax.engine.request import EngineLike, Prefix, Request, Sampling
 from stair_jax.records import Candidate, Node, Prompt, Tree
@@ -39,6 +39,7 @@ def sample(
     reward: Reward,
     have: Collection[str],
     on_candidate: Callable[[Candidate], None],
+    given: Mapping[str, Sequence[int]] = {},
 ) -> Leftovers:
     """Samples and judges candidates for every prompt.
 
@@ -51,11 +52,12 @@ def sample(
       reward: of what the judge says.
       have: ids of the candidates that are there already.
       on_candidate: takes each as soon as it is judged, in the order of the verdicts.
+      given: ids of a response that is there already, by prompt id; one more candidate of it.
 
     Returns:
       Prompts passed over, and ids of the candidates that nobody has judged.
     """
-    flow, left = _Flow(engine, codec, draw, have), collections.deque(prompts)
+    flow, left = _Flow(engine, codec, draw, have, given), collections.deque(prompts)
     waiting: dict[str, tuple[Prompt, Candidate]] = {}  # for the verdict
     left_open: list[str] = []
     while left or flow.roots or waiting:
@@ -81,8 +83,13 @@ def sample(
 class _Flow:
     """The engine's side: prompts in, responses out, every sequence given back."""
 
-    def __init__(self, engine: EngineLike, codec: CodecLike, draw: Draw, have: Collection[str]):
+    def __init__(
+        self, engine: EngineLike, codec: CodecLike, draw: Draw, have: Collection[str],
+        given: Mapping[str, Sequence[int]],
+    ):  # fmt: skip
         self._engine, self._codec, self._draw, self._have = engine, codec, draw, have
+        self._given = given
+        self._at_hand: list[tuple[Prompt, Candidate]] = []
         self.roots: dict[str, Prefix] = {}  # of the prompts that are being answered
         self._open: dict[str, Prompt] = {}  # by candidate
         self.passed_over: dict[str, str] = {}
@@ -108,12 +115,16 @@ class _Flow:
             )  # fmt: skip
         self.roots[prompt.id] = root
         self._close(prompt)
+        name = f"{prompt.id}/given"
+        if prompt.id in self._given and name not in self._have:
+            ids = tuple(self._given[prompt.id])
+            self._at_hand.append((prompt, self._candidate(name, prompt, ids)))
 
     def answers(self) -> list[tuple[Prompt, Candidate]]:
-        """Lets the engine work, and returns what came of it."""
+        """Lets the engine work, and returns what came of it, and what was given meanwhile."""
         if not self._engine.idle:
             self._engine.step()
-        found = []
+        found, self._at_hand = self._at_hand, []
         for result in self._engine.collect():
             self._engine.release(result.prefix)
             prompt = self._open.pop(str(result.id))

@@ -121,7 +121,8 @@ def _sampled(run: Run, start: str, config: PrmConfig) -> list[Tree]:
         ),
         max_tokens=c.search.max_rollout_tokens, key=(c.seed, NAME), direct=False,
     )  # fmt: skip
-    found = responses.sample(run, f"{NAME}/responses", start, prompts.for_prm(c), draw)
+    asked, given = prompts.for_prm(c)
+    found = responses.sample(run, f"{NAME}/responses", start, asked, draw, given)
     return candidates.as_trees(found.rows)
 
 

@@ -1,7 +1,7 @@
 """Where questions and teacher rows come from: the miniature, files of the user's, or the hub."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stair_jax.config import Config
@@ -10,6 +10,7 @@ from stair_jax.miniature import judging, preferences, splits
 from stair_jax.records import Preference, Prompt, SftRow
 from stair_jax.rewards.rubrics import SIDES
 from stair_jax.stages import judges
+from stair_jax.text import OUTPUT, OUTPUT_END, final_answer
 
 log = logging.getLogger(__name__)
 
@@ -26,22 +27,42 @@ def for_round(config: Config, number: int) -> list[Prompt]:
     return _from_file(config, str(number), count)
 
 
-def for_prm(config: Config) -> list[Prompt]:
+def for_prm(config: Config) -> tuple[list[Prompt], dict[str, str]]:
     """Returns the further prompts of the reward model, `prm.prompts` of them; as `for_round`.
 
-    In the name of a file, {round} becomes "prm".
+    With them a teacher's responses by prompt id, where `prm.demonstrations` asks for them: a file's
+    rows then need a "response". In the name of a file, {round} becomes "prm".
     """
-    count = config.prm.prompts
+    count, shown = config.prm.prompts, config.prm.demonstrations
     if config.data.prompts == "miniature":
-        return splits.prm_prompts(config.seed, count)
-    return _from_file(config, "prm", count)
+        lessons = splits.prm_lessons(config.seed, count)
+        asked = [prompt for prompt, _ in lessons]
+        return asked, {prompt.id: text for prompt, text in lessons} if shown else {}
+    located = _located(config, "prm", count)
+    asked = _prompts(located)
+    texts = [_demonstration(where, row) for where, row in located] if shown else []
+    return asked, {prompt.id: text for prompt, text in zip(asked, texts, strict=False)}
+
+
+def _demonstration(where: str, row: Any) -> str:
+    text = formats.text_of(where, row, "response")
+    if final_answer(text) is None or not text.endswith(OUTPUT_END):
+        raise ValueError(f"{where}: response does not end in a block {OUTPUT} ... {OUTPUT_END}")
+    return text
 
 
 def _from_file(config: Config, part: str, count: int) -> list[Prompt]:
+    return _prompts(_located(config, part, count))
+
+
+def _located(config: Config, part: str, count: int) -> list[sources.Located]:
     path = config.data.prompts.replace("{round}", part)
-    located = sources.read(path, config.data.split)
-    rows = [_prompt(where, i, row) for i, (where, row) in enumerate(located, start=1)]
+    rows = list(sources.read(path, config.data.split))
     return rows[:count] if count else rows
+
+
+def _prompts(located: Sequence[sources.Located]) -> list[Prompt]:
+    return [_prompt(where, i, row) for i, (where, row) in enumerate(located, start=1)]
 
 
 def for_sft(config: Config) -> list[SftRow]:

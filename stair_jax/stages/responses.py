@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from stair_jax import records
 from stair_jax.engine.switchboard import Switchboard
@@ -25,7 +25,10 @@ class Sampled:
     rubrics: dict[str, str]  # hashes of what the judges were asked with
 
 
-def sample(run: Run, artefact: str, model: str, prompts: Sequence[Prompt], draw: Draw) -> Sampled:
+def sample(
+    run: Run, artefact: str, model: str, prompts: Sequence[Prompt], draw: Draw,
+    given: Mapping[str, str] = {},
+) -> Sampled:  # fmt: skip
     """Samples and judges what is missing of `<artefact>/candidates.jsonl`; appends row by row.
 
     Args:
@@ -34,6 +37,7 @@ def sample(run: Run, artefact: str, model: str, prompts: Sequence[Prompt], draw:
       model: whose responses.
       prompts: with ids of their own.
       draw: how many a prompt, and how.
+      given: a response that is there already, by prompt id, judged beside the samples.
 
     Raises:
       ValueError: where responses are left open, because nobody judged them.
@@ -45,7 +49,8 @@ def sample(run: Run, artefact: str, model: str, prompts: Sequence[Prompt], draw:
     records.mend_jsonl(path)
     have = {row.id for row in records.read_jsonl(path, Candidate)}
     passed_over: dict[str, str] = {}
-    if len(have) < len(prompts) * draw.count:
+    wanted = len(prompts) * draw.count + len(given)
+    if len(have) < wanted:
         policy = policies.load(run, model)
         engine = policies.engine_for(run, policy)
         also = judges.samplings(c)
@@ -55,7 +60,7 @@ def sample(run: Run, artefact: str, model: str, prompts: Sequence[Prompt], draw:
             contextlib.closing(
                 judges.judge_of(run, board, policy.codec, direct=draw.direct)
             ) as judge,
-            progress.line(artefact, len(prompts) * draw.count) as show,
+            progress.line(artefact, wanted) as show,
             records.Journal() as journal,
         ):
 
@@ -68,6 +73,7 @@ def sample(run: Run, artefact: str, model: str, prompts: Sequence[Prompt], draw:
                 prompts, draw, engine=board.line(), codec=policy.codec, judge=judge,
                 reward=Reward(c.search.reward, RewardConfig.of(c.reward)), have=frozenset(have),
                 on_candidate=keep,
+                given={name: policy.codec.response_ids(text) for name, text in given.items()},
             )  # fmt: skip
         passed_over = leftovers.passed_over
         judges.check_open(artefact, leftovers.left_open)
