@@ -90,10 +90,14 @@ def take_over(source, workdir, wanted):
 
 
 ROUNDS = {"stages": "sft,search,pairs,dpo,evaluate", "evaluate__search": "greedy"}
+MEASURED = {
+    "stages": "prm,evaluate", "evaluate__search": "greedy,best_of_8,oracle_of_8",
+    "evaluate__benchmarks": "jailbreak,harmless",
+}  # fmt: skip
 SPOILT = {
     "flipped": (pairs_lib, "pairs_of", flip, ROUNDS),
     "shuffled": (judges, "judge_of", lambda _: shuffled_judge, ROUNDS),
-    "labels": (comparisons, "comparisons_of", toss, {"stages": "prm,evaluate"}),
+    "labels": (comparisons, "comparisons_of", toss, MEASURED),
 }
 
 
