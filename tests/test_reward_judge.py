@@ -37,6 +37,12 @@ def tokenizer_with(template) -> Any:
     return tokenizer
 
 
+def words_of(tokenizer, n) -> list[str]:
+    """N of its plain words: a vocabulary lists itself in another order each time."""
+    special = set(tokenizer.all_special_tokens)
+    return sorted(word for word in tokenizer.get_vocab() if word not in special)[30 : 30 + n]
+
+
 class PlainScoring:
     """Scores a token by a table; it knows who holds what."""
 
@@ -116,7 +122,7 @@ def test_what_was_closed_gives_nothing():
 
 def test_our_models_see_the_whole_response_with_its_tags():
     codec = text.Codec(miniature_tokenizer.build(), "llama3")
-    words = " ".join(list(codec.tokenizer.get_vocab())[30:34])
+    words = " ".join(words_of(codec.tokenizer, 4))
     response = f"{text.STEP} {words} {text.STEP_END} {text.OUTPUT} {words} {text.OUTPUT_END}"
     prompt, at_step = reward_judge.of_response(codec, MSE)(ask("how many"), response)
     assert prompt == codec.prompt_ids("how many")
@@ -130,7 +136,7 @@ def test_our_models_see_the_whole_response_with_its_tags():
 
 def test_others_see_question_and_answer_in_their_own_template():
     tokenizer = tokenizer_with(TURNS)
-    words = list(tokenizer.get_vocab())[30:36]
+    words = words_of(tokenizer, 6)
     question, answer = " ".join(words[:3]), " ".join(words[3:])
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     whole = tokenizer.apply_chat_template(turns, return_dict=False)
@@ -194,7 +200,7 @@ def test_ratings_are_those_of_transformers_by_hand(tmp_path):
         max_tokens=engine.max_context, wants_response=got.own,
     )  # fmt: skip
     assert not judge.wants_response
-    words = list(tokenizer.get_vocab())[30:50]
+    words = words_of(tokenizer, 20)
     asked = {
         "a": (" ".join(words[:4]), " ".join(words[9:12])),
         "b": (" ".join(words[:4]), " ".join(words[5:19])),
