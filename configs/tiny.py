@@ -1,4 +1,4 @@
-"""The miniature: the whole of STAIR on a laptop CPU, nothing downloaded, in some twenty minutes.
+"""The miniature: the whole of STAIR on a laptop CPU, nothing downloaded, in a quarter of an hour.
 
 python -m stair_jax.main --config=configs/tiny.py
 
@@ -34,7 +34,7 @@ def get_config(arg: str | None = None) -> config.Config:
     )  # fmt: skip
     c.prm.train.update(
         batch=64, lr=5e-4, epochs=2.0, beta2=0.98, batching="tree", remat="none",
-        head_chunk=4096, buckets=(192,), save_every=100,
+        head_chunk=4096, buckets=(192,), micro_tokens=576, save_every=100,
     )  # fmt: skip
     c.search.update(
         iterations=24, top_p=0.95, max_depth=4, max_step_tokens=40, max_rollout_tokens=64,

@@ -23,14 +23,14 @@ LIVELY = RandomScript("guided", names=5, ends=0.15)
 
 def run(
     plan, script: Any = LIVELY, *, rows=None, seed=3, max_depth=5, schedule=0, kind=ScriptedEngine,
-    model=ScriptedRewardModel, appetite=None, config=CONFIG,
+    model=ScriptedRewardModel, appetite=None, config=CONFIG, read_at=64,
 ):  # fmt: skip
     """Returns {prompt id: (what was found, tokens, scored, duplicates)}, engine and model."""
     codec, found = ScriptedCodec(), {}
     engine, reader = kind(script, codec, seed=schedule, appetite=appetite), model(codec)
     guide = guided.Guide(
         engine=engine, reward_model=reader, codec=codec, config=config, max_depth=max_depth,
-        seed=seed,
+        seed=seed, read_at=read_at,
     )  # fmt: skip
 
     def on_found(trail, what):
@@ -282,16 +282,22 @@ class Sated(ScriptedEngine):
         return self.roots < 40
 
 
-def test_reading_waits_for_company_while_the_engine_has_work(monkeypatch):
+def test_reading_waits_for_company_while_the_engine_has_work():
     rows = scripted.prompts(40)
     plan = lambda trail: beams.sample(trail, range(3))  # noqa: E731
     patient, _, reader = run(plan, rows=rows, kind=Sated)
     assert len(reader.calls) == 2  # 64 are enough; the others once the engine is idle
-    assert reader.calls[0] >= guided.READ_AT
-    monkeypatch.setattr(guided, "READ_AT", 1)
-    eager, _, reader = run(plan, rows=rows, kind=Sated)
+    assert reader.calls[0] >= 64
+    eager, _, reader = run(plan, rows=rows, kind=Sated, read_at=1)
     assert len(reader.calls) > 2
     assert eager == patient
+
+
+def test_a_hungry_engine_gets_new_prompts_before_a_few_steps_are_read():
+    plan = lambda trail: beams.sample(trail, range(3))  # noqa: E731
+    reader = run(plan, rows=scripted.prompts(40), appetite=6)[2]
+    assert reader.calls[0] >= 64
+    assert reader.calls[-1] < 64  # no prompt was left: what waited was read at once
 
 
 @pytest.mark.parametrize("where", ["engine", "model", "receiver", "plan"])

@@ -18,7 +18,6 @@ from stair_jax.rewards.prm import Reading, RewardModelLike
 from stair_jax.search.growth import CodecLike
 from stair_jax.sections import GuidedConfig
 
-READ_AT = 64  # sequences that wait to be read: as many are read though the engine is busy
 T = TypeVar("T")
 Steps = Sequence[Sequence[int]]
 
@@ -43,6 +42,7 @@ class Guide:
     config: GuidedConfig
     max_depth: int  # steps of a response; the last one runs to the response's end
     seed: int
+    read_at: int = 64  # sequences that wait to be read: as many are read though the engine is busy
 
     @property
     def sampling(self) -> Sampling:
@@ -211,7 +211,10 @@ class _Hunt(Generic[T]):
         if not engine.idle:
             engine.step()
         self._take(engine.collect())
-        if self._reads and (engine.idle or engine.hungry or len(self._reads) >= READ_AT):
+        # An engine that wants more is fed new prompts first: a call that reads few costs as much.
+        fed = engine.hungry and self._queue
+        starved = (engine.idle or engine.hungry) and not fed
+        if self._reads and (starved or len(self._reads) >= self._guide.read_at):
             self._read()
         done, self._done = self._done, []
         return done

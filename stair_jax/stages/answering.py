@@ -278,4 +278,5 @@ class Answering:
             engine=self._engine, reward_model=self._reward_model if read else None,
             codec=self._policy.codec, config=self._config,
             max_depth=self._run.config.search.max_depth, seed=self._run.config.seed,
+            read_at=self._run.config.engine.slots,  # both pools hold some contexts for each
         )  # fmt: skip
