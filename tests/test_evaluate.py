@@ -15,6 +15,7 @@ from stair_jax.stages import answering, evaluate, policies
 from stair_jax.stages.lineage import Lineage
 from stair_jax.stages.policies import Policy
 from stair_jax.stages.run import Run
+from stair_jax.strategies import parse
 from stair_jax.text import OUTPUT, OUTPUT_END, STEP, STEP_END
 from stair_jax.validate import validate
 from tests.golden.scripted_policy import unit
@@ -307,6 +308,13 @@ def test_aggregation_reaches_the_choice_and_depth_the_beams(world):
     evaluate.run(run)
     for name, rows in usual.items():
         assert rows_of(run, f"sft/{name}") != rows
+
+
+@pytest.mark.parametrize("slots", [5, 9])
+def test_as_many_steps_are_read_together_as_there_are_slots(world, slots):
+    run = world(engine__slots=slots)
+    guide = answering.Answering(run, "sft", [parse("best_of_5")])._guide(read=True)
+    assert guide.read_at == slots
 
 
 def test_a_prompt_without_room_ends_the_stage_by_name(world, monkeypatch):
