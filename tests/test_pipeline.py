@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
     "rounds": 2,
     "evaluate.split": "dev",
-    "evaluate.benchmarks": "harmful,harmless",
+    "evaluate.benchmarks": "harmful,jailbreak,harmless",
 }
 
 
@@ -183,7 +183,7 @@ def test_a_run_leaves_all_that_it_promises(finished):
     searched = [f"dpo-2/{name}" for name in ("best_of_2", "oracle_of_2", "beam_1x2")]
     assert list(results) == ["base", "sft", "dpo-1", "dpo-2", *searched]
     for model in results.values():
-        assert set(model) == {"harmful", "harmless"}
+        assert set(model) == {"harmful", "jailbreak", "harmless"}
         for share in (s for bench in model.values() for s in bench.values()):
             assert share["low"] <= share["value"] <= share["high"]
             assert share["n"] >= 300
@@ -270,7 +270,8 @@ def test_chat_talks_to_the_last_model(finished, capsys, monkeypatch):
     assert "dpo-2" in err
     assert out.strip()
     saved = json.loads((finished / "config.json").read_text())
-    assert restore(saved).mesh.shape == (1, -1, 1)
+    assert saved["mesh"]["shape"] == [1, 1, 1]
+    assert restore(saved).mesh.shape == (1, 1, 1)
 
 
 def test_a_stage_without_its_parents_is_refused_in_words(tmp_path):
