@@ -17,6 +17,12 @@ def test_wilson_equals_scipy(hits, count):
     assert high == pytest.approx(want.high, abs=1e-9)
 
 
+def test_a_share_lies_in_its_interval_whatever_the_rounding():
+    for count in range(1, 500):
+        assert statistics.wilson(0, count)[0] == 0.0
+        assert statistics.wilson(count, count)[1] == 1.0
+
+
 def test_wilson_of_nothing_says_nothing():
     assert statistics.wilson(0, 0) == (0.0, 1.0)
     with pytest.raises(ValueError, match="5 successes of 4"):

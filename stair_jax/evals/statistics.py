@@ -18,7 +18,8 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
     share, spread = successes / count, Z95**2 / count
     centre = (share + spread / 2) / (1 + spread)
     half = Z95 * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At shares of 0 and 1 rounding would leave the share itself just outside.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def shares(outcomes: Sequence[str], metrics: Mapping[str, str]) -> dict[str, dict[str, float]]:
