@@ -10,12 +10,11 @@ from stair_jax import records, text
 from stair_jax.evals import curves, miniature, report
 from stair_jax.io.metrics import Metrics
 from stair_jax.records import Answer, Sample
-from stair_jax.search import selection
+from stair_jax.search import guided, selection
 from stair_jax.stages import answering, evaluate, policies
 from stair_jax.stages.lineage import Lineage
 from stair_jax.stages.policies import Policy
 from stair_jax.stages.run import Run
-from stair_jax.strategies import parse
 from stair_jax.text import OUTPUT, OUTPUT_END, STEP, STEP_END
 from stair_jax.validate import validate
 from tests.golden.scripted_policy import unit
@@ -311,10 +310,16 @@ def test_aggregation_reaches_the_choice_and_depth_the_beams(world):
 
 
 @pytest.mark.parametrize("slots", [5, 9])
-def test_as_many_steps_are_read_together_as_there_are_slots(world, slots):
-    run = world(engine__slots=slots)
-    guide = answering.Answering(run, "sft", [parse("best_of_5")])._guide(read=True)
-    assert guide.read_at == slots
+def test_as_many_steps_are_read_together_as_there_are_slots(world, monkeypatch, slots):
+    asked, find = set(), guided.find
+
+    def watched(*args, read_at, **how):
+        asked.add(read_at)
+        return find(*args, read_at=read_at, **how)
+
+    monkeypatch.setattr(guided, "find", watched)
+    evaluate.run(world(engine__slots=slots))
+    assert asked == {slots}
 
 
 def test_a_prompt_without_room_ends_the_stage_by_name(world, monkeypatch):

@@ -30,7 +30,7 @@ def run(
     engine, reader = kind(script, codec, seed=schedule, appetite=appetite), model(codec)
     guide = guided.Guide(
         engine=engine, reward_model=reader, codec=codec, config=config, max_depth=max_depth,
-        seed=seed, read_at=read_at,
+        seed=seed,
     )  # fmt: skip
 
     def on_found(trail, what):
@@ -38,7 +38,7 @@ def run(
         found[trail.prompt.id] = what, *costs
 
     rows = scripted.prompts(9) if rows is None else rows
-    assert guided.find(rows, plan, guide=guide, on_found=on_found) == {}
+    assert guided.find(rows, plan, guide=guide, read_at=read_at, on_found=on_found) == {}
     assert not engine.held, "sequences of the engine were kept"
     assert not reader.held, "sequences of the reward model were kept"
     return found, engine, reader
@@ -250,7 +250,8 @@ def test_samples_that_are_there_are_read_later():
     guided.find(
         scripted.prompts(9),
         lambda trail: beams.sample(trail, (), [x.ids for x in unread[trail.prompt.id][0][0]]),
-        guide=guide, on_found=lambda trail, what: late.update({trail.prompt.id: (what, trail)}),
+        guide=guide, read_at=64,
+        on_found=lambda trail, what: late.update({trail.prompt.id: (what, trail)}),
     )  # fmt: skip
     for id, ((drawn, read), trail) in late.items():
         assert (drawn, trail.tokens) == ([], 0)
@@ -330,7 +331,7 @@ def test_whatever_fails_everything_is_given_back(where):
         engine=engine, reward_model=reader, codec=codec, config=CONFIG, max_depth=5, seed=0
     )
     with pytest.raises(RuntimeError, match=where):
-        guided.find(scripted.prompts(7), plan, guide=guide, on_found=on_found)
+        guided.find(scripted.prompts(7), plan, guide=guide, read_at=64, on_found=on_found)
     assert engine.released > 0
     assert not engine.held
     assert not reader.held
@@ -351,7 +352,7 @@ def test_prompts_without_room_are_passed_over_by_name():
     def on_found(trail, what):
         found.append(trail.prompt.id)
 
-    passed = guided.find(rows, of("beam_2x2"), guide=guide, on_found=on_found)
+    passed = guided.find(rows, of("beam_2x2"), guide=guide, read_at=64, on_found=on_found)
     assert set(passed) == {"p1", "p3"}
     assert "at most 90" in passed["p1"]
     assert "at most 50" in passed["p3"]

@@ -53,12 +53,11 @@ def run(weights, plan, prompts=PROMPTS, *, config=CONFIG, seed=3, **how):
     """Returns {prompt id: (found, trail)}, engine and reward model."""
     engine, reader = machines(weights, **how)
     guide = guided.Guide(
-        engine=engine, reward_model=reader, codec=Codec(), config=config, max_depth=6, seed=seed,
-        read_at=engine.config.slots,
-    )  # fmt: skip
+        engine=engine, reward_model=reader, codec=Codec(), config=config, max_depth=6, seed=seed
+    )
     found = {}
     passed_over = guided.find(
-        prompts, plan, guide=guide,
+        prompts, plan, guide=guide, read_at=engine.config.slots,
         on_found=lambda trail, what: found.update({trail.prompt.id: (what, trail)}),
     )  # fmt: skip
     assert not passed_over

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stair_jax import records, text
+from stair_jax import records
 from stair_jax.engine.request import Sampling
 from stair_jax.io.metrics import Metrics
 from stair_jax.records import Candidate
@@ -11,7 +11,8 @@ from stair_jax.stages import judges, policies, responses
 from stair_jax.stages.lineage import Lineage
 from stair_jax.stages.policies import Policy
 from stair_jax.stages.run import Run
-from tests.scripted import ScriptedCodec, ScriptedEngine, ScriptedJudge
+from tests import test_evaluate
+from tests.scripted import ScriptedEngine, ScriptedJudge
 from tests.test_candidates import ASKED, EOS, Talker
 from tests.test_config import tiny
 from tests.test_search_engine import SPEC
@@ -21,13 +22,7 @@ GIVEN = {"p0": f"answer 2{EOS}"}
 EVERY = ["p0/0", "p0/1", "p0/given", "p1/0", "p1/1"]
 
 
-class Codec(ScriptedCodec, text.Codec):
-    """The scripted codec, where a `text.Codec` is wanted."""
-
-    def prompt_ids(self, question, before=()):
-        assert not before
-        return super().prompt_ids(question)
-
+class Codec(test_evaluate.Codec):
     def response_ids(self, response):
         return self.encode(response)
 

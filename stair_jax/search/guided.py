@@ -42,7 +42,6 @@ class Guide:
     config: GuidedConfig
     max_depth: int  # steps of a response; the last one runs to the response's end
     seed: int
-    read_at: int = 64  # sequences that wait to be read: as many are read though the engine is busy
 
     @property
     def sampling(self) -> Sampling:
@@ -148,6 +147,7 @@ def find(
     plan: Plan[T],
     *,
     guide: Guide,
+    read_at: int,
     on_found: Callable[[Trail, T], None],
 ) -> dict[str, str]:
     """Runs a strategy on every prompt; returns why prompts were passed over, by prompt id.
@@ -156,6 +156,7 @@ def find(
       prompts: with ids that differ, for they fix the random draws.
       plan: makes the strategy's generator for a prompt's trail.
       guide: what all prompts share.
+      read_at: so many sequences that wait to be read are read though the engine is busy.
       on_found: takes what each generator returns as soon as it ends, in no certain order.
 
     Raises:
@@ -166,7 +167,7 @@ def find(
     for id, count in counts.items():
         if count > 1:
             raise ValueError(f"prompts: id {id!r} found {count} times, expected once")
-    hunt = _Hunt(prompts, plan, guide)
+    hunt = _Hunt(prompts, plan, guide, read_at)
     try:
         while hunt.busy:
             for trail, found in hunt.tick():
@@ -189,9 +190,9 @@ class _Runner(Generic[T]):
 class _Hunt(Generic[T]):
     """All prompts of a call: those to come, and those under search."""
 
-    def __init__(self, prompts: Iterable[Prompt], plan: Plan[T], guide: Guide):
+    def __init__(self, prompts: Iterable[Prompt], plan: Plan[T], guide: Guide, read_at: int):
         self._queue = collections.deque(prompts)
-        self._plan, self._guide = plan, guide
+        self._plan, self._guide, self._read_at = plan, guide, read_at
         self._running: set[_Runner[T]] = set()
         self._asked: dict[Hashable, tuple[_Runner[T], int]] = {}  # of the engine, by request id
         self._reads: list[tuple[_Runner[T], int, tuple[Prefix, Steps]]] = []  # not begun
@@ -214,7 +215,7 @@ class _Hunt(Generic[T]):
         # An engine that wants more is fed new prompts first: a call that reads few costs as much.
         fed = engine.hungry and self._queue
         starved = (engine.idle or engine.hungry) and not fed
-        if self._reads and (starved or len(self._reads) >= self._guide.read_at):
+        if self._reads and (starved or len(self._reads) >= self._read_at):
             self._read()
         done, self._done = self._done, []
         return done

@@ -103,7 +103,9 @@ class Answering:
         """Runs a plan of `guided` over prompts."""
         plain = [GREEDY] if label == "greedy" else [guide.sampling]
         samplings = plain + [GREEDY] * label.startswith("lookahead")
-        find = functools.partial(guided.find, todo, plan, guide=guide)
+        # The reward model's pool has room for some contexts a slot; beyond it, keys are lost again.
+        slots = self._run.config.engine.slots
+        find = functools.partial(guided.find, todo, plan, guide=guide, read_at=slots)
         self._find(label, len(todo), find, found, samplings)
 
     def _find(
@@ -278,5 +280,4 @@ class Answering:
             engine=self._engine, reward_model=self._reward_model if read else None,
             codec=self._policy.codec, config=self._config,
             max_depth=self._run.config.search.max_depth, seed=self._run.config.seed,
-            read_at=self._run.config.engine.slots,  # both pools hold some contexts for each
         )  # fmt: skip
