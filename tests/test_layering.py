@@ -27,6 +27,8 @@ FLOORS = [
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TRAINING_WING = {"train", "io"}
 SEARCH_WING = {"engine", "rewards", "search", "evals"}
+LINES = 600
+UNFORMATTED = 610  # statements laid out by hand; lower it when some are gone, never raise it
 
 
 def imported_rooms(source):
@@ -85,6 +87,19 @@ def test_the_lowest_floor_does_not_import_jax():
         assert "import jax" not in source, name
 
 
+def sources():
+    """The text of every Python file of the repository by its path."""
+    folders = "stair_jax", "kernels", "configs", "benchmarks", "tests"
+    paths = [path for name in folders for path in (ROOT.parent / name).rglob("*.py")]
+    return {path.relative_to(ROOT.parent): path.read_text(encoding="utf-8") for path in paths}
+
+
 def test_files_stay_short():
-    lines = {path: len(path.read_text().splitlines()) for path in ROOT.rglob("*.py")}
-    assert {str(path): n for path, n in lines.items() if n > 400} == {}
+    lines = {path: len(text.splitlines()) for path, text in sources().items()}
+    assert len(lines) > 200
+    assert {str(path): n for path, n in lines.items() if n > LINES} == {}
+
+
+def test_the_formatter_is_switched_off_no_more_often_than_it_was():
+    marker = "# fmt: " + "skip"  # parted, or this line would count
+    assert sum(text.count(marker) for text in sources().values()) <= UNFORMATTED

@@ -17,6 +17,7 @@ from stair_jax.io.examples import PairExample, SftExample
 from stair_jax.io.pair_batches import DpoData
 from stair_jax.train import losses
 from stair_jax.train.logprobs import Scorer, Scores
+from tests.close import assert_sums_close
 from tests.training import dpo_config, train_config
 
 FOLDER = pathlib.Path(__file__).parent / "golden" / "trl"
@@ -93,7 +94,7 @@ def check_gradients(name, grads):
     for tensor, (rule, layer) in tensors.items():
         ours = functools.reduce(lambda tree, key: tree[key], rule.ours.split("/"), grads)
         ours = np.asarray(ours if layer is None else ours[layer])
-        close(hf_names.to_theirs(rule, ours, spec), theirs[tensor], err_msg=tensor)
+        assert_sums_close(hf_names.to_theirs(rule, ours, spec), theirs[tensor], name=tensor)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
