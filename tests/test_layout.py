@@ -12,6 +12,7 @@ from stair_jax.model import cache, heads, transformer
 from stair_jax.model.cache import Rows
 from stair_jax.model.layout import Layout, visible
 from stair_jax.model.spec import Spec
+from tests.close import assert_trees_close
 
 SPEC = Spec(
     L=2, D=16, N=4, K=2, H=6, F=24, V=40, vocab=40, eps=1e-5, theta=1e2, rope_scaling=None,
@@ -101,7 +102,7 @@ def test_the_gradient_of_a_row_is_the_sum_of_its_paths(model):
 
     want = jax.jit(jax.grad(apart))(params)
     got = jax.jit(jax.grad(packed))(params)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, want)
+    assert_trees_close(got, want)
 
 
 def test_a_layout_that_is_one_chain_is_the_plain_row(model):
@@ -177,7 +178,7 @@ def test_remat_orders_memory_and_changes_neither_value_nor_gradient(programs):
     want = made["none"](params)
     for remat in ("attention", "full"):
         got = made[remat](params)
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), got, want)
+        assert_trees_close(got, want)
 
 
 def test_attention_is_computed_again_only_where_asked():

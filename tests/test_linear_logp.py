@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 from benchmarks import head_memory, roofline
 from stair_jax import linear_logp, ops
 from stair_jax import mesh as mesh_lib
+from tests.close import assert_sums_close, assert_trees_close
 
 X, D, V = 88, 16, 56  # over 8 devices 11 positions each
 MESHES = [(1, 8, 1), (1, 4, 2), (2, 2, 2)]
@@ -70,8 +71,7 @@ def assert_same(one, chunk, *placed):
     (got, (got_logp, _)), grads = grads_of(functools.partial(one.chunked, chunk), *(placed or args))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(got_logp, np.where(one.wanted, logp, 0), rtol=1e-5, atol=1e-5)
-    for a, b in zip(grads, want_grads, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert_trees_close(grads, want_grads)
     return grads
 
 
@@ -124,7 +124,7 @@ def test_a_tied_heads_gradient_has_both_its_uses(chunk):
     got = jax.jit(jax.grad(lambda head: body(hidden_of(head), head)[0]))(one.head)
     untied = jax.jit(jax.grad(lambda head: body(hidden_of(one.head), head)[0]))(one.head)
     assert np.abs(got - untied).max() > 1e-2
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    assert_sums_close(got, want)
 
 
 @pytest.mark.parametrize("chunk", [16, 100])

@@ -15,6 +15,7 @@ from stair_jax.model import transformer
 from stair_jax.model.spec import Spec
 from stair_jax.train import logprobs, losses, optimizer
 from stair_jax.train import step as step_lib
+from tests.close import assert_trees_close
 from tests.training import dpo_config, train_config
 
 SPEC = Spec(
@@ -75,9 +76,7 @@ def assert_same(got, want):
     assert figures.keys() == wanted.keys()
     for name, x in wanted.items():
         assert abs(figures[name] - x) <= 1e-5 * max(1, abs(x)), name
-    pairs = list(zip(*map(jax.tree.leaves, (grads, wanted_grads)), strict=True))
-    apart = sum(np.sum((a - b) ** 2) for a, b in pairs) / sum(np.sum(b**2) for _, b in pairs)
-    assert apart**0.5 <= 1e-5
+    assert_trees_close(grads, wanted_grads)
 
 
 def table(data):

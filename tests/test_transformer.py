@@ -12,6 +12,7 @@ from stair_jax import mesh, ops
 from stair_jax.model import cache, heads, transformer
 from stair_jax.model.cache import Rows
 from stair_jax.model.spec import RopeScaling, Spec
+from tests.close import assert_trees_close
 
 SCALING = RopeScaling(factor=8.0, low=1.0, high=4.0, original=16)
 LLAMA = Spec(
@@ -177,7 +178,7 @@ def test_sharded_equals_unsharded(shape):
         rows = jax.device_put(tokens, jax.NamedSharding(m, mesh.spec("batch", "time")))
         got = logits_and_grad(put, rows)
     assert len(got[0].sharding.device_set) == 8
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, want)
+    assert_trees_close(got, want)
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
@@ -202,9 +203,7 @@ def test_remat_saves_activations_and_changes_no_gradient(spec):
     none, full = compiled("none"), compiled("full")
     temp = lambda c: c.memory_analysis().temp_size_in_bytes  # noqa: E731
     assert temp(full) < 0.8 * temp(none)
-    jax.tree.map(
-        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), full(params), none(params)
-    )
+    assert_trees_close(full(params), none(params))
 
 
 def test_bfloat16_computes_in_16_bit_and_stays_close():
