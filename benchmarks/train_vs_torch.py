@@ -32,8 +32,9 @@ from configs import tiny
 from stair_jax import mesh as mesh_lib
 from stair_jax import text
 from stair_jax.io import examples, hf_export
-from stair_jax.io.batches import Data, SftData, real_tokens
+from stair_jax.io.batches import Data, SftData
 from stair_jax.io.examples import PairExample, SftExample
+from stair_jax.io.lengths import real_tokens
 from stair_jax.io.pair_batches import DpoData
 from stair_jax.io.trajectories import score_batches
 from stair_jax.miniature import tokenizer

@@ -20,7 +20,7 @@ from benchmarks import harness
 from benchmarks.harness import Claim
 from configs import tiny
 from stair_jax import records
-from stair_jax.io import batches, examples, packing
+from stair_jax.io import examples, lengths, packing
 from stair_jax.io.examples import PairExample
 from stair_jax.io.pair_batches import DpoData
 from stair_jax.miniature import tokenizer
@@ -130,8 +130,8 @@ def side(pairs: Sequence[PairExample], config: TrainConfig) -> dict[str, float]:
     tokens = positions = 0
     for step in range(data.steps_per_epoch):
         batch = data.batch_at(step)
-        tokens += batches.real_tokens(batch)
-        positions += round(batches.real_tokens(batch) / (1 - batches.padding_share(batch)))
+        tokens += lengths.real_tokens(batch)
+        positions += round(lengths.real_tokens(batch) / (1 - lengths.padding_share(batch)))
     left_out = sum(map(len, data.dropped.values()))
     return {
         "tokens": tokens, "positions": positions, "padding_share": 1 - tokens / positions,

@@ -290,8 +290,3 @@ def restore(saved: dict[str, Any]) -> Config:
 
     take(config, saved)
     return config
-
-
-def words(value: str) -> tuple[str, ...]:
-    """Splits a comma-separated setting."""
-    return tuple(word.strip() for word in value.split(",") if word.strip())

@@ -9,8 +9,9 @@ import time
 import jax
 
 from stair_jax import records
-from stair_jax.config import Config, words
+from stair_jax.config import Config
 from stair_jax.io.metrics import Metrics
+from stair_jax.sections import words
 from stair_jax.stages import policies
 from stair_jax.stages.lineage import Lineage, settings_of
 from stair_jax.stages.run import Run, locked

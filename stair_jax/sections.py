@@ -1,16 +1,18 @@
 """Sections of the configuration, frozen and hashable: what the code below `stages/` is given.
 
-Units and sources of the values are in `config.default`.
+Units and sources of the values are in `config.default`. Nothing here imports ml-collections, so
+that engine and trainers run where it is not installed.
 """
 
 import dataclasses
 from typing import Any, TypeVar
 
-import ml_collections
-
-from stair_jax.config import Config
-
 Frozen = TypeVar("Frozen", bound="Section")
+
+
+def words(value: str) -> tuple[str, ...]:
+    """Splits a comma-separated setting."""
+    return tuple(word.strip() for word in value.split(",") if word.strip())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,9 +20,14 @@ class Section:
     """Base of the frozen configurations that are used below `stages/`."""
 
     @classmethod
-    def of(cls: type[Frozen], c: Config, **more: Any) -> Frozen:
-        """Builds from a section of the configuration; a missing or extra key is a TypeError."""
-        values = {k: v for k, v in c.items() if not isinstance(v, ml_collections.ConfigDict)}
+    def of(cls: type[Frozen], c: Any, **more: Any) -> Frozen:
+        """Builds from a section of the configuration; a missing or extra key is a TypeError.
+
+        Args:
+          c: a ConfigDict or any mapping; sections nested in it are left to their own classes.
+          more: values that `c` does not have, or that replace its own.
+        """
+        values = {k: v for k, v in c.items() if not hasattr(v, "items")}
         return cls(**(values | more))
 
 

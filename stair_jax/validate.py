@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from stair_jax import config
-from stair_jax.config import Config, default, words
+from stair_jax.config import Config, default
+from stair_jax.sections import words
 from stair_jax.validate_rewards import validate_rewards
 
 _CHOICES = {

@@ -1,6 +1,7 @@
 """What the settings of judges, reward model and test-time search must be. Floor 0."""
 
-from stair_jax.config import Config, default, words
+from stair_jax.config import Config, default
+from stair_jax.sections import words
 from stair_jax.strategies import GREEDY, parse_all
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stair_jax import config as config_lib
-from stair_jax.io import batches, trajectories
+from stair_jax.io import batches, lengths, trajectories
 from stair_jax.io.batches import SftData
 from stair_jax.io.examples import PairExample, SftExample
 from stair_jax.io.pair_batches import DpoData
@@ -219,7 +219,7 @@ def test_an_epoch_shows_every_row_once(n, batch, seed, shards, micro, batching):
             assert np.sum(out["tokens"] == 5) == len(rows)  # the first token of every prompt
             assert out["loss_mask"].sum() == sum(x.length - len(x.prompt) for x in rows)
             assert not out["loss_mask"][out["weight"] == 0].any()
-            assert batches.real_tokens(out) == sum(x.length for x in rows)
+            assert lengths.real_tokens(out) == sum(x.length for x in rows)
         short = [step for step in steps if len(data.rows_at(step)) < batch]
         assert len(short) <= 1
 
@@ -290,10 +290,10 @@ def test_rows_of_a_batch_share_a_bucket_and_it_is_the_smallest_that_fits():
     data = sft(many(60), buckets=(4, 6, 9), batch=4)
     mixed = 0
     for step in range(data.steps_per_epoch):
-        lengths = [x.length for x in data.rows_at(step)]
+        widths = [x.length for x in data.rows_at(step)]
         width = data.batch_at(step)["tokens"].shape[-1]
-        assert width == min(b for b in (4, 6, 9) if b >= max(lengths))
-        mixed += len({int(np.searchsorted((4, 6, 9), k)) for k in lengths}) > 1
+        assert width == min(b for b in (4, 6, 9) if b >= max(widths))
+        mixed += len({int(np.searchsorted((4, 6, 9), k)) for k in widths}) > 1
     assert mixed <= 2  # one batch at each border
 
 
@@ -346,15 +346,15 @@ def test_a_bucket_has_one_shape_and_real_tokens_are_counted():
     data = dpo([pair()], [ROW], per_pair=1.0, batch=2, micro_tokens=14)
     batch = data.batch_at(0)
     assert batch["tokens"].shape == (2, 1, 2, 7)
-    assert batches.real_tokens(batch) == 6 + 4 + 5
-    assert batches.padding_share(batch) == 1 - 15 / 28
+    assert lengths.real_tokens(batch) == 6 + 4 + 5
+    assert lengths.padding_share(batch) == 1 - 15 / 28
 
 
 def test_a_micro_batch_without_weight_is_no_padding():
     data = sft([ROW], batch=1)
     batch = data.batch_at(0)
     more = {name: np.concatenate([x, np.zeros_like(x)]) for name, x in batch.items()}
-    assert batches.padding_share(batch) == batches.padding_share(more) == 1 - 5 / 6
+    assert lengths.padding_share(batch) == lengths.padding_share(more) == 1 - 5 / 6
 
 
 def test_the_digest_knows_every_row():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stair_jax.io import batches, preview
+from stair_jax.io import lengths, preview
 from stair_jax.io.examples import ComparisonExample
 from stair_jax.io.reward_batches import ComparisonData, ComparisonTrees, ValuedData, parted
 from stair_jax.model import reward, transformer
@@ -79,7 +79,7 @@ def test_every_pair_is_read_at_the_ends_of_its_sides():
     sides = [[s.parts[0].ids + s.parts[-1].ids for s in row] for row in preview.rows(batch)]
     want = [[[*x.prompt, *x.better], [*x.prompt, *x.worse]] for x in ROWS]
     assert sorted(sides) == sorted(want)
-    assert batches.real_tokens(batch) < sum(len(ids) for pair in want for ids in pair)
+    assert lengths.real_tokens(batch) < sum(len(ids) for pair in want for ids in pair)
 
 
 def test_groups_that_do_not_fit_a_row_are_parted_and_pairs_that_do_not_are_dropped():

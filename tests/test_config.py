@@ -12,6 +12,7 @@ from stair_jax.sections import (
     RewardConfig,
     SearchConfig,
     TrainConfig,
+    words,
 )
 from stair_jax.validate import validate
 
@@ -88,7 +89,7 @@ def test_unknown_argument_is_refused():
 
 
 def test_words_are_split_and_stripped():
-    assert config_lib.words(" sft, dpo,,") == ("sft", "dpo")
+    assert words(" sft, dpo,,") == ("sft", "dpo")
 
 
 def test_a_missing_or_extra_key_of_a_section_is_a_type_error():
@@ -207,7 +208,7 @@ def test_a_setting_counts_under_the_one_that_it_needs(changes):
 
 
 def test_every_target_of_an_adapter_is_the_default():
-    assert config_lib.words(config_lib.default().sft.train.lora_targets) == tuple(lora.TARGETS)
+    assert words(config_lib.default().sft.train.lora_targets) == tuple(lora.TARGETS)
 
 
 def test_the_verifier_knows_the_miniature_only():

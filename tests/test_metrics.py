@@ -9,9 +9,10 @@ import types
 import pytest
 
 from configs import tiny
-from stair_jax.config import TRACKERS, words
+from stair_jax.config import TRACKERS
 from stair_jax.io import trackers
 from stair_jax.io.metrics import Metrics
+from stair_jax.sections import words
 from stair_jax.validate import validate
 
 

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from stair_jax.io import batches, examples, preview
+from stair_jax.io import examples, lengths, preview
 from stair_jax.io.examples import ComparisonExample, ValuedExample
 from stair_jax.io.reward_batches import ComparisonData, ValuedData
 from stair_jax.model.reward import Readout
@@ -125,9 +125,9 @@ def test_comparisons_by_hand():
     np.testing.assert_array_equal(batch["read"][0], [[4, 2], [0, 0], [0, 0]])
     np.testing.assert_array_equal(batch["weight"], [[1, 0, 0]])
     np.testing.assert_array_equal(batch["depth"], [[2, 0, 0]])
-    np.testing.assert_array_equal(batches.row_lengths(batch), [[[5, 3], [0, 0], [0, 0]]])
-    assert batches.real_tokens(batch) == 8
-    assert batches.padding_share(batch) == 1 - 8 / 42
+    np.testing.assert_array_equal(lengths.row_lengths(batch), [[[5, 3], [0, 0], [0, 0]]])
+    assert lengths.real_tokens(batch) == 8
+    assert lengths.padding_share(batch) == 1 - 8 / 42
 
 
 def test_values_by_hand():
@@ -150,8 +150,8 @@ def test_values_by_hand():
     other = {name: x[0, 1 - first].tolist() for name, x in batch.items()}
     assert other["target"] == [0.0, 0.5, 0.75]
     assert not batch["weight"][0, 2].any()
-    assert sorted(batches.row_lengths(batch)[0].tolist()) == [0, 5, 6]
-    assert batches.real_tokens(batch) == 11
+    assert sorted(lengths.row_lengths(batch)[0].tolist()) == [0, 5, 6]
+    assert lengths.real_tokens(batch) == 11
 
 
 def many(kind, n):

@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from stair_jax import ops
-from stair_jax.config import words
 from stair_jax.model.spec import Spec
-from stair_jax.sections import TrainConfig
+from stair_jax.sections import TrainConfig, words
 
 Factors = Any  # {"layers": {target: {"a": [L, inputs.., R], "b": [L, R, outputs..]}}}
 Axes = tuple[tuple[str, str], ...]  # (letter of `Spec`, logical axis) of each dimension

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from stair_jax import records
-from stair_jax.config import words
 from stair_jax.engine.request import GREEDY, Sampling
 from stair_jax.evals import miniature
 from stair_jax.io import progress
@@ -19,7 +18,7 @@ from stair_jax.search import beams, growth, guided, guided_mcts, selection
 from stair_jax.search.beams import Found
 from stair_jax.search.guided import Guide, Trail
 from stair_jax.search.guided_mcts import Picked
-from stair_jax.sections import GuidedConfig, SearchConfig
+from stair_jax.sections import GuidedConfig, SearchConfig, words
 from stair_jax.stages import policies, reward_models
 from stair_jax.stages.run import Run, digest_of
 from stair_jax.stages.search import trees_in_flight

@@ -18,13 +18,12 @@ import logging
 from collections.abc import Iterable
 
 from stair_jax import records
-from stair_jax.config import words
 from stair_jax.engine.request import Sampling
 from stair_jax.io.examples import Ids, PairExample, SftExample, closed
 from stair_jax.miniature.preferences import direct_rows
 from stair_jax.records import Candidate, Preference, SftRow
 from stair_jax.search import candidates
-from stair_jax.sections import DpoConfig
+from stair_jax.sections import DpoConfig, words
 from stair_jax.stages import policies, prompts, responses, training
 from stair_jax.stages.run import Run, digest_of, train_config
 from stair_jax.text import Codec

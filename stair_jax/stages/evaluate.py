@@ -6,9 +6,9 @@ import pathlib
 from typing import Any
 
 from stair_jax import records
-from stair_jax.config import words
 from stair_jax.evals import curves, miniature, report, statistics
 from stair_jax.records import Answer
+from stair_jax.sections import words
 from stair_jax.stages import policies
 from stair_jax.stages.answering import Answering
 from stair_jax.stages.run import Run, digest_of

@@ -3,11 +3,10 @@
 import collections
 
 from stair_jax import records
-from stair_jax.config import words
 from stair_jax.io import exports
 from stair_jax.records import Pair, Response, Tree
 from stair_jax.search import pairs as pairs_lib
-from stair_jax.sections import PairsConfig
+from stair_jax.sections import PairsConfig, words
 from stair_jax.stages import policies
 from stair_jax.stages.run import Run, digest_of
 

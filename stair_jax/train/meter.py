@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from stair_jax.io.batches import padding_share
+from stair_jax.io.lengths import padding_share
 from stair_jax.model import lora
 from stair_jax.model.spec import Spec
 from stair_jax.sections import TrainConfig

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from stair_jax.io.batches import real_tokens, row_lengths
+from stair_jax.io.lengths import real_tokens, row_lengths
 from stair_jax.model import lora
 from stair_jax.model.spec import Spec
 
