@@ -12,6 +12,7 @@ from stair_jax.model import heads, lora, transformer
 from stair_jax.model.layout import Layout
 from stair_jax.model.spec import Spec
 from stair_jax.train import logprobs
+from tests.close import assert_sums_close, assert_trees_close
 
 SPEC = Spec(
     L=2, D=6, N=4, K=2, H=8, F=7, V=11, vocab=11, eps=1e-5, theta=1e4, rope_scaling=None,
@@ -67,7 +68,7 @@ def test_bfloat16_differs_and_stays_close(params, tokens):
     a, b = score(SCORER, params, tokens), score(half, params, tokens)
     assert b.dtype == jnp.float32
     assert np.abs(a - b).max() > 1e-6
-    np.testing.assert_allclose(a, b, atol=2e-2)
+    assert_sums_close(b, a, 2e-2)
 
 
 def test_remat_changes_the_program_and_not_the_gradient(params, tokens):
@@ -77,8 +78,7 @@ def test_remat_changes_the_program_and_not_the_gradient(params, tokens):
     program = lambda s: str(jax.make_jaxpr(functools.partial(run, s))(params))  # noqa: E731
     assert "remat" in program(full)
     assert "remat" not in program(SCORER)
-    for a, b in zip(*map(jax.tree.leaves, (grad(SCORER)(params), grad(full)(params))), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert_trees_close(grad(full)(params), grad(SCORER)(params))
 
 
 def test_only_wanted_tokens_are_scored(params, tokens):
@@ -89,7 +89,7 @@ def test_only_wanted_tokens_are_scored(params, tokens):
     got = run(tokens, jnp.asarray(wanted))
     assert (everything[:, 1:] != 0).all()
     wanted[2, 0] = False  # nothing comes before it
-    np.testing.assert_allclose(got.logp, np.where(wanted, everything, 0), atol=1e-6)
+    np.testing.assert_allclose(got.logp, np.where(wanted, everything, 0), atol=1e-5)
     logits = logits_of(params, tokens)
     guessed = run(tokens.at[:, 4].set(logits[:, 3].argmax(-1)), jnp.asarray(wanted))
     assert guessed.hit[0, 4]
@@ -102,7 +102,7 @@ def test_the_chunk_changes_the_program_and_not_the_scores(params, tokens):
     program = lambda s: str(jax.make_jaxpr(lambda p: s(p, tokens, tokens >= 0))(params))  # noqa: E731
     assert program(whole) != program(SCORER)
     np.testing.assert_allclose(
-        score(whole, params, tokens), score(SCORER, params, tokens), atol=1e-6
+        score(whole, params, tokens), score(SCORER, params, tokens), atol=1e-5
     )
 
 
@@ -112,11 +112,11 @@ def test_rows_that_pad_the_vocabulary_have_no_probability(params, tokens):
     padded = {**params, "head": jnp.concatenate([params["head"], spare])}
     padded["embed"] = jnp.concatenate([params["embed"], spare])
     want, scorer = score(SCORER, params, tokens), dataclasses.replace(SCORER, spec=spec)
-    np.testing.assert_allclose(score(scorer, padded, tokens), want, atol=1e-6)
+    np.testing.assert_allclose(score(scorer, padded, tokens), want, atol=1e-5)
     hidden = jnp.ones((2, SPEC.D))
     logits = heads.logits(padded, hidden, spec)
     assert np.isneginf(logits[:, 11:]).all()
-    np.testing.assert_array_equal(logits[:, :11], heads.logits(params, hidden, SPEC))
+    np.testing.assert_allclose(logits[:, :11], heads.logits(params, hidden, SPEC), rtol=1e-5)
     counted = dataclasses.replace(scorer, spec=dataclasses.replace(spec, vocab=16))
     assert np.abs(score(counted, padded, tokens) - want)[:, 1:].min() > 1e-3
 

@@ -120,7 +120,7 @@ def test_soft_labels_cost_least_at_their_value(q):
         at[loss] = raw[np.argmin(cost)]
         readout = reward.Readout(position="eos", loss=loss, low=-1.0, high=1.0)
         np.testing.assert_allclose(unit(jnp.asarray(raw), loss=loss), readout.unit(raw), atol=1e-6)
-        np.testing.assert_allclose(readout.unit(at[loss]), q, atol=0.02)
+        np.testing.assert_allclose(readout.unit(at[loss]), q, atol=0.02)  # the grid ends
     assert q == 0.5 or at["bce"] != at["mse"]
 
 
@@ -286,7 +286,7 @@ def test_adapters_and_the_head_are_trained_and_nothing_else():
     for name in ("q", "down"):
         assert np.abs(grads["layers"][name]["b"]).max() > 1e-4
     without = jax.jit(lambda p: sum_of(BT, p, batch))(base)  # B starts at 0
-    np.testing.assert_allclose(value, without, rtol=1e-6)
+    np.testing.assert_allclose(value, without, rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss", [BT, BCE, MSE], ids=["bt", "bce", "mse"])
