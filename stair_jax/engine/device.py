@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from stair_jax import ops
-from stair_jax.engine import decode, sampling
+from stair_jax.engine import decode, placing, sampling
 from stair_jax.engine.batch import COLUMNS
 from stair_jax.engine.prefill import BLOCKS, Prefill
 from stair_jax.engine.request import Sampling
@@ -43,7 +43,7 @@ class Device(Prefill):
     """A policy's weights and its pool of pages on a device, or on a mesh of them.
 
     Args:
-      params: parameters of `spec`, in any float dtype and place.
+      params: parameters of `spec`, in any float dtype and place; or `Placed` on `mesh`.
       stops: [E, V] bool, the stop sets.
       vocab: number of tokens that may be drawn.
       mesh: where the model is to lie; None for the default device.
@@ -114,9 +114,11 @@ class Device(Prefill):
         self.width = width
         if self.attention != "views":
             return False
-        fresh = views.empty(self._pool, slots=self._config.slots, pages=width)
-        k, v = ([self._spread(x, views.VIEW_AXES) for x in part] for part in (fresh.k, fresh.v))
-        self._views = Views(None, tuple(k), tuple(v))
+        slots, spec = self._config.slots, self._spec
+        # The sizes of axes without a name count for nothing: k and v lie alike.
+        where = placing.sharding(views.VIEW_AXES, (slots, spec.K, 1, 1), self._mesh)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._pool)
+        self._views = placing.zeros(views.empty, where, pool=like, slots=slots, pages=width)
         return True
 
     def load(self, slots: Sequence[int], table: np.ndarray) -> None:

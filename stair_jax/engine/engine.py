@@ -33,7 +33,7 @@ class Engine:
     needs no logits, and a child node starts from its parent's pages as they are.
 
     Args:
-      params: parameters of `spec`, in any float dtype and place.
+      params: parameters of `spec`, in any float dtype and place; or `Placed` on `mesh`.
       stops: named stop sets of token ids.
       vocab: number of tokens that may be drawn (a tokenizer's length).
       mesh: where the model is to lie; None for the default device.

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stair_jax import mesh as mesh_lib
-from stair_jax.engine import decode
+from stair_jax.engine import decode, placing
+from stair_jax.engine.placing import Placed
 from stair_jax.model import cache, transformer
 from stair_jax.model.spec import Spec
 from stair_jax.sections import EngineConfig
@@ -44,7 +44,7 @@ class Prefill:
     """A model's weights and its pool of pages on a device, or on a mesh of them.
 
     Args:
-      params: parameters of `spec`, in any float dtype and place.
+      params: parameters of `spec`, in any float dtype and place; or `Placed` on `mesh`.
       mesh: where the model is to lie; None for the default device.
       share: of the memory that is free beside the weights, the pool's.
     """
@@ -61,27 +61,22 @@ class Prefill:
         self._config, self._spec, self._mesh = config, spec, mesh
         self.context_pages = -(-config.max_context // config.page_size)
         self._decoder = transformer.Decoder(spec, jnp.dtype(config.dtype))
-        self._params = self._placed(params)
-        # Once the weights lie there, what is free is for the pool and the temporaries.
-        jax.block_until_ready(self._params)
+        dtype = jnp.dtype(config.dtype)
+        if not isinstance(params, Placed):
+            (params,) = placing.place(spec, params, [mesh], dtype=dtype)
+        self._params = params.tree
+        # Now that the weights lie there, what is free is for the pool and the temporaries.
         free = self._free_bytes()
         self.pages = page_count(spec, config, None if free is None else int(free * share))
-        pool = cache.empty_pool(
-            spec, pages=self.pages, page_size=config.page_size, dtype=jnp.dtype(config.dtype)
-        )
-        self._pool = self._spread(pool, cache.KVPool(k=cache.POOL_AXES, v=cache.POOL_AXES))
+        sizes = {"pages": self.pages, "page_size": config.page_size}
+        shape = cache.pool_shape(spec, **sizes)
+        self._pool = placing.zeros(
+            cache.empty_pool, placing.sharding(cache.POOL_AXES, shape, mesh),
+            spec=spec, dtype=dtype, **sizes,
+        )  # fmt: skip
 
-    def _placed(self, params: Any) -> Any:
-        """Returns the parameters layer by layer, in the engine's dtype, on its mesh."""
-        dtype = jnp.dtype(self._config.dtype)
-        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), transformer.by_layer(params))
-        return self._spread(params, transformer.logical_axes_by_layer(self._spec))
-
-    def _spread(self, tree: Any, axes: Any) -> Any:
-        if self._mesh is None:  # said aloud: where it is left open, a program's first call differs
-            return jax.device_put(tree, jax.local_devices()[0])
-        rules = mesh_lib.ENGINE_RULES
-        return jax.device_put(tree, mesh_lib.shardings(axes, self._mesh, tree, rules=rules))
+    def _spread(self, x: Any, axes: Sequence[str | None]) -> jax.Array:
+        return placing.moved(x, placing.sharding(axes, x.shape, self._mesh))
 
     def _free_bytes(self) -> int | None:
         """Returns what the devices in use have left for a pool; None where they keep no count.

@@ -7,7 +7,9 @@ from concurrent import futures
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from stair_jax.engine import placing
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import Prefix, Request, Result, Sampling, generate
 from stair_jax.model.spec import Spec
@@ -24,6 +26,7 @@ class Replicas:
 
     Args:
       meshes: of the replicas. The other arguments are those of `Engine` and count for each.
+      give_away: see `placing.place`, which serves all replicas in one pass.
     """
 
     def __init__(
@@ -35,10 +38,13 @@ class Replicas:
         stops: Mapping[str, Collection[int]],
         vocab: int,
         meshes: Sequence[jax.sharding.Mesh],
+        give_away: bool = False,
     ):
+        dtype = jnp.dtype(config.dtype)
+        placed = placing.place(spec, params, meshes, dtype=dtype, give_away=give_away)
         self._engines = [
-            Engine(spec, params, config=config, stops=stops, vocab=vocab, mesh=mesh)
-            for mesh in meshes
+            Engine(spec, own, config=config, stops=stops, vocab=vocab, mesh=mesh)
+            for own, mesh in zip(placed, meshes, strict=True)
         ]
         self._home: dict[Prefix, Engine] = {}  # of every sequence that is held
         self._asked: dict[Hashable, Engine] = {}  # of every request without a result

@@ -72,11 +72,6 @@ class Scored(Read):
 class _Scorer(Prefill):
     """The reward model's weights and pool on the device."""
 
-    def _placed(self, params: Any) -> Any:
-        head = jnp.asarray(params["score"], jnp.float32)  # it stays exact in every engine.dtype
-        body = {name: leaf for name, leaf in params.items() if name != "score"}
-        return super()._placed(body) | {"score": self._spread(head, (None,))}
-
     def score(self, jobs: Sequence[Job]) -> None:
         """Computes jobs, and leaves the scores with their sequences."""
         ids, pages = [job.ids for job in jobs], [job.sequence.pages for job in jobs]

@@ -83,9 +83,14 @@ class Fresh:
 
 
 def empty_pool(spec: Spec, *, pages: int, page_size: int, dtype: Any) -> KVPool:
-    """Returns a zeroed pool."""
-    shape = (spec.L, pages, spec.K, page_size, spec.H)
+    """Returns a zeroed pool; under `jit` it is made where its `out_shardings` are."""
+    shape = pool_shape(spec, pages=pages, page_size=page_size)
     return KVPool(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def pool_shape(spec: Spec, *, pages: int, page_size: int) -> tuple[int, ...]:
+    """Returns the shape of a pool's k and v."""
+    return spec.L, pages, spec.K, page_size, spec.H
 
 
 def write(
