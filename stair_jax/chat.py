@@ -40,7 +40,7 @@ def _talk(options: argparse.Namespace) -> None:
     lineage = Lineage(options.workdir / "lineage.json")
     run = Run(config, options.workdir, lineage, Metrics(options.workdir))
     name = options.model or policies.names(run)[-1]
-    policy = policies.load(run, name)
+    policy = policies.load(run, name, for_engine=True)
     engine = policies.engine_for(run, policy)
     limit = options.max_tokens or config.evaluate.max_tokens
     print(f"{name} of {options.workdir}; a question a line, end with Ctrl-D", file=sys.stderr)

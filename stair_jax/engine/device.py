@@ -47,6 +47,7 @@ class Device(Prefill):
       stops: [E, V] bool, the stop sets.
       vocab: number of tokens that may be drawn.
       mesh: where the model is to lie; None for the default device.
+      give_away: see `placing.place`.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Device(Prefill):
         stops: np.ndarray,
         vocab: int,
         mesh: jax.sharding.Mesh | None,
+        give_away: bool = False,
     ):
         self.attention = attention_of(config.attention)
         if self.attention == "views" and config.share_prefix == "on":
@@ -65,7 +67,7 @@ class Device(Prefill):
         self.shares = config.share_prefix == "on" or (
             config.share_prefix == "auto" and self.attention == "pallas"
         )
-        super().__init__(spec, params, config=config, mesh=mesh, share=_SHARE)
+        super().__init__(spec, params, config=config, mesh=mesh, share=_SHARE, give_away=give_away)
         self._vocab, self._stops = vocab, self._spread(stops, (None, None))
         self.width = 0  # pages of a table while decoding
         self._views: Views | None = None  # without their pool

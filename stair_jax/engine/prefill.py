@@ -47,6 +47,7 @@ class Prefill:
       params: parameters of `spec`, in any float dtype and place; or `Placed` on `mesh`.
       mesh: where the model is to lie; None for the default device.
       share: of the memory that is free beside the weights, the pool's.
+      give_away: see `placing.place`.
     """
 
     def __init__(
@@ -57,13 +58,14 @@ class Prefill:
         config: EngineConfig,
         mesh: jax.sharding.Mesh | None,
         share: float,
+        give_away: bool = False,
     ):
         self._config, self._spec, self._mesh = config, spec, mesh
         self.context_pages = -(-config.max_context // config.page_size)
         self._decoder = transformer.Decoder(spec, jnp.dtype(config.dtype))
         dtype = jnp.dtype(config.dtype)
         if not isinstance(params, Placed):
-            (params,) = placing.place(spec, params, [mesh], dtype=dtype)
+            (params,) = placing.place(spec, params, [mesh], dtype=dtype, give_away=give_away)
         self._params = params.tree
         # Now that the weights lie there, what is free is for the pool and the temporaries.
         free = self._free_bytes()

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from stair_jax.engine.keys import Job, Keys
@@ -106,6 +105,7 @@ class Scoring:
       mesh: where the model is to lie; None for the default device.
       pool_bytes: of the pool; 0: four contexts a slot, as far as `SHARE` of what is free allows.
         Where that binds, the policy's engine is best made later: it takes most of what it finds.
+      give_away: see `placing.place`.
 
     Raises:
       ValueError: where the pool cannot hold one full context.
@@ -122,13 +122,16 @@ class Scoring:
         config: EngineConfig,
         mesh: jax.sharding.Mesh | None = None,
         pool_bytes: int = 0,
+        give_away: bool = False,
     ):
         self.config = config
         # A token more: the end of sequence behind a response that fills the context.
         sizes = dataclasses.replace(
             config, pool_bytes=pool_bytes, max_context=config.max_context + 1
         )
-        self._device = self._device_of(spec, params, config=sizes, mesh=mesh, share=SHARE)
+        self._device = self._device_of(
+            spec, params, config=sizes, mesh=mesh, share=SHARE, give_away=give_away
+        )
         self._store = Store(Pages(self._device.pages), config.page_size)
         self._keys = Keys(
             self._store, rows=config.prefill_rows, extend=self._device.score,

@@ -12,7 +12,7 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -230,6 +230,33 @@ def load_params(folder: str | os.PathLike, abstract: Any, step: int | None = Non
     where = _chosen(pathlib.Path(folder).absolute(), step)
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(where / "params", abstract)
+
+
+def load_leaf(
+    folder: str | os.PathLike, path: Sequence[str], abstract: Any, step: int | None = None
+) -> Any:
+    """Returns one of the parameters of a checkpoint; nothing else of it is read.
+
+    Args:
+      folder: what `Checkpoints` was given.
+      path: keys of the parameter in the tree.
+      abstract: its `ShapeDtypeStruct`, with a sharding; the values are cast to its dtype.
+      step: of the checkpoint; None for the newest.
+
+    Raises:
+      ValueError: where there is no such checkpoint.
+    """
+    where = _chosen(pathlib.Path(folder).absolute(), step)
+    item: Any = abstract
+    for key in reversed(path):
+        item = {key: item}
+    how = ocp.args.PyTreeRestore(
+        item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+        partial_restore=True,
+    )  # fmt: skip
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        (leaf,) = jax.tree.leaves(checkpointer.restore(where / "params", args=how))
+    return leaf
 
 
 def saved_steps(folder: str | os.PathLike) -> list[int]:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 import flax.traverse_util
@@ -59,12 +59,24 @@ def load_onto(path: hf.Path, shardings: Any = None, dtype: str = "float32") -> t
     Raises:
         ValueError: whatever makes the folder unusable, in one line that names the file.
     """
+    spec, readers = readers_of(path, shardings, dtype)
+    flat = {name: read() for name, read in readers.items()}
+    return spec, flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def readers_of(
+    path: hf.Path, shardings: Any = None, dtype: str = "float32"
+) -> tuple[Spec, dict[str, Callable[[], jax.Array]]]:
+    """Returns the sizes, and by its path ("layers/wq") what reads each of the parameters.
+
+    Arguments and errors are those of `load_onto`.
+    """
     folder = hf.resolve(path)
     spec = hf.read_spec(folder)
     found = tensors_of(folder)
     _check_names(folder, found, spec)
     check_values(found, spec)
-    return spec, placed(found, spec, shardings, dtype)
+    return spec, _readers(found, spec, shardings, dtype, hf_names.POLICY)
 
 
 def placed(
@@ -75,14 +87,21 @@ def placed(
 
     The score of a reward model is float32 in any case.
     """
-    if shardings is None:
-        shardings = _on_one_device(spec, kind)
-    places = hf_names.flat(shardings)
-    flat = {}
+    readers = _readers(found, spec, shardings, dtype, kind)
+    flat = {name: read() for name, read in readers.items()}
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _readers(
+    found: Mapping[str, Tensor], spec: Spec, shardings: Any, dtype: str, kind: str
+) -> dict[str, Callable[[], jax.Array]]:
+    places = hf_names.flat(_on_one_device(spec, kind) if shardings is None else shardings)
+    readers = {}
     for rule in hf_names.rules_of(spec, kind):
         own = jnp.dtype(jnp.float32 if rule.ours == "score" else dtype)
-        flat[rule.ours] = _parameter(rule, found, spec, places[rule.ours], own)
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
+        place = places[rule.ours]
+        readers[rule.ours] = functools.partial(_parameter, rule, found, spec, place, own)
+    return readers
 
 
 def tensors_of(folder: pathlib.Path) -> dict[str, Tensor]:

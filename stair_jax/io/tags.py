@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -44,24 +45,39 @@ def add_tags(tokenizer: Any, spec: Spec, params: Params, *, seed: int) -> tuple[
     noise, whether the vocabulary had spare rows there or must grow; rows that only pad the table
     are 0. The arguments are not changed, except that `tokenizer` is the one returned.
     """
+    after, growths = growths_of(tokenizer, spec, seed=seed)
+    return tokenizer, after, {**params, **{name: g(params[name]) for name, g in growths.items()}}
+
+
+def growths_of(
+    tokenizer: Any, spec: Spec, *, seed: int
+) -> tuple[Spec, dict[str, Callable[..., jax.Array]]]:
+    """Returns the sizes with STAIR's tags, and by name what gives a table their rows.
+
+    Such a function takes the table, and as `place` a sharding of its result; None leaves that
+    open. Nothing is returned by name where the tokenizer, which is changed, has all tags.
+    """
     trained = len(tokenizer)
     after, rows = tag(tokenizer, spec)
     if not rows:
-        return tokenizer, spec, params
+        return spec, {}
     fresh = np.union1d(rows, np.arange(spec.vocab, after.vocab))
     random = np.random.default_rng(seed)
-    grown = dict(params)
+    growths = {}
     for name in ("embed",) if spec.tied else ("embed", "head"):
         noise = random.normal(size=(len(fresh), spec.D)).astype(np.float32) * TAG_NOISE
         more = after.V - spec.V
-        grown[name] = _grown(params[name], fresh, noise, trained=trained, more=more)
+        how = {"fresh": fresh, "noise": noise, "trained": trained, "more": more}
+        growths[name] = functools.partial(_grown, **how)
     sizes = spec.vocab, after.vocab
     log.info("%d tags added as tokens %s, vocabulary %d -> %d", len(rows), rows, *sizes)
-    return tokenizer, after, grown
+    return after, growths
 
 
-@functools.partial(jax.jit, static_argnames=("trained", "more"))
-def _grown(table: Any, fresh: Any, noise: Any, *, trained: int, more: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("trained", "more", "place"))
+def _grown(
+    table: Any, fresh: Any, noise: Any, *, trained: int, more: int, place: Any = None
+) -> jax.Array:
     """Returns a table with `more` rows of 0 below, and the rows `fresh` near the mean.
 
     On the devices of the table: of a large model no row comes to the host.
@@ -69,4 +85,5 @@ def _grown(table: Any, fresh: Any, noise: Any, *, trained: int, more: int) -> ja
     old = table[:trained].astype(jnp.float32)
     rows = old.mean(axis=0, keepdims=True) + noise * old.std()
     longer = jnp.pad(table, ((0, more), (0, 0)))
-    return longer.at[fresh].set(rows.astype(table.dtype))
+    grown = longer.at[fresh].set(rows.astype(table.dtype))
+    return grown if place is None else jax.lax.with_sharding_constraint(grown, place)

@@ -46,6 +46,11 @@ def deepened(params: Any, spec: Spec, key: jax.Array) -> Any:
     return params | {"layers": stacked}
 
 
+def body(params: Any) -> Any:
+    """Returns what a reward model shares with a policy of these weights: all but the head."""
+    return {name: params[name] for name in _BODY}
+
+
 def from_policy(params: Any, key: jax.Array) -> Any:
     """Returns a reward model on the weights of a policy, which are shared, not copied.
 
@@ -56,9 +61,8 @@ def from_policy(params: Any, key: jax.Array) -> Any:
       params: of the policy; its output head is left out.
       key: of the score head; consumed.
     """
-    body = {name: params[name] for name in _BODY}
     (D,) = params["norm"].shape
-    return body | {"score": jax.random.normal(key, (D,), jnp.float32) / (D + 1)}
+    return body(params) | {"score": jax.random.normal(key, (D,), jnp.float32) / (D + 1)}
 
 
 def init(spec: Spec, key: jax.Array) -> Any:
@@ -85,8 +89,7 @@ def merge(base: Any, trained: Any, scale: float) -> Any:
 
     `base` may be those of a policy, its output head is left out; `scale` is that of `lora.merge`.
     """
-    body = {name: base[name] for name in _BODY}
-    return lora.merge(body, trained, scale) | {"score": trained["score"]}
+    return lora.merge(body(base), trained, scale) | {"score": trained["score"]}
 
 
 def scores(params: Any, hidden: Float[Array, "*B D"]) -> Float[Array, "*B"]:

@@ -100,7 +100,9 @@ class Nursery:
         self._row_of: dict[str, int] = {}  # by prompt id
         self._walking: set[int] = set()  # rows that the last call left in the middle of a walk
         self._results: collections.deque[Result] = collections.deque()  # collected, not taken
-        empty = mcts.empty(tools.config.trees_in_flight, tools.config)
+        (device,) = tree_place().device_set
+        with jax.default_device(device):  # made there, too: all trees are large beside a full GPU
+            empty = mcts.empty(tools.config.trees_in_flight, tools.config)
         self._search = jax.device_put(empty, tree_place())
 
     @property

@@ -262,7 +262,7 @@ class Answering:
 
     @functools.cached_property
     def _policy(self) -> policies.Policy:
-        return policies.load(self._run, self._name)
+        return policies.load(self._run, self._name, for_engine=True)
 
     @functools.cached_property
     def _engine(self) -> Any:

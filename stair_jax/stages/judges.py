@@ -121,7 +121,8 @@ class _Raters:
         else:
             encode = reward_judge.of_chat(found.tokenizer, found.pad_id)
         return reward_judge.RewardRater(
-            Scoring(found.spec, found.params, config=sizes, mesh=place), found.readout, encode,
+            Scoring(found.spec, found.params, config=sizes, mesh=place, give_away=True),
+            found.readout, encode,
             max_tokens=sizes.max_context, wants_response=found.codec is not None,
         )  # fmt: skip
 

@@ -6,13 +6,16 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import flax.traverse_util
 import jax
 
 from stair_jax import mesh as mesh_lib
 from stair_jax import text
+from stair_jax.engine import placing
 from stair_jax.engine.engine import Engine
+from stair_jax.engine.placing import Later
 from stair_jax.engine.replicas import Replicas
-from stair_jax.io import checkpoint, hf, hf_import, tags
+from stair_jax.io import checkpoint, hf, hf_import, hf_names, tags
 from stair_jax.miniature import tokenizer as miniature_tokenizer
 from stair_jax.model import lora, reward, transformer
 from stair_jax.model.reward import Readout
@@ -29,7 +32,7 @@ class Policy:
 
     name: str
     spec: Spec
-    params: Any  # float32, on the run's mesh
+    params: Any  # float32, on the run's mesh; or leaves that are read when their turn comes
     codec: text.Codec
 
 
@@ -41,7 +44,7 @@ class RewardPolicy:
     """
 
     spec: Spec
-    params: Any  # float32, on the run's mesh
+    params: Any  # as a policy's
     readout: Readout
     codec: text.Codec
     reference: str = ""
@@ -103,8 +106,12 @@ def parent_of_round(run: Run, number: int) -> str:
     return name
 
 
-def load(run: Run, name: str) -> Policy:
+def load(run: Run, name: str, *, for_engine: bool = False) -> Policy:
     """Returns a model of this run with its weights.
+
+    Args:
+      for_engine: whether the weights are for `engine_for` alone: each is then read from the disk
+        when it is placed, in the engine's dtype, so that they lie on the devices once.
 
     Raises:
       ValueError: where there is no such model.
@@ -112,6 +119,9 @@ def load(run: Run, name: str) -> Policy:
     step = is_direct(name) and run.lineage.finished(str(artefact_of(name)))
     if not step and name not in names(run):
         raise ValueError(f"model {name!r} is not one of {names(run) + baselines(run)}")
+    if for_engine:
+        spec, codec = frame(run)
+        return Policy(name, spec, _later(run, name, engine_config(run.config).dtype), codec)
     if name == "base":
         return _base(run)
     spec, codec = frame(run)
@@ -134,8 +144,11 @@ def start_of_prm(run: Run) -> str:
     return run.config.prm.model or names(run)[-1]
 
 
-def reward_model(run: Run) -> RewardPolicy:
+def reward_model(run: Run, *, for_engine: bool = False) -> RewardPolicy:
     """Returns the reward model that stage prm has trained.
+
+    Args:
+      for_engine: see `load`.
 
     Raises:
       ValueError: where there is none.
@@ -145,23 +158,31 @@ def reward_model(run: Run) -> RewardPolicy:
     (spec, codec), entry = frame(run), run.lineage.entries["prm"]
     folder, readout = run.workdir / "prm" / "checkpoints", Readout.from_json(entry["readout"])
     spec = dataclasses.replace(spec, L=spec.L + run.config.prm.more_layers)
+    dtype = engine_config(run.config).dtype
+
+    def read(like: Any) -> Any:
+        if for_engine:
+            return _leaves_later(folder, like, entry["step"], dtype)
+        return checkpoint.load_params(folder, like, entry["step"])
+
     if readout.loss == "implicit":
-        like = _abstract(_weights(spec), transformer.logical_axes(spec), run.mesh)
-        params = checkpoint.load_params(folder, like, entry["step"])
+        params = read(_abstract(_weights(spec), transformer.logical_axes(spec), run.mesh))
         reference = entry["start"] if run.config.prm.reference == "start" else ""
         return RewardPolicy(spec, params, readout, codec, reference)
     spec = reward.scalar(spec)
     axes, draw = reward.logical_axes(spec), functools.partial(reward.init, spec)
     parent = entry.get("adapters_of")
     if parent is None:
-        like = _abstract(draw, axes, run.mesh)
-        params = checkpoint.load_params(folder, like, entry["step"])
-        return RewardPolicy(spec, params, readout, codec)
+        return RewardPolicy(spec, read(_abstract(draw, axes, run.mesh)), readout, codec)
     config = train_config(run.config, "prm")
     axes = reward.adapted(axes, _adapter_axes(config))
     like = _abstract(lambda key: reward.adapted(draw(key), _adapters(spec, config)(key)), axes,
                      run.mesh)  # fmt: skip
     trained = checkpoint.load_params(folder, like, entry["step"])
+    if for_engine:
+        base = reward.body(_later(run, parent, "float32"))
+        body = _merged_later(base, trained, lora.scale_of(config))
+        return RewardPolicy(spec, body | {"score": trained["score"]}, readout, codec)
     merge = jax.jit(functools.partial(reward.merge, scale=lora.scale_of(config)))
     return RewardPolicy(spec, merge(load(run, parent).params, trained), readout, codec)
 
@@ -212,15 +233,18 @@ def digest(run: Run, name: str) -> str:
 
 
 def engine_for(run: Run, policy: Policy) -> Engine | Replicas:
-    """Returns an engine that decodes with a model, or replicas of it."""
+    """Returns an engine that decodes with a model, or replicas of it.
+
+    The policy's weights are given away, weight by weight: it has none afterwards.
+    """
     what: Any = {
         "config": engine_config(run.config), "stops": policy.codec.stops,
         "vocab": policy.codec.size,
     }  # fmt: skip
     places = engine_places(run)
     if len(places) == 1:
-        return Engine(policy.spec, policy.params, **what, mesh=places[0])
-    return Replicas(policy.spec, policy.params, **what, meshes=places)
+        return Engine(policy.spec, policy.params, **what, mesh=places[0], give_away=True)
+    return Replicas(policy.spec, policy.params, **what, meshes=places, give_away=True)
 
 
 def engine_places(run: Run) -> list[jax.sharding.Mesh]:
@@ -248,15 +272,86 @@ def _base(run: Run) -> Policy:
     """Returns the model that the run starts from: a checkpoint's, or random weights."""
     spec, codec = frame(run)
     if run.config.model.checkpoint:
-        plain, tokenizer = hf.load_frame(run.config.model.checkpoint)
-        places = _places(plain, run.mesh)
-        params = hf_import.load_onto(run.config.model.checkpoint, places)[1]
-        params = tags.add_tags(tokenizer, plain, params, seed=run.config.seed)[2]
-        params = jax.device_put(params, _places(spec, run.mesh))  # moves a grown vocabulary alone
+        flat = {name: read() for name, read in _checkpoint_readers(run, "float32").items()}
+        params = flax.traverse_util.unflatten_dict(flat, sep="/")
     else:
         draw = jax.jit(_weights(spec), out_shardings=_places(spec, run.mesh))
         params = draw(jax.random.key(run.config.seed))
     return Policy("base", spec, params, codec)
+
+
+def _checkpoint_readers(run: Run, dtype: str) -> dict[str, Callable[[], jax.Array]]:
+    """Returns by its path what reads each weight of the run's checkpoint, tags and all.
+
+    A table that grows is read in float32, whatever `dtype` says: new rows follow its mean.
+    """
+    (spec, _), path = frame(run), run.config.model.checkpoint
+    plain, tokenizer = hf.load_frame(path)
+    _, growths = tags.growths_of(tokenizer, plain, seed=run.config.seed)
+    places, grown = _places(plain, run.mesh), _places(spec, run.mesh)
+    readers = hf_import.readers_of(path, places, dtype)[1]
+    if growths:
+        exact = hf_import.readers_of(path, places)[1]
+    for name, grow in growths.items():
+        readers[name] = functools.partial(_grown, exact[name], grow, grown[name])
+    return readers
+
+
+def _grown(read: Callable[[], jax.Array], grow: Callable[..., jax.Array], place: Any) -> jax.Array:
+    return grow(read(), place=place)
+
+
+def _later(run: Run, name: str, dtype: str) -> Any:
+    """Returns a model's weights, each to be read when its turn comes; in `dtype` where they can.
+
+    A model without a checkpoint is drawn whole, and adapters are merged in float32.
+    """
+    spec, _ = frame(run)
+    if name == "base":
+        if not run.config.model.checkpoint:
+            return _base(run).params
+        shapes = hf_names.flat(_abstract(_weights(spec), transformer.logical_axes(spec), run.mesh))
+        flat = {
+            path: Later(shapes[path].shape, dtype, read)
+            for path, read in _checkpoint_readers(run, dtype).items()
+        }
+        return flax.traverse_util.unflatten_dict(flat, sep="/")
+    if found := adapters_of(run, name):
+        base = _later(run, found.parent, "float32")
+        return _merged_later(base, found.factors, lora.scale_of(found.config))
+    like = _abstract(_weights(spec), transformer.logical_axes(spec), run.mesh)
+    step = run.lineage.entries[str(artefact_of(name))]["step"]
+    return _leaves_later(folder_of(run, name), like, step, dtype)
+
+
+def _leaves_later(folder: pathlib.Path, like: Any, step: int, dtype: str) -> Any:
+    """Returns a tree of `Later` that reads the leaves of a checkpoint; a score stays float32."""
+
+    def later(path: Any, x: jax.ShapeDtypeStruct) -> Later:
+        keys = [str(part.key) for part in path]
+        own = "float32" if keys == [placing.SCORE] else dtype
+        leaf = jax.ShapeDtypeStruct(x.shape, own, sharding=x.sharding)
+        read = functools.partial(checkpoint.load_leaf, folder, keys, leaf, step)
+        return Later(x.shape, own, read)
+
+    return jax.tree_util.tree_map_with_path(later, like)
+
+
+def _merged_later(base: Any, factors: lora.Factors, scale: float) -> Any:
+    """Returns the weights of `lora.merge`, each merged when its turn comes."""
+    layers = dict(base["layers"])
+    for target, factor in factors["layers"].items():
+        weight = lora.TARGETS[target].weight
+        below = base["layers"][weight]
+        merge = functools.partial(_merged, below, factor, weight=weight, target=target, scale=scale)
+        layers[weight] = Later(below.shape, below.dtype, merge)
+    return {**base, "layers": layers}
+
+
+def _merged(below: Any, factor: Any, *, weight: str, target: str, scale: float) -> jax.Array:
+    merge = jax.jit(functools.partial(lora.merge, scale=scale))
+    whole = below.make() if isinstance(below, Later) else below
+    return merge({"layers": {weight: whole}}, {"layers": {target: factor}})["layers"][weight]
 
 
 def _places(spec: Spec, mesh: jax.sharding.Mesh) -> Any:

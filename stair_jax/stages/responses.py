@@ -51,7 +51,7 @@ def sample(
     passed_over: dict[str, str] = {}
     wanted = len(prompts) * draw.count + len(given)
     if len(have) < wanted:
-        policy = policies.load(run, model)
+        policy = policies.load(run, model, for_engine=True)
         engine = policies.engine_for(run, policy)
         also = judges.samplings(c)
         engine.compile([draw.sampling, *also], extends=bool(also))

@@ -16,14 +16,14 @@ def open_one(run: Run) -> RewardModelLike:
     Raises:
       ValueError: where there is none.
     """
-    found, config = policies.reward_model(run), engine_config(run.config)
+    found, config = policies.reward_model(run, for_engine=True), engine_config(run.config)
     place = policies.engine_places(run)[0]
     if found.readout.loss != "implicit":
-        scoring = Scoring(found.spec, found.params, config=config, mesh=place)
+        scoring = Scoring(found.spec, found.params, config=config, mesh=place, give_away=True)
         return RewardModel(scoring, found.readout, found.codec.eos_id)
-    model = Likelihood(found.spec, found.params, config=config, mesh=place)
+    model = Likelihood(found.spec, found.params, config=config, mesh=place, give_away=True)
     reference = None
     if found.reference:
-        start = policies.load(run, found.reference)
-        reference = Likelihood(start.spec, start.params, config=config, mesh=place)
+        start = policies.load(run, found.reference, for_engine=True)
+        reference = Likelihood(start.spec, start.params, config=config, mesh=place, give_away=True)
     return ImplicitRewardModel(model, reference, found.readout, run.config.prm.beta)

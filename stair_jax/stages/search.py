@@ -71,7 +71,7 @@ def _grow(
 
     Returns the prompts without one, and what engine and judge did in this session.
     """
-    policy, stage = policies.load(run, parent), f"round-{number}/search"
+    policy, stage = policies.load(run, parent, for_engine=True), f"round-{number}/search"
     config, valuer = SearchConfig.of(run.config.search), valuers.valuer_of(run, policy)
     engine = policies.engine_for(run, policy)
     config = dataclasses.replace(config, trees_in_flight=trees_in_flight(run, len(left)))

@@ -117,7 +117,9 @@ def prm(
     objective = implicit_loss(run.config, loss)
     start = policies.deepened(run, policy, loss.more_layers)
     if objective is None:
-        spec, head = reward.scalar(start.spec), jax.random.key(run.config.seed)
+        everywhere = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
+        head = jax.device_put(jax.random.key(run.config.seed), everywhere)
+        spec = reward.scalar(start.spec)
         start = Policy(policy.name, spec, reward.from_policy(start.params, head), policy.codec)
         scorer: Any = Values.of(spec, config)
         trained: Loss = Prm.of(scorer, loss)
