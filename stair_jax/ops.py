@@ -6,6 +6,7 @@ Shape letters: B batch  T queries  S keys  N query heads  K kv heads  G = N/K  H
 import functools
 import logging
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from stair_jax import linear_logp as linear_logp_body
+from stair_jax import products
 from stair_jax.kernels import paged_attention as paged_kernel
 from stair_jax.kernels import top_k as top_k_kernel
 
@@ -25,15 +27,21 @@ merge_attention = paged_kernel.merge
 top_k = top_k_kernel.exact_top_k  # XLA alone sorts whole rows of logits on a GPU
 
 
-def matmul(x: Float[Array, "..."], w: Float[Array, "..."], *, over: int = 1) -> jax.Array:
-    """Returns the float32 product over the last `over` axes of x and the first of w.
+def matmul(
+    x: Float[Array, "..."], w: Float[Array, "..."], *, over: int = 1, out: Any = jnp.float32
+) -> jax.Array:
+    """Returns the product over the last `over` axes of x and the first of w, in the dtype `out`.
+
+    It multiplies in the dtype of `x`, in the backward pass as well, and adds in float32. Give `w`
+    as it is stored, not cast: its gradient then comes in that dtype, see `products.dot_general`.
 
     It is handed to XLA as one 2-D product: with batch and time apart, the weight gradients are
     transposed copies first, which costs a sixth of a training step on CPU.
     """
     rows, outer = x.shape[: x.ndim - over], w.shape[over:]
     x_2 = x.reshape(math.prod(rows), -1)
-    y_2 = jnp.dot(x_2, w.reshape(x_2.shape[1], -1), preferred_element_type=jnp.float32)
+    w_2 = w.reshape(x_2.shape[1], -1)
+    y_2 = products.dot_general(x_2, w_2, (((1,), (0,)), ((), ())), out)
     return y_2.reshape(*rows, *outer)
 
 
@@ -214,13 +222,14 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> ja
     G = N // K
     rows = lambda x: x.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)  # noqa: E731
     q_BKRH, k_BKSH, v_BKSH = rows(q), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    score_BKRS = jnp.einsum("BKRH,BKSH->BKRS", q_BKRH, k_BKSH, preferred_element_type=jnp.float32)
+    heads = ((0, 1), (0, 1))
+    score_BKRS = products.dot_general(q_BKRH, k_BKSH, (((3,), (3,)), heads), jnp.float32)
     keep = jnp.tril(jnp.ones((1, T, S), bool)) if mask is None else mask
     score_BKRS = jnp.where(jnp.tile(keep, (1, G, 1))[:, None], score_BKRS * H**-0.5, -jnp.inf)
     top_BKR1 = jax.lax.stop_gradient(score_BKRS.max(axis=-1, keepdims=True))
     weight_BKRS = jnp.exp(score_BKRS - top_BKR1)
-    out_BKRH = jnp.einsum(
-        "BKRS,BKSH->BKRH", weight_BKRS.astype(v.dtype), v_BKSH, preferred_element_type=jnp.float32
+    out_BKRH = products.dot_general(
+        weight_BKRS.astype(v.dtype), v_BKSH, (((3,), (2,)), heads), jnp.float32
     )
     out_BKGTH = (out_BKRH / weight_BKRS.sum(axis=-1, keepdims=True)).reshape(B, K, G, T, H)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(v.dtype)

@@ -15,7 +15,7 @@ FLOORS = [
         "records",
         "interrupt",
     },
-    {"mesh", "ops", "linear_logp", "miniature", "kernels"},
+    {"mesh", "ops", "products", "linear_logp", "miniature", "kernels"},
     {"model"},
     {"engine", "io"},
     {"rewards", "train"},

@@ -17,7 +17,7 @@ def matrix(params: Any, spec: Spec) -> jax.Array:
 
 def logits(params: Any, hidden: Float[Array, "*B D"], spec: Spec) -> Float[Array, "*B V"]:
     """Returns float32 logits of the next token; rows that only pad the vocabulary get -inf."""
-    logits = ops.matmul(hidden, matrix(params, spec).astype(hidden.dtype).T)
+    logits = ops.matmul(hidden, matrix(params, spec).T)
     if spec.vocab == spec.V:
         return logits
     real_V = jnp.arange(spec.V) < spec.vocab

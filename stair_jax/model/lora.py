@@ -88,10 +88,9 @@ def logical_axes(targets: Iterable[str]) -> Any:
     return {"layers": layers}
 
 
-def product(x: jax.Array, factor: Any, dtype: Any, *, over: int = 1) -> jax.Array:
+def product(x: jax.Array, factor: Any, *, over: int = 1) -> jax.Array:
     """Returns (x A) B in float32 over the last `over` axes of x; the factors are of one layer."""
-    low = ops.matmul(x, factor["a"].astype(dtype), over=over).astype(dtype)
-    return ops.matmul(low, factor["b"].astype(dtype))
+    return ops.matmul(ops.matmul(x, factor["a"], over=over, out=x.dtype), factor["b"])
 
 
 def merge(params: Any, factors: Factors, scale: float) -> Any:

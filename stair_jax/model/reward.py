@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from stair_jax import products
 from stair_jax.model import lora, transformer
 from stair_jax.model.spec import Spec
 
@@ -93,11 +94,14 @@ def merge(base: Any, trained: Any, scale: float) -> Any:
 
 
 def scores(params: Any, hidden: Float[Array, "*B D"]) -> Float[Array, "*B"]:
-    """Returns the raw score of each hidden state, float32: a product with the head, no bias."""
-    return jnp.einsum(
-        "...D,D->...", hidden.astype(jnp.float32), params["score"].astype(jnp.float32),
-        precision=jax.lax.Precision.HIGHEST,
-    )  # fmt: skip
+    """Returns the raw score of each hidden state, float32: a product with the head, no bias.
+
+    Float32 states are multiplied as such on a GPU too: TensorFloat-32 would round them.
+    """
+    dims = (((hidden.ndim - 1,), (0,)), ((), ()))
+    return products.dot_general(
+        hidden, params["score"], dims, jnp.float32, jax.lax.Precision.HIGHEST
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -78,14 +78,14 @@ class Layer(nn.Module):
     lora_scale: float = 0.0
 
     def weight(self, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], init=None):
-        """Returns one parameter, stored in float32, cast to `dtype` to compute.
+        """Returns one parameter as it is stored; `product` casts it to compute.
 
         Matrices start at 1 / sqrt(fan-in), which is 0.016 at D = 4096; the usual 0.02 leaves the
         attention of narrow models so flat that they learn to copy late.
         """
         fan_in = math.prod(shape[: 2 if axes[0] == "q_head" else 1])  # wo sums over heads too
         init = init or nn.initializers.normal(fan_in**-0.5)
-        return _declare(self, name, shape, axes, init).astype(self.dtype)
+        return _declare(self, name, shape, axes, init)
 
     def gain(self, name: str, size: int):
         """Returns the gain of a norm, in float32."""
@@ -93,10 +93,10 @@ class Layer(nn.Module):
 
     def product(self, name: str, x: jax.Array, w: jax.Array, over: int = 1) -> jax.Array:
         """Returns x w, and what the adapter called `name` adds to it where there is one."""
+        if not self.has_variable("lora", name):  # static
+            return ops.matmul(x, w, over=over, out=self.dtype)
         y = ops.matmul(x, w, over=over)
-        if self.has_variable("lora", name):  # static: without adapters, the same program
-            factor = self.get_variable("lora", name)
-            y += self.lora_scale * lora.product(x, factor, self.dtype, over=over)
+        y += self.lora_scale * lora.product(x, self.get_variable("lora", name), over=over)
         return y.astype(self.dtype)
 
     def project(self, name: str, x_BTD: jax.Array, heads: int, axis: str) -> jax.Array:
@@ -106,7 +106,7 @@ class Layer(nn.Module):
         y_BTNH = self.product(name, x_BTD, w_DNH)
         if s.qkv_bias:
             b_NH = self.weight(f"b{name}", (heads, s.H), (axis, "head"), nn.initializers.zeros)
-            y_BTNH += b_NH[None, None]
+            y_BTNH += b_NH[None, None].astype(self.dtype)
         return y_BTNH
 
     @nn.compact
