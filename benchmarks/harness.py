@@ -1,6 +1,6 @@
 """What all benchmarks share: the command line, alternating repetitions, claims, tables, JSON.
 
-Imports JAX and numpy only, so that a bare GPU machine can run what needs no more.
+Imports JAX only where it is used: the parent of `benchmarks.gpu` must not hold a device.
 """
 
 import argparse
@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
-
-import jax
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, "==": operator.eq}
 DISTURBED = 0.05  # of the CPUs in other hands, from which on a timing is not to be trusted
@@ -72,6 +70,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
 
 def machine(*packages: str) -> dict[str, Any]:
     """Returns what a reader must know of the machine; versions of JAX and of `packages`."""
+    import jax
+
     devices = jax.devices()
     names = ("jax", "jaxlib", "numpy", *packages)
     return {

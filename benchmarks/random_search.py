@@ -5,37 +5,33 @@ scatter as those of a language model do; a hash judges them.
 """
 
 import dataclasses
+import hashlib
 import zlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import growing, roofline
+from benchmarks.growing import Grown
+from benchmarks.on_gpu import sizes
+from benchmarks.on_gpu.sizes import Shape
 from benchmarks.roofline import Ceilings
-from stair_jax import config as config_lib
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import EngineLike
 from stair_jax.model.spec import Spec
-from stair_jax.records import Prompt
+from stair_jax.records import Prompt, Tree
 from stair_jax.rewards.judges import FunctionJudge, Score
-from stair_jax.search import growth
-from stair_jax.sections import EngineConfig, RewardConfig, SearchConfig
+from stair_jax.sections import RewardConfig, SearchConfig
 
 SEED = 0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
-    """How large trees are."""
-
-    trees: int
-    in_flight: int
-    iterations: int
-    prompt: int  # tokens
-    step: int  # tokens of a step in the mean; three times as many at most
-    rollout: int  # likewise
+# The paper's search, the defaults of `config.default`; that itself needs ml-collections.
+PAPER = {
+    "num_children": 4, "c": 1.5, "max_depth": 7, "score": "ucb", "prior": "arithmetic",
+    "reward": "paper", "visit_all_nodes": True, "reselect_terminal": True, "ties": "random",
+    "temperature": 1.2, "top_p": 0.9, "top_k": 50, "export_official": False,
+}  # fmt: skip
+REWARD = RewardConfig(F="identity", c1=1.0, c2=-1.0, k1=1.0, k2=1.0)
 
 
 class Ids:
@@ -55,9 +51,7 @@ class Ids:
 
     def prompt_ids(self, question: str) -> list[int]:
         """Returns random ids, the same for the same question."""
-        return np.random.default_rng(int(question)).integers(
-            0, self._spec.V, self._shape.prompt
-        ).tolist()  # fmt: skip
+        return sizes.prompt_ids(int(question), self._spec.V, self._shape.prompt)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the ids as text."""
@@ -76,37 +70,52 @@ def _judge() -> FunctionJudge:
 
 def search_config(shape: Shape) -> SearchConfig:
     """Returns the paper's search, with the shape's sizes."""
-    search = config_lib.default().search
-    search.update(
-        iterations=shape.iterations, trees_in_flight=shape.in_flight,
+    return SearchConfig.of(
+        PAPER, iterations=shape.iterations, trees_in_flight=shape.in_flight,
         max_step_tokens=3 * shape.step, max_rollout_tokens=3 * shape.rollout,
     )  # fmt: skip
-    return SearchConfig.of(search)
 
 
-def run(
-    spec: Spec, params: Any, shape: Shape, config: EngineConfig, limits: Ceilings
-) -> dict[str, float]:
-    """Grows trees and returns all figures.
-
-    `share` is the speed until the queue of prompts runs dry, of that which full slots with the mean
-    context would have at the bound of a decode step.
-    """
-    codec, search = Ids(spec, shape), search_config(shape)
-    engine = Engine(spec, params, config=config, stops=codec.stops, vocab=spec.V)
-    engine.compile([growth.sampling_of(search)], logps=growth.wants_logps(search))
+def grow(engine: EngineLike, spec: Spec, shape: Shape) -> Grown:
+    """Grows the shape's trees on an engine with the stop sets of `Ids`."""
     prompts = [Prompt(id=str(i), question=str(i), type="safety") for i in range(shape.trees)]
-    reward = RewardConfig.of(config_lib.default().reward)
-    tools: Any = {"codec": codec, "config": search, "reward": reward, "seed": SEED}
-    growing.grow(prompts[:2], Hasty(engine, 2), judge=_judge(), **tools)
-    grown = growing.grow(prompts, engine, judge=_judge(), **tools)
-    found = growing.speeds(grown) | growing.engine_figures(grown, shape.trees * shape.prompt)
-    context = mean_context(grown, search)
-    cost = roofline.decode_cost(
-        spec, config.slots, context, jnp.dtype(config.dtype).itemsize
+    return growing.grow(
+        prompts, engine, codec=Ids(spec, shape), judge=_judge(), config=search_config(shape),
+        reward=REWARD, seed=SEED,
     )  # fmt: skip
-    bound = config.slots / limits.seconds(cost)
-    return found | {"context": context, "share": found["tokens_per_s_until_dry"] / bound}
+
+
+def warm_up(engine: EngineLike, spec: Spec, shape: Shape) -> None:
+    """Has the engine compile what a search needs: two trees whose answers have one token."""
+    grow(Hasty(engine, 2), spec, dataclasses.replace(shape, trees=2))
+
+
+def figures(
+    engine: Engine, spec: Spec, shape: Shape, limits: Ceilings, grown: Grown
+) -> dict[str, float]:
+    """Returns what is to be told of a search.
+
+    `busy` is the share of slot-steps that drew a token, of the whole run, its tail included.
+    `share` is the speed of the whole run, of that which full slots with the mean context would have
+    at the bound of a decode step.
+    """
+    found = growing.speeds(grown) | growing.engine_figures(grown, shape.trees * shape.prompt)
+    count = grown.counters
+    slots = count["busy_slots"] + count["idle_slots"] + count["overshoot"]
+    context = mean_context(grown, search_config(shape))
+    itemsize = jnp.dtype(engine.config.dtype).itemsize
+    cost = roofline.decode_cost(spec, engine.config.slots, context, itemsize)
+    bound = engine.config.slots / limits.seconds(cost)
+    names = (
+        "trees", "seconds", "trees_per_hour", "tokens_per_s", "tokens_per_tree", "nodes_per_tree",
+        "most_in_flight", "host_share", "computed_per_unique_token", "recompiles",
+    )  # fmt: skip
+    return {name: found[name] for name in names} | {
+        "busy": count["busy_slots"] / slots, "context": context,
+        "share": found["tokens_per_s"] / bound, "steps": count["steps"],
+        "preempted": count["preempted"], "evicted": count["evicted"],
+        "device_s": count["device_s"], "host_s": count["host_s"],
+    }  # fmt: skip
 
 
 class Hasty(growing.Planted):
@@ -117,10 +126,19 @@ class Hasty(growing.Planted):
         self.submit = lambda request: engine.submit(dataclasses.replace(request, max_tokens=1))
 
 
-def mean_context(grown: growing.Grown, config: SearchConfig) -> float:
+def mean_context(grown: Grown, config: SearchConfig) -> float:
     """Returns how many tokens a decoded token saw in the mean, nearly."""
     requests = sum(
         tree.counters["expansions"] * config.num_children + tree.counters["rollouts"]
         for tree in grown.trees
     )
     return (grown.counters["reused"] + grown.counters["delivered"] / 2) / requests
+
+
+def digest(trees: Iterable[Tree]) -> str:
+    """Returns a hash of all that trees say, whatever order they came in."""
+    rows = sorted(
+        (tree.prompt.id, [(n.parent, n.ids, n.visits, n.value_sum, n.terminal) for n in tree.nodes])
+        for tree in trees
+    )
+    return hashlib.sha256(repr(rows).encode()).hexdigest()

@@ -10,7 +10,7 @@ Shape letters: see `stair_jax.model.spec.Spec`.
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,12 @@ _stretched = partial(RopeScaling, low=1.0, high=4.0, original=8192)
 SPECS = {
     "miniature": _llama(
         L=3, D=128, N=4, K=2, H=32, F=352, V=411, vocab=411, theta=100.0, tied=True
+    ),
+    "least": _llama(
+        L=2, D=32, N=4, K=2, H=8, F=48, V=90, vocab=90, theta=100.0, tied=False
+    ),
+    "small": _llama(
+        L=4, D=512, N=8, K=4, H=64, F=1408, V=8192, vocab=8192, theta=1e4, tied=False
     ),
     "1b": _llama(  # Llama-3.2-1B
         L=16, D=2048, N=32, K=8, H=64, F=8192, V=128_256, vocab=128_256, tied=True,
@@ -66,12 +72,32 @@ class Cost:
 
 
 def weights(spec: Spec, dtype: str, seed: int = 0) -> Any:
-    """Returns random parameters, drawn on the device in `dtype`."""
+    """Returns random parameters of the scale of `transformer.init`, drawn on the device in `dtype`.
+
+    They are drawn a layer at a time, so that little memory is needed beside them, and by the
+    generator that an accelerator has in hardware.
+    """
+    scales = {"embed": 0.02, "head": 0.02, "wo": (spec.N * spec.H) ** -0.5, "w_down": spec.F**-0.5}
+    shapes = jax.eval_shape(partial(transformer.init, spec), jax.random.key(0))
+
+    def leaf(path: Any, shape: Any, key: jax.Array) -> jax.Array:
+        name, layered = str(path[-1].key), str(path[0].key) == "layers"
+        if "norm" in name:
+            return jnp.ones(shape.shape, dtype)
+
+        def one(key: jax.Array) -> jax.Array:
+            x = jax.random.normal(key, shape.shape[1 if layered else 0 :], jnp.float32)
+            return (scales.get(name, spec.D**-0.5) * x).astype(dtype)
+
+        return jax.lax.map(one, jax.random.split(key, shape.shape[0])) if layered else one(key)
 
     def draw(key: jax.Array) -> Any:
-        return jax.tree.map(lambda x: x.astype(dtype), transformer.init(spec, key))
+        leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+        keys = jax.random.split(key, len(leaves))
+        drawn = [leaf(path, x, k) for (path, x), k in zip(leaves, keys, strict=True)]
+        return jax.tree.unflatten(tree, drawn)
 
-    return jax.block_until_ready(jax.jit(draw)(jax.random.key(seed)))
+    return jax.block_until_ready(jax.jit(draw)(jax.random.key(seed, impl="rbg")))
 
 
 def best_time(call: Callable[[], Any], repetitions: int = 5) -> float:
@@ -92,19 +118,49 @@ def ceilings(dtype: str, *, copy_bytes: int, side: int) -> Ceilings:
       copy_bytes: of the array that is read; as many are written. Far more than the caches hold.
       side: of the square matrices.
     """
-    x = jnp.ones(copy_bytes // 4, jnp.float32)
+    return Ceilings(copy_rate(copy_bytes), product_rate(side, dtype, "float32"))
+
+
+def copy_rate(count: int) -> float:
+    """Returns the bytes a second, read and written, of negating `count` random bytes in place."""
+    draw = jax.jit(lambda key: jax.random.normal(key, count // 4))
     negate = jax.jit(jnp.negative, donate_argnums=0)  # in place: fresh memory is slow to come by
+    x = draw(jax.random.key(0, impl="rbg"))
 
     def move() -> jax.Array:
         nonlocal x
         x = negate(x)
         return x
 
-    moved = best_time(move, repetitions=8)
-    a = jnp.ones((side, side), jnp.dtype(dtype))
-    product = jax.jit(partial(jnp.matmul, preferred_element_type=jnp.float32))
-    multiplied = best_time(partial(product, a, a), repetitions=8)
-    return Ceilings(2 * copy_bytes / moved, 2 * side**3 / multiplied)
+    return 2 * count / best_time(move, repetitions=8)
+
+
+def product_rate(side: int, dtype: str, out: str) -> float:
+    """Returns the operations a second of a product of two random square matrices.
+
+    Equal entries would flatter a GPU: its clock falls with the bits that change.
+
+    Args:
+      dtype: of both factors.
+      out: dtype of the product.
+    """
+    draw = jax.jit(lambda key: jax.random.normal(key, (2, side, side)).astype(dtype))
+    a, b = draw(jax.random.key(0, impl="rbg"))
+    product = jax.jit(partial(jnp.matmul, preferred_element_type=jnp.dtype(out)))
+    return 2 * side**3 / best_time(partial(product, a, b), repetitions=8)
+
+
+def sync_seconds(turns: int) -> float:
+    """Returns the seconds a turn of a loop that asks the device each time whether to go on.
+
+    The decoding loop is of that kind, and pays them once a token.
+    """
+
+    @jax.jit
+    def loop(x: jax.Array) -> jax.Array:
+        return jax.lax.while_loop(lambda x: x < turns, lambda x: x + 1, x)
+
+    return best_time(partial(loop, jnp.int32(0))) / turns
 
 
 def decode_cost(spec: Spec, rows: int, context: float, itemsize: int) -> Cost:
@@ -124,6 +180,46 @@ def extend_cost(spec: Spec, rows: int, tokens: float, itemsize: int) -> Cost:
     keys = 2 * spec.L * spec.K * spec.H * itemsize * rows * tokens
     scores = 4 * spec.L * spec.N * spec.H * rows * tokens * tokens / 2
     return Cost(parameters * itemsize + keys, 2 * parameters * rows * tokens + scores)
+
+
+def extend_flops(spec: Spec, rows: int, tokens: int, start: int) -> float:
+    """Returns the operations of the keys of `rows` blocks of tokens behind `start` tokens each."""
+    seen = tokens * start + tokens * (tokens + 1) / 2
+    products = 2 * spec.matrix_parameters(head=False) * tokens
+    return rows * (products + 4 * spec.L * spec.N * spec.H * seen)
+
+
+def engine_of(
+    spec: Spec, config: EngineConfig, stops: Mapping[str, Collection[int]], seed: int = 0
+) -> Engine:
+    """Returns an engine with random weights, which nobody else holds.
+
+    The last row of the embedding is never drawn: a stop set of it alone never fires.
+    """
+    params = weights(spec, config.dtype, seed)
+    return Engine(spec, params, config=config, stops=stops, vocab=spec.V - 1)
+
+
+def extend_seconds(engine: Engine, rows: int, tokens: int, start: int, calls: int) -> float:
+    """Returns the seconds of one call that computes `tokens` of `rows` rows behind `start` tokens.
+
+    It works on the engine's device past its queue, in pages that it may hold keys in: the engine
+    must be idle, and is of no use afterwards. The rows' keys before `start` are whatever is there.
+
+    Args:
+      calls: that are started one after the other, and waited for together.
+    """
+    device: Any = engine._device
+    width = -(-(start + tokens) // engine.config.page_size)
+    pages = [range(row * width, (row + 1) * width) for row in range(rows)]
+    ids = np.random.default_rng(0).integers(0, engine._spec.V - 1, (rows, tokens)).tolist()
+
+    def run() -> Any:
+        for _ in range(calls):
+            device.extend(ids, pages, [start] * rows if start else None)
+        return device._pool.k
+
+    return best_time(run, repetitions=3) / calls
 
 
 @dataclasses.dataclass(frozen=True)

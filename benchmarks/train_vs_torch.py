@@ -25,9 +25,8 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarks import harness
+from benchmarks import harness, torch_trainer
 from benchmarks.harness import Claim, Figures, Round
-from benchmarks.torch_trainer import Trainer
 from configs import tiny
 from stair_jax import mesh as mesh_lib
 from stair_jax import text
@@ -264,9 +263,9 @@ class Torch:
             hf_export.save(
                 path, setup.spec, setup.params, None, end_ids=[1], dtype="float32"
             )  # a model without words
-            self._trainer = Trainer(
-                path, beta1=tx.beta1, beta2=tx.beta2, eps=tx.eps, weight_decay=tx.weight_decay,
-                clip_norm=tx.clip_norm,
+            self._trainer = torch_trainer.Trainer(
+                torch_trainer.load(path), beta1=tx.beta1, beta2=tx.beta2, eps=tx.eps,
+                weight_decay=tx.weight_decay, clip_norm=tx.clip_norm,
             )  # fmt: skip
         self._loss = setup.loss
 

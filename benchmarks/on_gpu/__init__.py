@@ -1,0 +1,1 @@
+"""The steps of `benchmarks.gpu`; each runs in a process of its own."""

@@ -1,0 +1,38 @@
+"""Which kernels a call spends its time in, from JAX's own trace."""
+
+import collections
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+MOST = 16  # kernels told
+
+
+def kernels(call: Callable[[], Any], folder: pathlib.Path) -> dict[str, tuple[int, float]]:
+    """Returns (count, milliseconds in all) of the kernels that take longest, by name.
+
+    The call must have been compiled, and must wait for the device. "all kernels" comes first.
+    """
+    with jax.profiler.trace(str(folder)):
+        call()
+    files = sorted(folder.rglob("*.xplane.pb"))
+    return longest(jax.profiler.ProfileData.from_file(str(files[-1])))
+
+
+def longest(data: Any) -> dict[str, tuple[int, float]]:
+    """Returns the kernels of a trace; on a CPU, whatever ran there."""
+    planes = list(data.planes)
+    gpus = [p for p in planes if p.name.startswith("/device:GPU")]
+    counts: collections.Counter[str] = collections.Counter()
+    nanoseconds: collections.Counter[str] = collections.Counter()
+    for plane in gpus or planes:
+        for line in plane.lines:
+            if gpus and not line.name.startswith("Stream"):
+                continue  # sums over kernels, which would count them twice
+            for event in line.events:
+                counts[event.name[:60]] += 1
+                nanoseconds[event.name[:60]] += event.duration_ns
+    found = {"all kernels": (counts.total(), nanoseconds.total() / 1e6)}
+    return found | {name: (counts[name], ns / 1e6) for name, ns in nanoseconds.most_common(MOST)}
