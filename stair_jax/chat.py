@@ -5,7 +5,7 @@ import json
 import pathlib
 import sys
 
-from stair_jax import text
+from stair_jax import startup, text
 from stair_jax.config import restore
 from stair_jax.engine.request import Request, Sampling
 from stair_jax.io.metrics import Metrics
@@ -31,10 +31,12 @@ def main() -> None:
 
 
 def _talk(options: argparse.Namespace) -> None:
+    startup.claim_memory()
     path = options.workdir / "config.json"
     if not path.is_file():
         raise ValueError(f"{options.workdir}: no config.json, expected the workdir of a run")
     config = restore(json.loads(path.read_text(encoding="utf-8")))
+    startup.keep_programs(config.compile_cache)
     config.engine.update(slots=1, prefill_rows=1, pool_bytes=0)
     config.mesh.replicas = 0
     lineage = Lineage(options.workdir / "lineage.json")

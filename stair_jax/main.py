@@ -8,7 +8,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from stair_jax import interrupt, mesh, pipeline
+from stair_jax import interrupt, mesh, pipeline, startup
 from stair_jax.train.loop import NonFiniteError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -28,7 +28,9 @@ def main(argv: list[str]) -> None:
     interrupt.install()
     config = _CONFIG.value
     mesh.show_cpus(config.mesh.shape, config.mesh.replicas)
+    startup.claim_memory()
     try:
+        startup.keep_programs(config.compile_cache)
         pipeline.run(config)
     except (ValueError, OSError, NonFiniteError) as error:
         sys.exit(f"error: {error}")

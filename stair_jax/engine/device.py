@@ -4,7 +4,10 @@ Shape letters as in `decode`: B slots  R requests at hand  W pages per request.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import logging
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +16,7 @@ import numpy as np
 from stair_jax import ops
 from stair_jax.engine import decode, placing, sampling
 from stair_jax.engine.batch import COLUMNS
-from stair_jax.engine.prefill import BLOCKS, Prefill
+from stair_jax.engine.prefill import Prefill, shapes
 from stair_jax.engine.request import Sampling
 from stair_jax.engine.siblings import TOGETHER, Siblings
 from stair_jax.model import views
@@ -22,7 +25,10 @@ from stair_jax.model.spec import Spec
 from stair_jax.model.views import Views
 from stair_jax.sections import EngineConfig
 
+log = logging.getLogger(__name__)
+
 ATTENTION = ("auto", "views", "xla", "pallas")
+_SAID_S = 10  # seconds between two lines about compiling, at least
 _SHARE = 0.85  # of a device's free memory that the pool takes; the rest is for temporaries
 
 
@@ -174,29 +180,49 @@ class Device(Prefill):
         Args:
           extends: whether sequences will be extended, too.
         """
-        config = self._config
+        begun = said = time.perf_counter()
+        where, programs = placing.first_device(self._mesh), self._programs(wanted, extends)
+        for done, run in enumerate(programs, start=1):
+            run()
+            now = time.perf_counter()
+            if now - said > _SAID_S and done < len(programs):
+                said, words = now, "%s: compiled %d of %d programs, %.0f s"
+                log.info(words, where, done, len(programs), now - begun)
+        seconds = time.perf_counter() - begun
+        log.info("%s: compiled all %d programs in %.1f s", where, len(programs), seconds)
+
+    def _programs(self, wanted: Sequence["Wanted"], extends: bool) -> list[Callable[[], Any]]:
+        """Returns what runs each program once, idle, in the order in which it may be called."""
+        config, blocks = self._config, shapes().blocks
         rows = config.slots + self.waiting_rows
         idle = np.zeros((rows, len(COLUMNS)), np.int32)
         table = np.zeros((rows, self.context_pages), np.int32)
-        for tokens in (*BLOCKS, config.max_context):
-            self.extend([[0] * min(tokens, config.max_context)], [[self.pages]])
-        self.copy([[self.pages, self.pages]])
-        for width in self.widths:
-            for block in BLOCKS if extends else ():
-                self.extend([[0] * block], [[self.pages] * width], [1])
-        for width in self.widths:
+        counts = self.group_counts if self.shares else [None]
+
+        def extend(tokens: int, pages: int = 1, starts: Sequence[int] | None = None) -> None:
+            self.extend([[0] * tokens], [[self.pages] * pages], starts)
+
+        def show(width: int) -> None:
             self.width = 0
             self.widen(width, idle=True)
             self.load([config.slots], table[:1])
-            for kind in wanted:
-                for siblings in self._all_siblings():
-                    self.decode(idle, table[:, :width], siblings, kind)
 
-    def _all_siblings(self) -> list[Siblings | None]:
-        """Returns siblings of every shape that a chunk can have at the present width."""
-        if not self.shares:
-            return [None]
-        return [Siblings.empty(c, self._config.slots, self.width) for c in self.group_counts]
+        def decode(width: int, count: int | None, kind: Wanted) -> None:
+            siblings = None if count is None else Siblings.empty(count, config.slots, width)
+            self.decode(idle, table[:, :width], siblings, kind)
+
+        # A prompt of a whole context needs what its later blocks do, at every width.
+        prompts = {min(tokens, config.max_context) for tokens in (*blocks, config.max_context)}
+        found = [functools.partial(extend, tokens) for tokens in sorted(prompts)]
+        found.append(functools.partial(self.copy, [[self.pages, self.pages]]))
+        for width in self.widths:
+            for block in blocks if extends else ():
+                found.append(functools.partial(extend, block, width, [1]))
+        for width in self.widths:
+            found.append(functools.partial(show, width))
+            for kind in wanted:
+                found += [functools.partial(decode, width, count, kind) for count in counts]
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

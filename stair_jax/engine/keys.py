@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from stair_jax.engine.pages import OutOfPages
-from stair_jax.engine.prefill import block_of
+from stair_jax.engine.prefill import shapes
 from stair_jax.engine.sequences import Held, Store
 
 
@@ -112,4 +112,4 @@ class Keys:
     def _kind(self, job: Job) -> tuple[int, int]:
         """Jobs of one kind fit in one program, whose rounding then is that of the kind."""
         bucket = self._bucket(len(job.sequence.pages)) if job.start else 0
-        return bucket, block_of(len(job.ids))
+        return bucket, shapes().block_of(len(job.ids))

@@ -94,8 +94,13 @@ def zeros(make: Callable[..., Any], places: Any, **sizes: Any) -> Any:
 def sharding(axes: Sequence[str | None], shape: Sequence[int], where: Place) -> Sharding:
     """Returns where an array with these logical axes lies on an engine's devices."""
     if where is None:  # said aloud: where it is left open, a program's first call differs
-        return SingleDeviceSharding(jax.local_devices()[0])
+        return SingleDeviceSharding(first_device(where))
     return NamedSharding(where, mesh_lib.fit(axes, shape, where, rules=mesh_lib.ENGINE_RULES))
+
+
+def first_device(where: Place) -> Any:
+    """Returns the device that speaks for an engine's."""
+    return jax.local_devices()[0] if where is None else where.devices.flat[0]
 
 
 def _groups(params: Any) -> list[tuple[Any, tuple[str, ...]]]:

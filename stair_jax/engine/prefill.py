@@ -5,6 +5,7 @@ Shape letters: X rows  T tokens of one call  W pages per row.
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,14 +19,41 @@ from stair_jax.model import cache, transformer
 from stair_jax.model.spec import Spec
 from stair_jax.sections import EngineConfig
 
-BLOCKS = (16, 32, 64, 128, 256)  # tokens of one call: the smallest that fits, or the last
+log = logging.getLogger(__name__)
+
 _HOST_BYTES = 2**30  # of the pool where the device does not say what it has
-_LEAST_WIDTH = 16  # pages; tables have a power of two of them, or all that a context can need
+_LEAST_WIDTH = 16  # pages
 
 
-def block_of(tokens: int) -> int:
-    """Returns how many tokens of a sequence one call computes."""
-    return next((block for block in BLOCKS if block >= tokens), BLOCKS[-1])
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """The sizes that programs are compiled for."""
+
+    blocks: tuple[int, ...]  # tokens of one call: the smallest that fits, or the last
+    growth: int  # from a table's width to the next, up to all pages that a context can need
+
+    def block_of(self, tokens: int) -> int:
+        """Returns how many tokens of a sequence one call computes."""
+        return next((block for block in self.blocks if block >= tokens), self.blocks[-1])
+
+    def width_of(self, pages: int, most: int) -> int:
+        """Returns the width of a table for rows of so many pages."""
+        width = _LEAST_WIDTH
+        while width < pages:
+            width *= self.growth
+        return min(width, most)
+
+
+# A CPU compiles in a second and pays for every key that it reads; an accelerator compiles an
+# unrolled model for minutes. There a call of 33 to 64 tokens a row computes 128 of them, and one
+# that reads keys by a table reads up to four times as many as are there; the kernel reads no more
+# than there are, so decoding with it pays nothing.
+SHAPES = {"cpu": Shapes((16, 32, 64, 128, 256), 2), "": Shapes((32, 128, 256), 4)}
+
+
+def shapes() -> Shapes:
+    """Returns the sizes that programs are compiled for on this process' devices."""
+    return SHAPES.get(jax.default_backend(), SHAPES[""])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +96,7 @@ class Prefill:
             (params,) = placing.place(spec, params, [mesh], dtype=dtype, give_away=give_away)
         self._params = params.tree
         # Now that the weights lie there, what is free is for the pool and the temporaries.
-        free = self._free_bytes()
-        self.pages = page_count(spec, config, None if free is None else int(free * share))
+        self.pages = self._page_count(share)
         sizes = {"pages": self.pages, "page_size": config.page_size}
         shape = cache.pool_shape(spec, **sizes)
         self._pool = placing.zeros(
@@ -85,13 +112,38 @@ class Prefill:
 
         Heads of the pool are split over the tensor axis, where it divides them.
         """
-        first, ways = jax.local_devices()[0], 1
+        first, ways = placing.first_device(self._mesh), 1
         if self._mesh is not None:
-            first, tensor = self._mesh.devices.flat[0], self._mesh.shape["tensor"]
+            tensor = self._mesh.shape["tensor"]
             ways = tensor if self._spec.K % tensor == 0 else 1
         stats = first.memory_stats() or {}
         limit = stats.get("bytes_limit")
         return None if limit is None else ways * (limit - stats.get("bytes_in_use", 0))
+
+    def _page_count(self, share: float) -> int:
+        """Returns how many pages the pool gets, and logs why in one line."""
+        config, free = self._config, self._free_bytes()
+        first = placing.first_device(self._mesh)
+        if free is None and first.platform != "cpu" and not config.pool_bytes:
+            log.warning(
+                "%s does not say what memory it has (XLA_PYTHON_CLIENT_ALLOCATOR=platform?): the"
+                " pool of keys gets %.1f GB only; set engine.pool_bytes",
+                first, _HOST_BYTES / 1e9,
+            )  # fmt: skip
+        budget = None if free is None else int(free * share)
+        pages = page_count(self._spec, config, budget)
+        bytes_ = pages * page_bytes(self._spec, config)
+        if config.pool_bytes:
+            why = "engine.pool_bytes"
+        elif budget is None or bytes_ + page_bytes(self._spec, config) <= budget:
+            why = "four contexts a slot"
+        else:
+            why = f"{share:.0%} of the {(free or 0) / 1e9:.2f} GB that are free"
+        tokens = pages * config.page_size
+        log.info(
+            "pool on %s: %.2f GB, %d pages, %d tokens: %s", first, bytes_ / 1e9, pages, tokens, why
+        )
+        return pages
 
     def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
@@ -105,7 +157,7 @@ class Prefill:
 
     def bucket(self, pages: int) -> int:
         """Returns the width of a table for rows of so many pages."""
-        return min(self.context_pages, max(_LEAST_WIDTH, 1 << (pages - 1).bit_length()))
+        return shapes().width_of(pages, self.context_pages)
 
     def blocks(
         self,
@@ -122,7 +174,7 @@ class Prefill:
         """
         config, fresh = self._config, not any(starts or ())
         longest = max(map(len, ids))
-        block = block_of(longest)
+        block = shapes().block_of(longest)
         rows, size = config.prefill_rows, -(-longest // block) * block
         tokens, done = np.zeros((rows, size), np.int32), np.zeros(rows, np.int32)
         table, total = np.zeros((rows, self.context_pages), np.int32), np.zeros(rows, np.int32)
@@ -150,6 +202,12 @@ class Prefill:
             self._pool = decode.copy_pages(self._pool, padded[:, 0], padded[:, 1])
 
 
+def page_bytes(spec: Spec, config: EngineConfig) -> int:
+    """Returns the bytes of a page: keys and values of all layers."""
+    one = 2 * spec.L * config.page_size * spec.K * spec.H
+    return one * jnp.dtype(config.dtype).itemsize
+
+
 def page_count(spec: Spec, config: EngineConfig, free_bytes: int | None = None) -> int:
     """Returns how many pages the pool has: `pool_bytes`, else four contexts a slot if they fit.
 
@@ -160,14 +218,14 @@ def page_count(spec: Spec, config: EngineConfig, free_bytes: int | None = None) 
       ValueError: where that is too few for one context and a page to fork.
     """
     context = -(-config.max_context // config.page_size)
-    page_bytes = 2 * spec.L * config.page_size * spec.K * spec.H * jnp.dtype(config.dtype).itemsize
+    one = page_bytes(spec, config)
     budget = _HOST_BYTES if free_bytes is None else free_bytes
-    count = config.pool_bytes // page_bytes
+    count = config.pool_bytes // one
     if not config.pool_bytes:
-        count = min(4 * config.slots * context, budget // page_bytes)
+        count = min(4 * config.slots * context, budget // one)
     if count < context + 1:
         raise ValueError(
             f"config.engine.pool_bytes: {config.pool_bytes or budget} bytes hold {count} pages of"
-            f" {page_bytes} bytes, expected at least {context + 1} for one context"
+            f" {one} bytes, expected at least {context + 1} for one context"
         )
     return count

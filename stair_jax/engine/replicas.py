@@ -70,10 +70,18 @@ class Replicas:
     def compile(
         self, samplings: Sequence[Sampling], *, logps: bool = False, extends: bool = False
     ) -> None:
-        """Compiles all that requests with these samplings can need, on every replica."""
-        with futures.ThreadPoolExecutor(len(self._engines)) as pool:
-            wanted = {"logps": logps, "extends": extends}
-            list(pool.map(lambda e: e.compile(samplings, **wanted), self._engines))
+        """Compiles all that requests with these samplings can need, on every replica.
+
+        On accelerators with a cache of programs on disk the first replica compiles alone, and the
+        others read what it has written: an entry's name says nothing of which device it is for.
+        On CPUs it does, so all compile at once.
+        """
+        wanted, rest = {"logps": logps, "extends": extends}, self._engines
+        if jax.config.jax_compilation_cache_dir and jax.default_backend() != "cpu":
+            self._engines[0].compile(samplings, **wanted)
+            rest = self._engines[1:]
+        with futures.ThreadPoolExecutor(max(1, len(rest))) as pool:
+            list(pool.map(lambda e: e.compile(samplings, **wanted), rest))
 
     def root(self, ids: Sequence[int]) -> Prefix:
         """Returns a new sequence, on the replica that has most to spare; see `Engine.root`."""
