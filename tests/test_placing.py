@@ -26,6 +26,7 @@ SPEC = Spec(
 CONFIG = EngineConfig(
     slots=5, page_size=4, pool_bytes=0, max_context=40, chunk=3, prefill_rows=2, dtype="bfloat16"
 )
+GROUP = 2 * SPEC.L * SPEC.D * SPEC.F  # bytes of the largest weights, cast
 SHAPES = [(1, 8, 1), (2, 2, 2), (1, 1, 8)]
 STOPS = {"end": {8}}
 
@@ -43,9 +44,9 @@ class Watch:
 
     def __init__(self):
         self.pulled: list[tuple[int, ...]] = []  # shapes that came to the host
-        self.scattered: list[tuple[int, ...]] = []  # that `device_put` was to spread by itself
-        self.most: dict[int, int] = {}  # bytes alive, by device, at the worst
-        self.before: dict[int, int] = {}
+        self.scattered: list[tuple[int, ...]] = []  # of arrays in parts, given to `device_put`
+        self.made: dict[Any, set[Any]] = {}  # by shape and dtype, on which devices
+        self.before, self.most = alive(), {}  # bytes by device
 
     def look(self):
         for device, count in alive().items():
@@ -66,8 +67,8 @@ def alive():
 
 @contextlib.contextmanager
 def watched(monkeypatch):
-    """Sees every array that comes to the host, every `device_put`, and the bytes all the while."""
-    watch, ours = Watch(), "stair_jax"
+    """Sees each array that comes to the host, each that a function returns, and bytes meanwhile."""
+    watch = Watch()
     value, put = jax_array.ArrayImpl._value, jax.device_put
 
     def pull(array):
@@ -75,16 +76,22 @@ def watched(monkeypatch):
         return value.fget(array)
 
     def spy(x, where=None, **more):
-        for leaf in jax.tree.leaves(x):
-            if isinstance(leaf, jax.Array) and len(leaf.devices()) > 1:
-                watch.scattered.append(leaf.shape)
+        parts = [x for x in jax.tree.leaves(x) if isinstance(x, jax.Array)]
+        watch.scattered += [x.shape for x in parts if len(x.devices()) > 1]
         return put(x, where, **more)
 
     def profile(frame: FrameType, event: str, arg: Any):
-        if event == "return" and ours in frame.f_code.co_filename:
+        if event != "return":
+            return
+        name = frame.f_code.co_name
+        if type(arg) is jax_array.ArrayImpl or name in ("empty_pool", "empty", "zeros"):
+            for x in jax.tree.leaves(arg):
+                if isinstance(x, jax_array.ArrayImpl):
+                    devices = frozenset(device.id for device in x.devices())
+                    watch.made.setdefault((x.shape, x.dtype), set()).add(devices)
+        if name in ("_placed_parts", "_split", "zeros", "empty_pool", "empty", "by_layer"):
             watch.look()
 
-    watch.before = alive()
     with monkeypatch.context() as patch:
         patch.setattr(jax_array.ArrayImpl, "_value", property(pull))
         patch.setattr(jax, "device_put", spy)
@@ -94,15 +101,6 @@ def watched(monkeypatch):
         finally:
             sys.setprofile(None)
     watch.look()
-
-
-def grown(watch):
-    """Returns the devices on which there was ever more than before."""
-    return {device for device, most in watch.most.items() if most > watch.before[device]}
-
-
-def weights_bytes(tree):
-    return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -128,14 +126,20 @@ def test_replicas_get_their_weights_and_pools_without_the_host(shape, monkeypatc
             np.asarray(device._params["embed"], np.float32),
             np.asarray(jnp.asarray(plain["embed"], jnp.bfloat16), np.float32),
         )
+        for x in jax.tree.leaves(held[1:]):  # nor were these ever elsewhere
+            for made in watch.made[x.shape, x.dtype]:
+                assert any(made <= _ids(place) for place in places)
     own = [after[i] - watch.before[i] for i in range(8)]
     assert len(set(own)) == 1  # nobody keeps anything for another
-    group = max(SPEC.D, SPEC.H) * SPEC.F * SPEC.L * 4 * 2
-    for i in range(8):  # nor for a moment
-        assert watch.most[i] - watch.before[i] <= own[i] + group
+    for i in range(8):  # nor for a moment: of one group alone, more than the engine's was there
+        assert 0 < own[i] <= watch.most[i] - watch.before[i] <= own[i] + GROUP
 
 
-@pytest.mark.parametrize("number", range(8))
+def _ids(place):
+    return frozenset(device.id for device in place.devices.flat)
+
+
+@pytest.mark.parametrize("number", [0, 3, 7])
 def test_one_replica_touches_its_own_device_alone(number, monkeypatch):
     params, mesh = trained((1, 8, 1))
     place = mesh_lib.replicas(mesh, 0)[number]
@@ -147,6 +151,10 @@ def test_one_replica_touches_its_own_device_alone(number, monkeypatch):
     assert (watch.pulled, watch.scattered) == ([], [])
     held = engine._device._params, engine._device._pool, engine._device._views
     assert {d.id for x in jax.tree.leaves(held) for d in x.devices()} == ids
+    for x in jax.tree.leaves(held[1:]):
+        assert watch.made[x.shape, x.dtype] == {frozenset(ids)}
+    for other in {*range(8)} - ids:
+        assert watch.most[other] - watch.before[other] <= GROUP
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -163,3 +171,5 @@ def test_a_reward_model_lies_on_its_place_alone(shape, monkeypatch):
     for x in jax.tree.leaves((device._params, device._pool)):
         assert {d.id for d in x.devices()} == ids
     np.testing.assert_array_equal(device._params["score"], params["score"])
+    for other in {*range(8)} - ids:
+        assert watch.most[other] - watch.before[other] <= GROUP

@@ -45,6 +45,15 @@ def attention_of(choice: str) -> str:
     return ops.paged_choice(choice)
 
 
+def joins(config: EngineConfig) -> bool:
+    """Returns whether weights that are multiplied together are joined when they are placed.
+
+    XLA would join them in every step otherwise, where it compiles for an accelerator. On CPUs it
+    does not, and one larger product may round differently.
+    """
+    return attention_of(config.attention) != "views"
+
+
 class Device(Prefill):
     """A policy's weights and its pool of pages on a device, or on a mesh of them.
 
@@ -73,7 +82,10 @@ class Device(Prefill):
         self.shares = config.share_prefix == "on" or (
             config.share_prefix == "auto" and self.attention == "pallas"
         )
-        super().__init__(spec, params, config=config, mesh=mesh, share=_SHARE, give_away=give_away)
+        super().__init__(
+            spec, params, config=config, mesh=mesh, share=_SHARE, joined=joins(config),
+            give_away=give_away,
+        )  # fmt: skip
         self._vocab, self._stops = vocab, self._spread(stops, (None, None))
         self.width = 0  # pages of a table while decoding
         self._views: Views | None = None  # without their pool
@@ -186,10 +198,10 @@ class Device(Prefill):
             run()
             now = time.perf_counter()
             if now - said > _SAID_S and done < len(programs):
-                said, words = now, "%s: compiled %d of %d programs, %.0f s"
+                said, words = now, "%s: compiled for %d of %d kinds of calls, %.0f s"
                 log.info(words, where, done, len(programs), now - begun)
         seconds = time.perf_counter() - begun
-        log.info("%s: compiled all %d programs in %.1f s", where, len(programs), seconds)
+        log.info("%s: compiled for all %d kinds of calls in %.1f s", where, len(programs), seconds)
 
     def _programs(self, wanted: Sequence["Wanted"], extends: bool) -> list[Callable[[], Any]]:
         """Returns what runs each program once, idle, in the order in which it may be called."""

@@ -9,7 +9,7 @@ they share the devices of the source, one program gathers a group for all of the
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import jax
@@ -48,6 +48,7 @@ def place(
     places: Sequence[Place],
     *,
     dtype: Any,
+    joined: bool = False,
     give_away: bool = False,
 ) -> list[Placed]:
     """Returns the weights for each of `places`.
@@ -58,25 +59,30 @@ def place(
         beside it; leaves are arrays of JAX or NumPy, or `Later`.
       places: meshes of engines, with an axis "tensor"; None for the first local device.
       dtype: of the weights; the score's is float32.
+      joined: whether weights that one product can serve become one, `transformer.JOINED`. Where
+        the kv heads do not divide over the tensor axis, those of attention stay apart: a device
+        would hold other query heads than its keys serve.
       give_away: whether `params` is emptied on the way, weight by weight. An array that nobody
         else holds is then freed as soon as it has been read.
     """
     axes: Any = {**transformer.logical_axes_by_layer(spec), SCORE: (None,)}
+    axes["layers"] = axes["layers"][0] | {name: j.axes for name, j in transformer.JOINED.items()}
     trees: list[Any] = [{"layers": [{} for _ in range(spec.L)]} for _ in places]
-    for holder, names in _groups(params):
-        layered = holder is not params
-        own = jnp.dtype(jnp.float32 if names == (SCORE,) else dtype)
-        sources = [_taken(holder, name, give_away) for name in names]
-        found = axes["layers"][0] if layered else axes
-        parts = _placed_parts(sources, layered, own, found[names[0]], places)
-        del sources
+    tensor = max(1 if where is None else where.shape["tensor"] for where in places)
+    for group in _groups(params, joined, spec.K % tensor == 0):
+        layered, own = group.holder is not params, jnp.dtype(dtype)
+        parts = _placed_parts(
+            [_taken(group.holder, name, give_away) for name in group.names], layered=layered,
+            how=How(spec, group.target, jnp.dtype(jnp.float32) if group.target == SCORE else own),
+            axes=(axes["layers"] if layered else axes)[group.target], places=places,
+        )  # fmt: skip
         jax.block_until_ready(parts)  # what was given away is free only then
         for tree, own_parts in zip(trees, parts, strict=True):
             if layered:
                 for layer, part in zip(tree["layers"], own_parts, strict=True):
-                    layer[names[0]] = part
+                    layer[group.target] = part
             else:
-                (tree[names[0]],) = own_parts
+                (tree[group.target],) = own_parts
     return [Placed(tree) for tree in trees]
 
 
@@ -103,17 +109,31 @@ def first_device(where: Place) -> Any:
     return jax.local_devices()[0] if where is None else where.devices.flat[0]
 
 
-def _groups(params: Any) -> list[tuple[Any, tuple[str, ...]]]:
-    """Returns (who holds them, names) of what is moved together, the largest first."""
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Weights that are moved together."""
+
+    holder: Any  # the tree that has them, or a list of one a layer
+    names: tuple[str, ...]
+    target: str  # what becomes of them
+
+
+def _groups(params: Any, joined: bool, heads_divide: bool) -> list[Group]:
+    """Returns what is moved together, the largest first."""
     layers = params["layers"]
     first = layers[0] if isinstance(layers, list) else layers
-    found = [(params, (name,)) for name in params if name != "layers"]
-    found += [(layers, (name,)) for name in first]
+    apart = dict.fromkeys(first)
+    found = [Group(params, (name,), name) for name in params if name != "layers"]
+    for target, whole in transformer.JOINED.items() if joined else ():
+        if whole.parts[0] in apart and (heads_divide or target == "w_gate_up"):
+            found.append(Group(layers, whole.parts, target))
+            for part in whole.parts:
+                del apart[part]
+    found += [Group(layers, (name,), name) for name in apart]
 
-    def size(group: tuple[Any, tuple[str, ...]]) -> int:
-        holder, names = group
-        source = first if holder is layers else holder
-        return -sum(math.prod(source[name].shape) for name in names)
+    def size(group: Group) -> int:
+        source = first if group.holder is layers else group.holder
+        return -sum(math.prod(source[name].shape) for name in group.names)
 
     return sorted(found, key=size)
 
@@ -129,35 +149,60 @@ def _taken(holder: Any, name: str, give_away: bool) -> Any:
     return source.make() if isinstance(source, Later) else source
 
 
+@dataclasses.dataclass(frozen=True)
+class How:
+    """What is made of the weights of a group; hashable, a static argument."""
+
+    spec: Spec
+    target: str
+    dtype: Any
+
+    def __call__(self, parts: Sequence[Any]) -> Any:
+        """Returns the arrays of one layer as one."""
+        return parts[0] if len(parts) == 1 else transformer.join(self.target, parts, self.spec)
+
+
 def _placed_parts(
-    sources: Sequence[Any], layered: bool, dtype: Any, axes: Any, places: Sequence[Place]
+    sources: Sequence[Any], *, layered: bool, how: How, axes: Any, places: Sequence[Place]
 ) -> list[list[jax.Array]]:
     """Returns for each place the parts of a group, one a layer; one alone where it has none."""
-    (source,) = sources
-    parted = isinstance(source, list)
-    shape = source[0].shape if parted else source.shape[1:] if layered else source.shape
-    goals = [sharding(axes, shape, where) for where in places]
     found: list[list[jax.Array]] = [[] for _ in places]
-    if layered and not parted and isinstance(source, jax.Array):
-        where = _gathered(source.sharding, axes, shape, goals)
-        source = _split(source, dtype=dtype, source=source.sharding, goal=where)
-    elif not layered:
-        source = [source]
-    for part in source:
-        for own, goal in zip(found, goals, strict=True):
-            part = _cast(part, dtype, axes, goals)
-            own.append(moved(part, goal))
+    for whole in _wholes(sources, layered=layered, how=how, axes=axes, places=places):
+        for own, where in zip(found, places, strict=True):
+            own.append(moved(whole, sharding(axes, whole.shape, where)))
     return found
 
 
-def _cast(x: Any, dtype: Any, axes: Any, goals: Sequence[Sharding]) -> Any:
-    """Returns an array in `dtype`, gathered where the goals share its devices."""
-    if not isinstance(x, jax.Array):
-        return np.asarray(x).astype(dtype, copy=False)
-    where = _gathered(x.sharding, axes, x.shape, goals)
-    if x.dtype == dtype and where in (None, x.sharding):
-        return x
-    return _one(x, dtype=dtype, source=x.sharding, goal=where)
+def _wholes(
+    sources: Sequence[Any], *, layered: bool, how: How, axes: Any, places: Sequence[Place]
+) -> Iterator[Any]:
+    """Yields what a group becomes, layer by layer: cast, and where it can be, gathered."""
+    if layered and isinstance(sources[0], jax.Array):
+        yield from _split(tuple(sources), how=how, **_ways(sources, how, axes, places, skip=1))
+        return
+    parted = zip(*sources, strict=True) if layered else [sources]  # stacks of NumPy, too
+    for parts in parted:
+        if not isinstance(parts[0], jax.Array):
+            yield how([np.asarray(x).astype(how.dtype, copy=False) for x in parts])
+            continue
+        ways = _ways(parts, how, axes, places)
+        if len(parts) == 1 and parts[0].dtype == how.dtype and ways["goal"] is None:
+            yield parts[0]
+        else:
+            yield _one(tuple(parts), how=how, **ways)
+
+
+def _ways(
+    parts: Sequence[jax.Array], how: How, axes: Any, places: Sequence[Place], skip: int = 0
+) -> dict[str, Any]:
+    """Returns where the parts lie, and where their whole is to be gathered; see `_gathered`."""
+    like = [jax.ShapeDtypeStruct(x.shape[skip:], x.dtype) for x in parts]
+    shape = jax.eval_shape(how, like).shape
+    goals = [sharding(axes, shape, where) for where in places]
+    goal = _gathered(parts[0].sharding, axes, shape, goals)
+    if not skip and len(parts) == 1 and goal == parts[0].sharding:
+        goal = None  # it lies there
+    return {"sources": tuple(x.sharding for x in parts), "goal": goal}
 
 
 def _gathered(
@@ -181,18 +226,21 @@ def _gathered(
     return whole
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "source", "goal"))
-def _split(x: jax.Array, *, dtype: Any, source: Any, goal: Any) -> list[jax.Array]:
-    """Returns the layers of a stack, cast before they travel."""
-    x = jax.lax.with_sharding_constraint(x.astype(dtype), source)
-    parts = [x[i] for i in range(x.shape[0])]
-    return parts if goal is None else [jax.lax.with_sharding_constraint(p, goal) for p in parts]
+@functools.partial(jax.jit, static_argnames=("how", "sources", "goal"))
+def _split(stacks: Sequence[jax.Array], *, how: How, sources: Any, goal: Any) -> list[jax.Array]:
+    """Returns the layers of stacks, cast before they travel."""
+    stacks = [_kept(x.astype(how.dtype), at) for x, at in zip(stacks, sources, strict=True)]
+    return [_kept(how([x[i] for x in stacks]), goal) for i in range(stacks[0].shape[0])]
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "source", "goal"))
-def _one(x: jax.Array, *, dtype: Any, source: Any, goal: Any) -> jax.Array:
-    x = jax.lax.with_sharding_constraint(x.astype(dtype), source)
-    return x if goal is None else jax.lax.with_sharding_constraint(x, goal)
+@functools.partial(jax.jit, static_argnames=("how", "sources", "goal"))
+def _one(parts: Sequence[jax.Array], *, how: How, sources: Any, goal: Any) -> jax.Array:
+    parts = [_kept(x.astype(how.dtype), at) for x, at in zip(parts, sources, strict=True)]
+    return _kept(how(parts), goal)
+
+
+def _kept(x: jax.Array, at: Sharding | None) -> jax.Array:
+    return x if at is None else jax.lax.with_sharding_constraint(x, at)
 
 
 def moved(x: Any, goal: Sharding) -> jax.Array:

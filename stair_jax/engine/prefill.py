@@ -75,7 +75,7 @@ class Prefill:
       params: parameters of `spec`, in any float dtype and place; or `Placed` on `mesh`.
       mesh: where the model is to lie; None for the default device.
       share: of the memory that is free beside the weights, the pool's.
-      give_away: see `placing.place`.
+      joined: see `placing.place`, as `give_away`.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Prefill:
         config: EngineConfig,
         mesh: jax.sharding.Mesh | None,
         share: float,
+        joined: bool = False,
         give_away: bool = False,
     ):
         self._config, self._spec, self._mesh = config, spec, mesh
@@ -93,7 +94,9 @@ class Prefill:
         self._decoder = transformer.Decoder(spec, jnp.dtype(config.dtype))
         dtype = jnp.dtype(config.dtype)
         if not isinstance(params, Placed):
-            (params,) = placing.place(spec, params, [mesh], dtype=dtype, give_away=give_away)
+            (params,) = placing.place(
+                spec, params, [mesh], dtype=dtype, joined=joined, give_away=give_away
+            )
         self._params = params.tree
         # Now that the weights lie there, what is free is for the pool and the temporaries.
         self.pages = self._page_count(share)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from stair_jax.engine import placing
+from stair_jax.engine.device import joins
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import Prefix, Request, Result, Sampling, generate
 from stair_jax.model.spec import Spec
@@ -41,7 +42,9 @@ class Replicas:
         give_away: bool = False,
     ):
         dtype = jnp.dtype(config.dtype)
-        placed = placing.place(spec, params, meshes, dtype=dtype, give_away=give_away)
+        placed = placing.place(
+            spec, params, meshes, dtype=dtype, joined=joins(config), give_away=give_away
+        )
         self._engines = [
             Engine(spec, own, config=config, stops=stops, vocab=vocab, mesh=mesh)
             for own, mesh in zip(placed, meshes, strict=True)

@@ -7,7 +7,9 @@ Parameters are declared where they are used, in float32, with their logical axes
 are cast to `dtype` to compute; norms, rotary embedding and softmax stay in float32.
 """
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -68,6 +70,33 @@ def _declare(module: nn.Module, name: str, shape: Any, axes: tuple[str | None, .
     return x
 
 
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """Weights of a layer, without the layer axis, that one product can serve."""
+
+    parts: tuple[str, ...]
+    axes: tuple[str | None, ...]  # logical axes of the whole
+
+
+# Query heads lie beside the key and value head that they read, [.., K, G + 2, H], so that a device
+# that has some of the kv heads has a part of this by one cut.
+JOINED = {
+    "wqkv": Joined(("wq", "wk", "wv"), ("embed", "kv_head", None, "head")),
+    "bqkv": Joined(("bq", "bk", "bv"), ("kv_head", None, "head")),
+    "w_gate_up": Joined(("w_gate", "w_up"), ("embed", None, "ffn")),
+}
+
+
+def join(name: str, parts: Sequence[Any], spec: Spec) -> Any:
+    """Returns the whole of JOINED[name] from its parts, all of JAX or all of NumPy."""
+    xp = np if isinstance(parts[0], np.ndarray) else jnp
+    if name == "w_gate_up":
+        return xp.stack(parts, axis=-2)
+    lead, H = parts[0].shape[:-2], parts[0].shape[-1]
+    grouped = [x.reshape(*lead, spec.K, x.shape[-2] // spec.K, H) for x in parts]
+    return xp.concatenate(grouped, axis=-2)
+
+
 class Layer(nn.Module):
     """One pre-norm block. The carry is (activations, cache); XLA updates the cache in place."""
 
@@ -109,15 +138,30 @@ class Layer(nn.Module):
             y_BTNH += b_NH[None, None].astype(self.dtype)
         return y_BTNH
 
+    def project_together(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns queries, keys and values of `x` from one product; see `join`."""
+        s = self.spec
+        (B, T, _), G = x_BTD.shape, s.N // s.K
+        w_DKXH = self.weight("wqkv", (s.D, s.K, G + 2, s.H), JOINED["wqkv"].axes)
+        y_BTKXH = self.product("qkv", x_BTD, w_DKXH)
+        if s.qkv_bias:
+            shape, zeros = (s.K, G + 2, s.H), nn.initializers.zeros
+            y_BTKXH += self.weight("bqkv", shape, JOINED["bqkv"].axes, zeros)[None, None]
+        q_BTNH = y_BTKXH[..., :G, :].reshape(B, T, s.N, s.H)
+        return q_BTNH, y_BTKXH[..., G, :], y_BTKXH[..., G + 1, :]
+
     @nn.compact
     def __call__(self, carry, layer, rows, cos, sin, reach):
         """Returns (the next carry, None), the form that `nn.scan` wants."""
         s = self.spec
         x_BTD, cache = carry
         h_BTD = rms_norm(x_BTD, self.gain("attn_norm", s.D), s.eps)
-        q_BTNH = self.project("q", h_BTD, s.N, "q_head")
-        k_BTKH = self.project("k", h_BTD, s.K, "kv_head")
-        v_BTKH = self.project("v", h_BTD, s.K, "kv_head")
+        if self.has_variable("params", "wqkv"):  # static, as below
+            q_BTNH, k_BTKH, v_BTKH = self.project_together(h_BTD)
+        else:
+            q_BTNH = self.project("q", h_BTD, s.N, "q_head")
+            k_BTKH = self.project("k", h_BTD, s.K, "kv_head")
+            v_BTKH = self.project("v", h_BTD, s.K, "kv_head")
         if s.qk_norm:
             q_BTNH = rms_norm(q_BTNH, self.gain("q_norm", s.H), s.eps)
             k_BTKH = rms_norm(k_BTKH, self.gain("k_norm", s.H), s.eps)
@@ -133,10 +177,15 @@ class Layer(nn.Module):
         x_BTD += self.product("o", y_BTNH, wo_NHD, over=2)
 
         h_BTD = rms_norm(x_BTD, self.gain("mlp_norm", s.D), s.eps)
-        w_gate_DF = self.weight("w_gate", (s.D, s.F), ("embed", "ffn"))
-        w_up_DF = self.weight("w_up", (s.D, s.F), ("embed", "ffn"))
-        gate_BTF = self.product("gate", h_BTD, w_gate_DF)
-        up_BTF = self.product("up", h_BTD, w_up_DF)
+        if self.has_variable("params", "w_gate_up"):
+            w_D2F = self.weight("w_gate_up", (s.D, 2, s.F), JOINED["w_gate_up"].axes)
+            both_BT2F = self.product("gate_up", h_BTD, w_D2F)
+            gate_BTF, up_BTF = both_BT2F[..., 0, :], both_BT2F[..., 1, :]
+        else:
+            w_gate_DF = self.weight("w_gate", (s.D, s.F), ("embed", "ffn"))
+            w_up_DF = self.weight("w_up", (s.D, s.F), ("embed", "ffn"))
+            gate_BTF = self.product("gate", h_BTD, w_gate_DF)
+            up_BTF = self.product("up", h_BTD, w_up_DF)
         w_down_FD = self.weight("w_down", (s.F, s.D), ("ffn", "embed"))
         x_BTD += self.product("down", nn.silu(gate_BTF) * up_BTF, w_down_FD)
         return (mesh.constrain(x_BTD, "batch", "time", None), cache), None
@@ -265,8 +314,22 @@ def logical_axes(spec: Spec) -> Any:
     return jax.tree.map(tuple, specs, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
 
 
+def joined(params: Params, spec: Spec) -> Params:
+    """Returns parameters of `by_layer` with the weights joined that one product can serve."""
+
+    def of_layer(layer: Any) -> Any:
+        wholes = {name: whole for name, whole in JOINED.items() if whole.parts[0] in layer}
+        parts = {part for whole in wholes.values() for part in whole.parts}
+        return {name: x for name, x in layer.items() if name not in parts} | {
+            name: join(name, [layer[part] for part in whole.parts], spec)
+            for name, whole in wholes.items()
+        }
+
+    return {**params, "layers": [of_layer(layer) for layer in params["layers"]]}
+
+
 def logical_axes_by_layer(spec: Spec) -> Any:
-    """Returns the logical axes of what `by_layer` returns."""
+    """Returns the logical axes of what `by_layer` returns; those of `joined` are in `JOINED`."""
     axes = logical_axes(spec)
     layer = jax.tree.map(lambda a: a[1:], axes["layers"], is_leaf=lambda a: isinstance(a, tuple))
     return {**axes, "layers": [layer] * spec.L}
