@@ -3,16 +3,20 @@
 bash launch/compile_gpu.sh [WORD ...]        (after the engine's programs)
 
 No GPU is needed, only JAX's CUDA plugin. The table says for each step what a device is given (its
-part of weights and moments, and the batch), what it needs besides, and whether both fit. Exit 1
-where a program does not compile or fit.
+part of weights and moments, and the batch), what it needs besides, how many products of a layer
+multiply float32 by float32, and how many all-gathers and reduce-scatters of matrices there are and
+how many of them the GPU waits for. Exit 1 where a step does not compile or fit, has such a product,
+or waits.
 """
 
-from tests.compile_gpu import LLAMA_8B, mesh_of  # first: it chooses JAX's platform
+# First: it chooses JAX's platform.
+from tests.compile_gpu import LLAMA_8B, OPTIONS, failure, mesh_of, parted
 
 # isort: split
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -20,16 +24,19 @@ import jax
 import jax.numpy as jnp
 
 from stair_jax import mesh as mesh_lib
-from stair_jax.model import lora, transformer
+from stair_jax.model import lora, reward, transformer
 from stair_jax.train import step as step_lib
 from stair_jax.train.logprobs import Scorer
 from stair_jax.train.losses import Dpo, Sft
 from stair_jax.train.optimizer import AdamW
+from stair_jax.train.reward_losses import Prm
+from stair_jax.train.values import Values
+from tests import gpu_text
 
 ROOM = 80e9 * 0.92  # of a GPU, what drivers and libraries leave
 T, ACCUM = 2048, 2
 TOKENS = 65_536  # of one pass: 8,192 a GPU
-RANK, TARGETS = 16, tuple(lora.TARGETS)
+RANK, ADAPTED = 16, tuple(lora.TARGETS)
 TX = AdamW(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
 SCORER = Scorer(
     spec=LLAMA_8B, compute_dtype="bfloat16", remat="full", head_chunk=1024, lora_scale=0.0
@@ -38,6 +45,11 @@ DPO = Dpo(
     scorer=SCORER, loss="sigmoid", beta=0.1, sft_coef=0.2, sft_reduction="sequence",
     label_smoothing=0.0, reference="precomputed",
 )  # fmt: skip
+VALUES = Values(
+    spec=reward.scalar(LLAMA_8B), compute_dtype="bfloat16", remat="full", lora_scale=0.0
+)
+HEAD = Prm(scorer=VALUES, loss="bt", centering=0.01)
+LAYOUT = ("positions", "reach", "parent")  # of packed rows
 
 
 def struct(shape, dtype, mesh, *axes):
@@ -57,31 +69,34 @@ def batch_of(loss: Any, mesh: Any, *, tree: bool, tokens: int) -> dict[str, Any]
         return {"tokens": rows(jnp.int32, m, T), "loss_mask": rows(bool, m, T),
                 "weight": rows(jnp.float32, m)}  # fmt: skip
     lead = (tokens // T, 8) if tree else (tokens // T // 2,)
-    out = {
+    of_a_tree = {name: rows(jnp.int32, lead[0], T) for name in ("tokens", *LAYOUT)}
+    its_tokens = of_a_tree if tree else {"tokens": rows(jnp.int32, *lead, 2, T)}
+    out = {"weight": rows(jnp.float32, *lead), "depth": rows(jnp.int32, *lead)} | its_tokens
+    if isinstance(loss, Prm):
+        return out | {"read": rows(jnp.int32, *lead, 2)}
+    return out | {
         "step_mask": rows(bool, *lead, 2, T), "sft_mask": rows(bool, *lead, T),
-        "weight": rows(jnp.float32, *lead), "sft_weight": rows(jnp.float32, *lead),
-        "depth": rows(jnp.int32, *lead), "ref_logp": rows(jnp.float32, *lead, 2),
+        "sft_weight": rows(jnp.float32, *lead), "ref_logp": rows(jnp.float32, *lead, 2),
     }  # fmt: skip
-    if not tree:
-        return out | {"tokens": rows(jnp.int32, *lead, 2, T)}
-    names = ("tokens", "positions", "reach", "parent")
-    return out | {name: rows(jnp.int32, lead[0], T) for name in names}
 
 
-def weights(mesh: Any, dtype: Any) -> Any:
-    shapes = jax.eval_shape(lambda key: transformer.init(LLAMA_8B, key), jax.random.key(0))
-    places = mesh_lib.shardings(transformer.logical_axes(LLAMA_8B), mesh, shapes)
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place), shapes, places
-    )
+def weights(mesh: Any, dtype: Any, *, scalar: bool = False) -> Any:
+    """Returns the shapes and places of a policy's weights, or of a reward model's."""
+    model: Any = reward if scalar else transformer
+    return placed(lambda key: model.init(LLAMA_8B, key), model.logical_axes(LLAMA_8B), mesh, dtype)
 
 
 def adapters(mesh: Any) -> Any:
-    draw = lambda key: lora.init(LLAMA_8B, key, rank=RANK, targets=TARGETS)  # noqa: E731
+    draw = lambda key: lora.init(LLAMA_8B, key, rank=RANK, targets=ADAPTED)  # noqa: E731
+    return placed(draw, lora.logical_axes(ADAPTED), mesh, jnp.float32)
+
+
+def placed(draw: Any, axes: Any, mesh: Any, dtype: Any) -> Any:
+    """Returns the shapes that `draw` makes of a key, on the mesh."""
     shapes = jax.eval_shape(draw, jax.random.key(0))
-    places = mesh_lib.shardings(lora.logical_axes(TARGETS), mesh, shapes)
+    places = mesh_lib.shardings(axes, mesh, shapes)
     return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place), shapes, places
     )
 
 
@@ -89,11 +104,13 @@ def compiled(
     loss: Any, mesh: Any, *, tree: bool = False, low_rank: bool = False, tokens: int = TOKENS
 ) -> Any:
     """Returns a step's compiled program."""
-    params, frozen = weights(mesh, jnp.float32), None
+    scalar = isinstance(loss, Prm)
+    params, frozen = weights(mesh, jnp.float32, scalar=scalar), None
     if low_rank:
-        frozen = {"base": weights(mesh, jnp.bfloat16)}
-        params = adapters(mesh)
-        scorer = dataclasses.replace(SCORER, lora_scale=1.0)
+        frozen = {"base": weights(mesh, jnp.bfloat16, scalar=scalar)}
+        factors = adapters(mesh)
+        params = reward.adapted(params, factors) if scalar else factors
+        scorer = dataclasses.replace(loss.scorer, lora_scale=1.0)
         loss = dataclasses.replace(loss, scorer=scorer)
     state = step_lib.abstract(params, TX, mesh)
     leaves, treedef = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))
@@ -101,7 +118,7 @@ def compiled(
     with jax.set_mesh(mesh), mock.patch.object(jax, "default_backend", return_value="gpu"):
         lr = jax.ShapeDtypeStruct((), jnp.float32)
         batch = batch_of(loss, mesh, tree=tree, tokens=tokens)
-        return program.lower(state, frozen, batch, lr).compile()
+        return program.lower(state, frozen, batch, lr).compile(compiler_options=OPTIONS)
 
 
 def remat(loss: Any, policy: str) -> Any:
@@ -120,25 +137,49 @@ PROGRAMS = {
     "dpo (1,8,1)": ((1, 8, 1), DPO, {}),
     "dpo tree": ((1, 8, 1), DPO, {"tree": True}),
     "dpo lora": ((1, 8, 1), dataclasses.replace(DPO, reference="lora_base"), {"low_rank": True}),
+    "prm": ((1, 8, 1), HEAD, {}),
+    "prm tree": ((1, 8, 1), HEAD, {"tree": True}),
+    "prm lora": ((1, 8, 1), HEAD, {"low_rank": True}),
 }
 
 
-def main(wanted: list[str]) -> int:
-    """Prints the table; returns 1 where a step does not compile or fit."""
-    bad = 0
-    print(f"{'step of Llama-3.1-8B, 8 x A100':<32}{'given GB':>10}{'besides GB':>12}  fits")
-    for name, (shape, loss, how) in PROGRAMS.items():
-        if wanted and not any(word in name for word in wanted):
-            continue
-        start = time.perf_counter()
-        mesh = mesh_of("a100", shape)
-        found = compiled(loss, mesh, **how).memory_analysis()
-        given, besides = found.argument_size_in_bytes, found.temp_size_in_bytes
-        fits = given + besides <= ROOM
-        bad += not fits
-        print(f"{name:<32}{given / 1e9:>10.1f}{besides / 1e9:>12.1f}  {'yes' if fits else 'NO'}"
-              f"   ({time.perf_counter() - start:.0f} s)", flush=True)  # fmt: skip
-    return int(bad > 0)
+def report(target: str, name: str) -> bool:
+    """Compiles a step and prints a line of the table; returns whether all is well."""
+    (shape, loss, how), line, start = PROGRAMS[name], f"{target:<5} {name:<26}", time.process_time()
+    try:
+        found = compiled(loss, mesh_of(target, shape), **how)
+    except Exception as error:  # whatever it is, it belongs into the table
+        print(f"{line} {failure(error)}", flush=True)
+        return False
+    memory, text = found.memory_analysis(), gpu_text.parse(found.as_text())
+    given, besides = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    wide, gathers = gpu_text.float32_products(text), gpu_text.gathers(text)
+    waits, own = (
+        [g for g in gathers if not g.apart],
+        [p for p in gpu_text.products(text) if p.of_a_layer],
+    )
+    wrong = [
+        *(["does not fit"] if given + besides > ROOM else []),
+        *(["multiplies in float32"] if wide else []),
+        *(["no product of a layer found"] if not own else []),
+        *(["no gather of a matrix found"] if shape[1] > 1 and not gathers else []),
+        *(["waits"] if waits else []),
+    ]
+    print(f"{line} {given / 1e9:>9.1f} {besides / 1e9:>10.1f} {len(wide):>7} of {len(own):<3}"
+          f" {len(waits):>5} of {len(gathers):<3} {time.process_time() - start:>6.0f}"
+          f"  {'ok' if not wrong else 'NO: ' + ', '.join(wrong)}", flush=True)  # fmt: skip
+    return not wrong
+
+
+def main(words: Sequence[str]) -> int:
+    """Prints the table of the steps whose names have one of the words; returns the exit code."""
+    print(f"jax {jax.__version__}, steps of Llama-3.1-8B on 8 GPUs, on one of them:")
+    print(f"{'GPU':<5} {'step':<26} {'given GB':>9} {'besides GB':>10} {'float32':>14}"
+          f" {'waits':>12} CPU s")  # fmt: skip
+    chosen, rest = parted(words, ("a100", "h100"))
+    names = [name for name in PROGRAMS if not rest or any(word in name for word in rest)]
+    well = [report(target, name) for target in chosen for name in names]
+    return 0 if all(well) else 1
 
 
 if __name__ == "__main__":
