@@ -79,11 +79,12 @@ def _with_float32_products(
     return found
 
 
-def _float32_matmul(x: jax.Array, w: jax.Array, *, over: int = 1, **_: Any) -> jax.Array:
+def _float32_matmul(x: jax.Array, w: jax.Array, *, over: int = 1, out: Any = None) -> jax.Array:
     """Returns the product rounded from float32, so that its gradient multiplies float32."""
     rows, inner = x.shape[: x.ndim - over], int(np.prod(x.shape[x.ndim - over :]))
-    y = jnp.dot(x.reshape(-1, inner), w.reshape(inner, -1), preferred_element_type=jnp.float32)
-    return y.reshape(*rows, *w.shape[over:])
+    w_2 = w.astype(x.dtype).reshape(inner, -1)
+    y = jnp.dot(x.reshape(-1, inner), w_2, preferred_element_type=jnp.float32)
+    return y.astype(out or jnp.float32).reshape(*rows, *w.shape[over:])
 
 
 def sft_loss(spec: Spec, remat: str, head_chunk: int) -> Sft:
