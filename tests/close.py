@@ -9,8 +9,8 @@ element passed on one CPU and failed on the next, whose vector instructions add 
 import jax
 import numpy as np
 
-GRADIENT = 3e-5
-"""Of the largest element. Measured: 1e-6 to 5e-6, by AVX-512, AVX2, AVX and SSE4.2 alike."""
+GRADIENT = 5e-5
+"""Of the largest element. Measured: 1e-6 to 7e-6, by AVX-512, AVX2, AVX and SSE4.2 alike."""
 
 
 def assert_sums_close(got, want, tolerance=GRADIENT, name=""):

@@ -76,7 +76,8 @@ def assert_same(got, want):
     assert figures.keys() == wanted.keys()
     for name, x in wanted.items():
         assert abs(figures[name] - x) <= 1e-5 * max(1, abs(x)), name
-    assert_trees_close(grads, wanted_grads)
+    # Weights twice as large have sharp softmaxes: measured 2e-5 of the largest, with SSE4.2.
+    assert_trees_close(grads, wanted_grads, 1e-4)
 
 
 def table(data):
