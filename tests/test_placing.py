@@ -1,6 +1,8 @@
 """Where arrays are made: on the devices that keep them, and never by way of the host."""
 
 import contextlib
+import dataclasses
+import functools
 import sys
 from types import FrameType
 from typing import Any
@@ -12,12 +14,18 @@ import numpy as np
 import pytest
 
 from stair_jax import mesh as mesh_lib
+from stair_jax.engine import placing
+from stair_jax.engine.device import joins
 from stair_jax.engine.engine import Engine
+from stair_jax.engine.placing import Later
 from stair_jax.engine.replicas import Replicas
+from stair_jax.engine.request import Request, Sampling
 from stair_jax.engine.scoring import Scoring
+from stair_jax.io import checkpoint
 from stair_jax.model import reward, transformer
 from stair_jax.model.spec import Spec
 from stair_jax.sections import EngineConfig
+from stair_jax.stages import policies
 
 SPEC = Spec(
     L=3, D=16, N=4, K=2, H=6, F=20, V=34, vocab=31, eps=1e-5, theta=1e4, rope_scaling=None,
@@ -173,3 +181,137 @@ def test_a_reward_model_lies_on_its_place_alone(shape, monkeypatch):
     np.testing.assert_array_equal(device._params["score"], params["score"])
     for other in {*range(8)} - ids:
         assert watch.most[other] - watch.before[other] <= GROUP
+
+
+def stacked(dtype=jnp.float32):
+    """Weights on one device, nobody's but the caller's."""
+    tree = transformer.init(SPEC, jax.random.key(1))
+    return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+
+def extra(monkeypatch, params, **how):
+    """Returns the weights by layer, and what more than them and their source was ever alive."""
+    source = sum(x.nbytes for x in jax.tree.leaves(params) if isinstance(x, jax.Array))
+    with watched(monkeypatch) as watch:
+        (placed,) = placing.place(SPEC, params, [None], dtype=jnp.bfloat16, **how)
+        own = sum(x.nbytes for x in jax.tree.leaves(placed.tree))
+        if how.get("give_away"):
+            assert params == {"layers": {}}
+    return placed.tree, (watch.most[0] - watch.before[0] + source) / own, source / own
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_weights_that_are_read_when_their_turn_comes_lie_there_once(monkeypatch, joined):
+    want = transformer.by_layer(stacked(jnp.bfloat16))
+    want = transformer.joined(want, SPEC) if joined else want
+    given = jax.tree.map(np.asarray, stacked())
+    later = jax.tree.map(lambda x: Later(x.shape, "bfloat16", lambda: jnp.bfloat16(x)), given)
+    found, most, source = extra(monkeypatch, later, joined=joined, give_away=True)
+    assert source == 0
+    assert jax.tree.structure(found) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
+    assert 1 <= most <= 1.15
+
+
+def test_what_is_given_away_is_freed_as_it_is_placed(monkeypatch):
+    _, kept, source = extra(monkeypatch, stacked(), give_away=False)
+    _, given, _ = extra(monkeypatch, stacked(), give_away=True)
+    assert source == 2  # float32
+    assert kept > 2.9  # the source stays to the end
+    assert given < 2.4  # and here only until its own turn
+
+
+@pytest.mark.parametrize("kind", ["stacked", "parted", "numpy"])
+def test_weights_may_lie_anywhere_in_any_form(kind):
+    params = stacked()
+    want = transformer.joined(transformer.by_layer(params), SPEC)
+    given: Any = {
+        "stacked": params, "parted": transformer.by_layer(params),
+        "numpy": jax.tree.map(np.asarray, params),
+    }[kind]  # fmt: skip
+    places = [None, *mesh_lib.replicas(mesh_lib.make((2, 1, 2), jax.devices()[3:7]), 0)]
+    for placed in placing.place(SPEC, given, places, dtype=jnp.float32, joined=True):
+        assert jax.tree.structure(placed.tree) == jax.tree.structure(want)
+        jax.tree.map(np.testing.assert_array_equal, placed.tree, want)
+    assert jax.tree.structure(given) == jax.tree.structure(  # nothing was taken from it
+        transformer.by_layer(params) if kind == "parted" else params
+    )
+
+
+@pytest.mark.parametrize(("tensor", "qkv"), [(1, True), (2, True), (4, False)])
+def test_each_device_has_the_query_heads_that_its_keys_serve(tensor, qkv):
+    params, place = stacked(), mesh_lib.make((1, 1, tensor))
+    (placed,) = placing.place(SPEC, params, [place], dtype=jnp.float32, joined=True)
+    layer = placed.tree["layers"][1]
+    assert ("wqkv" in layer, "bqkv" in layer, "wq" in layer) == (qkv, qkv, not qkv)
+    both = layer["w_gate_up"]
+    assert both.sharding.shard_shape(both.shape) == (SPEC.D, 2, SPEC.F // tensor)
+    if qkv:
+        part = layer["wqkv"].addressable_shards[-1].data
+        last = SPEC.N // tensor, SPEC.K // tensor
+        names = zip(("wq", "wk", "wv"), (last[0], last[1], last[1]), strict=True)
+        mine = [params["layers"][name][1][:, -count:] for name, count in names]
+        spec = dataclasses.replace(SPEC, N=last[0], K=last[1])
+        np.testing.assert_array_equal(part, transformer.join("wqkv", mine, spec))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 2)])
+def test_joined_weights_answer_as_those_apart(shape, monkeypatch):
+    params = jax.tree.map(lambda x: 3 * x, stacked())
+    params["layers"]["bk"] = 1 + params["layers"]["bk"]
+    config = dataclasses.replace(CONFIG, attention="xla", dtype="float32")
+    answers = []
+    for join in (True, False):
+        monkeypatch.setattr("stair_jax.engine.device.joins", lambda _, join=join: join)
+        engine = Engine(
+            SPEC, params, config=config, stops=STOPS, vocab=31, mesh=mesh_lib.make(shape)
+        )
+        assert ("wqkv" in engine._device._params["layers"][0]) == join
+        asked = [
+            Request(id=i, prefix=engine.root([i, 3, 5]), key=("j", i), stop="end", max_tokens=9,
+                    sampling=Sampling(temperature=1.0), logps=True)
+            for i in range(7)
+        ]  # fmt: skip
+        answers.append(engine.generate(asked))
+    for a, b in zip(*answers, strict=True):
+        assert a.ids == b.ids
+        np.testing.assert_allclose(a.logps, b.logps, atol=1e-5)
+
+
+def test_cpus_read_weights_apart_and_accelerators_joined():
+    assert not joins(dataclasses.replace(CONFIG, attention="auto"))
+    assert joins(dataclasses.replace(CONFIG, attention="xla"))
+
+
+def test_a_checkpoint_is_read_leaf_by_leaf_in_the_engines_dtype(tmp_path, monkeypatch):
+    params, mesh = trained((1, 4, 2))
+    with checkpoint.Checkpoints(tmp_path, keep=1, fingerprint={}) as saves:
+        saves.save(3, params=params, opt={"n": np.float32(0)}, data={})
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
+    )
+    later = policies._leaves_later(tmp_path, like, 3, "bfloat16")
+    read, opened = [], checkpoint.load_leaf
+
+    def spy(folder, path, leaf, step):
+        read.append((tuple(path), leaf.dtype))
+        return opened(folder, path, leaf, step)
+
+    later = jax.tree.map(lambda x: x, later)
+    for name, leaf in later["layers"].items():
+        keys = ["layers", name]
+        make = functools.partial(spy, tmp_path, keys, leaf.make.args[2], 3)
+        later["layers"][name] = dataclasses.replace(leaf, make=make)
+    places = mesh_lib.replicas(mesh, 0)
+    placed = placing.place(SPEC, later, places, dtype=jnp.bfloat16, give_away=True)
+    want = placing.place(SPEC, params, places, dtype=jnp.bfloat16)
+    for a, b in zip(placed, want, strict=True):
+        assert jax.tree.structure(a.tree) == jax.tree.structure(b.tree)
+        for x, y in zip(jax.tree.leaves(a.tree), jax.tree.leaves(b.tree), strict=True):
+            assert (x.dtype, x.sharding) == (y.dtype, y.sharding)
+            np.testing.assert_array_equal(np.asarray(x, np.float32), np.asarray(y, np.float32))
+    assert len(read) == len(params["layers"])  # once for all replicas
+    assert {dtype for _, dtype in read} == {jnp.dtype(jnp.bfloat16)}
+    sizes = [params["layers"][name].size for (_, name), _ in read]
+    assert sizes == sorted(sizes, reverse=True)

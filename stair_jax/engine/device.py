@@ -62,7 +62,6 @@ class Device(Prefill):
       stops: [E, V] bool, the stop sets.
       vocab: number of tokens that may be drawn.
       mesh: where the model is to lie; None for the default device.
-      give_away: see `placing.place`.
     """
 
     def __init__(
@@ -74,7 +73,6 @@ class Device(Prefill):
         stops: np.ndarray,
         vocab: int,
         mesh: jax.sharding.Mesh | None,
-        give_away: bool = False,
     ):
         self.attention = attention_of(config.attention)
         if self.attention == "views" and config.share_prefix == "on":
@@ -83,8 +81,7 @@ class Device(Prefill):
             config.share_prefix == "auto" and self.attention == "pallas"
         )
         super().__init__(
-            spec, params, config=config, mesh=mesh, share=_SHARE, joined=joins(config),
-            give_away=give_away,
+            spec, params, config=config, mesh=mesh, share=_SHARE, joined=joins(config)
         )  # fmt: skip
         self._vocab, self._stops = vocab, self._spread(stops, (None, None))
         self.width = 0  # pages of a table while decoding

@@ -37,7 +37,6 @@ class Engine:
       stops: named stop sets of token ids.
       vocab: number of tokens that may be drawn (a tokenizer's length).
       mesh: where the model is to lie; None for the default device.
-      give_away: see `placing.place`.
 
     Raises:
       ValueError: where the pool cannot hold one full context, or attention cannot run here.
@@ -52,7 +51,6 @@ class Engine:
         stops: Mapping[str, Collection[int]],
         vocab: int,
         mesh: jax.sharding.Mesh | None = None,
-        give_away: bool = False,
     ):
         self.config, self._spec = config, spec
         self._counters: dict[str, int | float] = dict.fromkeys(COUNTERS, 0)
@@ -61,9 +59,7 @@ class Engine:
         table = np.zeros((len(stops), spec.V), bool)
         for row, ids in zip(table, stops.values(), strict=True):
             row[sorted(ids)] = True
-        self._device = Device(
-            spec, params, config=config, stops=table, vocab=vocab, mesh=mesh, give_away=give_away
-        )
+        self._device = Device(spec, params, config=config, stops=table, vocab=vocab, mesh=mesh)
         self._store = Store(Pages(self._device.pages), config.page_size)
         self._keys = Keys(
             self._store, rows=config.prefill_rows, extend=self._extend, copy=self._device.copy,

@@ -27,7 +27,8 @@ class Replicas:
 
     Args:
       meshes: of the replicas. The other arguments are those of `Engine` and count for each.
-      give_away: see `placing.place`, which serves all replicas in one pass.
+      params: parameters of `spec`, in any float dtype and place, which go to all replicas in one
+        pass; or what is for each of them, such as `Placed`.
     """
 
     def __init__(
@@ -39,12 +40,11 @@ class Replicas:
         stops: Mapping[str, Collection[int]],
         vocab: int,
         meshes: Sequence[jax.sharding.Mesh],
-        give_away: bool = False,
     ):
-        dtype = jnp.dtype(config.dtype)
-        placed = placing.place(
-            spec, params, meshes, dtype=dtype, joined=joins(config), give_away=give_away
-        )
+        placed = params
+        if isinstance(params, Mapping):
+            dtype, joined = jnp.dtype(config.dtype), joins(config)
+            placed = placing.place(spec, params, meshes, dtype=dtype, joined=joined)
         self._engines = [
             Engine(spec, own, config=config, stops=stops, vocab=vocab, mesh=mesh)
             for own, mesh in zip(placed, meshes, strict=True)

@@ -12,6 +12,7 @@ import jax
 from stair_jax import mesh as mesh_lib
 from stair_jax import text
 from stair_jax.engine import placing
+from stair_jax.engine.device import joins
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.placing import Later
 from stair_jax.engine.replicas import Replicas
@@ -241,10 +242,14 @@ def engine_for(run: Run, policy: Policy) -> Engine | Replicas:
         "config": engine_config(run.config), "stops": policy.codec.stops,
         "vocab": policy.codec.size,
     }  # fmt: skip
-    places = engine_places(run)
+    places, config = engine_places(run), what["config"]
+    placed = placing.place(
+        policy.spec, policy.params, places, dtype=config.dtype, joined=joins(config),
+        give_away=True,
+    )  # fmt: skip
     if len(places) == 1:
-        return Engine(policy.spec, policy.params, **what, mesh=places[0], give_away=True)
-    return Replicas(policy.spec, policy.params, **what, meshes=places, give_away=True)
+        return Engine(policy.spec, placed[0], **what, mesh=places[0])
+    return Replicas(policy.spec, placed, **what, meshes=places)
 
 
 def engine_places(run: Run) -> list[jax.sharding.Mesh]:
