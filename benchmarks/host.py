@@ -233,7 +233,12 @@ class Machine:
         with mock.patch.object(engine_lib, "Device", device):
             meshes: Any = [None] * size.replicas
             self.engine = Replicas(
-                SPEC, None, config=config, stops=codec.stops, vocab=SPEC.V, meshes=meshes
+                SPEC,
+                [None] * len(meshes),
+                config=config,
+                stops=codec.stops,
+                vocab=SPEC.V,
+                meshes=meshes,
             )
         defaults.search.update(
             iterations=size.iterations, trees_in_flight=2 * size.slots * size.replicas
