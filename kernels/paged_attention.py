@@ -6,13 +6,23 @@ W pages a row  Z tokens a page  S = W * Z  X splits of a row's tokens
 
 import dataclasses
 import math
+import warnings
+from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
+
+from stair_jax.kernels import plans  # pyright: ignore[reportAttributeAccessIssue]
+
+if TYPE_CHECKING:  # a checker looks for it where it lies
+    from kernels.plans import DEFAULT, Plan
+else:
+    from stair_jax.kernels.plans import DEFAULT, Plan
 
 EMPTY = -1e30  # the log-sum-exp of no keys: finite, so that differences of it are never nan
 TILE = 16  # a matrix unit's smallest side
@@ -21,20 +31,6 @@ STEP = 16384  # bytes of keys that a step of the loop reads: two steps in flight
 PROGRAMS = 512  # programs that fill a GPU of 132 multiprocessors a few times over
 SPLITS = 16  # of one row at most: each writes its part of the result
 _LOG2E = math.log2(math.e)
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """How the kernel cuts its work; 0 leaves a choice to it. Only rounding depends on it."""
-
-    block: int = 0  # tokens a step of the loop, a power of two from 16
-    splits: int = 0  # programs that share one row's tokens
-    share: int = 256  # tokens a split takes at least: below, it costs more than it wins
-    warps: int = 4
-    stages: int = 3  # steps of the loop whose loads are in flight
-
-
-DEFAULT = Plan()
 
 
 def paged_attention(
@@ -46,7 +42,7 @@ def paged_attention(
     length: Int[Array, " R"],
     *,
     scale: float,
-    plan: Plan = DEFAULT,
+    plan: Plan | None = None,
     interpret: bool = False,
 ) -> tuple[Float[Array, "R K M H"], Float[Array, "R K M"]]:
     """Returns what `reference` returns, by one kernel that reads each key of a row once.
@@ -63,8 +59,11 @@ def paged_attention(
         q: queries; they are rounded to the pool's dtype, as the softmax's weights are.
         k: the whole pool, as is `v`, and `layer` into it: a slice of it would be copied.
         table: see `reference`.
-        plan: tuning.
+        plan: None for that of the kind of GPU that is compiled for, see `plans.plan_for`.
         interpret: runs it on any device, slowly: for tests.
+
+    Raises:
+        ValueError: a body that is not one of `BODIES`.
 
     Source: Dao et al. 2022, "FlashAttention", algorithm 1; splits as in Dao et al. 2023,
     "Flash-Decoding for long-context inference".
@@ -72,10 +71,14 @@ def paged_attention(
     R, K, M, H = q.shape
     L, P, _, Z, _ = k.shape
     size = _Size(K=K, M=M, H=H, P=P, Z=Z, W=table.shape[1])
+    if plan is None:
+        plan = DEFAULT if interpret else _plan_here(size, k.dtype.itemsize)
+    if plan.body not in BODIES:
+        raise ValueError(f"paged attention: no body {plan.body!r}, expected one of {[*BODIES]}")
     plan = _resolved(plan, size, rows=R, itemsize=k.dtype.itemsize)
     flat = (L * P * K * Z, H)  # a view: a row a token, so that one index a token finds it
     ints = (jnp.asarray(layer, jnp.int32)[None], table.astype(jnp.int32), length.astype(jnp.int32))
-    out_XRKMH, lse_XRKM = _triton(
+    out_XRKMH, lse_XRKM = BODIES[plan.body](
         *ints, q.astype(k.dtype), k.reshape(flat), v.reshape(flat),
         size=size, plan=plan, scale=scale, interpret=interpret,
     )  # fmt: skip
@@ -123,6 +126,13 @@ def _resolved(plan: Plan, size: _Size, *, rows: int, itemsize: int) -> Plan:
     return dataclasses.replace(plan, block=plan.block or block, splits=plan.splits or splits)
 
 
+def _plan_here(size: _Size, itemsize: int) -> Plan:
+    """Returns the plan for the GPU that is compiled for: the mesh's, else the first one here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.local_devices()[0]
+    case = plans.case_of(queries=size.queries, columns=size.columns, itemsize=itemsize)
+    return plans.plan_for(device.device_kind, case)
+
+
 def _power_of_two(x: int) -> int:
     """Returns the smallest power of two that is no less than x."""
     return 1 << max(0, x - 1).bit_length()
@@ -143,9 +153,15 @@ def _triton(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns each split's attention [X, R, K, M, H] and log-sum-exp [X, R, K, M], float32.
 
-    All that is Triton's is here and in `_program`. JAX 0.11 still lowers it, but warns that it will
-    not for ever; a Mosaic body can take their place once it serves sm_80.
+    All that is Pallas' and Triton's is here and in `_program`: a body of `BODIES`.
     """
+    # From 0.11 on, JAX warns that this lowering will be removed some day; it is there in 0.12, and
+    # no other serves sm_80. A user can do nothing about it, and under `-W error` a run would end.
+    # JAX warns when it lowers, after this function has returned: so the filter has to outlive it.
+    # It is set at every trace because whoever resets the filters (pytest, for each test) drops it.
+    warnings.filterwarnings(
+        "ignore", message="The Pallas Triton backend is deprecated", category=DeprecationWarning
+    )
     R, X = table.shape[0], plan.splits
     seen = R * size.W * size.Z  # at most
     outs = [(X, R, size.K, size.M, size.H), (X, R, size.K, size.M)]
@@ -163,6 +179,12 @@ def _triton(
         name="paged_attention",
     )
     return tuple(call(layer, table, length, q, k, v))
+
+
+# What computes the splits. Another body (jax_triton with the same program, Mosaic GPU) takes the
+# same arguments: layer [1], table [R, W] and length [R] int32; q [R, K, M, H] and the flat pools
+# [L P K Z, H] of one dtype; size, a plan with splits and block resolved, scale, interpret.
+BODIES: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {"triton": _triton}
 
 
 def _program(

@@ -6,6 +6,7 @@ Shape letters: B batch  T queries  S keys  N query heads  K kv heads  G = N/K  H
 import functools
 import logging
 import math
+import pathlib
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from stair_jax import linear_logp as linear_logp_body
 from stair_jax import products
 from stair_jax.kernels import paged_attention as paged_kernel
+from stair_jax.kernels import plans as kernel_plans
 from stair_jax.kernels import top_k as top_k_kernel
 
 log = logging.getLogger(__name__)
@@ -208,6 +210,18 @@ def paged_choice(implementation: str) -> str:
     elif implementation == "pallas" and refusal:
         raise ValueError(f"attention 'pallas' cannot run here: {refusal}")
     return implementation
+
+
+def keep_plans(path: pathlib.Path) -> None:
+    """Makes this process use the kernel's plans of a run, kept in `path`; none exist off a GPU.
+
+    They decide the order of sums: a run that goes on must not get another one, tuned meanwhile.
+
+    Raises:
+        ValueError: a file that cannot be read.
+    """
+    if jax.default_backend() == "gpu":
+        kernel_plans.keep(path, jax.local_devices()[0].device_kind)
 
 
 def _xla(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -8,7 +8,7 @@ import time
 
 import jax
 
-from stair_jax import records
+from stair_jax import ops, records
 from stair_jax.config import Config
 from stair_jax.io.metrics import Metrics
 from stair_jax.sections import words
@@ -89,6 +89,7 @@ def run(config: Config) -> None:
     with locked(workdir), watched as metrics:
         this = Run(config, workdir, Lineage(workdir / "lineage.json"), metrics)
         _check_settings(this)
+        ops.keep_plans(workdir / "kernel_plans.json")
         records.write_text(workdir / "config.json", config.to_json(indent=1) + "\n")
         _run_items(this, items_of(config))
 

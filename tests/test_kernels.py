@@ -1,6 +1,7 @@
 """The paged kernel, interpreted, against its oracle; the oracle against a loop over tokens."""
 
 import dataclasses
+import warnings
 from functools import partial
 
 import jax
@@ -278,7 +279,65 @@ def test_every_knob_of_the_plan_reaches_the_kernel(knob):
     assert texts[0] != texts[1]
 
 
-@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+def test_the_plan_says_which_body_computes_and_an_unknown_one_is_refused(monkeypatch):
+    q, k, v, table, length = call(14)
+    given = {}
+
+    def body(layer, table, length, q, k, v, *, size, plan, scale, interpret):
+        given.update(layer=layer.shape, q=q.shape, k=k.shape, plan=plan, scale=scale)
+        shape = (plan.splits, *q.shape)
+        return jnp.full(shape, 7.0), jnp.zeros(shape[:-1])
+
+    monkeypatch.setitem(paged.BODIES, "sevens", body)
+    run = partial(paged.paged_attention, q, k, v, 1, table, length, scale=0.3, interpret=True)
+    assert not (run(plan=SMALL)[0] == 7).all()
+    assert given == {}
+    other = dataclasses.replace(SMALL, body="sevens")
+    assert (run(plan=other)[0] == 7).all()
+    (L, P, K, Z, H) = k.shape
+    assert given == {"layer": (1,), "q": q.shape, "k": (L * P * K * Z, H), "plan": other,
+                     "scale": 0.3}  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"no body 'threes', expected one of \['triton', 'sevens'\]"
+    ):
+        run(plan=dataclasses.replace(SMALL, body="threes"))
+
+
+def test_the_plan_of_the_gpu_that_is_compiled_for_reaches_the_kernel(monkeypatch):
+    q, k, v, table, length = call(15, H=12, M=21, dtype=jnp.bfloat16)
+    asked = []
+
+    def plan_for(kind, case):
+        asked.append((kind, case))
+        return Plan(block=32, warps=8)
+
+    monkeypatch.setattr(paged.plans, "plan_for", plan_for)
+    h200 = AbstractDevice("NVIDIA H200", 132, "gpu")
+    texts = {}
+    for name, plan in (("own", None), ("same", Plan(block=32, warps=8)), ("default", Plan())):
+        run = partial(paged.paged_attention, scale=1.0, plan=plan)
+        with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=h200)):
+            texts[name] = str(jax.make_jaxpr(run)(q, k, v, jnp.int32(0), table, length))
+    assert asked == [("NVIDIA H200", "32 queries, head 16, 2 bytes")]
+    assert texts["own"] == texts["same"] != texts["default"]
+    interpreted(q, k, v, 0, table, length, scale=1.0)
+    assert len(asked) == 1, "interpreted, it follows the default"
+
+
+def test_of_all_warnings_that_a_trace_may_bring_one_is_silenced():
+    def warn(text):
+        warnings.warn(text, DeprecationWarning, stacklevel=1)
+
+    deprecated = "The Pallas Triton backend is deprecated and will be removed"
+    with pytest.raises(DeprecationWarning):
+        warn(deprecated)
+    q, k, v, table, length = call(16)
+    jax.make_jaxpr(partial(paged.paged_attention, scale=1.0))(q, k, v, 0, table, length)
+    warn(deprecated)  # where JAX lowers, after the trace
+    with pytest.raises(DeprecationWarning, match="Mosaic"):
+        warn("The Pallas Mosaic backend is deprecated")
+
+
 def test_it_lowers_for_a_gpu_with_the_whole_pool_as_operand():
     R, K, M, H, L, P, Z, W = 256, 8, 4, 128, 32, 100, 16, 64
     pool = jax.ShapeDtypeStruct((L, P, K, Z, H), jnp.bfloat16)

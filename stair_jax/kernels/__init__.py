@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a checker looks for them where they lie
     from kernels import paged_attention as paged_attention
+    from kernels import plans as plans
     from kernels import top_k as top_k
 
 _checkout = pathlib.Path(__file__).parents[2]
