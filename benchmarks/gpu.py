@@ -29,7 +29,8 @@ from benchmarks import harness
 from benchmarks.harness import Claim
 
 MINUTES = 460 / 60  # eight minutes hold them and the start
-CACHE = pathlib.Path("runs") / "gpu_cache"  # of compiled programs, where JAX was not told of one
+ROOT = pathlib.Path(__file__).parents[1]
+CACHE = ROOT / "runs" / "gpu_cache"  # of compiled programs, where JAX was not told of one
 TRITON_OFF = "--xla_gpu_enable_triton_gemm=false"
 LONGER = 1.5  # times its budget that a step may take, if the time is there,
 LEAST = 60  # and so many seconds in any case: a machine's first start is slow
@@ -79,7 +80,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = harness.parser_of(__doc__ or "")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to try the program out")
     parser.add_argument("--minutes", type=float, default=MINUTES,
-                        help="no step that may take longer is begun (default: %(default).2g)")  # fmt: skip
+                        help="what may take longer is not begun (default: %(default).2g)")  # fmt: skip
     parser.add_argument("--only", default="", metavar="NAME[,NAME]",
                         help=f"of {', '.join(step.name for step in STEPS)}")  # fmt: skip
     options = harness.parse(parser, argv)
@@ -286,7 +287,7 @@ class Child:
         self._result = folder / f"{function.replace(':', '.')}-{time.monotonic_ns()}.json"
         self._process = subprocess.Popen(
             [sys.executable, "-m", f"{HERE}.child", function, str(self._result)],
-            stdin=subprocess.PIPE, stdout=sys.stderr, env=_environment(), text=True,
+            stdin=subprocess.PIPE, stdout=sys.stderr, env=_environment(), text=True, cwd=ROOT,
             start_new_session=True,
         )  # fmt: skip
 
@@ -338,7 +339,7 @@ def _environment() -> dict[str, str]:
     """Returns the environment of the steps: what is not set yet is set for them."""
     own = {
         "XLA_PYTHON_CLIENT_MEM_FRACTION": ".92",
-        "JAX_COMPILATION_CACHE_DIR": str(CACHE.absolute()),
+        "JAX_COMPILATION_CACHE_DIR": str(CACHE),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONUNBUFFERED": "1",
     }

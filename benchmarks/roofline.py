@@ -196,8 +196,10 @@ def engine_of(
 
     The last row of the embedding is never drawn: a stop set of it alone never fires.
     """
-    params = weights(spec, config.dtype, seed)
-    return Engine(spec, params, config=config, stops=stops, vocab=spec.V - 1)
+    return Engine(
+        spec, weights(spec, config.dtype, seed), config=config, stops=stops, vocab=spec.V - 1,
+        give_away=True,
+    )  # fmt: skip
 
 
 def extend_seconds(engine: Engine, rows: int, tokens: int, start: int, calls: int) -> float:

@@ -164,16 +164,16 @@ TINY = Sizes(
         trees=Shape(trees=3, in_flight=3, iterations=3, prompt=7, step=3, rollout=5),
     ),
     engine=EngineSizes(
-        size="miniature", slots=8, page=8, context=128, block=32, prefill_rows=2
+        size="least", slots=8, page=8, context=128, block=32, prefill_rows=2
     ),
     decoding=Decoding(loads=((1, 30), (1 / 4, 30)), chunks=1),
     later=64,
     calls=2,
     training=Training(
-        size="miniature", rows=4, kept_rows=2, tokens=24, pairs=2, pair_tokens=12, head_chunk=16
+        size="least", rows=4, kept_rows=2, tokens=24, pairs=2, pair_tokens=12, head_chunk=16
     ),
     search_engine=EngineSizes(
-        size="miniature", slots=8, page=8, context=104, block=16, prefill_rows=2
+        size="least", slots=8, page=8, context=128, block=32, prefill_rows=2
     ),
     search=Shape(trees=5, in_flight=3, iterations=4, prompt=12, step=5, rollout=8),
     generated=(3, 5),
