@@ -52,17 +52,22 @@ STEPS = (
     Step("facts", 5, ((f"{HERE}.machine:facts",),)),
     Step("ceilings", 20, ((f"{HERE}.machine:ceilings",),)),
     Step("kernels", 45, ((f"{HERE}.kernels:right",),), alone=False),
-    Step("engine", 45, (
-        (f"{HERE}.engine:right", f"{HERE}.engine:fresh"),
-        (f"{HERE}.engine:again", f"{HERE}.peers:right"),
-    ), alone=False),
+    Step(
+        "engine",
+        45,
+        (
+            (f"{HERE}.engine:right", f"{HERE}.engine:fresh"),
+            (f"{HERE}.engine:again", f"{HERE}.peers:right"),
+        ),
+        alone=False,
+    ),
     Step("decode", 110, ((f"{HERE}.engine:decode",),)),
     Step("prefill", 30, ((f"{HERE}.engine:prefill",),)),
     Step("training", 100, ((f"{HERE}.training:ours",), (f"{HERE}.peers:training",))),
     Step("search", 70, ((f"{HERE}.engine:search",), (f"{HERE}.peers:generate",))),
     Step("plans", 35, ((f"{HERE}.kernels:plans",),)),
     Step("large_search", 60, ((f"{HERE}.engine:large_search",),), least=20),
-)  # fmt: skip
+)
 ALWAYS = ("facts",)  # whatever --only says: a file must name the card
 
 
@@ -79,10 +84,18 @@ def main(argv: list[str] | None = None) -> None:
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = harness.parser_of(__doc__ or "")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to try the program out")
-    parser.add_argument("--minutes", type=float, default=MINUTES,
-                        help="what may take longer is not begun (default: %(default).2g)")  # fmt: skip
-    parser.add_argument("--only", default="", metavar="NAME[,NAME]",
-                        help=f"of {', '.join(step.name for step in STEPS)}")  # fmt: skip
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=MINUTES,
+        help="what may take longer is not begun (default: %(default).2g)",
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="NAME[,NAME]",
+        help=f"of {', '.join(step.name for step in STEPS)}",
+    )
     options = harness.parse(parser, argv)
     options.only = [name.strip() for name in options.only.split(",") if name.strip()]
     if unknown := [name for name in options.only if name not in {step.name for step in STEPS}]:
@@ -102,8 +115,11 @@ class Run:
         self.figures: dict[str, Any] = {
             "benchmark": "gpu",
             "settings": {"tiny": options.tiny, "minutes": options.minutes, "only": options.only},
-            "machine": {}, "steps": {}, "failed": [], "left_out": [],
-        }  # fmt: skip
+            "machine": {},
+            "steps": {},
+            "failed": [],
+            "left_out": [],
+        }
 
     def left(self) -> float:
         """Returns the seconds until no step may run any more."""
@@ -191,11 +207,16 @@ class Run:
                 child = self._waiting.pop(function, None) or Child(function, self._folder)
             attention, flags = self._attention, self._flags
             job = {
-                "tiny": self._options.tiny, "share": share, "attention": attention,
-                "seconds": max(1.0, until - time.monotonic()), "folder": str(folder),
-                "known": self._known(), "flags": flags, "alone": step.alone,
+                "tiny": self._options.tiny,
+                "share": share,
+                "attention": attention,
+                "seconds": max(1.0, until - time.monotonic()),
+                "folder": str(folder),
+                "known": self._known(),
+                "flags": flags,
+                "alone": step.alone,
                 "cached": not function.endswith(":fresh"),
-            }  # fmt: skip
+            }
             found = child.run(job, until, lambda now: self._take(told, now))
             self._take(told, found)
             told["compile_s"] += found.get("compile_s", 0.0)
@@ -287,9 +308,13 @@ class Child:
         self._result = folder / f"{function.replace(':', '.')}-{time.monotonic_ns()}.json"
         self._process = subprocess.Popen(
             [sys.executable, "-m", f"{HERE}.child", function, str(self._result)],
-            stdin=subprocess.PIPE, stdout=sys.stderr, env=_environment(), text=True, cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=sys.stderr,
+            env=_environment(),
+            text=True,
+            cwd=ROOT,
             start_new_session=True,
-        )  # fmt: skip
+        )
 
     def run(self, job: Mapping[str, Any], until: float, on_news: Any) -> dict[str, Any]:
         """Tells the process its job, and returns what came of it; an `error` is among it.
@@ -388,39 +413,89 @@ class Found:
 
 LINES = (  # label, figures
     ("copy, GB/s", "ceilings copy_GB_s"),
-    ("product bf16 to f32, to bf16, f32, TFLOP/s", "ceilings bf16_f32_TFLOP_s",
-     "ceilings bf16_TFLOP_s", "ceilings f32_TFLOP_s"),
+    (
+        "product bf16 to f32, to bf16, f32, TFLOP/s",
+        "ceilings bf16_f32_TFLOP_s",
+        "ceilings bf16_TFLOP_s",
+        "ceilings f32_TFLOP_s",
+    ),
     ("loop turn with a look at the device, us", "ceilings sync_us"),
-    ("kernel error; equal draws top-k, all", "kernels kernel_error", "kernels draws_equal_top_k",
-     "kernels draws_equal_all"),
-    ("trees equal: in flight, restarted, no cache", "engine trees_equal_in_flight",
-     "engine trees_equal_restarted", "engine trees_equal_without_cache"),
-    ("against transformers: logits apart, equal tokens", "engine logits_apart",
-     "engine greedy_tokens_equal"),
-    ("decode: ms a step, tokens/s, share", "decode decode_step_ms", "decode decode_tokens_per_s",
-     "decode decode_share"),
-    ("  drawing from all, unused sharing, ms more", "decode ms_of_drawing_from_all",
-     "decode ms_of_sharing_unused"),
-    ("extend fresh: tokens/s, MFU", "prefill extend_fresh_tokens_per_s",
-     "prefill extend_fresh_mfu"),
-    ("extend later: tokens/s, MFU", "prefill extend_later_tokens_per_s",
-     "prefill extend_later_mfu"),
+    (
+        "kernel error; equal draws top-k, all",
+        "kernels kernel_error",
+        "kernels draws_equal_top_k",
+        "kernels draws_equal_all",
+    ),
+    (
+        "trees equal: in flight, restarted, no cache",
+        "engine trees_equal_in_flight",
+        "engine trees_equal_restarted",
+        "engine trees_equal_without_cache",
+    ),
+    (
+        "against transformers: logits apart, equal tokens",
+        "engine logits_apart",
+        "engine greedy_tokens_equal",
+    ),
+    (
+        "decode: ms a step, tokens/s, share",
+        "decode decode_step_ms",
+        "decode decode_tokens_per_s",
+        "decode decode_share",
+    ),
+    (
+        "  drawing from all, unused sharing, ms more",
+        "decode ms_of_drawing_from_all",
+        "decode ms_of_sharing_unused",
+    ),
+    (
+        "extend fresh: tokens/s, MFU",
+        "prefill extend_fresh_tokens_per_s",
+        "prefill extend_fresh_mfu",
+    ),
+    (
+        "extend later: tokens/s, MFU",
+        "prefill extend_later_tokens_per_s",
+        "prefill extend_later_mfu",
+    ),
     ("SFT: tokens/s, MFU", "training sft_tokens_per_s", "training sft_mfu"),
     ("  torch: tokens/s", "training torch_sft_tokens_per_s"),
-    ("  float32 products: times slower, losses apart", "training float32_products_slower",
-     "training losses_apart"),
-    ("search: trees/h, tokens/s, busy", "search trees_per_hour", "search tokens_per_s",
-     "search busy"),
-    ("  host share, computed per unique, compiled", "search host_share",
-     "search computed_per_unique_token", "search recompiles"),
-    ("  generate: tokens/s, four times as wide", "search generate_tokens_per_s",
-     "search generate_wide_tokens_per_s"),
-    ("large search: trees/h, tokens/s, busy", "large_search trees_per_hour",
-     "large_search tokens_per_s", "large_search busy"),
-    ("plans: best, its share, times faster", "plans best_plan", "plans best_plan_share",
-     "plans best_plan_speedup"),
+    (
+        "  float32 products: times slower, losses apart",
+        "training float32_products_slower",
+        "training losses_apart",
+    ),
+    (
+        "search: trees/h, tokens/s, busy",
+        "search trees_per_hour",
+        "search tokens_per_s",
+        "search busy",
+    ),
+    (
+        "  host share, computed per unique, compiled",
+        "search host_share",
+        "search computed_per_unique_token",
+        "search recompiles",
+    ),
+    (
+        "  generate: tokens/s, four times as wide",
+        "search generate_tokens_per_s",
+        "search generate_wide_tokens_per_s",
+    ),
+    (
+        "large search: trees/h, tokens/s, busy",
+        "large_search trees_per_hour",
+        "large_search tokens_per_s",
+        "large_search busy",
+    ),
+    (
+        "plans: best, its share, times faster",
+        "plans best_plan",
+        "plans best_plan_share",
+        "plans best_plan_speedup",
+    ),
     ("draws of 256 rows: top-k, all, us", "plans draw_top_k_us", "plans draw_all_us"),
-)  # fmt: skip
+)
 
 
 def table(figures: Mapping[str, Any]) -> str:

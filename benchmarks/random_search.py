@@ -27,10 +27,20 @@ from stair_jax.sections import RewardConfig, SearchConfig
 SEED = 0
 # The paper's search, the defaults of `config.default`; that itself needs ml-collections.
 PAPER = {
-    "num_children": 4, "c": 1.5, "max_depth": 7, "score": "ucb", "prior": "arithmetic",
-    "reward": "paper", "visit_all_nodes": True, "reselect_terminal": True, "ties": "random",
-    "temperature": 1.2, "top_p": 0.9, "top_k": 50, "export_official": False,
-}  # fmt: skip
+    "num_children": 4,
+    "c": 1.5,
+    "max_depth": 7,
+    "score": "ucb",
+    "prior": "arithmetic",
+    "reward": "paper",
+    "visit_all_nodes": True,
+    "reselect_terminal": True,
+    "ties": "random",
+    "temperature": 1.2,
+    "top_p": 0.9,
+    "top_k": 50,
+    "export_official": False,
+}
 REWARD = RewardConfig(F="identity", c1=1.0, c2=-1.0, k1=1.0, k2=1.0)
 
 
@@ -71,18 +81,26 @@ def _judge() -> FunctionJudge:
 def search_config(shape: Shape) -> SearchConfig:
     """Returns the paper's search, with the shape's sizes."""
     return SearchConfig.of(
-        PAPER, iterations=shape.iterations, trees_in_flight=shape.in_flight,
-        max_step_tokens=3 * shape.step, max_rollout_tokens=3 * shape.rollout,
-    )  # fmt: skip
+        PAPER,
+        iterations=shape.iterations,
+        trees_in_flight=shape.in_flight,
+        max_step_tokens=3 * shape.step,
+        max_rollout_tokens=3 * shape.rollout,
+    )
 
 
 def grow(engine: EngineLike, spec: Spec, shape: Shape) -> Grown:
     """Grows the shape's trees on an engine with the stop sets of `Ids`."""
     prompts = [Prompt(id=str(i), question=str(i), type="safety") for i in range(shape.trees)]
     return growing.grow(
-        prompts, engine, codec=Ids(spec, shape), judge=_judge(), config=search_config(shape),
-        reward=REWARD, seed=SEED,
-    )  # fmt: skip
+        prompts,
+        engine,
+        codec=Ids(spec, shape),
+        judge=_judge(),
+        config=search_config(shape),
+        reward=REWARD,
+        seed=SEED,
+    )
 
 
 def warm_up(engine: EngineLike, spec: Spec, shape: Shape) -> None:
@@ -107,15 +125,27 @@ def figures(
     cost = roofline.decode_cost(spec, engine.config.slots, context, itemsize)
     bound = engine.config.slots / limits.seconds(cost)
     names = (
-        "trees", "seconds", "trees_per_hour", "tokens_per_s", "tokens_per_tree", "nodes_per_tree",
-        "most_in_flight", "host_share", "computed_per_unique_token", "recompiles",
-    )  # fmt: skip
+        "trees",
+        "seconds",
+        "trees_per_hour",
+        "tokens_per_s",
+        "tokens_per_tree",
+        "nodes_per_tree",
+        "most_in_flight",
+        "host_share",
+        "computed_per_unique_token",
+        "recompiles",
+    )
     return {name: found[name] for name in names} | {
-        "busy": count["busy_slots"] / slots, "context": context,
-        "share": found["tokens_per_s"] / bound, "steps": count["steps"],
-        "preempted": count["preempted"], "evicted": count["evicted"],
-        "device_s": count["device_s"], "host_s": count["host_s"],
-    }  # fmt: skip
+        "busy": count["busy_slots"] / slots,
+        "context": context,
+        "share": found["tokens_per_s"] / bound,
+        "steps": count["steps"],
+        "preempted": count["preempted"],
+        "evicted": count["evicted"],
+        "device_s": count["device_s"],
+        "host_s": count["host_s"],
+    }
 
 
 class Hasty(growing.Planted):

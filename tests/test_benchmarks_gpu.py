@@ -1,4 +1,4 @@
-"""The GPU's benchmark: what it imports, how it deals with steps that fail, its steps at toy sizes."""
+"""The GPU benchmark: its imports, what it does where a step fails, its steps at toy sizes."""
 
 import ast
 import dataclasses
@@ -30,7 +30,7 @@ from stair_jax.sections import RewardConfig, SearchConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 ALLOWED = {"jax", "flax", "optax", "numpy", "einops", "jaxtyping"}
-BLOCKED = ("ml_collections", "grain", "datasets", "absl.flags", "torch", "transformers")
+BLOCKED = ("ml_collections", "grain", "datasets", "torch", "transformers")
 OURS = {"benchmarks", "stair_jax"}
 MODULES = ("child", "engine", "kernels", "machine", "profile", "sizes", "training")
 SPEC = roofline.SPECS["least"]
@@ -218,8 +218,13 @@ def steps(tmp_path, monkeypatch):
     monkeypatch.setenv("MEETING", str(tmp_path))
 
     def run(*fakes, flags=("--tiny",)):
-        named = [Step(**{"seconds": 5, "rounds": ((f"fakes:{f['of']}",),)} | {
-            k: v for k, v in f.items() if k != "of"}) for f in fakes]  # fmt: skip
+        named = [
+            Step(
+                **{"seconds": 5, "rounds": ((f"fakes:{f['of']}",),)}
+                | {k: v for k, v in f.items() if k != "of"}
+            )
+            for f in fakes
+        ]
         monkeypatch.setattr(gpu, "STEPS", tuple(named))
         out = tmp_path / "o.json"
         with pytest.raises(SystemExit) as end:
@@ -246,8 +251,11 @@ def test_all_is_well_where_nothing_fails(steps):
     code, found = steps({"name": "a", "of": "fine"})
     assert (code, found["failed"], found["left_out"]) == (0, [], [])
     assert found["steps"]["a"]["figures"] == {
-        "attention": "auto", "share": 1.0, "flags": "", "known": {}
-    }  # fmt: skip
+        "attention": "auto",
+        "share": 1.0,
+        "flags": "",
+        "known": {},
+    }
 
 
 def test_what_does_not_fit_is_tried_at_half_the_size(steps, capfd):
@@ -275,9 +283,10 @@ def test_a_crash_costs_one_step(steps):
 
 def test_where_the_kernel_errs_all_later_steps_do_without(steps, capfd):
     code, found = steps(
-        {"name": "before", "of": "fine"}, {"name": "kernels", "of": "broken_kernel"},
+        {"name": "before", "of": "fine"},
+        {"name": "kernels", "of": "broken_kernel"},
         {"name": "after", "of": "fine"},
-    )  # fmt: skip
+    )
     assert (code, found["failed"]) == (1, ["kernels"])
     assert found["steps"]["before"]["figures"]["attention"] == "auto"
     assert found["steps"]["after"]["figures"]["attention"] == "xla"
@@ -287,8 +296,11 @@ def test_where_the_kernel_errs_all_later_steps_do_without(steps, capfd):
 
 
 def test_a_kernel_that_takes_its_process_along_is_not_used_again(steps):
-    code, found = steps({"name": "kernels", "of": "hang"}, {"name": "after", "of": "fine"},
-                        flags=("--tiny", "--minutes=0.12"))  # fmt: skip
+    code, found = steps(
+        {"name": "kernels", "of": "hang"},
+        {"name": "after", "of": "fine"},
+        flags=("--tiny", "--minutes=0.12"),
+    )
     assert code == 1
     assert "after" not in found["steps"]
     assert "THE KERNEL FAILED" in found["steps"]["kernels"]["notes"][0]
@@ -296,8 +308,9 @@ def test_a_kernel_that_takes_its_process_along_is_not_used_again(steps):
 
 def test_a_step_that_hangs_is_ended_and_keeps_what_it_has_told(steps, monkeypatch):
     monkeypatch.setattr(gpu, "LEAST", 0)
-    code, found = steps({"name": "a", "of": "hang", "seconds": 2}, {"name": "b", "of": "fine"},
-                        flags=())  # fmt: skip
+    code, found = steps(
+        {"name": "a", "of": "hang", "seconds": 2}, {"name": "b", "of": "fine"}, flags=()
+    )
     assert code == 1
     assert found["steps"]["a"]["figures"] == {"before": 3.5}
     assert "its time was over" in found["steps"]["a"]["errors"][0]
@@ -315,10 +328,14 @@ def test_without_the_peers_libraries_a_step_passes_and_says_so(steps):
 def test_steps_that_are_not_timed_run_side_by_side(steps):
     code, found = steps(
         {"name": "a", "of": "first", "alone": False}, {"name": "b", "of": "second", "alone": False}
-    )  # fmt: skip
+    )
     assert (code, found["failed"]) == (0, [])
-    group = [Step("a", 1, (), alone=False), Step("b", 1, ()), Step("c", 1, (), alone=False),
-             Step("d", 1, (), alone=False)]  # fmt: skip
+    group = [
+        Step("a", 1, (), alone=False),
+        Step("b", 1, ()),
+        Step("c", 1, (), alone=False),
+        Step("d", 1, (), alone=False),
+    ]
     assert [[s.name for s in some] for some in gpu._groups(group)] == [["a"], ["b"], ["c", "d"]]
 
 
@@ -334,10 +351,12 @@ def test_without_a_device_there_is_nothing_to_do(steps):
 
 def test_what_may_take_longer_than_is_left_is_left_out(steps):
     code, found = steps(
-        {"name": "a", "of": "fine", "seconds": 50}, {"name": "b", "of": "fail", "seconds": 61},
-        {"name": "c", "of": "fine", "seconds": 20}, {"name": "d", "of": "fail", "least": 56},
+        {"name": "a", "of": "fine", "seconds": 50},
+        {"name": "b", "of": "fail", "seconds": 61},
+        {"name": "c", "of": "fine", "seconds": 20},
+        {"name": "d", "of": "fail", "least": 56},
         flags=("--tiny", "--minutes=1"),
-    )  # fmt: skip
+    )
     assert code == 0
     assert [*found["steps"]] == ["a", "c"]
     assert [line.split(":")[0] for line in found["left_out"]] == ["b", "d"]
@@ -365,12 +384,15 @@ def test_an_unknown_step_is_one_line(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("error", "way"),
-    [("XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating", "half"),
-     ("OutOfMemoryError: CUDA out of memory. Tried to allocate", "half"),
-     ("INTERNAL: No supported config found for HLO gemm_fusion_dot", "flags"),
-     ("INTERNAL: Failed to compile Triton module", "kernel"),
-     ("ended by signal 11 (SIGSEGV)", "kernel"), ("ValueError: no such thing", "")],
-)  # fmt: skip
+    [
+        ("XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating", "half"),
+        ("OutOfMemoryError: CUDA out of memory. Tried to allocate", "half"),
+        ("INTERNAL: No supported config found for HLO gemm_fusion_dot", "flags"),
+        ("INTERNAL: Failed to compile Triton module", "kernel"),
+        ("ended by signal 11 (SIGSEGV)", "kernel"),
+        ("ValueError: no such thing", ""),
+    ],
+)
 def test_what_may_help(error, way):
     assert gpu.way_around(error) == way
 
@@ -385,17 +407,22 @@ def test_claims_are_made_of_the_figures_that_are_there():
     found = figures(
         kernels={"kernel_error": 0.03, "draws_equal": 1.0},
         engine={"trees_equal_in_flight": 1.0, "trees_equal_restarted": 0.0},
-        decode={"decode_share": 0.7}, prefill={"extend_fresh_mfu": 0.5},
+        decode={"decode_share": 0.7},
+        prefill={"extend_fresh_mfu": 0.5},
         training={"sft_tokens_per_s": 30.0, "torch_sft_tokens_per_s": 20.0, "sft_mfu": None},
         search={"tokens_per_s": 40.0, "generate_tokens_per_s": 10.0, "host_share": 0.2},
-    )  # fmt: skip
+    )
     claims = {name: (c.value, c.op, c.target) for name, c in gpu.claims_of(found).items()}
     assert claims == {
-        "kernel_error": (0.03, "<=", 0.02), "draws_equal": (1.0, "==", 1),
-        "trees_equal": (0.0, "==", 1), "decode_share": (0.7, ">=", 0.6),
-        "extend_mfu": (0.5, ">=", 0.45), "sft_vs_torch": (1.5, ">=", 1),
-        "search_vs_generate": (4.0, ">=", 3), "host_share": (0.2, "<=", 0.15),
-    }  # fmt: skip
+        "kernel_error": (0.03, "<=", 0.02),
+        "draws_equal": (1.0, "==", 1),
+        "trees_equal": (0.0, "==", 1),
+        "decode_share": (0.7, ">=", 0.6),
+        "extend_mfu": (0.5, ">=", 0.45),
+        "sft_vs_torch": (1.5, ">=", 1),
+        "search_vs_generate": (4.0, ">=", 3),
+        "host_share": (0.2, "<=", 0.15),
+    }
     del found["steps"]["engine"]["figures"]["trees_equal_restarted"]
     assert "trees_equal" not in gpu.claims_of(found)
 
@@ -517,13 +544,21 @@ def test_the_search_is_the_papers_in_smaller():
 def test_a_hasty_engine_grants_one_token():
     seen = []
     inner: Any = SimpleNamespace(
-        submit=seen.append, step=print, collect=print, release=print, cancel=print, extend=print,
-        counters={}, idle=True, hungry=True,
-    )  # fmt: skip
+        submit=seen.append,
+        step=print,
+        collect=print,
+        release=print,
+        cancel=print,
+        extend=print,
+        counters={},
+        idle=True,
+        hungry=True,
+    )
     hasty = random_search.Hasty(inner, 1)
     assert isinstance(hasty, EngineLike)
-    request = Request(id=1, prefix=Prefix([1]), key=(1,), stop="step", max_tokens=9,
-                      sampling=GREEDY)  # fmt: skip
+    request = Request(
+        id=1, prefix=Prefix([1]), key=(1,), stop="step", max_tokens=9, sampling=GREEDY
+    )
     hasty.submit(request)
     assert seen == [dataclasses.replace(request, max_tokens=1)]
 
@@ -558,22 +593,30 @@ def test_a_profile_counts_kernels_once():
             name=name, events=[SimpleNamespace(name=n, duration_ns=d) for n, d in events]
         )
 
-    lines = [line("Stream #7(Compute)", ("gemm", 3e6), ("norm", 1e6), ("gemm", 2e6)),
-             line("XLA Ops", ("fusion", 9e6))]  # fmt: skip
-    planes = [SimpleNamespace(name="/host:CPU", lines=[line("main", ("python", 8e6))]),
-              SimpleNamespace(name="/device:GPU:0", lines=lines)]  # fmt: skip
+    lines = [
+        line("Stream #7(Compute)", ("gemm", 3e6), ("norm", 1e6), ("gemm", 2e6)),
+        line("XLA Ops", ("fusion", 9e6)),
+    ]
+    planes = [
+        SimpleNamespace(name="/host:CPU", lines=[line("main", ("python", 8e6))]),
+        SimpleNamespace(name="/device:GPU:0", lines=lines),
+    ]
     assert profile.longest(SimpleNamespace(planes=planes)) == {
-        "all kernels": (3, 6.0), "gemm": (2, 5.0), "norm": (1, 1.0)
-    }  # fmt: skip
+        "all kernels": (3, 6.0),
+        "gemm": (2, 5.0),
+        "norm": (1, 1.0),
+    }
 
 
 # The steps at toy sizes
 
 STEPS = {
     name.split(".")[-1]: name
-    for step in gpu.STEPS for some in step.rounds for name in some
+    for step in gpu.STEPS
+    for some in step.rounds
+    for name in some
     if not name.endswith(("engine:fresh", "engine:large_search"))
-}  # fmt: skip
+}
 PEERS = [name for name in STEPS if name.startswith("peers:")]
 
 
@@ -585,9 +628,14 @@ def done(tmp_path_factory):
         shared = folder / ("engine" if "right" in name or "again" in name else name)
         shared.mkdir(exist_ok=True)
         job = Job(
-            tiny=True, share=1.0, attention="auto", seconds=99.0, folder=str(shared), known={},
+            tiny=True,
+            share=1.0,
+            attention="auto",
+            seconds=99.0,
+            folder=str(shared),
+            known={},
             result=str(folder / "result.json"),
-        )  # fmt: skip
+        )
         child.run(function, job)
         found[name] = json.loads((folder / "result.json").read_text())
     return found
@@ -607,8 +655,13 @@ def test_the_steps_bring_the_figures_that_are_told(done):
     found = {figure for one in done.values() for figure in one["figures"]}
     hidden = {"trees_equal_without_cache"}  # of a process of its own
     if "greedy_tokens_equal" not in found:  # no torch
-        hidden |= {"logits_apart", "greedy_tokens_equal", "torch_sft_tokens_per_s",
-                   "generate_tokens_per_s", "generate_wide_tokens_per_s"}  # fmt: skip
+        hidden |= {
+            "logits_apart",
+            "greedy_tokens_equal",
+            "torch_sft_tokens_per_s",
+            "generate_tokens_per_s",
+            "generate_wide_tokens_per_s",
+        }
     assert told - hidden <= found
 
 
@@ -623,8 +676,12 @@ def test_what_is_right_is_found_right(done):
 def test_the_speeds_are_consistent(done):
     loads = done["engine:decode"]["figures"]["decode"]
     assert [*loads] == [
-        "8 x 30", "8 x 30, all tokens", "8 x 30, siblings of 4", "2 x 30", "8 x 30, sharing off"
-    ]  # fmt: skip
+        "8 x 30",
+        "8 x 30, all tokens",
+        "8 x 30, siblings of 4",
+        "2 x 30",
+        "8 x 30, sharing off",
+    ]
     for label, load in loads.items():
         rows = int(label.split(" ")[0])
         assert load["tokens_per_s"] == pytest.approx(1e3 * rows / load["step_ms"])
@@ -632,8 +689,11 @@ def test_the_speeds_are_consistent(done):
         assert load["share"] > 0
     trained = done["training:ours"]["figures"]
     assert [*trained["training"]] == [
-        "sft remat full", "dpo remat full", "sft remat none", "sft float32 products"
-    ]  # fmt: skip
+        "sft remat full",
+        "dpo remat full",
+        "sft remat none",
+        "sft float32 products",
+    ]
     for kind in trained["training"].values():
         assert kind["losses"][0] > kind["losses"][2]  # it learns
     assert trained["losses_apart"] < 1e-2

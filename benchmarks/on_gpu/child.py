@@ -90,8 +90,9 @@ class Job:
 
     def write(self) -> None:
         """Writes the result as it stands."""
-        text = json.dumps(self.state | {"compile_s": self.compiling.seconds,
-                                        "cache_hits": self.compiling.hits})  # fmt: skip
+        text = json.dumps(
+            self.state | {"compile_s": self.compiling.seconds, "cache_hits": self.compiling.hits}
+        )
         new = pathlib.Path(f"{self.result}.new")
         new.write_text(text, encoding="utf-8")
         new.replace(self.result)

@@ -102,9 +102,15 @@ def trees_digest(job: Job, in_flight: int) -> str:
 def _small_config(job: Job, dtype: str) -> EngineConfig:
     sizes = job.sizes.right
     return EngineConfig(
-        slots=sizes.slots, page_size=16, pool_bytes=0, max_context=sizes.context, chunk=8,
-        prefill_rows=4, dtype=dtype, attention=job.attention,
-    )  # fmt: skip
+        slots=sizes.slots,
+        page_size=16,
+        pool_bytes=0,
+        max_context=sizes.context,
+        chunk=8,
+        prefill_rows=4,
+        dtype=dtype,
+        attention=job.attention,
+    )
 
 
 def _prompts(spec: Spec, count: int, longest: int) -> np.ndarray:
@@ -129,11 +135,16 @@ def _greedy(job: Job, spec: Spec, params: Any, prompts: np.ndarray) -> tuple[np.
     )
     requests = [
         Request(
-            id=i, prefix=engine.root(_real(row)), key=(i,), stop="end", max_tokens=new,
-            sampling=GREEDY, logps=True,
+            id=i,
+            prefix=engine.root(_real(row)),
+            key=(i,),
+            stop="end",
+            max_tokens=new,
+            sampling=GREEDY,
+            logps=True,
         )
         for i, row in enumerate(prompts)
-    ]  # fmt: skip
+    ]
     results = engine.generate(requests)
     return np.asarray([r.ids for r in results]), np.asarray([r.logps for r in results])
 
@@ -173,8 +184,11 @@ def _training_step(job: Job, spec: Spec, params: Any) -> dict[str, Any]:
         placed = step_lib.place(batch, mesh)
         _, metrics = step_lib.step(state, placed, LR, loss=loss, tx=training.ADAMW)
         found = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
-    return {"train_tokens": batch["tokens"][0], "train_loss": found["loss"],
-            "train_grad_norm": found["grad_norm"]}  # fmt: skip
+    return {
+        "train_tokens": batch["tokens"][0],
+        "train_loss": found["loss"],
+        "train_grad_norm": found["grad_norm"],
+    }
 
 
 def _flat(params: Any) -> dict[str, np.ndarray]:
@@ -194,10 +208,16 @@ def config_of(job: Job, sizes: EngineSizes, *, pool: int = 0, share: str = "auto
       pool: bytes; 0 leaves it to the engine.
     """
     return EngineConfig(
-        slots=job.some(sizes.slots), page_size=sizes.page, pool_bytes=pool,
-        max_context=sizes.context, chunk=8, prefill_rows=sizes.prefill_rows, dtype=DTYPE,
-        attention=job.attention, share_prefix=share,
-    )  # fmt: skip
+        slots=job.some(sizes.slots),
+        page_size=sizes.page,
+        pool_bytes=pool,
+        max_context=sizes.context,
+        chunk=8,
+        prefill_rows=sizes.prefill_rows,
+        dtype=DTYPE,
+        attention=job.attention,
+        share_prefix=share,
+    )
 
 
 def pool_of(job: Job, sizes: EngineSizes) -> int:
@@ -220,18 +240,22 @@ def decode(job: Job) -> None:
     engine = roofline.engine_of(spec, config_of(job, sizes, pool=pool_of(job, sizes)), _stops(spec))
     stats = jax.local_devices()[0].memory_stats() or {}
     job.report(
-        model=sizes.size, slots=engine.config.slots, ready_s=time.perf_counter() - start,
+        model=sizes.size,
+        slots=engine.config.slots,
+        ready_s=time.perf_counter() - start,
         in_use_GB=stats.get("bytes_in_use", 0) / 1e9,
         peak_GB=stats.get("peak_bytes_in_use", 0) / 1e9,
-    )  # fmt: skip
+    )
     loader = Loader(job, engine, spec, limits)
     slots = engine.config.slots
     (share, context), *others = job.sizes.decoding.loads
     main = loader.measure(f"{slots} x {context}", round(slots * share), context)
     job.report(
-        decode_step_ms=main["step_ms"], decode_tokens_per_s=main["tokens_per_s"],
-        decode_share=main["share"], decode_host_ms=main["host_ms"],
-    )  # fmt: skip
+        decode_step_ms=main["step_ms"],
+        decode_tokens_per_s=main["tokens_per_s"],
+        decode_share=main["share"],
+        decode_host_ms=main["host_ms"],
+    )
     drawn = loader.measure(f"{slots} x {context}, all tokens", slots, context, sampling=JUDGE)
     job.report(ms_of_drawing_from_all=drawn["step_ms"] - main["step_ms"])
     loader.measure(f"{slots} x {context}, siblings of 4", slots, context, family=4)
@@ -289,10 +313,13 @@ class Loader:
         seen = context - 1 + chunk * (1 + STRETCHES * chunks / 2)
         cost = roofline.decode_cost(self._spec, rows, seen, jnp.dtype(DTYPE).itemsize)
         figures = {
-            "step_ms": 1e3 * step, "tokens_per_s": rows / step,
+            "step_ms": 1e3 * step,
+            "tokens_per_s": rows / step,
             "share": cost.bytes / self._limits.bytes_per_s / step,
-            "device_ms": 1e3 * device, "host_ms": 1e3 * host, "mean_context": seen,
-        }  # fmt: skip
+            "device_ms": 1e3 * device,
+            "host_ms": 1e3 * host,
+            "mean_context": seen,
+        }
         self._job.row("decode", label, **figures)
         return figures
 
@@ -319,10 +346,16 @@ class Loader:
             self._asked += 1
             requests.append(
                 Request(
-                    id=self._asked, prefix=roots[row // family], key=(self._asked,), stop="end",
-                    max_tokens=tokens, sampling=sampling, group=row // family, shared=context,
+                    id=self._asked,
+                    prefix=roots[row // family],
+                    key=(self._asked,),
+                    stop="end",
+                    max_tokens=tokens,
+                    sampling=sampling,
+                    group=row // family,
+                    shared=context,
                 )
-            )  # fmt: skip
+            )
         return Running(self.engine, requests)
 
     def _prompts(self, context: int, count: int) -> Sequence[Prefix]:
@@ -363,11 +396,13 @@ def prefill(job: Job) -> None:
     for name, start in (("fresh", 0), ("later", job.sizes.later)):
         seconds = roofline.extend_seconds(engine, rows, tokens, start, job.sizes.calls)
         flops = roofline.extend_flops(spec, rows, tokens, start)
-        job.report(**{
-            f"extend_{name}_ms": 1e3 * seconds,
-            f"extend_{name}_tokens_per_s": rows * tokens / seconds,
-            f"extend_{name}_mfu": flops / seconds / limits.flops_per_s,
-        })  # fmt: skip
+        job.report(
+            **{
+                f"extend_{name}_ms": 1e3 * seconds,
+                f"extend_{name}_tokens_per_s": rows * tokens / seconds,
+                f"extend_{name}_mfu": flops / seconds / limits.flops_per_s,
+            }
+        )
 
 
 # Search
@@ -376,8 +411,9 @@ def prefill(job: Job) -> None:
 def search(job: Job) -> None:
     """Files a search with the smaller model, with the pool that the engine takes by itself."""
     trees = job.some(job.sizes.search.trees)
-    shape = dataclasses.replace(job.sizes.search, trees=trees, in_flight=min(
-        trees, job.sizes.search.in_flight))  # fmt: skip
+    shape = dataclasses.replace(
+        job.sizes.search, trees=trees, in_flight=min(trees, job.sizes.search.in_flight)
+    )
     _search(job, job.sizes.search_engine, shape, pool=0)
 
 

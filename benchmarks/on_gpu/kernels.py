@@ -86,9 +86,7 @@ def error(case: Case, dtype: str, body: Callable[..., Any]) -> float:
     layer = LAYERS - 1
     scale = case.H**-0.5
     with jax.default_matmul_precision("highest"):
-        k, v = (
-            jnp.where(owned, x[layer:], 0).astype(jnp.float32) for x in (data["k"], data["v"])
-        )  # fmt: skip
+        k, v = (jnp.where(owned, x[layer:], 0).astype(jnp.float32) for x in (data["k"], data["v"]))
         oracle = jax.jit(partial(paged.reference, scale=scale))
         expected = oracle(data["q"].astype(jnp.float32), k, v, 0, data["table"], length)
     table = np.where(
@@ -173,9 +171,13 @@ def drawing(how: Sampling, rows: int, vocab: int) -> Callable[[jax.Array], jax.A
     key = np.stack([np.arange(rows, dtype=np.uint32)] * 2, axis=1)
     whole = {
         name: np.full(rows, getattr(how, name), dtype)
-        for name, dtype in (("temperature", np.float32), ("top_k", np.int32),
-                            ("top_p", np.float32), ("min_p", np.float32))
-    }  # fmt: skip
+        for name, dtype in (
+            ("temperature", np.float32),
+            ("top_k", np.int32),
+            ("top_p", np.float32),
+            ("min_p", np.float32),
+        )
+    }
     candidates = sampling.candidates_for(whole["temperature"], whole["top_k"], vocab)
     draw = jax.jit(partial(sampling.draw, candidates=candidates))
     return lambda logits: draw(logits, key, np.full(rows, 7, np.int32), **whole)
@@ -226,11 +228,14 @@ def _compiled(
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         waiting = {
             name: pool.submit(
-                many, partial(paged.paged_attention, plan=plan, interpret=interpret), data, case,
+                many,
+                partial(paged.paged_attention, plan=plan, interpret=interpret),
+                data,
+                case,
                 interpret,
             )
             for name, plan in tried.items()
-        }  # fmt: skip
+        }
         for name, future in waiting.items():
             try:
                 programs[name] = future.result()

@@ -13,9 +13,18 @@ from benchmarks.roofline import Ceilings
 
 PACKAGES = ("flax", "optax", "orbax-checkpoint", "torch", "transformers", "triton")
 ASKED = (
-    "name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem",
-    "power.limit", "memory.total", "memory.used", "temperature.gpu", "ecc.mode.current",
-)  # fmt: skip
+    "name",
+    "driver_version",
+    "clocks.sm",
+    "clocks.mem",
+    "clocks.max.sm",
+    "clocks.max.mem",
+    "power.limit",
+    "memory.total",
+    "memory.used",
+    "temperature.gpu",
+    "ecc.mode.current",
+)
 
 
 def facts(job: Job) -> None:

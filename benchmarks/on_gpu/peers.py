@@ -92,9 +92,10 @@ def right(job: Job) -> None:
     loss, norm = _training_step(model, data)
     ratio = float(data["train_grad_norm"]) / norm
     job.report(
-        train_loss=float(data["train_loss"]), train_loss_apart=abs(loss - data["train_loss"]),
+        train_loss=float(data["train_loss"]),
+        train_loss_apart=abs(loss - data["train_loss"]),
         train_grad_norm_ratio=ratio,
-    )  # fmt: skip
+    )
     faults = []
     if not max(apart, logp_apart) <= AGREE:
         faults.append(f"logits {apart:.2g} and log-probs {logp_apart:.2g} apart")
@@ -110,15 +111,21 @@ def _load(model: Any, data: dict[str, np.ndarray]) -> None:
     """Gives the model our weights."""
     own = {name.removeprefix("params."): x for name, x in data.items() if name[:7] == "params."}
     state = {
-        "model.embed_tokens.weight": own["embed"], "model.norm.weight": own["norm"],
+        "model.embed_tokens.weight": own["embed"],
+        "model.norm.weight": own["norm"],
         "lm_head.weight": own["head"],
-    }  # fmt: skip
+    }
     names = {
-        "wq": "self_attn.q_proj", "wk": "self_attn.k_proj", "wv": "self_attn.v_proj",
-        "wo": "self_attn.o_proj", "w_gate": "mlp.gate_proj", "w_up": "mlp.up_proj",
-        "w_down": "mlp.down_proj", "attn_norm": "input_layernorm",
+        "wq": "self_attn.q_proj",
+        "wk": "self_attn.k_proj",
+        "wv": "self_attn.v_proj",
+        "wo": "self_attn.o_proj",
+        "w_gate": "mlp.gate_proj",
+        "w_up": "mlp.up_proj",
+        "w_down": "mlp.down_proj",
+        "attn_norm": "input_layernorm",
         "mlp_norm": "post_attention_layernorm",
-    }  # fmt: skip
+    }
     for name, theirs in names.items():
         for layer, x in enumerate(own[f"layers.{name}"]):
             if x.ndim == 3:  # heads apart: behind the model's width, or before it
@@ -144,9 +151,7 @@ def _training_step(model: Any, data: dict[str, np.ndarray]) -> tuple[float, floa
     """Returns loss and gradient norm of a step in float32 on the batch that we trained on."""
     from benchmarks.torch_trainer import Trainer
 
-    trainer = Trainer(
-        model, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0
-    )  # fmt: skip
+    trainer = Trainer(model, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
     tokens = data["train_tokens"]
     mask = np.ones(tokens.shape, bool)
     mask[:, 0] = False
@@ -188,9 +193,13 @@ def _timed(job: Job, trainer: Any, label: str, rows: int, device: str) -> float:
         times.append(time.perf_counter() - start)
     seconds = statistics.median(times[3:])
     job.row(
-        "torch_training", label, step_ms=1e3 * seconds, tokens_per_s=tokens.size / seconds,
-        peak_GB=_peak_GB(device), losses=losses[:3],
-    )  # fmt: skip
+        "torch_training",
+        label,
+        step_ms=1e3 * seconds,
+        tokens_per_s=tokens.size / seconds,
+        peak_GB=_peak_GB(device),
+        losses=losses[:3],
+    )
     return tokens.size / seconds
 
 
@@ -212,9 +221,14 @@ def _generated(job: Job, model: Any, rows: int, new: int, device: str) -> float:
     padded = torch.tensor([[0] * (width - len(x)) + x for x in ids], device=device)
     real = torch.tensor([[0] * (width - len(x)) + [1] * len(x) for x in ids], device=device)
     config = transformers.GenerationConfig(
-        do_sample=True, temperature=1.2, top_k=50, top_p=0.9, max_new_tokens=new,
-        min_new_tokens=new, pad_token_id=0,
-    )  # fmt: skip
+        do_sample=True,
+        temperature=1.2,
+        top_k=50,
+        top_p=0.9,
+        max_new_tokens=new,
+        min_new_tokens=new,
+        pad_token_id=0,
+    )
     times = []
     for _ in range(4):
         start = time.perf_counter()

@@ -130,12 +130,16 @@ FULL = Sizes(
     drawn_rows=64,
     top_k=50,
     right=Right(
-        size="small", prompts=16, longest=150, new=64, rows=4, slots=16, context=256,
+        size="small",
+        prompts=16,
+        longest=150,
+        new=64,
+        rows=4,
+        slots=16,
+        context=256,
         trees=Shape(trees=12, in_flight=12, iterations=8, prompt=40, step=9, rollout=17),
     ),
-    engine=EngineSizes(
-        size="8b", slots=256, page=64, context=1024, block=256, prefill_rows=8
-    ),
+    engine=EngineSizes(size="8b", slots=256, page=64, context=1024, block=256, prefill_rows=8),
     decoding=Decoding(loads=((1, 600), (1 / 4, 600), (1 / 256, 600), (1, 128)), chunks=4),
     later=768,
     calls=16,
@@ -149,7 +153,7 @@ FULL = Sizes(
     generated=(64, 128),
     large_search=Shape(trees=64, in_flight=64, iterations=6, prompt=300, step=64, rollout=128),
     plans=((32, 64, 128), (2, 4, 8), (2, 3, 4)),
-)  # fmt: skip
+)
 TINY = Sizes(
     copied=2**20,
     side=64,
@@ -160,26 +164,28 @@ TINY = Sizes(
     drawn_rows=3,
     top_k=50,
     right=Right(
-        size="least", prompts=3, longest=13, new=6, rows=2, slots=8, context=64,
+        size="least",
+        prompts=3,
+        longest=13,
+        new=6,
+        rows=2,
+        slots=8,
+        context=64,
         trees=Shape(trees=3, in_flight=3, iterations=3, prompt=7, step=3, rollout=5),
     ),
-    engine=EngineSizes(
-        size="least", slots=8, page=8, context=128, block=32, prefill_rows=2
-    ),
+    engine=EngineSizes(size="least", slots=8, page=8, context=128, block=32, prefill_rows=2),
     decoding=Decoding(loads=((1, 30), (1 / 4, 30)), chunks=1),
     later=64,
     calls=2,
     training=Training(
         size="least", rows=4, kept_rows=2, tokens=24, pairs=2, pair_tokens=12, head_chunk=16
     ),
-    search_engine=EngineSizes(
-        size="least", slots=8, page=8, context=128, block=32, prefill_rows=2
-    ),
+    search_engine=EngineSizes(size="least", slots=8, page=8, context=128, block=32, prefill_rows=2),
     search=Shape(trees=5, in_flight=3, iterations=4, prompt=12, step=5, rollout=8),
     generated=(3, 5),
     large_search=Shape(trees=3, in_flight=2, iterations=3, prompt=12, step=5, rollout=8),
     plans=((16, 32), (4,), (3,)),
-)  # fmt: skip
+)
 
 
 def prompt_ids(number: int, vocab: int, tokens: int) -> list[int]:

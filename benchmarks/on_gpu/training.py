@@ -43,14 +43,28 @@ def ours(job: Job) -> None:
         sft_tokens_per_s=main["tokens_per_s"], sft_mfu=main["mfu"], sft_losses=main["losses"]
     )
     kinds: list[tuple[str, Callable[[], dict[str, Any]]]] = [
-        ("dpo remat full", lambda: measure(
-            job, spec, "dpo remat full", dpo_loss(spec, "full", head),
-            dpo_batch(spec, job.some(sizes.pairs), sizes.pair_tokens))),
-        ("sft remat none", lambda: measure(
-            job, spec, "sft remat none", sft_loss(spec, "none", head),
-            sft_batch(spec, kept, sizes.tokens))),
+        (
+            "dpo remat full",
+            lambda: measure(
+                job,
+                spec,
+                "dpo remat full",
+                dpo_loss(spec, "full", head),
+                dpo_batch(spec, job.some(sizes.pairs), sizes.pair_tokens),
+            ),
+        ),
+        (
+            "sft remat none",
+            lambda: measure(
+                job,
+                spec,
+                "sft remat none",
+                sft_loss(spec, "none", head),
+                sft_batch(spec, kept, sizes.tokens),
+            ),
+        ),
         ("sft float32 products", lambda: _with_float32_products(job, spec, full, main)),
-    ]  # fmt: skip
+    ]
     for name, run in kinds:
         if job.left() < ROOM and not job.tiny:
             job.leave_out(f"{name}: no time")
@@ -95,9 +109,14 @@ def sft_loss(spec: Spec, remat: str, head_chunk: int) -> Sft:
 def dpo_loss(spec: Spec, remat: str, head_chunk: int) -> Dpo:
     """Returns the paper's preference objective in bfloat16, the reference computed before."""
     return Dpo(
-        scorer=_scorer(spec, remat, head_chunk), loss="sigmoid", beta=0.1, sft_coef=0.2,
-        sft_reduction="sequence", label_smoothing=0.0, reference="precomputed",
-    )  # fmt: skip
+        scorer=_scorer(spec, remat, head_chunk),
+        loss="sigmoid",
+        beta=0.1,
+        sft_coef=0.2,
+        sft_reduction="sequence",
+        label_smoothing=0.0,
+        reference="precomputed",
+    )
 
 
 def _scorer(spec: Spec, remat: str, head_chunk: int) -> Scorer:
@@ -111,8 +130,11 @@ def sft_batch(spec: Spec, rows: int, tokens: int) -> Batch:
     draw = np.random.default_rng(0).integers(0, spec.V, (1, rows, tokens))
     mask = np.ones((1, rows, tokens), bool)
     mask[..., 0] = False
-    return {"tokens": draw.astype(np.int32), "loss_mask": mask,
-            "weight": np.ones((1, rows), np.float32)}  # fmt: skip
+    return {
+        "tokens": draw.astype(np.int32),
+        "loss_mask": mask,
+        "weight": np.ones((1, rows), np.float32),
+    }
 
 
 def dpo_batch(spec: Spec, pairs: int, tokens: int) -> Batch:
@@ -126,10 +148,14 @@ def dpo_batch(spec: Spec, pairs: int, tokens: int) -> Batch:
     sft[..., half:] = True
     one = np.ones((1, pairs), np.float32)
     return {
-        "tokens": ids, "step_mask": step, "sft_mask": sft, "weight": one, "sft_weight": one,
+        "tokens": ids,
+        "step_mask": step,
+        "sft_mask": sft,
+        "weight": one,
+        "sft_weight": one,
         "depth": np.ones((1, pairs), np.int32),
         "ref_logp": np.full((1, pairs, 2), -np.log(spec.V) * (tokens - half), np.float32),
-    }  # fmt: skip
+    }
 
 
 def measure(
@@ -156,10 +182,13 @@ def measure(
     share = throughput.mfu(throughput.step_flops(spec, work), seconds, jax.local_devices()[:1])
     peak = throughput.peak_bytes() or 0
     figures: dict[str, Any] = {
-        "step_ms": 1e3 * seconds, "tokens_per_s": work.tokens / seconds, "mfu": share,
+        "step_ms": 1e3 * seconds,
+        "tokens_per_s": work.tokens / seconds,
+        "mfu": share,
         # A process knows its highest peak alone: an earlier kind's hides a lower one.
         "peak_GB": peak / 1e9 if peak > before else None,
-        "losses": losses[:LOSSES], "first_s": times[0],
-    }  # fmt: skip
+        "losses": losses[:LOSSES],
+        "first_s": times[0],
+    }
     job.row("training", label, **figures)
     return figures
