@@ -56,7 +56,7 @@ STEPS = (
         "engine",
         45,
         (
-            (f"{HERE}.engine:right", f"{HERE}.engine:fresh"),
+            (f"{HERE}.engine:right", f"{HERE}.engine:trees", f"{HERE}.engine:fresh"),
             (f"{HERE}.engine:again", f"{HERE}.peers:right"),
         ),
         alone=False,

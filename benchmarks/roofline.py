@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stair_jax.engine import placing
+from stair_jax.engine.device import joins
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import Prefix, Request, Sampling
 from stair_jax.model import transformer
@@ -196,10 +198,15 @@ def engine_of(
 
     The last row of the embedding is never drawn: a stop set of it alone never fires.
     """
-    return Engine(
-        spec, weights(spec, config.dtype, seed), config=config, stops=stops, vocab=spec.V - 1,
+    (placed,) = placing.place(
+        spec,
+        weights(spec, config.dtype, seed),
+        [None],
+        dtype=config.dtype,
+        joined=joins(config),
         give_away=True,
-    )  # fmt: skip
+    )
+    return Engine(spec, placed, config=config, stops=stops, vocab=spec.V - 1)
 
 
 def extend_seconds(engine: Engine, rows: int, tokens: int, start: int, calls: int) -> float:

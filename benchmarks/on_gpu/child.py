@@ -8,6 +8,7 @@ over by then and no device is in use: the next child can wait like this beside a
 """
 
 import dataclasses
+import faulthandler
 import importlib
 import json
 import os
@@ -140,6 +141,7 @@ def run(name: str, job: Job) -> None:
     module, function = name.split(":")
     call = getattr(importlib.import_module(module), function)
     _prepare(job)
+    faulthandler.dump_traceback_later(max(1.0, job.seconds - 2))  # says where it hangs
     try:
         call(job)
     except LeftOut as why:
@@ -149,6 +151,7 @@ def run(name: str, job: Job) -> None:
         job.state["error"] = f"{type(error).__name__}: {error}"[:2000]
     else:
         job.state["done"] = True
+    faulthandler.cancel_dump_traceback_later()
     job.write()
 
 
