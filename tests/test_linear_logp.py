@@ -139,15 +139,16 @@ def test_hits_are_the_largest_logits(chunk):
 
 
 def test_bfloat16_states_leave_the_heads_gradient_in_float32():
-    exact, one = case(1000, share=1.0), case(1000, share=1.0, dtype=jnp.bfloat16)
+    exact, one = case(4000, share=1.0), case(4000, share=1.0, dtype=jnp.bfloat16)
     want = grads_of(exact.dense, exact.hidden, exact.head)[1][1]
     errors = {}
-    for chunk in (8, 1000):  # more chunks make it no worse, as a sum in bfloat16 would
+    for chunk in (8, 4000):  # more chunks make it no worse, as a sum in bfloat16 would
         grads = grads_of(functools.partial(one.chunked, chunk), one.hidden, one.head)[1]
         assert [x.dtype for x in grads] == [jnp.bfloat16, jnp.float32]
         errors[chunk] = float(jnp.linalg.norm(grads[1] - want) / jnp.linalg.norm(want))
     assert min(errors.values()) > 1e-6
-    assert max(errors.values()) < 6e-3, errors
+    # 3.6e-3 is the rounding of the states, alike on every CPU; sums in bfloat16 have 2.2e-2.
+    assert max(errors.values()) < 1e-2, errors
     half = one.head.astype(jnp.bfloat16)
     assert grads_of(functools.partial(one.chunked, 8), one.hidden, half)[1][1].dtype == half.dtype
 
