@@ -14,13 +14,14 @@ from stair_jax.model.cache import Rows
 from stair_jax.model.groups import Groups
 from stair_jax.model.spec import Spec
 from tests import paged
+from tests.close import assert_sums_close
 from tests.paged import B, H, L, Z
 
 SPEC = Spec(
     L=L, D=12, N=4, K=2, H=H, F=10, V=23, vocab=23, eps=1e-5, theta=1e4, rope_scaling=None,
     qkv_bias=False, qk_norm=False, tied=False, family="llama",
 )  # fmt: skip
-close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)  # noqa: E731
+close = partial(assert_sums_close, tolerance=1e-5)
 
 
 def loaded(case, pages=None):
