@@ -8,7 +8,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from stair_jax import interrupt, mesh, pipeline, startup
+from stair_jax import interrupt, mesh, pipeline, startup, xla_flags
 from stair_jax.train.loop import NonFiniteError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -29,6 +29,8 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     mesh.show_cpus(config.mesh.shape, config.mesh.replicas)
     startup.claim_memory()
+    kept = bool(config.compile_cache or jax.config.jax_compilation_cache_dir)
+    xla_flags.add(deterministic=config.deterministic, kept=kept)
     try:
         startup.keep_programs(config.compile_cache)
         pipeline.run(config)

@@ -15,7 +15,7 @@ FLOORS = [
         "records",
         "interrupt",
     },
-    {"mesh", "startup", "ops", "products", "linear_logp", "miniature", "kernels"},
+    {"mesh", "startup", "xla_flags", "ops", "products", "linear_logp", "miniature", "kernels"},
     {"model"},
     {"engine", "io"},
     {"rewards", "train"},

@@ -14,7 +14,7 @@ STAGES = (
 # Which stage is run, where it lies, how it is watched, and how work is laid out.
 RUN_ONLY = {
     "stages", "workdir", "rounds", "status", "profile", "trackers", "project", "mesh.shape",
-    "mesh.replicas", "evaluate.benchmarks", "baselines.names", "compile_cache",
+    "mesh.replicas", "evaluate.benchmarks", "baselines.names", "compile_cache", "deterministic",
     "evaluate.search", "evaluate.searched",
     "export.model", "export.dtype", "search.trees_in_flight", "search.export_official",
     *(f"judge.{key}" for key in ("endpoint", "concurrency", "timeout", "retries", "cache")),

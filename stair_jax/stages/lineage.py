@@ -49,7 +49,7 @@ _DEPENDS = {
 # Keys that move no result, or only how a result is stored.
 _FREE = (
     "search.trees_in_flight", "search.export_official", "mesh.replicas", "evaluate.benchmarks",
-    "evaluate.search", "evaluate.searched", "compile_cache",
+    "evaluate.search", "evaluate.searched", "compile_cache", "deterministic",
     *(f"judge.{key}" for key in ("endpoint", "concurrency", "timeout", "retries", "cache")),
     *(f"{stage}.train.{key}" for stage in ("sft", "dpo", "prm")
       for key in ("micro_tokens", "head_chunk", "remat", "save_every", "keep", "max_skipped")),
