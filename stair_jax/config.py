@@ -28,7 +28,7 @@ def default() -> Config:
     c.status = False  # print what is done and what is left, and stop
     c.profile = False  # trace some of the search into workdir/profile, for TensorBoard or Perfetto
     c.compile_cache = "auto"  # folder of compiled programs; empty: none; auto: see `startup.py`
-    c.deterministic = True  # on a GPU: same program, same bits, at a cost; see `xla_flags.py`
+    c.deterministic = False  # on a GPU: nothing added up by atomics; its cost: `xla_flags.py`
     c.mesh = ml_collections.ConfigDict()
     c.mesh.shape = (1, -1, 1)  # devices along data, fsdp, tensor; -1 takes what is left
     c.mesh.replicas = 0  # of the engine; 0: one a place on data x fsdp, beside one CPU one a core

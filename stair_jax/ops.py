@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 ATTENTION = ("auto", "xla", "cudnn")
 PAGED = ("auto", "xla", "pallas")
+QUERY_BLOCKS, LEAST_QUERIES = 8, 512  # of packed rows in cuDNN: at most so many, at least so long
 NO_KEYS = paged_kernel.EMPTY  # the log-sum-exp of attention over no keys
 merge_attention = paged_kernel.merge
 top_k = top_k_kernel.exact_top_k  # XLA alone sorts whole rows of logits on a GPU
@@ -85,26 +86,55 @@ def attention(
         _say_once("attention", implementation, refusal)
     elif implementation == "cudnn" and refusal:
         raise ValueError(f"attention 'cudnn' cannot run here: {refusal}")
-    seen = mask if reach is None else visible(reach)
     if implementation == "cudnn":
-        seen = None if seen is None else seen[:, None]
-        return jax.nn.dot_product_attention(
-            q, k, v, mask=seen, is_causal=causal, implementation="cudnn"
-        )
+        if reach is not None:
+            return _cudnn_by_blocks(q, k, v, reach)
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+    seen = mask if reach is None else visible(reach)
     # The layers are scanned, so XLA cannot take the two computations for one.
     body = jax.checkpoint(_xla, prevent_cse=False) if recompute else _xla
     return body(q, k, v, seen)
 
 
-def visible(reach: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
+def visible(
+    reach: Int[Array, "B S"], first: int = 0, stop: int | None = None
+) -> Bool[Array, "B T U"]:
     """Returns who sees whom in rows of depth-first order: [b, t, s] where s <= t < reach[b, s].
 
     With `reach` the end of the subtree of a token's node, that is causality along every path; for
     sequences side by side it is causality within each.
+
+    Args:
+        first: the first of the T queries; all are tokens `first` to `stop`.
+        stop: the end of the queries, and of the U keys; by default the end of the row.
     """
-    S = reach.shape[1]
-    t_1S1, s_11S = jnp.arange(S)[None, :, None], jnp.arange(S)[None, None]
-    return (s_11S <= t_1S1) & (t_1S1 < reach[:, None])
+    stop = reach.shape[1] if stop is None else stop
+    t_1T1, s_11U = jnp.arange(first, stop)[None, :, None], jnp.arange(stop)[None, None]
+    return (s_11U <= t_1T1) & (t_1T1 < reach[:, None, :stop])
+
+
+def _cudnn_by_blocks(
+    q: jax.Array, k: jax.Array, v: jax.Array, reach: Int[Array, "B S"]
+) -> jax.Array:
+    """Returns attention of packed rows, one block of queries after the other.
+
+    cuDNN takes a mask as a bias that it adds to all scores, T x S of a call. A block of queries is
+    a call of its own over the keys up to its end: with n blocks the bias is an n-th, and the
+    products (n + 1) / 2n of those over all keys.
+    """
+    T = q.shape[1]
+    size = max(-(-T // QUERY_BLOCKS), LEAST_QUERIES)
+    size += size % 2  # cuDNN wants even lengths under a bias
+    blocks = []
+    for first in range(0, T, size):
+        stop = min(first + size, T)
+        blocks.append(
+            jax.nn.dot_product_attention(
+                q[:, first:stop], k[:, :stop], v[:, :stop],
+                mask=visible(reach, first, stop)[:, None], implementation="cudnn",
+            )
+        )  # fmt: skip
+    return jnp.concatenate(blocks, axis=1)
 
 
 def _cudnn_refusal(q: jax.Array, *, masked: bool, packed: bool) -> str:

@@ -114,8 +114,9 @@ def test_this_xla_knows_every_flag():
 @pytest.mark.parametrize(
     ("change", "given", "want"),
     [
-        ({}, "", (True, True)), ({"deterministic": False}, "", (False, True)),
-        ({"compile_cache": ""}, "", (True, False)), ({"compile_cache": ""}, "there", (True, True)),
+        ({}, "", (False, True)), ({"deterministic": True}, "", (True, True)),
+        ({"compile_cache": ""}, "", (False, False)),
+        ({"compile_cache": ""}, "there", (False, True)),
     ],
     ids=str,
 )  # fmt: skip
