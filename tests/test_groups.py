@@ -18,6 +18,14 @@ from tests.paged import L, Z
 SLOTS, WIDTH = 9, 8
 
 
+def siblings_of(shared, table, page_size, counts):
+    """`Siblings.of` of each slot's (group, tokens in common), or None."""
+    numbers = {common: number for number, common in enumerate(dict.fromkeys(filter(None, shared)))}
+    team = np.array([-1 if common is None else numbers[common] for common in shared])
+    tokens = np.array([0 if common is None else common[1] for common in shared], np.int32)
+    return Siblings.of(team, tokens, table, page_size, counts)
+
+
 def family(N, K, *, seed, teams, whole, length):
     """A case whose teams of slots have their first `whole` pages in common."""
     case = paged.case(N, K, seed=seed, slots=SLOTS, width=WIDTH)
@@ -44,7 +52,7 @@ def groups(case, siblings):
 
 def both(case, shared, steps=3):
     """Outputs and pool at the end: of groups, and of slots on their own."""
-    siblings = Siblings.of(shared, case.table, Z, counts_of(len(case.table)))
+    siblings = siblings_of(shared, case.table, Z, counts_of(len(case.table)))
     grouped, alone = groups(case, siblings), Groups(case.pool)
     outs = []
     for step in range(steps):
@@ -123,7 +131,7 @@ def teams_of(siblings):
 
 def test_slots_with_the_same_group_are_grouped_and_strangers_are_not():
     shared = [("a", 9), None, ("b", 8), ("a", 9), ("a", 8), ("c", 3), None, ("b", 8), ("d", 12)]
-    found = Siblings.of(shared, TABLE, Z, COUNTS)
+    found = siblings_of(shared, TABLE, Z, COUNTS)
     # "a" with 9 and with 8 tokens in common is not the same; "c" has no whole page.
     assert teams_of(found) == [[0, 3], [2, 7], [4], [8]]
     assert found.length.tolist() == [8, 8, 8, 12]
@@ -140,13 +148,13 @@ def test_slots_with_the_same_group_are_grouped_and_strangers_are_not():
 
 
 def test_more_siblings_than_fit_form_another_group():
-    found = Siblings.of([("a", 5)] * SLOTS, TABLE, Z, COUNTS)
+    found = siblings_of([("a", 5)] * SLOTS, TABLE, Z, COUNTS)
     assert teams_of(found) == [[0, 1, 2, 3], [4, 5, 6, 7], [8], []]
     assert found.length.tolist() == [4, 4, 4, 0]
 
 
 def test_nobody_shares_where_no_slot_has_a_group():
-    found = Siblings.of([None] * SLOTS, TABLE, Z, COUNTS)
+    found = siblings_of([None] * SLOTS, TABLE, Z, COUNTS)
     assert not found.split.any()
     assert not found.length.any()
     assert (found.member == SLOTS).all()
@@ -156,7 +164,7 @@ def test_nobody_shares_where_no_slot_has_a_group():
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 9])
 def test_shapes_are_few_and_known_beforehand(count):
     shared = [(slot, 4) if slot < count else None for slot in range(SLOTS)]
-    found = Siblings.of(shared, TABLE, Z, COUNTS)
+    found = siblings_of(shared, TABLE, Z, COUNTS)
     groups = len(found.length)
     assert groups == (2 if count <= 2 else 4 if count <= 4 else 9)
     assert found.table.shape == (groups, WIDTH)
@@ -178,7 +186,7 @@ def test_every_number_of_slots_finds_a_shape(slots):
     assert len(counts) <= 3
     assert counts[-1] == slots
     table = np.zeros((slots, WIDTH), np.int32)
-    found = Siblings.of([(slot, Z) for slot in range(slots)], table, Z, counts)
+    found = siblings_of([(slot, Z) for slot in range(slots)], table, Z, counts)
     assert sorted(found.member[found.member < slots].tolist()) == list(range(slots))
 
 

@@ -119,7 +119,7 @@ def _tell(search, config, *, kind: Any = mcts.NOTHING, count=0, seed: Any = 0, o
     for slot, came_to in enumerate(outcomes):
         node[:, slot], outcome[:, slot], reward[:, slot] = came_to
     events = mcts.Events(
-        kind=np.broadcast_to(np.int32(kind), B), count=np.full(B, count, np.int32),
+        row=np.arange(B, dtype=np.int32), kind=np.broadcast_to(np.int32(kind), B), count=np.full(B, count, np.int32),
         seed=np.broadcast_to(np.uint32(seed), B), prior=np.ones(shape, np.float32),
         node=node, outcome=outcome, reward=reward,
     )  # fmt: skip
@@ -207,7 +207,7 @@ def test_a_call_copies_no_array_of_the_trees():
     leaves, form = jax.tree.flatten(mcts.empty(B, config))
     wide, flat = np.zeros((B, config.num_children), np.int32), np.zeros(B, np.int32)
     events = mcts.Events(
-        kind=flat, seed=flat.astype(np.uint32), count=flat, prior=wide.astype(np.float32),
+        row=np.arange(B, dtype=np.int32), kind=flat, seed=flat.astype(np.uint32), count=flat, prior=wide.astype(np.float32),
         node=wide, outcome=wide, reward=wide.astype(np.float32),
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from stair_jax.engine.device import Device, Wanted
 from stair_jax.engine.keys import Job, Keys
 from stair_jax.engine.pages import OutOfPages, Pages
 from stair_jax.engine.request import Prefix, Request, Result, Sampling, generate
-from stair_jax.engine.runs import Run
+from stair_jax.engine.runs import ALONE, Run, Runs
 from stair_jax.engine.sequences import Held, Store
 from stair_jax.engine.siblings import Siblings
 from stair_jax.model.spec import Spec
@@ -55,8 +55,7 @@ class Engine:
         self.config, self._spec = config, spec
         self._counters: dict[str, int | float] = dict.fromkeys(COUNTERS, 0)
         self._stop_index = {name: i for i, name in enumerate(stops)}
-        self._stop_sets = {name: frozenset(ids) for name, ids in stops.items()}
-        table = np.zeros((len(stops), spec.V), bool)
+        self._stops = table = np.zeros((len(stops), spec.V), bool)
         for row, ids in zip(table, stops.values(), strict=True):
             row[sorted(ids)] = True
         self._device = Device(spec, params, config=config, stops=table, vocab=vocab, mesh=mesh)
@@ -65,14 +64,17 @@ class Engine:
             self._store, rows=config.prefill_rows, extend=self._extend, copy=self._device.copy,
             bucket=self._device.bucket,
         )  # fmt: skip
+        self._runs = Runs(
+            config.slots + self._device.waiting_rows, width=self._device.context_pages,
+            context=config.max_context, page_size=config.page_size,
+        )  # fmt: skip
         self._queue: collections.deque[Request] = collections.deque()
         self._ready: collections.deque[Run] = collections.deque()  # for slots that end in a chunk
         self._slots: list[Run | None] = [None] * config.slots
         self._unseen: list[int] = []  # slots whose requests the device's views do not show yet
-        self._begun = 0
         self._short = False  # of pages, when requests were last admitted
         self._chunk: decode.Chunk | None = None  # under way
-        self._at_hand: list[Run | None] = []  # in it, by row
+        self._at_hand: list[Run | None] = []  # in it, by row of the batch
         self._done: list[Result] = []
         self._clock, self._compiled = time.perf_counter(), decode.compiled()
 
@@ -156,9 +158,11 @@ class Engine:
         self._queue.append(request)
 
     def step(self) -> None:
-        """Admits what fits and decodes one chunk."""
-        self.start()
+        """Takes up a chunk, and starts the next one where that is better done at once."""
+        if self._chunk is None:
+            self.start()
         self.finish()
+        self.go_on()
 
     def start(self) -> None:
         """Admits what fits and starts a chunk, without waiting for it."""
@@ -168,6 +172,16 @@ class Engine:
         self._reserve()
         if any(self._slots):
             self._decode()
+
+    def go_on(self) -> None:
+        """Starts the next chunk before the last one's results are dealt with, where it can be full.
+
+        Then the device works while the host does. Where too few requests wait for the slots that
+        are free, what is asked for next shall come first. Views wait too: they are a CPU's, whose
+        cores the host needs as well.
+        """
+        if not self._device.waiting_rows and self._slots.count(None) <= len(self._queue):
+            self.start()
 
     @property
     def under_way(self) -> bool:
@@ -206,14 +220,14 @@ class Engine:
         for request in [r for r in self._queue if r.id == request_id]:
             self._queue.remove(request)
             self._store.leave(_held(request))
-        for run in [run for run in self._runs() if run.request.id == request_id]:
+        for run in [run for run in self._at_work() if run.request.id == request_id]:
             self._withdraw(run)
             self._store.leave(_held(run.request))
         for result in [r for r in self._done if r.id == request_id]:
             self._done.remove(result)
             self.release(result.prefix)
 
-    def _runs(self) -> Iterator[Run]:
+    def _at_work(self) -> Iterator[Run]:
         """Returns the requests that have pages, the oldest in their slots first."""
         yield from (run for run in self._slots if run is not None)
         yield from self._ready
@@ -261,10 +275,9 @@ class Engine:
 
     def _begin(self, request: Request, pages: list[int]) -> Run:
         """Returns the run of a request that has got its pages."""
-        self._begun += 1
         self._counters["reused"] += _held(request).wanted
         stop, limit = self._stop_index[request.stop], self._room(request)
-        return Run.of(request, pages, stop=stop, limit=limit, age=self._begun)
+        return self._runs.begin(request, pages, stop=stop, limit=limit)
 
     def _extend(self, jobs: Sequence[Job]) -> None:
         """Computes what sequences lack, up to `prefill_rows` of them."""
@@ -273,27 +286,26 @@ class Engine:
 
     def _reserve(self) -> None:
         """Gives everything at hand pages for a chunk; under shortage the youngest yields."""
-        for run in list(self._runs()):
-            while not run.withdrawn:
-                ahead = min(self.config.chunk, run.limit - len(run.ids))
-                missing = self._store.size(run.length + ahead) - len(run.pages)
-                try:
-                    run.pages += self._store.take(max(0, missing))
-                    break
-                except OutOfPages:
-                    self._short = True
-                    self._preempt()
+        while True:
+            rows = _rows(list(self._at_work()))
+            missing = self._runs.missing(rows, self.config.chunk)
+            try:
+                self._runs.add(rows, missing, self._store.take(int(missing.sum())))
+                return
+            except OutOfPages:
+                self._short = True
+                self._preempt()
 
     def _preempt(self) -> None:
         """Sends the youngest request back to the queue, where it will draw the same tokens."""
-        runs = list(self._runs())
+        runs = list(self._at_work())
         if len(runs) == 1:
             raise RuntimeError("engine: one request alone finds no pages, some were lost")
         run = max(runs, key=lambda run: run.age)
         self._withdraw(run)
         self._queue.appendleft(run.request)
         self._counters["preempted"] += 1
-        self._counters["preempted_tokens"] += len(run.ids)
+        self._counters["preempted_tokens"] += run.made
 
     def _withdraw(self, run: Run) -> None:
         """Takes a request out of its slot, or from those at hand, and its pages back."""
@@ -304,77 +316,71 @@ class Engine:
             self._slots[slot] = None
             self._unseen = [s for s in self._unseen if s != slot]
         self._store.pages.drop(run.pages)
-        run.withdrawn = True
+        self._runs.end(run)
 
     # Decoding
 
     def _decode(self) -> None:
         """Starts a chunk with all that is at hand."""
-        slots, device = self.config.slots, self._device
+        slots, device, runs = self.config.slots, self._device, self._runs
         self._at_hand = [*self._slots, *self._ready]
-        runs = [run for run in self._at_hand if run is not None]
-        running = slots - self._slots.count(None)
-        if device.widen(max(len(run.pages) for run in runs), idle=running == len(self._unseen)):
+        at = np.flatnonzero([run is not None for run in self._at_hand])  # rows of the batch in use
+        rows = _rows([run for run in self._at_hand if run is not None])
+        idle = slots - self._slots.count(None) == len(self._unseen)
+        if device.widen(int(runs.pages[rows].max()), idle=idle):
             self._unseen = [slot for slot, run in enumerate(self._slots) if run is not None]
         packed = np.zeros((slots + device.waiting_rows, len(batch.COLUMNS)), np.int32)
         table = np.zeros((len(packed), device.width), np.int32)
-        for row, run in enumerate(self._at_hand):
-            if run is not None:
-                packed[row] = run.columns
-                table[row, : len(run.pages)] = run.pages
+        packed[at] = runs.columns[rows]
+        table[at] = runs.table[rows, : device.width]
         device.load(self._unseen, table[self._unseen])
         self._unseen = []
         wanted = Wanted.of(
-            list({run.request.sampling for run in runs}), vocab=self._spec.V,
-            logps=any(run.request.logps for run in runs),
+            list(runs.samplings), vocab=self._spec.V, logps=runs.want_logps > 0
         )  # fmt: skip
-        siblings = self._siblings(table) if device.shares else None
+        siblings = None
+        if device.shares:
+            team, shared = np.full(slots, ALONE), np.zeros(slots, np.int32)
+            team[at], shared[at] = runs.team[rows], runs.shared[rows]
+            siblings = Siblings.of(
+                team, shared, table, self.config.page_size, device.group_counts
+            )  # fmt: skip
         own = table if siblings is None else siblings.own
         self._lap("host_s")
         self._chunk = device.decode(packed, own, siblings, wanted)
 
-    def _siblings(self, table: np.ndarray) -> Siblings:
-        """Groups the slots by what their requests share, as far as its keys were in the pool."""
-
-        def common(run: Run | None) -> tuple[Hashable, int] | None:
-            if run is None or run.request.group is None:
-                return None
-            return run.request.group, min(run.request.shared, len(run.request.prefix.ids) - 1)
-
-        shared = [common(run) for run in self._slots]
-        return Siblings.of(shared, table, self.config.page_size, self._device.group_counts)
-
     def _take_up(self, chunk: decode.Chunk) -> None:
         """Takes up what a chunk drew, and who is in which slot now."""
-        counts = (chunk.tokens != decode.NO_TOKEN).sum(axis=1).tolist()
-        steps, busy = int(chunk.steps), sum(counts)
+        drew, hand = (chunk.tokens != decode.NO_TOKEN).any(axis=1), self._at_hand
+        steps, busy = int(chunk.steps), int((chunk.tokens != decode.NO_TOKEN).sum())
         self._counters["chunks"] += 1
         self._counters["steps"] += steps
         self._counters["decoded"] += busy
         self._counters["busy_slots"] += busy
         unused = steps * self.config.slots - busy
         self._counters["overshoot" if self._queue else "idle_slots"] += unused
-        rows = chunk.row.tolist()
-        self._slots = [None if row == decode.NO_ROW else self._at_hand[row] for row in rows]
-        for row, run in enumerate(self._at_hand):
-            if run is not None and counts[row]:
-                tokens = chunk.tokens[row, : counts[row]].tolist()
-                self._advance(run, tokens, chunk.logps[row, : counts[row]].tolist())
+        self._slots = [None if at == decode.NO_ROW else hand[at] for at in chunk.row.tolist()]
+        at = np.array([i for i in np.flatnonzero(drew) if hand[i] is not None], np.int64)
+        runs = [run for i in at if (run := hand[i]) is not None]
+        rows = _rows(runs)
+        self._runs.grow(rows, chunk, at)
+        ended, stopped = self._runs.ended(rows, self._stops)
+        for i in np.flatnonzero(ended).tolist():
+            self._end(runs[i], stopped=bool(stopped[i]))
         started = {id(run) for run in self._slots}
         self._ready = collections.deque(
-            run for run in self._ready if not run.ids and id(run) not in started
+            run for run in self._ready if not run.made and id(run) not in started
         )
 
-    def _advance(self, run: Run, tokens: list[int], logps: list[float]) -> None:
-        """Takes up a request's new tokens, and delivers it where it has ended."""
-        run.grow(tokens, logps)
-        stopped = run.ids[-1] in self._stop_sets[run.request.stop]
-        if stopped or len(run.ids) >= run.limit:
-            used = self._store.size(run.length)
-            self._store.pages.drop(run.pages[used:])
-            sequence = Held(run.request.prefix.ids + tuple(run.ids))
-            self._store.hold(sequence, run.pages[:used])
-            self._deliver(run.request, run.ids, run.logps, sequence, stopped=stopped)
+    def _end(self, run: Run, *, stopped: bool) -> None:
+        """Delivers a request that has drawn its last token."""
+        ids, logps = self._runs.drawn(run)
+        pages, used = run.pages, self._store.size(run.length)
+        self._store.pages.drop(pages[used:])
+        sequence = Held(run.request.prefix.ids + tuple(ids))
+        self._store.hold(sequence, pages[:used])
+        self._runs.end(run)
+        self._deliver(run.request, ids, logps, sequence, stopped=stopped)
 
     def _deliver(
         self, request: Request, ids: list[int], logps: list[float], sequence: Held, *, stopped: bool
@@ -394,3 +400,8 @@ class Engine:
 def _held(request: Request) -> Held:
     assert isinstance(request.prefix, Held)  # `submit` has checked
     return request.prefix
+
+
+def _rows(runs: Sequence[Run]) -> np.ndarray:
+    """Returns where runs lie, [X] int64."""
+    return np.fromiter((run.row for run in runs), np.int64, len(runs))

@@ -104,7 +104,10 @@ class Replicas:
         self._load[id(engine)] += 1
 
     def step(self) -> None:
-        """Starts a chunk on every replica that has none under way; takes up those that are done."""
+        """Starts a chunk on every replica that has none under way; takes up those that are done.
+
+        What is done goes on at once, where it can: a device should not wait for the caller.
+        """
         for engine in self._engines:
             if not engine.under_way:
                 engine.start()
@@ -114,6 +117,7 @@ class Replicas:
         for engine in working:
             if engine.ready:
                 engine.finish()
+                engine.go_on()
 
     def collect(self) -> list[Result]:
         """Returns the requests finished since the last call."""

@@ -1,6 +1,6 @@
 """Sequences and the pages that hold their keys: fork, share, evict. Host side only."""
 
-import collections
+import heapq
 from collections.abc import Collection, Sequence
 
 from stair_jax.engine.pages import Pages
@@ -23,6 +23,7 @@ class Held(Prefix):
         self.waits = False  # for keys of its base, of which it is a user until it has its own
         self.released = False  # by its owner
         self.evicted = False  # once, at least
+        self.stamp = 0  # rises with every use; the store's name for it while it holds pages
 
     @property
     def wanted(self) -> int:
@@ -51,12 +52,20 @@ class Held(Prefix):
 
 
 class Store:
-    """All sequences that hold pages, least recently used first."""
+    """All sequences that hold pages, and in which order they would lose them.
+
+    Sequences that no request waits for go first, the least recently used of them first. Two heaps
+    of stamps say so; what changes between the two is found out when it comes up, so that a use
+    costs one push, and an eviction what a heap does, however many sequences there are.
+    """
 
     def __init__(self, pages: Pages, page_size: int):
         self.pages, self.page_size = pages, page_size
         self.evicted = 0
-        self._holding: collections.OrderedDict[int, Held] = collections.OrderedDict()
+        self._holding: dict[int, Held] = {}  # by stamp, the least recently used first
+        self._stamp = 0  # the last one given
+        self._unused: list[int] = []  # stamps of all without users, and of others, old ones too
+        self._used: list[int] = []  # stamps of all that came up above and had users
 
     def held(self, prefix: Prefix) -> Held:
         """Returns the prefix as this store's own.
@@ -75,27 +84,54 @@ class Store:
     def take(self, count: int, pinned: Collection[Held] = ()) -> list[int]:
         """Takes pages, evicting sequences that are not pinned where it must.
 
-        Sequences that no request waits for go first, the least recently used of them first.
-
         Raises:
           OutOfPages: where even that frees too few.
         """
         if count > len(self.pages.free):
-            spared = {id(sequence) for sequence in pinned}
-            victims = [s for key, s in self._holding.items() if key not in spared]
-            for sequence in sorted(victims, key=lambda s: s.users > 0):
-                if count <= len(self.pages.free):
-                    break
-                self._drop(sequence)
-                sequence.evicted = True
-                self.evicted += 1
+            self._evict(count, pinned)
         return self.pages.take(count)
+
+    def _evict(self, count: int, pinned: Collection[Held]) -> None:
+        """Evicts sequences until so many pages are free, or none is left that may go."""
+        spared = {sequence.stamp for sequence in pinned}
+        for heap in (self._unused, self._used):
+            aside = []
+            while heap and count > len(self.pages.free):
+                stamp = heapq.heappop(heap)
+                sequence = self._holding.get(stamp)
+                if sequence is None:
+                    continue  # it was used again since, or holds nothing any more
+                if stamp in spared:
+                    aside.append(stamp)
+                elif sequence.users > 0 and heap is self._unused:
+                    heapq.heappush(self._used, stamp)
+                else:
+                    self._drop(sequence)
+                    sequence.evicted = True
+                    self.evicted += 1
+            for stamp in aside:
+                heapq.heappush(heap, stamp)
 
     def hold(self, sequence: Held, pages: Sequence[int]) -> None:
         """Hands `pages` over to a sequence."""
         sequence.pages = list(pages)
         if pages:
-            self._holding[id(sequence)] = sequence
+            self._touch(sequence)
+
+    def _touch(self, sequence: Held) -> None:
+        """Makes a sequence that holds pages the most recently used."""
+        self._holding.pop(sequence.stamp, None)
+        self._stamp += 1
+        sequence.stamp = self._stamp
+        self._holding[sequence.stamp] = sequence
+        self._may_go(sequence)
+
+    def _may_go(self, sequence: Held) -> None:
+        """Puts a sequence where eviction looks first."""
+        heapq.heappush(self._unused, sequence.stamp)
+        for heap in (self._unused, self._used):
+            if len(heap) > 2 * len(self._holding) + 64:  # old stamps must not add up
+                heap[:] = sorted(set(heap) & self._holding.keys())
 
     def extend(self, sequence: Held, base: Held, common: int) -> Held:
         """Makes `sequence`, which is new, a user of a base with `common` equal first tokens."""
@@ -122,8 +158,8 @@ class Store:
         fresh = self.take(max(1 if rest else 0, self.size(tokens) - whole), pinned)
         shared = sequence.pages[:whole]
         self.pages.share(shared)
-        if id(sequence) in self._holding:
-            self._holding.move_to_end(id(sequence))
+        if sequence.stamp in self._holding:
+            self._touch(sequence)
         return shared + fresh, [sequence.pages[whole], fresh[0]] if rest else []
 
     def settle(self, sequence: Held) -> None:
@@ -144,12 +180,14 @@ class Store:
         sequence.users -= 1
         if sequence.users == 0 and sequence.released:
             self._end(sequence)
+        elif sequence.users == 0 and sequence.stamp in self._holding:
+            self._may_go(sequence)
 
     def _end(self, sequence: Held) -> None:
         self._drop(sequence)
         self.settle(sequence)
 
     def _drop(self, sequence: Held) -> None:
-        self._holding.pop(id(sequence), None)
+        self._holding.pop(sequence.stamp, None)
         self.pages.drop(sequence.pages)
         sequence.pages = []

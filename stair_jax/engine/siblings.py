@@ -4,7 +4,7 @@ Shape letters: B slots  C groups  I members of a group at most  W pages of a req
 """
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,7 +34,8 @@ class Siblings:
     @classmethod
     def of(
         cls,
-        shared: Sequence[tuple[Hashable, int] | None],
+        team: np.ndarray,
+        shared: np.ndarray,
         table: np.ndarray,
         page_size: int,
         counts: Sequence[int],
@@ -43,32 +44,34 @@ class Siblings:
 
         Args:
           counts: numbers of groups C that programs are compiled for, rising; the last serves all.
-          shared: for each slot the group of its request and how many tokens that group has in
-            common; None for an idle slot. Only whole pages of them are shared.
-          table: [B, W] int32, the slots' pages; those of a group's shared part are equal.
+          shared: [B] int32, how many tokens a slot's request has in common with all of its team.
+            Only whole pages of them are shared.
+          table: [B, W] int32, the slots' pages; those of a team's shared part are equal.
+          team: [B] int, a number for each set of slots that share; below 0 for a slot alone.
         """
         slots, width = table.shape
-        groups: dict[tuple[Hashable, int], list[list[int]]] = {}
-        for slot, common in enumerate(shared):
-            if common is None or common[1] < page_size:
-                continue
-            teams = groups.setdefault(common, [])
-            if not teams or len(teams[-1]) == TOGETHER:
-                teams.append([])
-            teams[-1].append(slot)
-        teams = [(common, team) for common, some in groups.items() for team in some]
-        count = next(c for c in counts if c >= len(teams))
-        found = cls.empty(count, slots, width)
-        found.own[:] = table
-        for index, ((_, tokens), team) in enumerate(teams):
-            whole = tokens // page_size
-            found.table[index, :whole] = table[team[0], :whole]
-            found.length[index] = whole * page_size
-            found.member[index, : len(team)] = team
-            for place, slot in enumerate(team):
-                found.place[slot] = index * TOGETHER + place
-                found.split[slot] = whole * page_size
-                found.own[slot] = np.roll(table[slot], -whole)
+        whole_B = np.where(team < 0, 0, shared // page_size)
+        slot = np.flatnonzero(whole_B)
+        # Teams by their first slot, then the slots of each, cut into groups of TOGETHER.
+        _, first, number = np.unique(team[slot], return_index=True, return_inverse=True)
+        rank = np.argsort(np.argsort(first))[number]
+        order = np.argsort(rank, kind="stable")
+        slot, rank = slot[order], rank[order]
+        sizes = np.bincount(rank, minlength=len(first))
+        seat = np.arange(len(slot)) - (np.cumsum(sizes) - sizes)[rank]
+        groups = -(-sizes // TOGETHER)
+        group = (np.cumsum(groups) - groups)[rank] + seat // TOGETHER
+        seat = seat % TOGETHER
+        count = int(groups.sum())
+        found = cls.empty(next(c for c in counts if c >= count), slots, width)
+        found.member[group, seat] = slot
+        found.place[slot] = group * TOGETHER + seat
+        found.split[:] = whole_B * page_size
+        leader = found.member[:count, 0]
+        found.length[:count] = found.split[leader]
+        page_W = np.arange(width)
+        found.table[:count] = np.where(page_W < whole_B[leader, None], table[leader], 0)
+        found.own[:] = np.take_along_axis(table, (page_W + whole_B[:, None]) % width, axis=1)
         return found
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ from stair_jax.search.valuing import FROM_MODEL, Valuing
 from stair_jax.sections import SearchConfig
 
 PAUSE_S = 0.001  # between looks at a judge, while nothing else can be done
+TOGETHER = 32  # trees that one call moves at most; few have news at a time, however many grow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +99,16 @@ class Nursery:
         self._free = list(range(tools.config.trees_in_flight))[::-1]
         self._growing: dict[int, Growth] = {}  # by row
         self._row_of: dict[str, int] = {}  # by prompt id
+        self._count = 0  # of trees planted
+        self._planted: dict[int, int] = {}  # by row, how many were before: the order of all work
         self._walking: set[int] = set()  # rows that the last call left in the middle of a walk
+        self._stirred: set[int] = set()  # rows that something happened to since they were asked
+        self._unseen: set[int] = set()  # likewise, since whole trees were taken out
         self._results: collections.deque[Result] = collections.deque()  # collected, not taken
         (device,) = tree_place().device_set
         with jax.default_device(device):  # made there, too: all trees are large beside a full GPU
-            empty = mcts.empty(tools.config.trees_in_flight, tools.config)
+            # One tree more than can grow: it never does, and fills up calls.
+            empty = mcts.empty(tools.config.trees_in_flight + 1, tools.config)
         self._search = jax.device_put(empty, tree_place())
 
     @property
@@ -130,6 +136,7 @@ class Nursery:
             result = self._results.popleft()
             growth, task = self._addressee(result.id)
             growth.take(result, task)
+            self._stir(growth)
         return trees
 
     def close(self) -> None:
@@ -145,8 +152,16 @@ class Nursery:
             raise KeyError(f"an answer to {id!r}, which no growing tree asked for")
         return self._growing[self._row_of[id.prompt_id]], id
 
+    def _stir(self, growth: Growth) -> None:
+        """Notes that something happened to a tree: it may be ready, or whole."""
+        row = self._row_of[growth.prompt.id]
+        self._stirred.add(row)
+        self._unseen.add(row)
+
     def _asked(self) -> list[tuple[Growth, int, Item]]:
         """Returns what the trees want the reward model to read."""
+        if self.tools.valuer is None:
+            return []
         trees = [(growth, growth.valuing) for growth in self._growing.values()]
         return [
             (growth, node, item)
@@ -163,6 +178,7 @@ class Nursery:
         readings = model.read([item for _, _, item in asked])
         for (growth, node, _), reading in zip(asked, readings, strict=True):
             growth.read(node, reading)
+            self._stir(growth)
 
     def _take_verdicts(self) -> bool:
         verdicts = self.tools.judge.collect() if self.tools.judge is not None else []
@@ -174,16 +190,23 @@ class Nursery:
                 self._give_up(growth)
             else:
                 growth.score(score, task)
+                self._stir(growth)
         return bool(verdicts)
 
     def _give_up(self, growth: Growth) -> None:
         """Gives back what a tree holds, and its row; the next tree there starts afresh."""
         growth.close()
-        row = self._row_of.pop(growth.prompt.id)
-        del self._growing[row]
-        self._walking.discard(row)
-        self._free.append(row)
+        row = self._uproot(growth)
+        for rows in (self._walking, self._stirred, self._unseen):
+            rows.discard(row)
         self.left_open.add(growth.prompt.id)
+
+    def _uproot(self, growth: Growth) -> int:
+        """Frees a tree's row, and returns it."""
+        row = self._row_of.pop(growth.prompt.id)
+        del self._growing[row], self._planted[row]
+        self._free.append(row)
+        return row
 
     def _plant(self) -> None:
         """Gives free rows a prompt each, as long as there are any and the engine has too little.
@@ -201,7 +224,9 @@ class Nursery:
             row = self._free.pop()
             self._growing[row] = growth
             self._row_of[prompt.id] = row
+            self._planted[row], self._count = self._count, self._count + 1
             growth.evaluate(ROOT)  # asked for before all else, and what the engine's hunger sees
+            self._stir(growth)
 
     def _sow(self, prompt: Prompt) -> Growth:
         """Returns a new tree; ValueError where there is no room for its prompt."""
@@ -214,66 +239,79 @@ class Nursery:
                 valuing.close()
             raise
 
+    def _in_order(self, rows: Iterable[int]) -> list[int]:
+        """Returns rows of growing trees, the oldest tree first."""
+        return sorted(rows, key=self._planted.__getitem__)
+
     def _advance(self) -> None:
-        """Tells the device all news in one call, and hands on what it asks for."""
-        growing, walking = self._growing.items(), self._walking
-        news = {row: tree.tell() for row, tree in growing if tree.ready or row in walking}
+        """Tells the device all news, and hands on what it asks for."""
+        growing, walking = self._growing, self._walking
+        rows = self._in_order(self._stirred | walking)
+        self._stirred = set()
+        news = {row: growing[row].tell() for row in rows if growing[row].ready or row in walking}
         if not news:
             return
-        events = self._events(news)
-        self._search, asks = mcts.advance(self._search, events, config=self.tools.config)
-        asks = jax.device_get(asks)
-        self._walking = {row for row in news if asks[row, mcts.ASK] == mcts.WALK}
-        final = self._statistics([row for row in news if asks[row, mcts.ASK] == mcts.FINISHED])
-        for row in news:
-            ask, node, iterations, revisits = asks[row].tolist()
+        asks = self._call(news)
+        self._walking = {row for row, (ask, *_) in asks.items() if ask == mcts.WALK}
+        for row, (ask, node, iterations, revisits) in asks.items():
+            growth = growing[row]
             if ask == mcts.EXPAND:
-                self._growing[row].expand(node)
+                growth.expand(node)
             elif ask == mcts.EVALUATE:
-                self._growing[row].evaluate(node)
+                growth.evaluate(node)
             elif ask == mcts.FINISHED:
-                self._growing[row].finish(final[row], iterations=iterations, revisits=revisits)
+                growth.finish(self._statistics(row), iterations=iterations, revisits=revisits)
+            self._stir(growth)
 
-    def _events(self, news: Mapping[int, Event]) -> mcts.Events:
-        """Packs the trees' news, by row."""
-        B, A = self.tools.config.trees_in_flight, self.tools.config.num_children
+    def _call(self, news: Mapping[int, Event]) -> dict[int, list[int]]:
+        """Tells the device news, by row; returns what each of these trees asks for."""
+        rows, B = list(news), min(TOGETHER, self.tools.config.trees_in_flight)
+        parts = [rows[first : first + B] for first in range(0, len(rows), B)]
+        found = []
+        for part in parts:
+            events = self._events(part, news, B)
+            self._search, asks = mcts.advance(self._search, events, config=self.tools.config)
+            found.append(asks)
+        asks = np.concatenate(
+            [asks[: len(part)] for part, asks in zip(parts, jax.device_get(found), strict=True)]
+        )
+        return dict(zip(rows, asks.tolist(), strict=True))
+
+    def _events(self, rows: Sequence[int], news: Mapping[int, Event], B: int) -> mcts.Events:
+        """Packs the news of some trees; the tree that never grows fills up."""
+        A, spare = self.tools.config.num_children, self.tools.config.trees_in_flight
+        row = np.full((B,), spare, np.int32)
+        row[: len(rows)] = rows
         kind, count = np.full((B,), mcts.NOTHING, np.int32), np.zeros((B,), np.int32)
         seed, prior = np.zeros((B,), np.uint32), np.ones((B, A), np.float32)
         node, outcome = np.full((B, A), NONE, np.int32), np.zeros((B, A), np.int32)
         reward = np.zeros((B, A), np.float32)
-        for row, event in news.items():
-            kind[row], count[row] = event.kind, len(event.priors)
-            prior[row, : len(event.priors)] = event.priors
+        for b, event in enumerate(news[row] for row in rows):
+            kind[b], count[b] = event.kind, len(event.priors)
+            prior[b, : len(event.priors)] = event.priors
             if event.kind == mcts.PLANT:
-                seed[row] = tie_seed(self.tools.seed, self._growing[row].prompt.id)
+                seed[b] = tie_seed(self.tools.seed, self._growing[rows[b]].prompt.id)
             for slot, (evaluated, came_to) in enumerate(event.outcomes.items()):
-                node[row, slot] = evaluated
-                outcome[row, slot], reward[row, slot] = came_to
+                node[b, slot] = evaluated
+                outcome[b, slot], reward[b, slot] = came_to
         return mcts.Events(
-            kind=kind, seed=seed, count=count, prior=prior, node=node, outcome=outcome,
+            row=row, kind=kind, seed=seed, count=count, prior=prior, node=node, outcome=outcome,
             reward=reward,
         )  # fmt: skip
 
-    def _statistics(self, rows: list[int]) -> dict[int, Statistics]:
-        """Fetches the arrays of finished trees; no tree has finished in most ticks."""
-        if not rows:
-            return {}
-        tree = self._search.tree
-        arrays = jax.device_get((tree.visits, tree.value_sum, tree.outcome, tree.reward))
-        names = "visits", "value_sum", "outcome", "reward"
-        return {
-            row: Statistics(**{n: array[row] for n, array in zip(names, arrays, strict=True)})
-            for row in rows
-        }
+    def _statistics(self, row: int) -> Statistics:
+        """Fetches the arrays of a finished tree, and of no other."""
+        return Statistics(**jax.device_get(mcts.statistics(self._search, np.int32(row))))
 
     def _harvest(self) -> list[Tree]:
         """Takes the finished trees out and frees their rows."""
         trees = []
-        for row, growth in list(self._growing.items()):
+        rows, self._unseen = self._in_order(self._unseen), set()
+        for row in rows:
+            growth = self._growing[row]
             if growth.record is not None:
                 trees.append(growth.record)
-                del self._growing[row], self._row_of[growth.prompt.id]
-                self._free.append(row)
+                self._stirred.discard(self._uproot(growth))
         return trees
 
 

@@ -37,7 +37,7 @@ UNKNOWN, REWARD, TERMINAL_REWARD, MISSING, MISSING_FOR_GOOD, KEPT_REWARD = range
 
 @struct.dataclass
 class Search:
-    """The trees and where each of them stands."""
+    """The trees and where each of them stands; within a call, those of the B trees in turn."""
 
     tree: Tree
     ask: jax.Array  # [B] int32, IDLE to FINISHED
@@ -49,8 +49,9 @@ class Search:
 
 @struct.dataclass
 class Events:
-    """What came in for each tree since the last call."""
+    """What came in for B trees since the last call."""
 
+    row: jax.Array | np.ndarray  # [B] int32, which; only one that is idle and stays so may be twice
     kind: jax.Array | np.ndarray  # [B] int32, NOTHING to CHILDREN
     seed: jax.Array | np.ndarray  # [B] uint32, of a new tree
     count: jax.Array | np.ndarray  # [B] int32, of children
@@ -109,7 +110,7 @@ def pucb(
 def best_child(search: Search, node: Int[Array, " B"], *, config: SearchConfig) -> Int[Array, " B"]:
     """Returns the child of `node` with the highest score; `NONE` where it has no children."""
     tree = search.tree
-    row_B = jnp.arange(node.shape[0])
+    row_B = tree.row
     child_BA = tree.children[row_B, node]
     at_BA = (row_B[:, None], child_BA)
     stats = tree.visits[row_B, node], tree.visits[at_BA], tree.value_sum[at_BA]
@@ -156,12 +157,13 @@ def select(search: Search, *, config: SearchConfig) -> Int[Array, " B"]:
 def advance(
     search: Search, events: Events, *, config: SearchConfig
 ) -> tuple[Search, Int[Array, "B 4"]]:
-    """Applies `events` and runs every tree on until it needs text or has finished.
+    """Applies `events` and runs their trees on until each needs text or has finished.
 
     A tree that needs neither for a long time stops at WALK; the next call takes it up again.
-    `search` is donated. Returns the new state, and for the host a row a tree: ASK, NODE,
-    ITERATIONS done and terminal REVISITS; only rows that had an event or walked can have changed.
+    `search` is donated. Returns the new state, and for the host a row a tree of `events`: ASK,
+    NODE, ITERATIONS done and terminal REVISITS. Other trees do not change.
     """
+    every, search = search, _in_turn(search, events)
     search = _plant(search, events)
     search = _sprout(search, events, config=config)
     search = _note(search, events)
@@ -172,7 +174,34 @@ def advance(
         (search, 0),
     )
     ask_B = jnp.where(_can_move(search), WALK, search.ask)
-    return search, jnp.stack((ask_B, search.node, search.iteration, search.revisits), axis=1)
+    asks = jnp.stack((ask_B, search.node, search.iteration, search.revisits), axis=1)
+    return _put_back(every, search), asks
+
+
+_STANDINGS = "ask", "node", "iteration", "revisits", "seed"  # what `Search` has beside its tree
+
+
+def _in_turn(search: Search, events: Events) -> Search:
+    """Returns the trees that `events` are about: their standings, and the arrays of all trees."""
+    row_B = jnp.asarray(events.row)
+    tree = dataclasses.replace(search.tree, row=row_B)
+    return Search(tree=tree, **{name: getattr(search, name)[row_B] for name in _STANDINGS})
+
+
+def _put_back(every: Search, search: Search) -> Search:
+    """Returns all trees, with those of `search` as they stand now."""
+    put = {
+        name: getattr(every, name).at[search.tree.row].set(getattr(search, name))
+        for name in _STANDINGS
+    }
+    return Search(tree=dataclasses.replace(search.tree, row=every.tree.row), **put)
+
+
+@jax.jit
+def statistics(search: Search, row: jax.Array | np.ndarray) -> dict[str, jax.Array]:
+    """Returns one tree's statistics: visits, value_sum, outcome and reward, [M] each."""
+    names = "visits", "value_sum", "outcome", "reward"
+    return {name: getattr(search.tree, name)[row] for name in names}
 
 
 def _plant(search: Search, events: Events) -> Search:
@@ -212,7 +241,7 @@ def _sprout(search: Search, events: Events, *, config: SearchConfig) -> Search:
 def _note(search: Search, events: Events) -> Search:
     """Puts the outcomes that came in beside their nodes."""
     tree, node_BA = search.tree, jnp.asarray(events.node)
-    row_BA = jnp.broadcast_to(jnp.arange(node_BA.shape[0])[:, None], node_BA.shape)
+    row_BA = jnp.broadcast_to(tree.row[:, None], node_BA.shape)
     at_BA = jnp.where(node_BA == NONE, tree.parent.shape[1], node_BA)  # out of range: dropped
     tree = dataclasses.replace(
         tree,
@@ -224,14 +253,14 @@ def _note(search: Search, events: Events) -> Search:
 
 def _can_move(search: Search) -> Bool[Array, " B"]:
     """Returns which trees need nothing from the host."""
-    outcome_B = search.tree.outcome[jnp.arange(search.node.shape[0]), search.node]
+    outcome_B = search.tree.outcome[search.tree.row, search.node]
     return (search.ask == WALK) | ((search.ask == EVALUATE) & (outcome_B != UNKNOWN))
 
 
 def _settle(search: Search, *, config: SearchConfig) -> Search:
     """Ends the iteration of each tree that asks for an evaluation whose outcome is known."""
     tree, node_B = search.tree, search.node
-    row_B, M = jnp.arange(node_B.shape[0]), tree.parent.shape[1]
+    row_B, M = tree.row, tree.parent.shape[1]
     outcome_B = jnp.where(search.ask == EVALUATE, tree.outcome[row_B, node_B], UNKNOWN)
     known_B, again_B = outcome_B != UNKNOWN, outcome_B == KEPT_REWARD
     terminal_B = again_B | (outcome_B == TERMINAL_REWARD)
@@ -256,9 +285,9 @@ def _settle(search: Search, *, config: SearchConfig) -> Search:
 
 def _walk(search: Search, *, config: SearchConfig) -> Search:
     """One selection in each tree that can go on."""
-    row_B, tree = jnp.arange(search.node.shape[0]), search.tree
+    row_B, tree = search.tree.row, search.tree
     walks_B = search.ask == WALK
-    over_B = (search.iteration >= config.iterations) | tree.dead[:, ROOT]
+    over_B = (search.iteration >= config.iterations) | tree.dead[row_B, ROOT]
     leaf_B = select(search, config=config)
     fresh_B = tree.visits[row_B, leaf_B] == 0
     last_B = tree.outcome[row_B, leaf_B] == KEPT_REWARD

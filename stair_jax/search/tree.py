@@ -1,4 +1,8 @@
-"""A batch of search trees as arrays: B trees, M nodes each, A children per node at most."""
+"""A batch of search trees as arrays: B trees, M nodes each, A children per node at most.
+
+The arrays may hold more trees than a call is about: C of them, of which `row` names B. So the cost
+of a call follows the trees that move, not those that grow.
+"""
 
 import dataclasses
 
@@ -14,18 +18,19 @@ ROOT, NONE = 0, -1
 
 @struct.dataclass
 class Tree:
-    """Structure and statistics of B trees; `NONE` marks a missing link."""
+    """Structure and statistics of C trees, B of them in turn; `NONE` marks a missing link."""
 
-    parent: jax.Array  # [B, M] int32
-    children: jax.Array  # [B, M, A] int32, filled from slot 0 on
-    depth: jax.Array  # [B, M] int32, 0 at the root
-    prior: jax.Array  # [B, M] float32, p of PUCB
-    visits: jax.Array  # [B, M] int32
-    value_sum: jax.Array  # [B, M] float32
-    outcome: jax.Array  # [B, M] int32, of an evaluation not yet used up (`mcts.UNKNOWN` onwards)
-    reward: jax.Array  # [B, M] float32, that came with the outcome
-    dead: jax.Array  # [B, M] bool, never to be selected again
-    size: jax.Array  # [B] int32, nodes in use
+    row: jax.Array  # [B] int32, where in the arrays the trees in turn lie
+    parent: jax.Array  # [C, M] int32
+    children: jax.Array  # [C, M, A] int32, filled from slot 0 on
+    depth: jax.Array  # [C, M] int32, 0 at the root
+    prior: jax.Array  # [C, M] float32, p of PUCB
+    visits: jax.Array  # [C, M] int32
+    value_sum: jax.Array  # [C, M] float32
+    outcome: jax.Array  # [C, M] int32, of an evaluation not yet used up (`mcts.UNKNOWN` onwards)
+    reward: jax.Array  # [C, M] float32, that came with the outcome
+    dead: jax.Array  # [C, M] bool, never to be selected again
+    size: jax.Array  # [C] int32, nodes in use
 
 
 def capacity(config: SearchConfig) -> int:
@@ -43,8 +48,9 @@ def capacity(config: SearchConfig) -> int:
 
 
 def empty(trees: int, nodes: int, children: int) -> Tree:
-    """Returns trees that hold only their root."""
+    """Returns trees that hold only their root; all of them are in turn."""
     return Tree(
+        row=jnp.arange(trees, dtype=jnp.int32),
         parent=jnp.full((trees, nodes), NONE, jnp.int32),
         children=jnp.full((trees, nodes, children), NONE, jnp.int32),
         depth=jnp.zeros((trees, nodes), jnp.int32),
@@ -58,24 +64,26 @@ def empty(trees: int, nodes: int, children: int) -> Tree:
     )
 
 
-def clear(tree: Tree, rows: Bool[Array, " B"]) -> Tree:
-    """Turns the trees where `rows` holds back into lone roots."""
-    new = empty(*tree.children.shape)
+def clear(tree: Tree, chosen: Bool[Array, " B"]) -> Tree:
+    """Turns the trees where `chosen` holds back into lone roots."""
+    C, M, A = tree.children.shape
+    at_B = jnp.where(chosen, tree.row, C)  # C is out of range: dropped
 
-    def pick(new_leaf, old_leaf):
-        return jnp.where(rows.reshape(-1, *(1,) * (old_leaf.ndim - 1)), new_leaf, old_leaf)
+    def reset(old, new):
+        return old.at[at_B].set(new, mode="drop")
 
-    return jax.tree.map(pick, new, tree)
+    cleared = jax.tree.map(reset, tree, empty(1, M, A))
+    return dataclasses.replace(cleared, row=tree.row)
 
 
 def expand(
     tree: Tree, node: Int[Array, " B"], count: Int[Array, " B"], prior: Float[Array, "B A"]
 ) -> Tree:
     """Gives `node` its `count` children, in the next free places; a count of 0 changes nothing."""
-    B, M, A = tree.children.shape
-    row_B = jnp.arange(B)
+    (_, M, A), row_B = tree.children.shape, tree.row
+    B = row_B.shape[0]
     slot_BA = jnp.broadcast_to(jnp.arange(A)[None], (B, A))
-    child_BA = jnp.where(slot_BA < count[:, None], tree.size[:, None] + slot_BA, NONE)
+    child_BA = jnp.where(slot_BA < count[:, None], tree.size[row_B][:, None] + slot_BA, NONE)
     at_B = jnp.where(count > 0, node, M)  # M is out of range: dropped
     at_BA = jnp.where(child_BA == NONE, M, child_BA)
     row_BA = jnp.broadcast_to(row_B[:, None], (B, A))
@@ -87,19 +95,18 @@ def expand(
         parent=tree.parent.at[row_BA, at_BA].set(node_BA, mode="drop"),
         depth=tree.depth.at[row_BA, at_BA].set(depth_BA, mode="drop"),
         prior=tree.prior.at[row_BA, at_BA].set(prior, mode="drop"),
-        size=tree.size + count,
+        size=tree.size.at[row_B].add(count),
     )
 
 
 def backup(
-    tree: Tree, leaf: Int[Array, " B"], value: Float[Array, " B"], rows: Bool[Array, " B"]
+    tree: Tree, leaf: Int[Array, " B"], value: Float[Array, " B"], chosen: Bool[Array, " B"]
 ) -> Tree:
-    """Adds `value` and one visit to `leaf` and all its ancestors, in the trees where `rows` holds.
+    """Adds `value` and a visit to `leaf` and all its ancestors, in trees where `chosen` holds.
 
     Source: thu-ml/STAIR src/mcts.py `update`.
     """
-    B, M = tree.parent.shape
-    row_B = jnp.arange(B)
+    row_B, M = tree.row, tree.parent.shape[1]
 
     def up(carry):
         node_B, visits, value_sum = carry
@@ -109,17 +116,16 @@ def backup(
         above_B = jnp.where(node_B == NONE, NONE, tree.parent[row_B, node_B])
         return above_B, visits, value_sum
 
-    start_B = jnp.where(rows, leaf, NONE)
+    start_B = jnp.where(chosen, leaf, NONE)
     _, visits, value_sum = jax.lax.while_loop(
         lambda carry: (carry[0] != NONE).any(), up, (start_B, tree.visits, tree.value_sum)
     )
     return dataclasses.replace(tree, visits=visits, value_sum=value_sum)
 
 
-def bury(tree: Tree, leaf: Int[Array, " B"], rows: Bool[Array, " B"]) -> Tree:
-    """Marks `leaf` as dead where `rows` holds, then each ancestor whose children are all dead."""
-    B, M = tree.parent.shape
-    row_B = jnp.arange(B)
+def bury(tree: Tree, leaf: Int[Array, " B"], chosen: Bool[Array, " B"]) -> Tree:
+    """Marks `leaf` as dead where `chosen` holds, then each ancestor whose children are all dead."""
+    row_B, M = tree.row, tree.parent.shape[1]
 
     def up(carry):
         node_B, dead = carry
@@ -131,7 +137,7 @@ def bury(tree: Tree, leaf: Int[Array, " B"], rows: Bool[Array, " B"]) -> Tree:
         above_B = jnp.where(node_B == NONE, NONE, tree.parent[row_B, node_B])
         return above_B, dead
 
-    dead = tree.dead.at[row_B, jnp.where(rows, leaf, M)].set(True, mode="drop")
-    start_B = jnp.where(rows, leaf, NONE)
+    dead = tree.dead.at[row_B, jnp.where(chosen, leaf, M)].set(True, mode="drop")
+    start_B = jnp.where(chosen, leaf, NONE)
     _, dead = jax.lax.while_loop(lambda carry: (carry[0] != NONE).any(), up, (start_B, dead))
     return dataclasses.replace(tree, dead=dead)
