@@ -32,7 +32,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from stair_jax import mesh as mesh_lib
 from stair_jax import ops
-from stair_jax.engine import decode
+from stair_jax.engine import decode, placing
 from stair_jax.engine.batch import COLUMNS
 from stair_jax.engine.siblings import Siblings
 from stair_jax.kernels import top_k  # pyright: ignore[reportAttributeAccessIssue]
@@ -108,6 +108,25 @@ def ints(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
+def weights(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
+    """Returns the shapes and places of weights in bfloat16, as `placing.place` leaves them."""
+    draw = lambda: transformer.by_layer(transformer.init(spec, jax.random.key(0)))  # noqa: E731
+    parts = jax.eval_shape(draw)
+    axes: Any = transformer.logical_axes_by_layer(spec)
+    axes["layers"] = axes["layers"][0] | {n: j.axes for n, j in transformer.JOINED.items()}
+    tree: Any = {"layers": [{} for _ in range(spec.L)]}
+    for group in placing._groups(parts, True, spec.K % mesh.shape["tensor"] == 0):
+        how, layered = placing.How(spec, group.target, jnp.bfloat16), group.holder is not parts
+        sources, targets = (parts["layers"], tree["layers"]) if layered else ([parts], [tree])
+        for source, target in zip(sources, targets, strict=True):
+            x = jax.eval_shape(lambda *xs: how(xs), *(source[name] for name in group.names))  # noqa: B023
+            where = placing.sharding(
+                (axes["layers"] if layered else axes)[group.target], x.shape, mesh
+            )
+            target[group.target] = jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=where)
+    return tree
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """Shapes of what the engine has on its mesh, and what makes programs of them."""
@@ -120,16 +139,13 @@ class Model:
     @classmethod
     def on(cls, mesh: jax.sharding.Mesh, spec: Spec, pages: int = PAGES) -> "Model":
         """Returns a model in bfloat16. Not to be called with the mesh set: it computes."""
-        draw = lambda: transformer.by_layer(transformer.init(spec, jax.random.key(0)))  # noqa: E731
-        params = jax.eval_shape(draw)
-        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
         empty = partial(cache.empty_pool, spec, pages=pages, page_size=PAGE)
         pool = jax.eval_shape(partial(empty, dtype=jnp.bfloat16))
         axes = cache.KVPool(k=cache.POOL_AXES, v=cache.POOL_AXES)
         return cls(
             mesh,
             transformer.Decoder(spec, jnp.bfloat16),
-            placed(params, mesh, transformer.logical_axes_by_layer(spec)),
+            weights(spec, mesh),
             placed(pool, mesh, axes),
         )
 
