@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from stair_jax import mesh as mesh_lib
-from stair_jax.engine import placing
+from stair_jax.engine import decode, placing
 from stair_jax.engine.device import joins
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.placing import Later
@@ -22,10 +22,11 @@ from stair_jax.engine.replicas import Replicas
 from stair_jax.engine.request import Request, Sampling
 from stair_jax.engine.scoring import Scoring
 from stair_jax.io import checkpoint
-from stair_jax.model import reward, transformer
+from stair_jax.model import cache, reward, transformer
 from stair_jax.model.spec import Spec
 from stair_jax.sections import EngineConfig
 from stair_jax.stages import policies
+from tests import gpu_text
 
 SPEC = Spec(
     L=3, D=16, N=4, K=2, H=6, F=20, V=34, vocab=31, eps=1e-5, theta=1e4, rope_scaling=None,
@@ -246,7 +247,7 @@ def test_each_device_has_the_query_heads_that_its_keys_serve(tensor, qkv):
     layer = placed.tree["layers"][1]
     assert ("wqkv" in layer, "bqkv" in layer, "wq" in layer) == (qkv, qkv, not qkv)
     both = layer["w_gate_up"]
-    assert both.sharding.shard_shape(both.shape) == (SPEC.D, 2, SPEC.F // tensor)
+    assert both.sharding.shard_shape(both.shape) == (SPEC.D, SPEC.F // tensor, 2)
     if qkv:
         part = layer["wqkv"].addressable_shards[-1].data
         last = SPEC.N // tensor, SPEC.K // tensor
@@ -254,6 +255,23 @@ def test_each_device_has_the_query_heads_that_its_keys_serve(tensor, qkv):
         mine = [params["layers"][name][1][:, -count:] for name, count in names]
         spec = dataclasses.replace(SPEC, N=last[0], K=last[1])
         np.testing.assert_array_equal(part, transformer.join("wqkv", mine, spec))
+
+
+def test_no_joined_weight_is_gathered_when_it_is_used():
+    mesh = mesh_lib.make((1, 1, 2))
+    (placed,) = placing.place(SPEC, stacked(), [mesh], dtype=jnp.float32, joined=True)
+    pool = cache.empty_pool(SPEC, pages=7, page_size=4, dtype=jnp.float32)
+    rows = np.zeros((2, 5), np.int32), *np.zeros((2, 2), np.int32), np.zeros((2, 3), np.int32)
+    with jax.set_mesh(mesh):
+        lowered = decode.extend.lower(
+            placed.tree, pool, *rows, decoder=transformer.Decoder(SPEC, jnp.float32), fresh=True
+        )
+        program = gpu_text.parse(lowered.compile().as_text())
+    every = [i for part in program.computations.values() for i in part]
+    assert [i for i in every if i.op == "all-reduce"]  # the devices do share the work
+    sizes = {4 * x.size for layer in placed.tree["layers"] for x in layer.values() if x.ndim > 1}
+    gathered = [i for i in every if i.op.startswith("all-gather") and i.bytes in sizes]
+    assert not gathered, [i.line for i in gathered]
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 2)])

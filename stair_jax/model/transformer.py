@@ -83,7 +83,7 @@ class Joined:
 JOINED = {
     "wqkv": Joined(("wq", "wk", "wv"), ("embed", "kv_head", None, "head")),
     "bqkv": Joined(("bq", "bk", "bv"), ("kv_head", None, "head")),
-    "w_gate_up": Joined(("w_gate", "w_up"), ("embed", None, "ffn")),
+    "w_gate_up": Joined(("w_gate", "w_up"), ("embed", "ffn", None)),
 }
 
 
@@ -91,7 +91,7 @@ def join(name: str, parts: Sequence[Any], spec: Spec) -> Any:
     """Returns the whole of JOINED[name] from its parts, all of JAX or all of NumPy."""
     xp = np if isinstance(parts[0], np.ndarray) else jnp
     if name == "w_gate_up":
-        return xp.stack(parts, axis=-2)
+        return xp.stack(parts, axis=-1)
     lead, H = parts[0].shape[:-2], parts[0].shape[-1]
     grouped = [x.reshape(*lead, spec.K, x.shape[-2] // spec.K, H) for x in parts]
     return xp.concatenate(grouped, axis=-2)
@@ -178,9 +178,9 @@ class Layer(nn.Module):
 
         h_BTD = rms_norm(x_BTD, self.gain("mlp_norm", s.D), s.eps)
         if self.has_variable("params", "w_gate_up"):
-            w_D2F = self.weight("w_gate_up", (s.D, 2, s.F), JOINED["w_gate_up"].axes)
-            both_BT2F = self.product("gate_up", h_BTD, w_D2F)
-            gate_BTF, up_BTF = both_BT2F[..., 0, :], both_BT2F[..., 1, :]
+            w_DF2 = self.weight("w_gate_up", (s.D, s.F, 2), JOINED["w_gate_up"].axes)
+            both_BTF2 = self.product("gate_up", h_BTD, w_DF2)
+            gate_BTF, up_BTF = both_BTF2[..., 0], both_BTF2[..., 1]
         else:
             w_gate_DF = self.weight("w_gate", (s.D, s.F), ("embed", "ffn"))
             w_up_DF = self.weight("w_up", (s.D, s.F), ("embed", "ffn"))
