@@ -28,6 +28,7 @@ QUERY_BLOCKS, LEAST_QUERIES = 8, 512  # of packed rows in cuDNN: at most so many
 NO_KEYS = paged_kernel.EMPTY  # the log-sum-exp of attention over no keys
 merge_attention = paged_kernel.merge
 top_k = top_k_kernel.exact_top_k  # XLA alone sorts whole rows of logits on a GPU
+group_maxima, GROUP = top_k_kernel.group_maxima, top_k_kernel.GROUPS[0]
 
 
 def matmul(

@@ -1,6 +1,7 @@
 """Drawn tokens against the definition in scalar code, by both ways of filtering."""
 
 import itertools
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,13 +14,15 @@ from scipy import stats
 
 from stair_jax.engine import sampling
 from stair_jax.engine.request import Sampling, key_of
-from stair_jax.engine.sampling import ALL, GREEDY
+from stair_jax.engine.sampling import ALL
 
 V = 7
 LOGITS = np.array([1.0, 0.2, -0.5, 2.0, 0.2, -3.0, 0.9], np.float32)
+SEARCHED, UNORDERED = -1, -2  # in place of tokens that were not drawn from candidates
 draw = jax.jit(sampling.draw, static_argnames="candidates")
+draw_with_logp = jax.jit(sampling.draw_with_logp, static_argnames="candidates")
 kept_of_all = jax.jit(sampling.kept_of_all)
-kept_of_sorted = jax.jit(sampling.kept_of_sorted)
+kept_of_sorted = jax.jit(sampling.kept_of_sorted, static_argnames="vocab")
 
 
 def keys(count):
@@ -38,6 +41,18 @@ def rows(count, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, logits=LOGITS):
         "top_p": full(top_p, jnp.float32),
         "min_p": full(min_p, jnp.float32),
     }
+
+
+def ways(args, candidates):
+    """[B] tokens that were drawn from candidates; SEARCHED or UNORDERED for the other rows."""
+
+    def instead(mark):
+        return lambda rows, *_: jnp.full(rows.top.shape, mark, jnp.int32)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "_searched", instead(SEARCHED))
+        patch.setattr(sampling, "_without_order", instead(UNORDERED))
+        return np.asarray(jax.jit(partial(sampling.draw, candidates=candidates))(**args))
 
 
 def definition(logits: Any, top_k: Any, top_p: Any, min_p: Any, slack: float = 0.0):
@@ -101,8 +116,10 @@ def test_the_number_of_candidates_changes_no_draw(tokens):
     np.testing.assert_array_equal(drawn(V), tokens)
     args = rows(600, 1.2, 3, 0.9)
     every = draw(**args, candidates=ALL)
-    np.testing.assert_array_equal(draw(**args, candidates=3), every)
-    np.testing.assert_array_equal(draw(**args, candidates=5), every)
+    for candidates in (2, 3, 5):
+        np.testing.assert_array_equal(draw(**args, candidates=candidates), every)
+        searched = ways(args, candidates) == SEARCHED
+        assert searched.all() if candidates < 3 else not searched.any()
     assert (np.asarray(draw(**(args | {"top_k": args["top_k"] - 1}), candidates=3)) != every).any()
 
 
@@ -125,6 +142,7 @@ def test_a_large_vocabulary_is_drawn_from_alike_by_both_ways():
     candidates = sampling.candidates_for(args["temperature"], args["top_k"], size)
     assert candidates == 64
     every, some = (np.asarray(draw(**args, candidates=c)) for c in (ALL, candidates))
+    assert (ways(args, candidates) >= 0).sum() > 60
     np.testing.assert_array_equal(every, some)
     assert (every[:7] == logits[:7].argmax(axis=-1)).all()
     assert (every[7:] != logits[7:].argmax(axis=-1)).any()
@@ -195,22 +213,21 @@ def test_what_stays_is_what_the_definition_says(batch):
         assert order == most[: len(order)]
 
 
-@settings(max_examples=100, deadline=None)
-@given(batches(), st.integers(0, 2**32 - 1))
-def test_both_ways_of_filtering_draw_the_same_token(batch, seed):
+@settings(max_examples=150, deadline=None)
+@given(batches(), st.sampled_from([1, 3, 5, 12]), st.integers(0, 2**32 - 1))
+def test_both_ways_of_filtering_draw_the_same_token(batch, candidates, seed):
     logits, top_k, top_p, min_p = stacked(batch)
     key = np.stack([key_of((seed, i)) for i in range(SPREAD)])
     args = {
         "logits": logits, "top_k": top_k, "top_p": top_p, "min_p": min_p, "key": jnp.asarray(key),
         "index": jnp.arange(SPREAD), "temperature": jnp.asarray([1.0, 0.5, 3.0, 0.0]),
     }  # fmt: skip
-    every, some = (draw(**args, candidates=c) for c in (ALL, logits.shape[-1]))
-    scaled = np.asarray(logits) / np.array([1.0, 0.5, 3.0, 1.0], np.float32)[:, None]
+    every, some = (draw(**args, candidates=c) for c in (ALL, candidates))
+    np.testing.assert_array_equal(every, some)
+    inverse = 1 / np.array([1.0, 0.5, 3.0, 1.0], np.float32)
+    scaled = np.asarray(logits) * inverse[:, None]
     for row, (_, *filters) in enumerate(batch):
-        kept = [definition(falls(scaled[row]), *filters, slack=slack) for slack in (-SLACK, SLACK)]
-        assert every[row] in kept[1]
-        if kept[0] == kept[1]:  # else sums in another order may round across the bound
-            assert every[row] == some[row]
+        assert every[row] in definition(falls(scaled[row]), *filters, slack=SLACK)
 
 
 def test_equal_logits_everywhere_stay_in_the_order_of_their_ids():
@@ -219,36 +236,50 @@ def test_equal_logits_everywhere_stay_in_the_order_of_their_ids():
     top_p = jnp.array([1, five, np.nextafter(five, np.float32(1)), 0, 0.5, 1])
     top_k = jnp.array([4, 0, 0, 0, 6, 0], jnp.int32)
     want = np.arange(16)[None] < np.array([4, 5, 6, 1, 3, 16])[:, None]
-    for kept in (kept_of_all, kept_of_sorted):
-        np.testing.assert_array_equal(kept(logits, top_k, top_p, jnp.zeros(6)), want)
-        np.testing.assert_array_equal(kept(logits, top_k, top_p, jnp.ones(6)), want)
+    for min_p in (jnp.zeros(6), jnp.ones(6)):
+        np.testing.assert_array_equal(kept_of_all(logits, top_k, top_p, min_p), want)
+        total = jnp.full(6, 16.0)
+        kept, sure = kept_of_sorted(logits, total, top_k, top_p, min_p, vocab=16)
+        np.testing.assert_array_equal(kept, want)
+        # An edge at a sum of weights, or next to one, is nothing that rounding leaves alone.
+        np.testing.assert_array_equal(sure, [True, False, False, True, False, True])
 
 
-@settings(max_examples=60, deadline=None)
-@given(batches())
-def test_sorted_candidates_stay_by_the_same_definition(batch):
+@settings(max_examples=100, deadline=None)
+@given(batches(), st.integers(1, 12))
+def test_sorted_candidates_stay_by_the_same_definition(batch, size):
     batch = [(np.sort(logits)[::-1], *filters) for logits, *filters in batch]
-    found = np.asarray(kept_of_sorted(*stacked(batch)))
-    for kept, (logits, *filters) in zip(found, batch, strict=True):
+    logits, *filters = stacked(batch)
+    fall = logits - logits[:, :1]
+    V, size = logits.shape[-1], min(size, logits.shape[-1])
+    found, sure = kept_of_sorted(fall[:, :size], jnp.exp(fall).sum(axis=-1), *filters, vocab=V)
+    for kept, certain, (logits, *filters) in zip(np.asarray(found), sure, batch, strict=True):
         fewest, most = (
             definition(falls(logits), *filters, slack=slack) for slack in (-SLACK, SLACK)
         )
-        assert (kept == (np.arange(len(kept)) < kept.sum())).all()
-        assert len(fewest) <= kept.sum() <= len(most)
+        assert (kept == (np.arange(size) < kept.sum())).all()
+        if certain:  # of what can be drawn at all, nothing is left out
+            fall = falls(logits)
+            fewest, most = (sum(fall[i] > -NEVER for i in x) for x in (fewest, most))
+            assert fewest <= (kept & (fall[:size] > -NEVER)).sum() <= most
+        elif size == V:  # nothing can be missing, so it is the rounding
+            assert len(definition(falls(logits), *filters, slack=1e-4)) != len(
+                definition(falls(logits), *filters, slack=-1e-4)
+            )
 
 
 def test_zero_temperature_takes_the_largest_logit_whatever_the_filters():
-    for candidates in (ALL, GREEDY, 2, V):
+    for candidates in (ALL, 2, V):
         token = draw(**rows(9, 0.0, 2, 0.5, 0.3), candidates=candidates)
         assert (np.asarray(token) == LOGITS.argmax()).all()
     tie = np.array([0.0, 1.0, 1.0, -np.inf, 1.0, 0.0, 0.0], np.float32)
-    for candidates in (ALL, GREEDY, V):
+    for candidates in (ALL, 2, V):
         assert (np.asarray(draw(**rows(9, 0.0, logits=tie), candidates=candidates)) == 1).all()
 
 
 def test_edges_ties_large_k_tiny_p_and_full_min_p():
     tie = np.array([1.0, 1.0, 1.0, -9.0, -9.0, -9.0, -9.0], np.float32)
-    for candidates in (ALL, V):
+    for candidates in (ALL, 3, V):
         token = draw(**rows(400, 1.0, 2, 1.0, 0.0, tie), candidates=candidates)
         assert set(np.asarray(token)) == {0, 1}  # of three equal logits the lowest ids
         token = draw(**rows(400, 1.0, 0, 1.0, 1.0, tie), candidates=candidates)
@@ -273,22 +304,181 @@ def test_a_row_does_not_see_its_neighbours_and_every_token_draws_anew():
     assert (np.asarray(later) != np.asarray(token)).any()
 
 
-def test_log_probs_are_at_the_temperature_and_before_the_filters():
-    token = jnp.arange(3, dtype=jnp.int32)
-    logits = jnp.tile(jnp.asarray(LOGITS)[None], (3, 1))
-    found = sampling.logp_of(logits, token, jnp.array([1.3, 0.5, 0.0]))
-    by = [jax.nn.log_softmax(jnp.asarray(LOGITS) / t) for t in (1.3, 0.5, 1.0)]
-    np.testing.assert_allclose(found, [by[i][i] for i in range(3)], rtol=1e-5)
+@pytest.mark.parametrize("candidates", [ALL, 3])
+def test_log_probs_are_at_the_temperature_and_before_the_filters(candidates):
+    temperature = np.array([1.3, 0.5, 0.0] * 30, np.float32)
+    args = rows(90, top_k=2) | {"temperature": jnp.asarray(temperature)}
+    token, found = draw_with_logp(**args, candidates=candidates)
+    assert len(set(np.asarray(token))) > 1
+    np.testing.assert_array_equal(token, draw(**args, candidates=candidates))
+    by = {t: jax.nn.log_softmax(jnp.asarray(LOGITS) / (t or 1.0)) for t in set(temperature)}
+    want = [by[t][i] for t, i in zip(temperature, token, strict=True)]
+    np.testing.assert_allclose(found, want, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("temperature", "top_k", "vocab", "want"),
-    [([0, 0], [7, 0], 9999, GREEDY), ([1, 1], [0, 0], 9999, ALL), ([1, 1], [3, 0], 9999, ALL),
-     ([1, 1], [3, 5], 9999, 16), ([0, 1], [0, 16], 9999, 16), ([0, 1], [0, 17], 9999, 32),
-     ([1, 1], [50, 40], 9999, 64), ([1, 1], [9999, 40], 9999, ALL), ([1, 1], [50, 40], 999, ALL)],
-)  # fmt: skip
-def test_candidates_serve_every_row(temperature, top_k, vocab, want):
+    [
+        ([0, 0], [7, 0], 9999, 64),
+        ([1, 1], [0, 0], 9999, 64),
+        ([1, 1], [64, 0], 9999, 64),
+        ([1, 1], [65, 3], 9999, 128),
+        ([0, 1], [300, 16], 9999, 64),  # a greedy row has no use for candidates
+        ([1, 1], [9999, 40], 9999, 64),  # no limit
+        ([1, 1], [129, 40], 9999, 256),
+        ([1, 1], [50, 40], 999, ALL),
+    ],
+)
+def test_candidates_are_alike_for_all_settings_but_a_large_top_k(temperature, top_k, vocab, want):
     assert sampling.candidates_for(np.array(temperature), np.array(top_k), vocab) == want
+
+
+# A vocabulary that is longer than its candidates
+
+LONG, FEW = 5003, 64
+
+
+def long_args(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0):
+    """Arguments of `draw` for given logits [B, LONG]; settings are numbers or [B]."""
+    full = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (len(logits),))  # noqa: E731
+    return {
+        "logits": jnp.asarray(logits, jnp.float32),
+        "key": jnp.asarray(np.stack([key_of((seed, i)) for i in range(len(logits))])),
+        "index": jnp.arange(len(logits), dtype=jnp.int32) % 7,
+        "temperature": full(temperature, jnp.float32),
+        "top_k": full(top_k, jnp.int32),
+        "top_p": full(top_p, jnp.float32),
+        "min_p": full(min_p, jnp.float32),
+    }
+
+
+def head_of(size, rng):
+    """Logits of which the first `size` in order have .91 of the mass, and one less has not .9."""
+    weight = np.full(LONG, 0.09 / (LONG - size))
+    weight[:size] = np.linspace(1.3, 0.7, size)
+    weight[:size] *= 0.91 / weight[:size].sum()
+    return np.log(weight)[rng.permutation(LONG)]
+
+
+def test_a_nucleus_of_all_candidates_is_drawn_from_them_and_a_wider_one_is_searched():
+    rng = np.random.default_rng(2)
+    sizes = [63, 64, 65] * 20
+    args = long_args([head_of(size, rng) for size in sizes], top_p=0.905)
+    order = np.argsort(-args["logits"], axis=-1)
+    kept = [len(definition(np.asarray(x), 0, 0.905, 0)) for x in args["logits"][:3]]
+    assert kept == [63, 64, 65]
+    way = ways(args, FEW)
+    np.testing.assert_array_equal(way == SEARCHED, np.array(sizes) == 65)
+    assert (way == SEARCHED).sum() > sampling._TOGETHER
+    token = np.asarray(draw(**args, candidates=FEW))
+    np.testing.assert_array_equal(token, draw(**args, candidates=ALL))
+    rank = np.array([list(o).index(t) for o, t in zip(order, token, strict=True)])
+    assert rank.max() > 50
+    assert (rank < sizes).all()
+
+
+def edges(rng, B):
+    """Rows whose top_p lies at a sum of weights, but for some roundings: settings and logits."""
+    logits = (rng.normal(size=(B, LONG)) * 4).astype(np.float32)
+    fall = -np.sort(-logits) - logits.max(axis=-1, keepdims=True)
+    weight = np.exp(fall.astype(np.float64))
+    at = rng.integers(0, 40, B)
+    edge = np.take_along_axis(np.cumsum(weight, axis=-1), at[:, None], axis=-1)[:, 0]
+    return logits, edge / weight.sum(axis=-1)
+
+
+def test_a_row_whose_edge_is_as_near_as_rounding_is_searched():
+    rng = np.random.default_rng(3)
+    logits, edge = edges(rng, 96)
+    near = long_args(logits, top_p=edge * (1 + rng.integers(-4, 5, 96) * 2.0**-24))
+    assert (ways(near, FEW) == SEARCHED).all()
+    np.testing.assert_array_equal(draw(**near, candidates=FEW), draw(**near, candidates=ALL))
+    off = long_args(logits, top_p=edge * (1 - 2e-4))
+    assert (ways(off, FEW) >= 0).sum() > 80
+    np.testing.assert_array_equal(draw(**off, candidates=FEW), draw(**off, candidates=ALL))
+
+
+KINDS = "plain", "tied", "masked", "coarse", "steep", "alike", "equal"
+
+
+def long_rows(rng, B):
+    """[B, LONG] logits of many kinds, with a finite one in each row."""
+    x = rng.normal(size=(B, LONG)) * rng.choice([0.5, 1, 2, 5], size=(B, 1))
+    kind = rng.choice(KINDS, B)
+    x[kind == "tied"] = x[kind == "tied"].round(1)
+    masked = rng.random((B, LONG)) < rng.choice([0.5, 0.98, 0.9999], size=(B, 1))
+    x[(kind == "masked")[:, None] & masked] = -np.inf
+    x[kind == "coarse"] = x[kind == "coarse"].astype(jnp.bfloat16)
+    x[kind == "steep"] *= 9
+    x[kind == "alike"] = np.where(rng.random((B, LONG)) < 64 / LONG, 9, 0)[kind == "alike"]
+    x[kind == "equal"] = 0.5
+    x[np.arange(B), rng.integers(0, LONG, B)] = 1.0
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_token_is_the_same_in_any_company_and_by_any_way(seed):
+    rng, B = np.random.default_rng(seed), 48
+    args = long_args(
+        long_rows(rng, B),
+        temperature=rng.choice([0, 0.2, 0.7, 1, 1.2], B),
+        top_k=rng.choice([0, 0, 0, 1, 5, 50, 63, 64, 65, 700, LONG, LONG + 9], B),
+        top_p=rng.choice([1, 1, 0.9, 0.5, 0.95, 0.1, 0, 0.999], B),
+        min_p=rng.choice([0, 0, 0, 0.02, 0.3, 1], B),
+        seed=seed,
+    )
+    way = ways(args, FEW)
+    searched, unordered = (way == SEARCHED).sum(), (way == UNORDERED).sum()
+    assert searched > 4
+    assert unordered > 0
+    assert searched + unordered < B / 2
+    every = np.asarray(draw(**args, candidates=ALL))
+    token, logp = draw_with_logp(**args, candidates=FEW)
+    np.testing.assert_array_equal(token, every)
+    np.testing.assert_array_equal(way[way >= 0], every[way >= 0])
+    some = rng.permutation(B)[:5]
+    alone, alone_logp = draw_with_logp(**{n: x[some] for n, x in args.items()}, candidates=FEW)
+    np.testing.assert_array_equal(alone, every[some])
+    np.testing.assert_array_equal(alone_logp, logp[some])
+
+
+def passes(jaxpr, size):
+    """Names of what reads an array of `size` entries and reduces, sorts or gathers it, by depth."""
+    found = []
+    for eqn in jaxpr.eqns:
+        inner = [x for x in jax.tree.leaves(eqn.params, is_leaf=_is_jaxpr) if _is_jaxpr(x)]
+        below = [name for x in inner for name in passes(getattr(x, "jaxpr", x), size)]
+        branching = eqn.primitive.name in ("cond", "while")
+        found += [f"{eqn.primitive.name}.{name}" if branching else name for name in below]
+        large = any(x.aval.size >= size for x in eqn.invars if hasattr(x, "aval"))
+        if (
+            not inner
+            and large
+            and eqn.primitive.name.startswith(("reduce", "sort", "top_k", "cum"))
+        ):
+            found.append(eqn.primitive.name)
+    return found
+
+
+def _is_jaxpr(x):
+    return hasattr(x, "eqns") or hasattr(x, "jaxpr")
+
+
+def test_all_rows_are_read_twice_and_once_more_where_some_want_no_order():
+    B, vocab = 32, 128256
+    shape = jax.ShapeDtypeStruct
+    args = (
+        shape((B, vocab), jnp.float32), shape((B, 2), jnp.uint32), shape((B,), jnp.int32),
+        shape((B,), jnp.float32), shape((B,), jnp.int32), shape((B,), jnp.float32),
+        shape((B,), jnp.float32),
+    )  # fmt: skip
+
+    def found(candidates):
+        program = partial(sampling.draw_with_logp, candidates=candidates)
+        return passes(jax.make_jaxpr(program)(*args).jaxpr, B * vocab)
+
+    assert sorted(found(FEW)) == ["cond.cond.reduce_max", "reduce_max", "reduce_sum"]
+    assert len(found(ALL)) > 20
 
 
 @pytest.mark.parametrize(

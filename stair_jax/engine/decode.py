@@ -34,7 +34,7 @@ class Plan:
     decoder: Decoder
     chunk: int  # N
     vocab: int  # tokens that may be drawn, the ids below it; an embedding can have spare rows
-    candidates: int  # see `sampling.draw`
+    candidates: int  # see `sampling.candidates_for`
     logps: bool  # whether log-probs are wanted
 
 
@@ -179,19 +179,24 @@ def _one(
     rows = Rows(table[row_B], state.length, going_B.astype(jnp.int32))
     hidden_B1D, cache = _apply(plan.decoder, params, state.last[:, None], state.cache, rows)
     logits_BV = heads.logits(params, hidden_B1D[:, 0], spec)
-    spare_1V = (jnp.arange(spec.V) >= plan.vocab)[None]
-    logits_BV = jnp.where(spare_1V, -jnp.inf, logits_BV)
-    temperature_B = batch.temperature[row_B]
-    token_B = sampling.draw(
-        logits_BV, batch.key[row_B], state.made, temperature_B, batch.top_k[row_B],
-        batch.top_p[row_B], batch.min_p[row_B], candidates=plan.candidates,
-    )  # fmt: skip
+    if plan.vocab < spec.V:
+        spare_1V = (jnp.arange(spec.V) >= plan.vocab)[None]
+        logits_BV = jnp.where(spare_1V, -jnp.inf, logits_BV)
+    token_B, logp_B = sampling.draw_with_logp(
+        logits_BV,
+        batch.key[row_B],
+        state.made,
+        batch.temperature[row_B],
+        batch.top_k[row_B],
+        batch.top_p[row_B],
+        batch.min_p[row_B],
+        candidates=plan.candidates,
+    )
     count_B = going_B.astype(jnp.int32)
     # A request's column is its count of tokens in this chunk; an idle slot's is out of range.
     at = (row_B, jnp.where(going_B, state.made - batch.made[row_B], plan.chunk))
     logps = state.logps
     if plan.logps:
-        logp_B = sampling.logp_of(logits_BV, token_B, temperature_B)
         logps = logps.at[at].set(logp_B, mode="drop")
     made_B = state.made + count_B
     return dataclasses.replace(

@@ -238,7 +238,7 @@ class Device(Prefill):
 class Wanted:
     """What a chunk's requests want, as far as programs differ by it."""
 
-    candidates: int  # see `sampling.draw`
+    candidates: int  # see `sampling.candidates_for`
     logps: bool
 
     @classmethod

@@ -1,4 +1,18 @@
-"""Drawing tokens. B rows, V vocabulary entries, C candidates (the C largest logits)."""
+"""Drawing tokens.
+
+Shape letters: B rows  V vocabulary  C candidates, the largest logits  G groups of neighbours
+  A rows that are searched together
+
+The filters want a row's largest entries in order, and a vocabulary is long. A step reads all logits
+twice: for the largest of each group, from which the C largest entries follow, and for the sum of
+the softmax. With these two it is mostly certain what the filters keep, and that it lies among the
+candidates: the token is drawn from there. Rows where it is not certain are searched alone, a few at
+a time, with some dozen passes. A row that needs no order, since neither top-k nor top-p is on, is
+drawn in one more pass.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +21,45 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from stair_jax import ops
 
-GREEDY, ALL = 1, 0  # values of `candidates`: no row draws; every entry is one
-_LEAST = 16  # candidates come in powers of two from here on, so that programs stay few
+ALL = 0  # value of `candidates`: every row is searched
+_LEAST = 64  # candidates; more come in powers of two, so that programs stay few
+_TOGETHER = 16  # rows that are searched together
 _NEVER = 128.0  # nats below the likeliest entry at which float32 knows no probability any more
 _ODD = np.uint32(0x9E3779B9)  # 2^32 over the golden ratio: spreads neighbouring ids
 _HALVINGS = 10  # of a bracket between two looks at whether one entry is left in it
 _SMALL = 4096  # vocabularies up to here are not worth a top-k: on a CPU it sorts
+_ROUNDING = 2.0**-24  # largest relative error of a float32 operation
+_EXP_ERROR = 2.0**-20  # relative; far more than exp of two programs can differ by
+
+
+class _Rows(NamedTuple):
+    """All that the tokens of B rows depend on."""
+
+    logits: jax.Array  # [B, V] float32
+    inverse: jax.Array  # [B] float32, 1 / temperature; 1 for a greedy row
+    top: jax.Array  # [B] float32, the largest scaled logit
+    total: jax.Array  # [B] float32, exp(fall) of all entries
+    greedy: jax.Array  # [B] bool
+    key: jax.Array  # [B, 2] uint32
+    index: jax.Array  # [B] int32
+    top_k: jax.Array  # [B] int32
+    top_p: jax.Array  # [B] float32
+    min_p: jax.Array  # [B] float32
+
+    def fall(self, logits: jax.Array) -> jax.Array:
+        """Returns the scaled distances [B, ...] of logits from their row's largest, at most 0.0.
+
+        It never falls where a logit rises. Logits that are equal here are ties everywhere. There
+        is no -0.0, which a sort would tell from 0.0.
+        """
+        shape = (-1,) + (1,) * (logits.ndim - 1)
+        fall = _scaled(logits, self.inverse) - self.top.reshape(shape)
+        return jnp.where(fall < 0, fall, 0.0)
+
+    def scores(self, fall: jax.Array, token: jax.Array) -> jax.Array:
+        """Returns fall + noise of entries [B, X], of which the largest is drawn."""
+        noise = jnp.where(self.greedy[:, None], 0.0, gumbel(self.key, self.index, token))
+        return fall + noise
 
 
 def draw(
@@ -26,7 +73,23 @@ def draw(
     *,
     candidates: int,
 ) -> Int[Array, " B"]:
-    """Returns one token a row.
+    """Returns one token a row; see `draw_with_logp`."""
+    how = key, index, temperature, top_k, top_p, min_p
+    return draw_with_logp(logits, *how, candidates=candidates)[0]
+
+
+def draw_with_logp(
+    logits: Float[Array, "B V"],
+    key: UInt32[Array, "B 2"],
+    index: Int[Array, " B"],
+    temperature: Float[Array, " B"],
+    top_k: Int[Array, " B"],
+    top_p: Float[Array, " B"],
+    min_p: Float[Array, " B"],
+    *,
+    candidates: int,
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """Returns one token a row and its log-prob, float32 nats, before the filters.
 
     Order: temperature, top-k, top-p over what top-k left (as vLLM; thu-ml/STAIR samples with it),
     then min-p (Nguyen et al. 2024, section 3: at least `min_p` times the likeliest entry's
@@ -35,52 +98,152 @@ def draw(
     is the same whatever `candidates` and the other rows are.
 
     Args:
-      temperature: 0 takes the largest logit.
-      candidates: static, from `candidates_for`; how many of the largest logits can be drawn.
+      temperature: 0 takes the largest logit, and the log-prob is that of temperature 1.
+      candidates: static, from `candidates_for`: the largest logits that are looked at first, or
+        `ALL`.
     """
-    greedy_B = temperature == 0
-    logits_BV = logits / jnp.where(greedy_B, 1.0, temperature)[:, None]
-    if candidates == GREEDY:
-        return _first_largest(logits_BV)
-    logits_BV -= logits_BV.max(axis=-1, keepdims=True)  # what is a tie must be one for top_k too
-    if candidates == ALL:
-        token_BC = jnp.broadcast_to(jnp.arange(logits.shape[-1])[None], logits.shape)
-        logit_BC, kept_BC = logits_BV, kept_of_all(logits_BV, top_k, top_p, min_p)
-    else:
-        logit_BC, token_BC = ops.top_k(logits_BV, min(candidates, logits.shape[-1]))
-        kept_BC = kept_of_sorted(logit_BC, top_k, top_p, min_p)
-    noise_BC = jnp.where(greedy_B[:, None], 0.0, gumbel(key, index, token_BC))
-    best_B = _first_largest(jnp.where(kept_BC, logit_BC + noise_BC, -jnp.inf))
-    return jnp.take_along_axis(token_BC, best_B[:, None], axis=-1)[:, 0].astype(jnp.int32)
+    V, greedy_B = logits.shape[-1], temperature == 0
+    inverse_B = 1.0 / jnp.where(greedy_B, 1.0, temperature)
+    maxima_BG = logits if candidates == ALL else ops.group_maxima(logits)
+    top_B = _scaled(maxima_BG.max(axis=-1), inverse_B)
+    rows = _Rows(logits, inverse_B, top_B, top_B, greedy_B, key, index, top_k, top_p, min_p)
+    rows = rows._replace(total=jnp.exp(rows.fall(logits)).sum(axis=-1))
+
+    def largest() -> jax.Array:
+        if candidates == ALL:
+            return _first_largest(rows.fall(logits))
+        return _of_best_group(rows, rows.fall(maxima_BG), lambda fall, token: fall)
+
+    def drawn() -> jax.Array:
+        if candidates == ALL:
+            return _searched(rows, None)
+        return _from_candidates(rows, maxima_BG, min(candidates, V))
+
+    token_B = jax.lax.cond(greedy_B.all(), largest, drawn).astype(jnp.int32)
+    chosen_B = jnp.take_along_axis(logits, token_B[:, None], axis=-1)[:, 0]
+    return token_B, _scaled(chosen_B, inverse_B) - (jnp.log(rows.total) + top_B)
 
 
-def logp_of(
-    logits: Float[Array, "B V"], token: Int[Array, " B"], temperature: Float[Array, " B"]
-) -> Float[Array, " B"]:
-    """Returns the nats of each row's token at its temperature, before top-k, top-p and min-p.
+def _scaled(logits: jax.Array, inverse_B: jax.Array) -> jax.Array:
+    """Returns logits [B, ...] over their row's temperature, rounded alike in every program.
 
-    At temperature 0 they are those of temperature 1.
+    XLA multiplies by the inverse in any case. Of a bare product that is added to something LLVM
+    makes one operation with one rounding, but not everywhere: the largest logit less itself would
+    not be 0.
     """
-    scaled_BV = logits / jnp.where(temperature == 0, 1.0, temperature)[:, None]
-    chosen_B = jnp.take_along_axis(scaled_BV, token[:, None], axis=-1)[:, 0]
-    return chosen_B - jax.nn.logsumexp(scaled_BV, axis=-1)
+    product = logits * inverse_B.reshape((-1,) + (1,) * (logits.ndim - 1))
+    return jnp.where(logits > -jnp.inf, product, -jnp.inf)
+
+
+def _from_candidates(rows: _Rows, maxima_BG: jax.Array, C: int) -> jax.Array:
+    """Returns a token [B] a row: from the C largest logits wherever these settle it."""
+    B, V = rows.logits.shape
+    fall_BC, token_BC = ops.top_k(rows.logits, C, of=rows.fall, maxima=maxima_BG)
+    kept_BC, sure_B = kept_of_sorted(
+        fall_BC, rows.total, rows.top_k, rows.top_p, rows.min_p, vocab=V
+    )
+    score_BC = jnp.where(kept_BC, rows.scores(fall_BC, token_BC), -jnp.inf)
+    best_BC = score_BC == score_BC.max(axis=-1, keepdims=True)
+    token_B = jnp.where(best_BC, token_BC, V).min(axis=-1)
+
+    ordered_B = ((rows.top_k > 0) & (rows.top_k < V)) | (rows.top_p < 1.0)
+    plain_B = ~sure_B & ~rows.greedy & ~ordered_B
+    wide_B = ~sure_B & ~rows.greedy & ordered_B
+    token_B = jax.lax.cond(
+        plain_B.any(), lambda: jnp.where(plain_B, _without_order(rows), token_B), lambda: token_B
+    )
+
+    def search(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        left_B, token_B = state
+        row_A = jnp.nonzero(left_B, size=min(_TOGETHER, B), fill_value=B)[0]
+        some = _Rows(*(x.at[row_A].get(mode="clip") for x in rows))
+        token_A = _searched(some, some.total)
+        return left_B.at[row_A].set(False, mode="drop"), token_B.at[row_A].set(token_A, mode="drop")
+
+    return jax.lax.while_loop(lambda state: state[0].any(), search, (wide_B, token_B))[1]
 
 
 def kept_of_sorted(
-    logits: Float[Array, "B C"],
+    fall: Float[Array, "B C"],
+    total: Float[Array, " B"],
     top_k: Int[Array, " B"],
     top_p: Float[Array, " B"],
     min_p: Float[Array, " B"],
-) -> jax.Array:
-    """Marks which of falling logits stay, [B, C] bool."""
-    rank_1C = jnp.arange(logits.shape[-1])[None]
-    in_k_BC = rank_1C < jnp.where(top_k > 0, top_k, logits.shape[-1])[:, None]
-    weight_BC = jnp.where(in_k_BC, jnp.exp(logits - logits[:, :1]), 0.0)
-    before_BC = jnp.cumsum(weight_BC, axis=-1) - weight_BC
-    mass_B1 = top_p[:, None] * weight_BC.sum(axis=-1, keepdims=True)
-    in_p_BC = (before_BC < mass_B1) | (top_p >= 1.0)[:, None]
+    *,
+    vocab: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Marks which of a row's largest entries stay, [B, C] bool, and where that is certain, [B].
+
+    It is certain where no entry beyond these can stay, and where `kept_of_all` keeps the same:
+    sums of weights and exp itself may be rounded otherwise there, so nothing may lie as near to an
+    edge as that.
+
+    Args:
+      fall: falling; entries of [B, vocab] less their largest.
+      total: exp(fall) of all entries, as `kept_of_all` gets it.
+    """
+    C = fall.shape[-1]
+    k_B = jnp.where(top_k > 0, jnp.minimum(top_k, vocab), vocab)
+    rank_1C, in_p_B = jnp.arange(C)[None], top_p < 1.0
+    in_k_BC = rank_1C < k_B[:, None]
+    weight_BC = jnp.where(in_k_BC, jnp.exp(fall), 0.0)
+    up_to_BC = jnp.cumsum(weight_BC, axis=-1)
+    mass_B = top_p * jnp.where(k_B <= C, up_to_BC[:, -1], total)
+    in_p_BC = (up_to_BC - weight_BC < mass_B[:, None]) | ~in_p_B[:, None]
+    floor_B1 = min_p[:, None]
     # The first candidate stays even where rounding or a tiny top_p would drop it.
-    return (in_k_BC & in_p_BC & (weight_BC >= min_p[:, None])) | (rank_1C == 0)
+    kept_BC = (in_k_BC & in_p_BC & (weight_BC >= floor_B1)) | (rank_1C == 0)
+
+    # Four sums of C positive terms are compared: two of the mass, two of what comes before it.
+    slack_B1 = (4 * (C + 8) * _ROUNDING) * mass_B[:, None]
+    near_p_BC = in_p_B[:, None] & (jnp.abs(up_to_BC - mass_B[:, None]) <= slack_B1)
+    # exp(0) is 1 in every program.
+    near_m_BC = (fall < 0) & (jnp.abs(weight_BC - floor_B1) < _EXP_ERROR * floor_B1)
+    mass_known_B = (k_B <= C) | (k_B == vocab)
+    ends_B = (k_B <= C) | (in_p_B & (up_to_BC[:, -1] >= mass_B)) | (weight_BC[:, -1] < min_p)
+    sure_B = ends_B & (mass_known_B | ~in_p_B) & ~(near_p_BC | near_m_BC).any(axis=-1)
+    return kept_BC, sure_B
+
+
+def _without_order(rows: _Rows) -> jax.Array:
+    """Returns a token [B] a row, without top-k and top-p: in one pass over the vocabulary."""
+
+    def scores(fall: jax.Array, token: jax.Array) -> jax.Array:
+        weight = jnp.exp(jnp.maximum(fall, -_NEVER))
+        kept = (weight >= rows.min_p[:, None]) | (fall == 0)
+        return jnp.where(kept, rows.scores(fall, token), -jnp.inf)
+
+    score_BV = scores(rows.fall(rows.logits), _ids(rows))
+    return _of_best_group(rows, ops.group_maxima(score_BV), scores)
+
+
+def _of_best_group(
+    rows: _Rows, maxima_BG: jax.Array, scores: Callable[[jax.Array, jax.Array], jax.Array]
+) -> jax.Array:
+    """Returns the first entry [B] of the largest score, by the maxima of groups of neighbours.
+
+    Args:
+      scores: gives those of entries by their fall and token, both [B, X].
+    """
+    V, size = rows.logits.shape[-1], ops.GROUP
+    token_BX = _first_largest(maxima_BG)[:, None] * size + jnp.arange(size, dtype=jnp.int32)[None]
+    logit_BX = jnp.take_along_axis(rows.logits, token_BX, axis=-1, mode="clip")
+    score_BX = jnp.where(token_BX < V, scores(rows.fall(logit_BX), token_BX), -jnp.inf)
+    at_B = _first_largest(score_BX)
+    return jnp.take_along_axis(token_BX, at_B[:, None], axis=-1)[:, 0]
+
+
+def _searched(rows: _Rows, total: jax.Array | None) -> jax.Array:
+    """Returns a token [B] a row, whatever the filters, with dozens of passes."""
+    fall_BV = rows.fall(rows.logits)
+    kept_BV = kept_of_all(fall_BV, rows.top_k, rows.top_p, rows.min_p, total)
+    score_BV = rows.scores(fall_BV, _ids(rows))
+    return _first_largest(jnp.where(kept_BV, score_BV, -jnp.inf))
+
+
+def _ids(rows: _Rows) -> jax.Array:
+    """Returns the ids of all entries, [B, V] int32."""
+    return jnp.broadcast_to(jnp.arange(rows.logits.shape[-1])[None], rows.logits.shape)
 
 
 def kept_of_all(
@@ -88,11 +251,15 @@ def kept_of_all(
     top_k: Int[Array, " B"],
     top_p: Float[Array, " B"],
     min_p: Float[Array, " B"],
+    total: Float[Array, " B"] | None = None,
 ) -> jax.Array:
     """Marks which of all logits stay, [B, V] bool, without a sort.
 
     The smallest logit that stays is found by halving: a dozen passes over the logits for each
     filter.
+
+    Args:
+      total: the weights' sum, exp of the difference to the largest, where it is known.
     """
     V = logits.shape[-1]
     fall_BV = jnp.maximum(logits - logits.max(axis=-1, keepdims=True), -_NEVER)
@@ -100,7 +267,10 @@ def kept_of_all(
     count_B = jnp.where(top_k > 0, jnp.minimum(top_k, V), V).astype(jnp.float32)
     k_BV = _largest(fall_BV, jnp.ones_like(weight_BV), count_B)
     inside_BV = jnp.where(k_BV, weight_BV, 0.0)
-    mass_B = jnp.where(top_p < 1.0, top_p * inside_BV.sum(axis=-1), jnp.inf)
+    inside_B = inside_BV.sum(axis=-1)
+    if total is not None:  # summed once, it is the same for all ways of filtering
+        inside_B = jnp.where(count_B < V, inside_B, total)
+    mass_B = jnp.where(top_p < 1.0, top_p * inside_B, jnp.inf)
     p_BV = _largest(fall_BV, inside_BV, mass_B)
     first_BV = jnp.arange(V)[None] == _first_largest(logits)[:, None]
     return (k_BV & p_BV & (weight_BV >= min_p[:, None])) | first_BV
@@ -184,14 +354,11 @@ def _mix(x: jax.Array) -> jax.Array:
 def candidates_for(temperature, top_k, vocab: int) -> int:
     """Returns the static `candidates` that serves all rows (host arrays).
 
-    `GREEDY` where no row draws, the next power of two where each of the drawing rows has a top-k
-    and the vocabulary is large, else `ALL`.
+    It is the same for all settings but a top-k beyond 64, which gets the next power of two; `ALL`
+    where the vocabulary is small.
     """
-    drawing = np.asarray(temperature) > 0
-    if not drawing.any():
-        return GREEDY
-    wanted = np.asarray(top_k)[drawing]
-    most = int(wanted.max())
-    if (wanted > 0).all() and most < vocab and vocab > _SMALL:
-        return max(_LEAST, 1 << (most - 1).bit_length())
-    return ALL
+    if vocab <= _SMALL:
+        return ALL
+    wanted = np.asarray(top_k)[np.asarray(temperature) > 0]
+    most = int(wanted[wanted < vocab].max(initial=_LEAST))
+    return 1 << (most - 1).bit_length()
