@@ -32,7 +32,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from stair_jax import mesh as mesh_lib
 from stair_jax import ops
-from stair_jax.engine import decode, placing
+from stair_jax.engine import decode, placing, sampling
 from stair_jax.engine.batch import COLUMNS
 from stair_jax.engine.siblings import Siblings
 from stair_jax.kernels import top_k  # pyright: ignore[reportAttributeAccessIssue]
@@ -56,6 +56,8 @@ LAYERS = 2
 SLOTS, WIDTH, PAGE, PAGES, CHUNK = 256, 64, 16, 16384, 8  # the pool holds 262,144 tokens, 34 GB
 PROMPTS, BLOCK = 8, 256  # rows and tokens of one call of extend
 CANDIDATES = 64
+LOGITS = (SLOTS, LLAMA_8B.V)  # of a step
+READINGS = 3  # of all logits: their largest and their sum; and the drawn tokens are looked up
 TRAINED, HEAD_CHUNK = 4 * 4096, 1024  # positions of a training step, and of a chunk of its logits
 POOL_SHARE = 0.1  # of the pool of all layers that temporaries may take
 
@@ -69,6 +71,7 @@ class Compiled:
     calls: tuple[str, ...]  # what is not XLA's own: kernels and libraries
     written: list[str]  # weights that are written to memory before they are used
     moved: list[str]  # collectives of weights or the pool
+    passes: list[str]  # readings of all logits, where that is all it does
 
 
 def mesh_of(target: str, shape: Sequence[int]) -> jax.sharding.Mesh:
@@ -170,6 +173,15 @@ def largest(model: Model) -> Any:
     return jax.jit(partial(top_k.exact_top_k, k=CANDIDATES)).lower(placed(logits, model.mesh))
 
 
+def drawing(model: Model) -> Any:
+    """The tokens of a step, whatever their settings."""
+    shape = jax.ShapeDtypeStruct
+    words, floats = shape((SLOTS, 2), jnp.uint32), shape((SLOTS,), jnp.float32)
+    args = shape(LOGITS, jnp.float32), words, ints(SLOTS), floats, ints(SLOTS), floats, floats
+    program = jax.jit(partial(sampling.draw_with_logp, candidates=CANDIDATES))
+    return program.lower(*placed(args, model.mesh))
+
+
 def extend(model: Model, *, fresh: bool) -> Any:
     width = BLOCK // PAGE if fresh else WIDTH
     args = ints(PROMPTS, BLOCK), ints(PROMPTS), ints(PROMPTS), ints(PROMPTS, width)
@@ -229,6 +241,7 @@ PROGRAMS: dict[str, tuple[int, Callable[[Model], Any]]] = {
     ),
     "kernel, float32": (1, partial(kernel, rows=16, queries=4, width=64, dtype="float32")),
     "top 64 of the vocabulary": (1, largest),
+    "draw, any settings": (1, drawing),
     "extend, first block": (1, partial(extend, fresh=True)),
     "extend, later block": (1, partial(extend, fresh=False)),
     "decode, xla": (1, partial(chunk, attention="xla", siblings=False)),
@@ -267,6 +280,7 @@ def compiled(target: str, name: str) -> Compiled:
         tuple(sorted(calls)),
         gpu_text.written(text) if served else [],
         gpu_text.moved(text) if served else [],
+        gpu_text.passes(text, 4 * math.prod(LOGITS)) if lowered is drawing else [],
     )
 
 
@@ -284,6 +298,7 @@ def report(target: str, name: str) -> bool:
         *(["TOO MUCH"] if found.temporaries > POOL_SHARE * pool else []),
         *(f"WRITES {what}" for what in sorted(set(found.written))),
         *(f"MOVES {what}" for what in sorted(set(found.moved))),
+        *(f"READS THE LOGITS: {what}" for what in found.passes[READINGS:]),
     ]
     print(
         f"{line} {found.arguments / 1e9:8.2f} {found.temporaries / 1e6:10.1f}"

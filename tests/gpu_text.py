@@ -122,6 +122,21 @@ def _closing(text: str, at: int) -> int:
     raise ValueError(f"a bracket does not close: {text[:200]}")
 
 
+def passes(program: Program, size: int) -> list[str]:
+    """Returns what runs always and reads or writes an array of at least `size` bytes.
+
+    Loops and branches themselves only hand such arrays on; what is in them is left out.
+    """
+    instructions = program.computations[program.entry]
+    large = {i.name for i in instructions if i.bytes >= size}
+    free = ("parameter", "tuple", "get-tuple-element", "bitcast", "conditional", "while")
+    return [
+        i.name
+        for i in instructions
+        if i.op not in free and (i.name in large or large.intersection(i.operands))
+    ]
+
+
 # Products
 
 

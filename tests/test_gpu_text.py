@@ -197,3 +197,26 @@ def test_small_gathers_and_those_outside_the_layers_do_not_count():
 def test_a_text_that_is_no_compiled_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         gpu_text.parse("module @jit__step {\n  func.func public @main() {\n  }\n}\n")
+
+
+DRAW = """\
+ENTRY %main.4 (x.1: f32[8,1000], t.1: f32[8]) -> s32[8] {{
+  %x.1 = f32[8,1000]{{1,0}} parameter(0)
+  %t.1 = f32[8]{{0}} parameter(1)
+  %largest.1 = f32[8,10]{{1,0}} fusion(%x.1), kind=kInput, calls=%fused_reduce
+  %scaled.1 = {scaled}{{1,0}} fusion(%x.1, %t.1), kind=kLoop, calls=%fused_divide
+  %both.1 = (f32[8,1000]{{1,0}}, f32[8,10]{{1,0}}) tuple(%x.1, %largest.1)
+  ROOT %cond.1 = s32[8]{{0}} conditional(%t.1, %both.1, %scaled.1), branch_computations={{%a, %b}}
+}}
+"""
+
+
+def test_readings_of_all_logits_are_counted_but_not_what_hands_them_on():
+    size = 4 * 8 * 1000
+    small = gpu_text.parse(DRAW.format(scaled="f32[8]"))
+    assert gpu_text.passes(small, size) == ["largest.1", "scaled.1"]
+    assert gpu_text.passes(small, size + 1) == []
+    elsewhere = DRAW.format(scaled="f32[8,1000]").replace("fusion(%x.1, %t.1)", "fusion(%t.1)")
+    assert gpu_text.passes(gpu_text.parse(elsewhere), size) == ["largest.1", "scaled.1"]  # writes
+    without = DRAW.format(scaled="f32[8]").replace("fusion(%x.1, %t.1)", "fusion(%t.1)")
+    assert gpu_text.passes(gpu_text.parse(without), size) == ["largest.1"]

@@ -39,8 +39,10 @@ def logp(
     def of_row(row):  # a row at a time: logits of all rows would be larger than the model's layers
         hidden_TD, target_T = row
         logits_TV = heads.logits(params, hidden_TD, decoder.spec)
-        logp_TV = jax.nn.log_softmax(logits_TV)
-        return jnp.take_along_axis(logp_TV, target_T[:, None], axis=1)[:, 0]
+        # The log-probs of all tokens would be another array of [T, V].
+        top_T1 = logits_TV.max(axis=1, keepdims=True)
+        chosen_T1 = jnp.take_along_axis(logits_TV, target_T[:, None], axis=1) - top_T1
+        return chosen_T1[:, 0] - jnp.log(jnp.exp(logits_TV - top_T1).sum(axis=1))
 
     return cache.pool if fresh else cache, jax.lax.map(of_row, (hidden, targets))
 
