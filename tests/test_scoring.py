@@ -27,7 +27,7 @@ CONFIG = EngineConfig(
     slots=3, page_size=5, pool_bytes=1, max_context=40, chunk=3, prefill_rows=3, dtype="float32"
 )
 CONTEXT = -(-(CONFIG.max_context + 1) // CONFIG.page_size)  # pages
-TOLERANCE = 1e-5
+TOLERANCE = 5e-5  # raw scores of doubled weights: measured 1e-5 between meshes, with SSE4.2
 
 
 @functools.cache
