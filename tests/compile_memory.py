@@ -41,9 +41,22 @@ from tests import compile_training
 from tests.compile_training import DPO, ROOM, SCORER, TOKENS, Sft
 
 QWEN2_7B = Spec(
-    L=28, D=3584, N=28, K=4, H=128, F=18944, V=152064, vocab=152064, eps=1e-6, theta=1e6,
-    rope_scaling=None, qkv_bias=True, qk_norm=False, tied=False, family="qwen2",
-)  # fmt: skip
+    L=28,
+    D=3584,
+    N=28,
+    K=4,
+    H=128,
+    F=18944,
+    V=152064,
+    vocab=152064,
+    eps=1e-6,
+    theta=1e6,
+    rope_scaling=None,
+    qkv_bias=True,
+    qk_norm=False,
+    tied=False,
+    family="qwen2",
+)
 LEAST = 200_000  # tokens of a pool
 SERVING: dict[str, Callable[[Model], Any]] = {
     "decode": partial(chunk, attention="pallas", siblings=True),
@@ -81,8 +94,9 @@ def programs() -> dict[str, Callable[[str], Any]]:
     """Returns what compiles each row of the table for a target."""
     engines = {
         f"{engine}: {program}": partial(serving, engine=engine, program=program)
-        for engine in ENGINES for program in SERVING
-    }  # fmt: skip
+        for engine in ENGINES
+        for program in SERVING
+    }
     return engines | {step: partial(training, step=step) for step in STEPS}
 
 
@@ -98,9 +112,12 @@ def row(target: str, name: str, make: Callable[[str], Any]) -> dict[str, Any]:
     # What is donated is given and returned in one place; the rest of the results comes on top.
     fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return found | {
-        "given_bytes": given, "temp_bytes": besides, "fresh_bytes": fresh,
-        "fits": given + besides + fresh <= ROOM, "cpu_s": time.process_time() - start,
-    }  # fmt: skip
+        "given_bytes": given,
+        "temp_bytes": besides,
+        "fresh_bytes": fresh,
+        "fits": given + besides + fresh <= ROOM,
+        "cpu_s": time.process_time() - start,
+    }
 
 
 def main(words: list[str]) -> int:
@@ -117,11 +134,14 @@ def main(words: list[str]) -> int:
     for name, make in programs().items():
         for target in targets if not rest or any(word in name for word in rest) else ():
             rows.append(found := row(target, name, make))
-            figures = found.get("error") or " | ".join([
-                f"{found['given_bytes'] / 1e9:.2f}",
-                f"{(found['temp_bytes'] + found['fresh_bytes']) / 1e9:.2f}",
-                "yes" if found["fits"] else "NO", f"{found['cpu_s']:.0f}",
-            ])  # fmt: skip
+            figures = found.get("error") or " | ".join(
+                [
+                    f"{found['given_bytes'] / 1e9:.2f}",
+                    f"{(found['temp_bytes'] + found['fresh_bytes']) / 1e9:.2f}",
+                    "yes" if found["fits"] else "NO",
+                    f"{found['cpu_s']:.0f}",
+                ]
+            )
             print(f"| {target} | {name} | {figures} |", flush=True)
             if options.out:
                 options.out.write_text(json.dumps({"jax": jax.__version__, "rows": rows}, indent=1))

@@ -165,9 +165,12 @@ def report(target: str, name: str) -> bool:
         *(["no gather of a matrix found"] if shape[1] > 1 and not gathers else []),
         *(["waits"] if waits else []),
     ]
-    print(f"{line} {given / 1e9:>9.1f} {besides / 1e9:>10.1f} {len(wide):>7} of {len(own):<3}"
-          f" {len(waits):>5} of {len(gathers):<3} {time.process_time() - start:>6.0f}"
-          f"  {'ok' if not wrong else 'NO: ' + ', '.join(wrong)}", flush=True)  # fmt: skip
+    print(
+        f"{line} {given / 1e9:>9.1f} {besides / 1e9:>10.1f} {len(wide):>7} of {len(own):<3}"
+        f" {len(waits):>5} of {len(gathers):<3} {time.process_time() - start:>6.0f}"
+        f"  {'ok' if not wrong else 'NO: ' + ', '.join(wrong)}",
+        flush=True,
+    )
     return not wrong
 
 

@@ -295,8 +295,13 @@ def test_the_plan_says_which_body_computes_and_an_unknown_one_is_refused(monkeyp
     other = dataclasses.replace(SMALL, body="sevens")
     assert (run(plan=other)[0] == 7).all()
     (L, P, K, Z, H) = k.shape
-    assert given == {"layer": (1,), "q": q.shape, "k": (L * P * K * Z, H), "plan": other,
-                     "scale": 0.3}  # fmt: skip
+    assert given == {
+        "layer": (1,),
+        "q": q.shape,
+        "k": (L * P * K * Z, H),
+        "plan": other,
+        "scale": 0.3,
+    }
     with pytest.raises(
         ValueError, match=r"no body 'threes', expected one of \['triton', 'sevens'\]"
     ):

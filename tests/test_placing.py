@@ -29,9 +29,22 @@ from stair_jax.stages import policies
 from tests import gpu_text
 
 SPEC = Spec(
-    L=3, D=16, N=4, K=2, H=6, F=20, V=34, vocab=31, eps=1e-5, theta=1e4, rope_scaling=None,
-    qkv_bias=True, qk_norm=False, tied=False, family="qwen2",
-)  # fmt: skip
+    L=3,
+    D=16,
+    N=4,
+    K=2,
+    H=6,
+    F=20,
+    V=34,
+    vocab=31,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=True,
+    qk_norm=False,
+    tied=False,
+    family="qwen2",
+)
 CONFIG = EngineConfig(
     slots=5, page_size=4, pool_bytes=0, max_context=40, chunk=3, prefill_rows=2, dtype="bfloat16"
 )
@@ -228,9 +241,10 @@ def test_weights_may_lie_anywhere_in_any_form(kind):
     params = stacked()
     want = transformer.joined(transformer.by_layer(params), SPEC)
     given: Any = {
-        "stacked": params, "parted": transformer.by_layer(params),
+        "stacked": params,
+        "parted": transformer.by_layer(params),
         "numpy": jax.tree.map(np.asarray, params),
-    }[kind]  # fmt: skip
+    }[kind]
     places = [None, *mesh_lib.replicas(mesh_lib.make((2, 1, 2), jax.devices()[3:7]), 0)]
     for placed in placing.place(SPEC, given, places, dtype=jnp.float32, joined=True):
         assert jax.tree.structure(placed.tree) == jax.tree.structure(want)
@@ -287,10 +301,17 @@ def test_joined_weights_answer_as_those_apart(shape, monkeypatch):
         )
         assert ("wqkv" in engine._device._params["layers"][0]) == join
         asked = [
-            Request(id=i, prefix=engine.root([i, 3, 5]), key=("j", i), stop="end", max_tokens=9,
-                    sampling=Sampling(temperature=1.0), logps=True)
+            Request(
+                id=i,
+                prefix=engine.root([i, 3, 5]),
+                key=("j", i),
+                stop="end",
+                max_tokens=9,
+                sampling=Sampling(temperature=1.0),
+                logps=True,
+            )
             for i in range(7)
-        ]  # fmt: skip
+        ]
         answers.append(engine.generate(asked))
     for a, b in zip(*answers, strict=True):
         assert a.ids == b.ids

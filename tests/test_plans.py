@@ -31,8 +31,12 @@ def another_process(monkeypatch):
 
 
 def test_the_names_of_cases_tell_them_apart():
-    names = {plans.case_of(queries=q, columns=c, itemsize=i)
-             for q in (16, 32) for c in (64, 128) for i in (2, 4)}  # fmt: skip
+    names = {
+        plans.case_of(queries=q, columns=c, itemsize=i)
+        for q in (16, 32)
+        for c in (64, 128)
+        for i in (2, 4)
+    }
     assert len(names) == 8
     assert CASE in names
 
