@@ -38,7 +38,7 @@ def keep_programs(setting: str) -> pathlib.Path | None:
     Raises:
       ValueError: where the folder cannot be made.
     """
-    if given := jax.config.jax_compilation_cache_dir:
+    if given := kept_in():
         log.info("compiled programs: in %s, as JAX was told", given)
         return pathlib.Path(given)
     if not setting or (setting == "auto" and jax.default_backend() == "cpu"):
@@ -56,6 +56,11 @@ def keep_programs(setting: str) -> pathlib.Path | None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     log.info("compiled programs: kept in %s", folder)
     return folder
+
+
+def kept_in() -> str | None:
+    """Returns the folder that JAX keeps compiled programs in; None for none."""
+    return jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _user_cache() -> pathlib.Path:

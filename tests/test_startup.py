@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from stair_jax import config as config_lib
 from stair_jax import startup
 from stair_jax.engine import decode, prefill
 from stair_jax.engine.device import Device, Wanted
+from stair_jax.engine.replicas import Replicas
 from stair_jax.engine.request import GREEDY, Sampling
 from stair_jax.sections import EngineConfig
 from tests.test_placing import CONFIG, SPEC, stacked
@@ -55,11 +57,11 @@ def test_where_programs_are_kept(tmp_path, monkeypatch, cache_settings):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     assert startup.keep_programs("") is None
     assert startup.keep_programs("auto") is None  # on a CPU
-    assert jax.config.jax_compilation_cache_dir is None
+    assert startup.kept_in() is None
     with monkeypatch.context() as patch:
         patch.setattr(jax, "default_backend", lambda: "gpu")
         assert startup.keep_programs("auto") == tmp_path / "home" / "stair_jax"
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "home" / "stair_jax")
+    assert startup.kept_in() == str(tmp_path / "home" / "stair_jax")
     assert startup.keep_programs(str(tmp_path / "other")) == tmp_path / "home" / "stair_jax"
     jax.config.update("jax_compilation_cache_dir", None)
     assert startup.keep_programs(str(tmp_path / "other")) == tmp_path / "other"
@@ -102,6 +104,35 @@ def test_the_second_start_reads_what_the_first_has_compiled(tmp_path):
     assert second == [hits + misses, 0, programs]
 
 
+@pytest.mark.parametrize(
+    ("backend", "kept", "alone"),
+    [("gpu", True, True), ("gpu", False, False), ("cpu", True, False)],
+)
+def test_the_first_replica_compiles_alone_where_the_others_can_read_what_it_has_kept(
+    monkeypatch, cache_settings, tmp_path, backend, kept, alone
+):
+    begun, together = [], threading.Barrier(2 if alone else 3, timeout=60)
+
+    class Part:
+        def __init__(self, number):
+            self.number = number
+
+        def compile(self, samplings, **wanted):
+            begun.append((self.number, samplings, wanted))
+            if self.number or not alone:
+                together.wait()  # for the others, which are at work at the same time
+
+    engine = object.__new__(Replicas)
+    monkeypatch.setattr(engine, "_engines", [Part(i) for i in range(3)], raising=False)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path) if kept else None)
+    engine.compile([GREEDY], extends=True)
+    assert sorted(number for number, *_ in begun) == [0, 1, 2]
+    for _, samplings, wanted in begun:
+        assert (samplings, wanted) == ([GREEDY], {"logps": False, "extends": True})
+    assert not alone or begun[0][0] == 0
+
+
 def plain_config():
     """The engine's settings of the paper's main run, but for the dtype."""
     return EngineConfig.of(config_lib.default().engine, dtype="bfloat16")
@@ -136,7 +167,7 @@ def test_what_is_compiled_is_counted_and_said(monkeypatch, caplog):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr("stair_jax.engine.device._SAID_S", 0.0)
     made = device(page_size=1)
-    kinds = [Wanted.of([how], logps=False, vocab=31) for how in (GREEDY, Sampling(1.0))]
+    kinds = [Wanted.of([how], logps=False, vocab=31) for how in (GREEDY, Sampling(temperature=1.0))]
     assert made.widths == [16, 40]  # 64 would be more than a context
     before = decode.compiled()
     with caplog.at_level(logging.INFO, "stair_jax.engine.device"):

@@ -222,6 +222,7 @@ class Device(Prefill):
 
         # A prompt of a whole context needs what its later blocks do, at every width.
         prompts = {min(tokens, config.max_context) for tokens in (*blocks, config.max_context)}
+        found: list[Callable[[], Any]]
         found = [functools.partial(extend, tokens) for tokens in sorted(prompts)]
         found.append(functools.partial(self.copy, [[self.pages, self.pages]]))
         for width in self.widths:

@@ -9,7 +9,7 @@ they share the devices of the source, one program gathers a group for all of the
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -142,7 +142,6 @@ def _taken(holder: Any, name: str, give_away: bool) -> Any:
     """Returns a weight of a tree, or a list of one a layer; a `Later` one is made."""
     if isinstance(holder, list):
         return [_taken(layer, name, give_away) for layer in holder]
-    assert isinstance(holder, MutableMapping if give_away else Mapping)
     source = holder[name]
     if give_away:
         del holder[name]
@@ -289,7 +288,7 @@ def _joined(pieces: Sequence[jax.Array], *, shape: Any, boxes: Sequence[Box]) ->
     return whole
 
 
-def _box(index: Sequence[slice], shape: Sequence[int]) -> Box:
+def _box(index: Any, shape: Sequence[int]) -> Box:
     return tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from stair_jax import startup
 from stair_jax.engine import placing
 from stair_jax.engine.device import joins
 from stair_jax.engine.engine import Engine
@@ -80,7 +81,7 @@ class Replicas:
         On CPUs it does, so all compile at once.
         """
         wanted, rest = {"logps": logps, "extends": extends}, self._engines
-        if jax.config.jax_compilation_cache_dir and jax.default_backend() != "cpu":
+        if startup.kept_in() and jax.default_backend() != "cpu":
             self._engines[0].compile(samplings, **wanted)
             rest = self._engines[1:]
         with futures.ThreadPoolExecutor(max(1, len(rest))) as pool:

@@ -295,8 +295,7 @@ def _checkpoint_readers(run: Run, dtype: str) -> dict[str, Callable[[], jax.Arra
     _, growths = tags.growths_of(tokenizer, plain, seed=run.config.seed)
     places, grown = _places(plain, run.mesh), _places(spec, run.mesh)
     readers = hf_import.readers_of(path, places, dtype)[1]
-    if growths:
-        exact = hf_import.readers_of(path, places)[1]
+    exact = hf_import.readers_of(path, places)[1] if growths else {}
     for name, grow in growths.items():
         readers[name] = functools.partial(_grown, exact[name], grow, grown[name])
     return readers
