@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     mesh.show_cpus(config.mesh.shape, config.mesh.replicas)
     startup.claim_memory()
-    kept = bool(config.compile_cache or jax.config.jax_compilation_cache_dir)
+    kept = bool(config.compile_cache or startup.kept_in())
     xla_flags.add(deterministic=config.deterministic, kept=kept)
     try:
         startup.keep_programs(config.compile_cache)
