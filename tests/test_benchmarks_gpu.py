@@ -22,6 +22,7 @@ from benchmarks.on_gpu import child, engine, kernels, machine, profile, sizes, t
 from benchmarks.on_gpu.child import Job, LeftOut, Wrong
 from benchmarks.on_gpu.sizes import Case, Shape
 from stair_jax import config as config_lib
+from stair_jax import ops
 from stair_jax.engine.request import GREEDY, EngineLike, Prefix, Request
 from stair_jax.kernels import paged_attention as paged
 from stair_jax.model import transformer
@@ -631,7 +632,7 @@ def done(tmp_path_factory):
             tiny=True,
             share=1.0,
             attention="auto",
-            seconds=99.0,
+            seconds=9999.0,
             folder=str(shared),
             known={},
             result=str(folder / "result.json"),
@@ -701,10 +702,21 @@ def test_the_speeds_are_consistent(done):
     assert len(done["kernels:plans"]["figures"]["plans"]) == 1 + 2
 
 
-def test_the_other_products_are_other_products(done):
-    """In bfloat16 a gradient from float32 products differs, or nothing is compared."""
-    x = jnp.ones((2, 3), jnp.bfloat16)
-    assert training._float32_matmul(x, jnp.ones((3, 5), jnp.bfloat16)).dtype == jnp.float32
+def test_the_other_products_are_other_products():
+    """Their gradients multiply float32, or nothing would be compared."""
+    x, w = jnp.ones((2, 3), jnp.bfloat16), jnp.ones((3, 5), jnp.bfloat16)
+
+    def float32_products(matmul):
+        def loss(x, w):
+            return matmul(x, w, out=jnp.bfloat16).astype(jnp.float32).sum()
+
+        text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, w).as_text()
+        dots = [line for line in text.splitlines() if "dot_general" in line]
+        assert len(dots) >= 2
+        return sum("xf32>" in line.rsplit(" : ", 1)[1].split("->")[0] for line in dots)
+
+    assert float32_products(ops.matmul) == 0
+    assert float32_products(training._float32_matmul) == 2
 
 
 @pytest.mark.parity

@@ -5,8 +5,6 @@ Shape letters: R rows  K kv heads  M queries a row and kv head  H head dim  P pa
 """
 
 import concurrent.futures
-import dataclasses
-import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,6 +20,7 @@ from benchmarks.on_gpu.sizes import Case
 from stair_jax.engine import sampling
 from stair_jax.engine.request import Sampling
 from stair_jax.kernels import paged_attention as paged
+from stair_jax.kernels import plans as kernel_plans
 from stair_jax.kernels import top_k
 
 DTYPE = "bfloat16"
@@ -192,11 +191,9 @@ def plans(job: Job) -> None:
     case = job.sizes.cases[0]
     data = pages(case, _layers(case, interpret), DTYPE)
     bytes_s = case.key_bytes(2) / limits.bytes_per_s
-    own = paged.DEFAULT
-    tried = {"default": own}
-    for block, warps, stages in itertools.product(*job.sizes.plans):
-        plan = dataclasses.replace(own, block=block, warps=warps, stages=stages)
-        tried[f"block {block} warps {warps} stages {stages}"] = plan
+    tried = {"default": paged.DEFAULT}
+    for plan in kernel_plans.candidates()[1 :: job.sizes.every_plan]:
+        tried[f"block {plan.block} warps {plan.warps} stages {plan.stages}"] = plan
     found = {}
     for name, call in _compiled(case, data, tried, interpret, job).items():
         found[name] = roofline.best_time(call) / _calls(interpret)

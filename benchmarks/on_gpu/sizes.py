@@ -112,7 +112,7 @@ class Sizes:
     search: Shape
     generated: tuple[int, int]  # prompts of one call of transformers' generate, new tokens
     large_search: Shape  # on `engine`
-    plans: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # blocks, warps, stages
+    every_plan: int  # of the kernel, 1: all of them
 
 
 FULL = Sizes(
@@ -152,7 +152,7 @@ FULL = Sizes(
     search=Shape(trees=96, in_flight=96, iterations=12, prompt=300, step=64, rollout=128),
     generated=(64, 128),
     large_search=Shape(trees=64, in_flight=64, iterations=6, prompt=300, step=64, rollout=128),
-    plans=((32, 64, 128), (2, 4, 8), (2, 3, 4)),
+    every_plan=1,
 )
 TINY = Sizes(
     copied=2**20,
@@ -184,7 +184,7 @@ TINY = Sizes(
     search=Shape(trees=5, in_flight=3, iterations=4, prompt=12, step=5, rollout=8),
     generated=(3, 5),
     large_search=Shape(trees=3, in_flight=2, iterations=3, prompt=12, step=5, rollout=8),
-    plans=((16, 32), (4,), (3,)),
+    every_plan=14,
 )
 
 
