@@ -125,7 +125,7 @@ def ceilings(dtype: str, *, copy_bytes: int, side: int) -> Ceilings:
 
 def copy_rate(count: int) -> float:
     """Returns the bytes a second, read and written, of negating `count` random bytes in place."""
-    draw = jax.jit(lambda key: jax.random.normal(key, count // 4))
+    draw = jax.jit(lambda key: jax.random.normal(key, (count // 4,)))
     negate = jax.jit(jnp.negative, donate_argnums=0)  # in place: fresh memory is slow to come by
     x = draw(jax.random.key(0, impl="rbg"))
 

@@ -577,8 +577,9 @@ def test_a_digest_tells_trees_apart_and_not_their_order():
         return SimpleNamespace(prompt=SimpleNamespace(id=id), nodes=[node])
 
     trees: Any = [tree("a", 1), tree("b", 2)]
+    others: Any = [trees[0], tree("b", 3)]
     assert random_search.digest(trees) == random_search.digest(trees[::-1])
-    assert random_search.digest(trees) != random_search.digest([trees[0], tree("b", 3)])
+    assert random_search.digest(trees) != random_search.digest(others)
 
 
 def test_the_operations_of_extending_are_counted():

@@ -109,9 +109,9 @@ class Compiling:
         """Has JAX tell; call it once."""
         import jax
 
-        def took(event: str, duration: float, **_: Any) -> None:
+        def took(event: str, duration_secs: float, **_: Any) -> None:
             if event.endswith("backend_compile_duration"):
-                self.seconds += duration
+                self.seconds += duration_secs
 
         def happened(event: str, **_: Any) -> None:
             self.hits += event.endswith("/cache_hits")

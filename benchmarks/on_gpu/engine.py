@@ -58,7 +58,8 @@ def right(job: Job) -> None:
     likeliest = float(np.mean(saved["logits"].max(axis=-1) - own <= 1e-4))
     job.report(engine_greedy_is_likeliest=likeliest)  # by the decoder's own forward pass
     saved |= _training_step(job, spec, params)
-    np.savez(folder / "right.npz", **saved, **_flat(params))
+    arrays: dict[str, Any] = {**saved, **_flat(params)}
+    np.savez(folder / "right.npz", **arrays)
     if likeliest != 1:
         raise Wrong(f"{likeliest:.3f} of the greedy tokens are likeliest")
 

@@ -256,7 +256,8 @@ def many(
 
         return jax.lax.fori_loop(0, calls, one, q)
 
-    compiled = run.lower(**data).compile()
+    program: Any = run
+    compiled = program.lower(**data).compile()
     return lambda: compiled(**data)
 
 
