@@ -125,7 +125,7 @@ def best_child(search: Search, node: Int[Array, " B"], *, config: SearchConfig) 
         slot_B = jnp.where(best_BA, draw_BA, -1.0).argmax(axis=1)
     else:
         slot_B = best_BA.argmax(axis=1)
-    return child_BA[row_B, slot_B]
+    return child_BA[jnp.arange(len(slot_B)), slot_B]
 
 
 def _draws(
