@@ -119,9 +119,9 @@ def _tell(search, config, *, kind: Any = mcts.NOTHING, count=0, seed: Any = 0, o
     for slot, came_to in enumerate(outcomes):
         node[:, slot], outcome[:, slot], reward[:, slot] = came_to
     events = mcts.Events(
-        row=np.arange(B, dtype=np.int32), kind=np.broadcast_to(np.int32(kind), B), count=np.full(B, count, np.int32),
-        seed=np.broadcast_to(np.uint32(seed), B), prior=np.ones(shape, np.float32),
-        node=node, outcome=outcome, reward=reward,
+        row=np.arange(B, dtype=np.int32), kind=np.broadcast_to(np.int32(kind), B),
+        count=np.full(B, count, np.int32), seed=np.broadcast_to(np.uint32(seed), B),
+        prior=np.ones(shape, np.float32), node=node, outcome=outcome, reward=reward,
     )  # fmt: skip
     search, asks = mcts.advance(search, events, config=config)
     return search, np.asarray(asks)
@@ -203,20 +203,24 @@ def test_an_outcome_waits_for_the_visit_it_is_for():
 
 
 def test_a_call_copies_no_array_of_the_trees():
-    config = search_config(iterations=200)
-    leaves, form = jax.tree.flatten(mcts.empty(B, config))
+    config, temporaries = search_config(iterations=200), []
     wide, flat = np.zeros((B, config.num_children), np.int32), np.zeros(B, np.int32)
     events = mcts.Events(
-        row=np.arange(B, dtype=np.int32), kind=flat, seed=flat.astype(np.uint32), count=flat, prior=wide.astype(np.float32),
-        node=wide, outcome=wide, reward=wide.astype(np.float32),
+        row=np.arange(B, dtype=np.int32), kind=flat, seed=flat.astype(np.uint32), count=flat,
+        prior=wide.astype(np.float32), node=wide, outcome=wide, reward=wide.astype(np.float32),
     )  # fmt: skip
+    for trees in (29, 997):
+        leaves, form = jax.tree.flatten(mcts.empty(trees, config))
 
-    def call(leaves):
-        return jax.tree.leaves(mcts.advance(form.unflatten(leaves), events, config=config))
+        def call(leaves, form=form):
+            return jax.tree.leaves(mcts.advance(form.unflatten(leaves), events, config=config))
 
-    memory = jax.jit(call, donate_argnums=0).lower(leaves).compile().memory_analysis()
-    assert memory is not None
-    assert memory.temp_size_in_bytes < min(leaf.nbytes for leaf in leaves if leaf.ndim > 1)
+        memory = jax.jit(call, donate_argnums=0).lower(leaves).compile().memory_analysis()
+        assert memory is not None
+        temporaries.append(memory.temp_size_in_bytes)
+    # However many trees there are: as much as planting all in turn takes, and no more.
+    assert temporaries[1] == temporaries[0]
+    assert temporaries[1] < min(leaf.nbytes for leaf in leaves if leaf.ndim > 1)
 
 
 def test_a_row_without_news_does_not_move():
@@ -234,6 +238,43 @@ def test_a_row_without_news_does_not_move():
     assert after.tree.visits[1, 0] == 2
     assert after.tree.size[2] == 1
     assert after.seed[2] == 9
+
+
+def test_trees_move_alike_wherever_they_lie_and_whoever_else_is_in_turn():
+    """Three trees of 29, in rows out of order; the last one never moves and fills up the call."""
+    config, spare = search_config(ties="random"), 28
+    rows, wide = np.array([17, 2, 11, spare, spare], np.int32), (5, config.num_children)
+    small, asks = _batch(config, [4, 5, 6], outcomes=KNOWN[1:])
+    small, asks = _tell(small, config, outcomes=[(asks[:, mcts.NODE], mcts.REWARD, 0.25)])
+    many, moved = mcts.empty(29, config), None
+    node = np.full(wide, NONE, np.int32)
+    for kind, news in ((mcts.PLANT, []), (mcts.NOTHING, [(0, mcts.REWARD, 0.5)]),
+                       (mcts.CHILDREN, KNOWN[1:]), (mcts.NOTHING, None)):  # fmt: skip
+        events = mcts.Events(
+            row=rows, kind=np.where(rows == spare, mcts.NOTHING, kind).astype(np.int32),
+            seed=np.array([4, 5, 6, 0, 0], np.uint32), count=np.full(5, 3, np.int32),
+            prior=np.ones(wide, np.float32), node=node.copy(), outcome=np.zeros(wide, np.int32),
+            reward=np.zeros(wide, np.float32),
+        )  # fmt: skip
+        if news is None:
+            assert moved is not None
+            news = [(moved[:3, mcts.NODE], mcts.REWARD, 0.25)]
+        for slot, (evaluated, outcome, reward) in enumerate(news):
+            events.node[:3, slot], events.outcome[:3, slot] = evaluated, outcome
+            events.reward[:3, slot] = reward
+        many, moved = mcts.advance(many, events, config=config)
+        moved = np.asarray(moved)
+    assert moved is not None
+    assert len(set(asks[:3, mcts.NODE])) > 1  # the seeds differ, and so do the trees
+    np.testing.assert_array_equal(moved, [*asks[:3], [0] * 4, [0] * 4])
+    for name in ("parent", "children", "depth", "visits", "value_sum", "outcome", "size"):
+        got, want = getattr(many.tree, name), getattr(small.tree, name)
+        np.testing.assert_array_equal(got[rows[:3]], want[:3])
+        lone = getattr(mcts.empty(1, config).tree, name)
+        others = np.delete(np.asarray(got), rows[:3], 0)
+        np.testing.assert_array_equal(others, np.broadcast_to(lone, others.shape))
+    final = mcts.statistics(many, np.int32(2))
+    np.testing.assert_array_equal(final["visits"], small.tree.visits[1])
 
 
 def test_rounding_does_not_break_a_tie():
