@@ -102,48 +102,71 @@ class PlainStore(Store):
         self.order = [s for s in self.order if s is not sequence]
 
 
+class Twins:
+    """The same sequences in a store and in a plain one, under random operations."""
+
+    def __init__(self, draw):
+        self.draw, self.seen = draw, set()
+        self.stores = Store(Pages(23), SIZE), PlainStore(Pages(23), SIZE)
+        self.pairs = []
+
+    def hold(self):
+        tokens, failed = self.draw.randint(2, 4 * SIZE), []
+        pinned = self.draw.sample(self.pairs, self.draw.randint(0, min(3, len(self.pairs))))
+        pair = [Held(range(tokens)) for _ in self.stores]
+        for side, (store, sequence) in enumerate(zip(self.stores, pair, strict=True)):
+            try:
+                pages = store.take(store.size(tokens - 1), [both[side] for both in pinned])
+                store.hold(sequence, pages)
+            except OutOfPages:
+                failed.append(side)
+        assert failed in ([], [0, 1])
+        self.pairs += [] if failed else [pair]
+        self.seen.add(f"failed {bool(failed)}")
+
+    def use(self, pair):
+        for store, sequence in zip(self.stores, pair, strict=True):
+            if sequence.computed:  # whole pages only: that takes none
+                whole = sequence.wanted // SIZE * SIZE
+                store.pages.drop(store.fork(sequence, [], keys=whole)[0])
+
+    def join(self, pair):
+        for sequence in pair:
+            sequence.users += 1
+
+    def leave(self, pair):
+        for store, sequence in zip(self.stores, pair, strict=True):
+            if sequence.users:
+                store.leave(sequence)
+
+    def release(self, pair):
+        self.pairs.remove(pair)
+        for store, sequence in zip(self.stores, pair, strict=True):
+            store.release(sequence)
+
+    def operate(self):
+        if len(self.pairs) < 3 or self.draw.random() < 0.4:
+            self.hold()
+        else:
+            kinds = self.use, self.use, self.join, self.leave, self.release
+            self.draw.choice(kinds)(self.draw.choice(self.pairs))
+
+    def check(self):
+        for ours, plain in self.pairs:
+            assert ours.computed == plain.computed
+            self.seen |= {f"in use {ours.users > 0}"} if ours.evicted else set()
+        ours, plain = self.stores
+        assert (len(ours._holding), ours.evicted) == (len(plain._holding), plain.evicted)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_victims_are_those_of_the_plain_rule_in_its_order(seed):
-    draw, stores = random.Random(seed), [kind(Pages(23), SIZE) for kind in (Store, PlainStore)]
-    pairs, seen = [], set()  # the same sequence in either store
+    twins = Twins(random.Random(seed))
     for _ in range(600):
-        what, users = draw.random(), draw.random() < 0.5
-        pair = draw.choice(pairs) if pairs else None
-        pinned = draw.sample(pairs, draw.randint(0, min(3, len(pairs))))
-        if what < 0.3 or pair is None:
-            tokens, failed = draw.randint(2, 4 * SIZE), []
-            pair = [Held(range(tokens)) for _ in stores]
-            for side, (store, sequence) in enumerate(zip(stores, pair, strict=True)):
-                try:
-                    pages = store.take(store.size(tokens - 1), [both[side] for both in pinned])
-                    store.hold(sequence, pages)
-                except OutOfPages:
-                    failed.append(side)
-            assert failed in ([], [0, 1])
-            seen.add(f"failed {bool(failed)}")
-            if not failed:
-                pairs.append(pair)
-        elif what < 0.5 and pair[0].computed:
-            for store, sequence in zip(stores, pair, strict=True):  # a use that takes no page
-                store.pages.drop(store.fork(sequence, [], keys=sequence.wanted // SIZE * SIZE)[0])
-        elif what < 0.75:
-            for store, sequence in zip(stores, pair, strict=True):
-                if users:
-                    sequence.users += 1
-                elif sequence.users:
-                    store.leave(sequence)
-        elif what < 0.85:
-            pairs.remove(pair)
-            for store, sequence in zip(stores, pair, strict=True):
-                store.release(sequence)
-        assert [[s.computed for s in pair] for pair in pairs] == [
-            [s.computed for s in pair[1:] * 2] for pair in pairs
-        ]
-        held = [[len(s._holding), s.evicted, len(s.pages.free)] for s in stores]
-        assert held[0] == held[1]
-        seen |= {f"in use {s.users > 0}" for s, _ in pairs if s.evicted}
-    assert stores[0].evicted > 50
-    assert seen >= {"in use True", "in use False", "failed False"}
+        twins.operate()
+        twins.check()
+    assert twins.stores[0].evicted > 50
+    assert twins.seen >= {"in use True", "in use False", "failed False"}
 
 
 def test_old_stamps_do_not_add_up():
