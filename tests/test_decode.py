@@ -113,3 +113,37 @@ def test_a_slot_that_ends_takes_up_the_next_request_within_the_chunk(params, att
     else:
         assert sorted(done) == ["0", "1"]
         assert c["steps"] == 5
+
+
+def test_one_program_serves_every_mix_of_settings(params):
+    jax.clear_caches()
+    engine = Engine(
+        SPEC, params, config=dataclasses.replace(CONFIG, attention="xla"), stops=STOPS, vocab=SPEC.V
+    )
+    engine.compile([GREEDY], logps=True)
+    told = engine.counters["compiles"]
+    kinds = [
+        GREEDY,
+        Sampling(temperature=1.0),
+        Sampling(temperature=0.7, top_p=0.9),
+        Sampling(temperature=1.2, top_k=5),
+        Sampling(temperature=1.0, min_p=0.1),
+    ]
+    root = engine.root([1, 2, 3])
+    for count in (1, 3, 5):  # a judge's requests alone want no log-probs
+        found = engine.generate(
+            [
+                Request(
+                    id=(count, i),
+                    prefix=root,
+                    key=(count, i),
+                    stop="end",
+                    max_tokens=3,
+                    sampling=kinds[i],
+                    logps=i == 2,
+                )
+                for i in range(count)
+            ]
+        )
+        assert {len(r.logps) > 0 for r in found if r.id[1] != 2} == {False}
+    assert engine.counters["compiles"] == told

@@ -468,10 +468,14 @@ def test_all_rows_are_read_twice_and_once_more_where_some_want_no_order():
     B, vocab = 32, 128256
     shape = jax.ShapeDtypeStruct
     args = (
-        shape((B, vocab), jnp.float32), shape((B, 2), jnp.uint32), shape((B,), jnp.int32),
-        shape((B,), jnp.float32), shape((B,), jnp.int32), shape((B,), jnp.float32),
+        shape((B, vocab), jnp.float32),
+        shape((B, 2), jnp.uint32),
+        shape((B,), jnp.int32),
         shape((B,), jnp.float32),
-    )  # fmt: skip
+        shape((B,), jnp.int32),
+        shape((B,), jnp.float32),
+        shape((B,), jnp.float32),
+    )
 
     def found(candidates):
         program = partial(sampling.draw_with_logp, candidates=candidates)

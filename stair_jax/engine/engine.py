@@ -76,6 +76,7 @@ class Engine:
         self._chunk: decode.Chunk | None = None  # under way
         self._at_hand: list[Run | None] = []  # in it, by row of the batch
         self._done: list[Result] = []
+        self._logps = False  # once they were wanted, all chunks have them: one program
         self._clock, self._compiled = time.perf_counter(), decode.compiled()
 
     @property
@@ -112,7 +113,8 @@ class Engine:
         Args:
           extends: whether `extend` will be used, too.
         """
-        kinds = {Wanted.of([s], logps=logps, vocab=self._spec.V) for s in samplings}
+        self._logps |= logps
+        kinds = {Wanted.of([s], logps=self._logps, vocab=self._spec.V) for s in samplings}
         self._device.compile(sorted(kinds, key=str), extends=extends)
 
     def root(self, ids: Sequence[int]) -> Prefix:
@@ -335,9 +337,8 @@ class Engine:
         table[at] = runs.table[rows, : device.width]
         device.load(self._unseen, table[self._unseen])
         self._unseen = []
-        wanted = Wanted.of(
-            list(runs.samplings), vocab=self._spec.V, logps=runs.want_logps > 0
-        )  # fmt: skip
+        self._logps |= runs.want_logps > 0
+        wanted = Wanted.of(list(runs.samplings), vocab=self._spec.V, logps=self._logps)
         siblings = None
         if device.shares:
             team, shared = np.full(slots, ALONE), np.zeros(slots, np.int32)
