@@ -69,8 +69,9 @@ def plan_for(kind: str, case: str) -> Plan:
     sources: dict[str, Plans] = {"this run's": _of_run}
     if kind not in _of_run:
         sources = {f"tuned, {path}": _read(path), "the table's": KNOWN}
-    found = {where: plans[kind][case] for where, plans in sources.items()
-             if case in plans.get(kind, {})} | {"the default": DEFAULT}  # fmt: skip
+    found = {
+        where: plans[kind][case] for where, plans in sources.items() if case in plans.get(kind, {})
+    } | {"the default": DEFAULT}
     where, plan = next(iter(found.items()))
     log.info("paged attention on %s, %s: %s (%s)", kind, case, plan, where)
     return plan

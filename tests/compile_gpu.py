@@ -22,8 +22,6 @@ from typing import Any
 from unittest import mock
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Autotuning would run candidates on the GPU.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +29,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from stair_jax import mesh as mesh_lib
-from stair_jax import ops
+from stair_jax import ops, xla_flags
 from stair_jax.engine import decode, placing, sampling
 from stair_jax.engine.batch import COLUMNS
 from stair_jax.engine.siblings import Siblings
@@ -41,6 +39,11 @@ from stair_jax.model.groups import Groups
 from stair_jax.model.spec import Spec
 from tests import gpu_text
 
+# As a run sets them, and what the caller adds; autotuning would run candidates on a GPU. XLA reads
+# them when JAX first asks for a topology.
+os.environ["XLA_FLAGS"] = " ".join(
+    [*xla_flags.OVERLAP, os.environ.get("XLA_FLAGS", ""), "--xla_gpu_autotune_level=0"]
+)
 # Without a GPU, XLA cannot ask cuBLAS for its algorithms. Where it would let Triton compute a
 # product and Triton has no way to (a join of two matrices inside it, from jax 0.11 on), it would
 # ask, and compiling ends: "No supported config found for HLO gemm_fusion_dot". On a GPU it can ask,

@@ -6,7 +6,7 @@ No GPU is needed, only JAX's CUDA plugin. The table says for each step what a de
 part of weights and moments, and the batch), what it needs besides, how many products of a layer
 multiply float32 by float32, and how many all-gathers and reduce-scatters of matrices there are and
 how many of them the GPU waits for. Exit 1 where a step does not compile or fit, has such a product,
-or waits.
+or waits for more than a small part.
 """
 
 # First: it chooses JAX's platform.
@@ -33,6 +33,9 @@ from stair_jax.train.reward_losses import Prm
 from stair_jax.train.values import Values
 from tests import gpu_text
 
+# Of the bytes that layers gather and scatter, what the GPU may wait for. XLA leaves a gather and a
+# scatter of two layers backwards where they are needed, 7 %; without flags, .84 on an A100.
+WAITS = 0.1
 ROOM = 80e9 * 0.92  # of a GPU, what drivers and libraries leave
 T, ACCUM = 2048, 2
 TOKENS = 65_536  # of one pass: 8,192 a GPU
@@ -42,9 +45,14 @@ SCORER = Scorer(
     spec=LLAMA_8B, compute_dtype="bfloat16", remat="full", head_chunk=1024, lora_scale=0.0
 )
 DPO = Dpo(
-    scorer=SCORER, loss="sigmoid", beta=0.1, sft_coef=0.2, sft_reduction="sequence",
-    label_smoothing=0.0, reference="precomputed",
-)  # fmt: skip
+    scorer=SCORER,
+    loss="sigmoid",
+    beta=0.1,
+    sft_coef=0.2,
+    sft_reduction="sequence",
+    label_smoothing=0.0,
+    reference="precomputed",
+)
 VALUES = Values(
     spec=reward.scalar(LLAMA_8B), compute_dtype="bfloat16", remat="full", lora_scale=0.0
 )
@@ -66,8 +74,11 @@ def batch_of(loss: Any, mesh: Any, *, tree: bool, tokens: int) -> dict[str, Any]
 
     if isinstance(loss, Sft):
         m = tokens // T
-        return {"tokens": rows(jnp.int32, m, T), "loss_mask": rows(bool, m, T),
-                "weight": rows(jnp.float32, m)}  # fmt: skip
+        return {
+            "tokens": rows(jnp.int32, m, T),
+            "loss_mask": rows(bool, m, T),
+            "weight": rows(jnp.float32, m),
+        }
     lead = (tokens // T, 8) if tree else (tokens // T // 2,)
     of_a_tree = {name: rows(jnp.int32, lead[0], T) for name in ("tokens", *LAYOUT)}
     its_tokens = of_a_tree if tree else {"tokens": rows(jnp.int32, *lead, 2, T)}
@@ -75,9 +86,11 @@ def batch_of(loss: Any, mesh: Any, *, tree: bool, tokens: int) -> dict[str, Any]
     if isinstance(loss, Prm):
         return out | {"read": rows(jnp.int32, *lead, 2)}
     return out | {
-        "step_mask": rows(bool, *lead, 2, T), "sft_mask": rows(bool, *lead, T),
-        "sft_weight": rows(jnp.float32, *lead), "ref_logp": rows(jnp.float32, *lead, 2),
-    }  # fmt: skip
+        "step_mask": rows(bool, *lead, 2, T),
+        "sft_mask": rows(bool, *lead, T),
+        "sft_weight": rows(jnp.float32, *lead),
+        "ref_logp": rows(jnp.float32, *lead, 2),
+    }
 
 
 def weights(mesh: Any, dtype: Any, *, scalar: bool = False) -> Any:
@@ -154,20 +167,18 @@ def report(target: str, name: str) -> bool:
     memory, text = found.memory_analysis(), gpu_text.parse(found.as_text())
     given, besides = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     wide, gathers = gpu_text.float32_products(text), gpu_text.gathers(text)
-    waits, own = (
-        [g for g in gathers if not g.apart],
-        [p for p in gpu_text.products(text) if p.of_a_layer],
-    )
+    own = [product for product in gpu_text.products(text) if product.of_a_layer]
+    waits, share = [g for g in gathers if not g.apart], gpu_text.waiting(gathers)
     wrong = [
         *(["does not fit"] if given + besides > ROOM else []),
         *(["multiplies in float32"] if wide else []),
         *(["no product of a layer found"] if not own else []),
         *(["no gather of a matrix found"] if shape[1] > 1 and not gathers else []),
-        *(["waits"] if waits else []),
+        *(["waits"] if share > WAITS else []),
     ]
     print(
         f"{line} {given / 1e9:>9.1f} {besides / 1e9:>10.1f} {len(wide):>7} of {len(own):<3}"
-        f" {len(waits):>5} of {len(gathers):<3} {time.process_time() - start:>6.0f}"
+        f" {len(waits):>5} of {len(gathers):<3} {share:>4.0%} {time.process_time() - start:>6.0f}"
         f"  {'ok' if not wrong else 'NO: ' + ', '.join(wrong)}",
         flush=True,
     )
@@ -177,8 +188,10 @@ def report(target: str, name: str) -> bool:
 def main(words: Sequence[str]) -> int:
     """Prints the table of the steps whose names have one of the words; returns the exit code."""
     print(f"jax {jax.__version__}, steps of Llama-3.1-8B on 8 GPUs, on one of them:")
-    print(f"{'GPU':<5} {'step':<26} {'given GB':>9} {'besides GB':>10} {'float32':>14}"
-          f" {'waits':>12} CPU s")  # fmt: skip
+    print(
+        f"{'GPU':<5} {'step':<26} {'given GB':>9} {'besides GB':>10} {'float32':>14}"
+        f" {'waits':>17} CPU s"
+    )
     chosen, rest = parted(words, ("a100", "h100"))
     names = [name for name in PROGRAMS if not rest or any(word in name for word in rest)]
     well = [report(target, name) for target in chosen for name in names]

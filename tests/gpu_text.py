@@ -151,7 +151,7 @@ class Product:
     @property
     def of_a_layer(self) -> bool:
         """Whether it belongs to one of the decoder's layers: Flax calls them so."""
-        return "/layers" in self.where
+        return _in_a_layer(self.where)
 
     @property
     def float32(self) -> bool:
@@ -165,8 +165,11 @@ def products(program: Program) -> list[Product]:
     for instructions in program.computations.values():
         types = {i.name: i for i in instructions}
         for i in instructions:
-            if i.op != "dot" and not (i.op == "custom-call" and "matmul" in i.line + "gemm"
-                                      and re.search(r'target="__cublas', i.line)):  # fmt: skip
+            if i.op != "dot" and not (
+                i.op == "custom-call"
+                and "matmul" in i.line + "gemm"
+                and re.search(r'target="__cublas', i.line)
+            ):
                 continue
             sides = [types[name].arrays[0] for name in i.operands[:2]]
             text = " x ".join(f"{t}[{','.join(map(str, dims))}]" for t, dims in sides)
@@ -270,7 +273,7 @@ class Collective:
     """An all-gather or reduce-scatter of a matrix."""
 
     text: str
-    bytes: int
+    bytes: int  # of the larger of what it takes and what it gives
     between: int  # products, kernels and fusions while it runs; -1 where the GPU waits for it
 
     @property
@@ -280,18 +283,52 @@ class Collective:
 
 
 def gathers(program: Program) -> list[Collective]:
-    """Returns the all-gathers and reduce-scatters of at least `LARGE` in the layers."""
+    """Returns the all-gathers and reduce-scatters of at least `LARGE` in the loops over layers.
+
+    Those of the layers that XLA takes out of a loop, the first or the last, are left out.
+    """
+    held = {
+        name
+        for name, own in program.computations.items()
+        if any(_in_a_layer(i.source) for i in own)
+    }
+    loops = {
+        called
+        for own in program.computations.values()
+        for i in own
+        if i.op == "while"
+        for called in i.called
+    }
     found = []
-    for instructions in program.computations.values():
-        ends = {i.operands[0]: n for n, i in enumerate(instructions) if i.op.endswith("-done")}
-        for n, i in enumerate(instructions):
-            if not _of_a_matrix(i):
-                continue
-            between = -1
-            if i.name in ends and '"is_sync":true' not in i.line:
-                inside = instructions[n + 1 : ends[i.name]]
-                between = sum(k.op in ("custom-call", "dot", "fusion", "while") for k in inside)
-            found.append(Collective(f"{i.op} {i.type}", i.bytes, between))
+    for name in held & loops:
+        own = program.computations[name]
+        if not any(i.op == "while" and held & {*i.called} for i in own):
+            found += _gathers(own)
+    return found
+
+
+def waiting(found: Sequence[Collective]) -> float:
+    """Returns the share, by bytes, that the GPU waits for; 0 where there are no collectives."""
+    total = sum(c.bytes for c in found)
+    return sum(c.bytes for c in found if not c.apart) / total if total else 0.0
+
+
+def _gathers(instructions: Sequence[Instruction]) -> list[Collective]:
+    found, by_name = [], {i.name: i for i in instructions}
+    ends = {
+        i.operands[0]: n
+        for n, i in enumerate(instructions)
+        if i.op.endswith("-done") and i.operands
+    }
+    for n, i in enumerate(instructions):
+        if not _of_a_matrix(i):
+            continue
+        between = -1
+        if i.name in ends and '"is_sync":true' not in i.line:
+            inside = instructions[n + 1 : ends[i.name]]
+            between = sum(k.op in ("custom-call", "dot", "fusion", "while") for k in inside)
+        size = max([i.bytes, *(by_name[o].bytes for o in i.operands if o in by_name)])
+        found.append(Collective(f"{i.op} {i.type}", size, between))
     return found
 
 
@@ -299,4 +336,8 @@ def _of_a_matrix(i: Instruction) -> bool:
     asynchronous = i.op == "async-start" and any(f"{op}" in i.line for op in GATHERS)
     if i.op.removesuffix("-start") not in GATHERS and not asynchronous:
         return False
-    return i.bytes >= LARGE and "/layers" in i.source
+    return i.bytes >= LARGE and _in_a_layer(i.source)
+
+
+def _in_a_layer(source: str) -> bool:
+    return "/layers" in source  # as Flax names what the decoder scans over

@@ -148,9 +148,16 @@ HloModule jit__step
   ROOT %out = (f32[512,1024]{{1,0}}, bf16[64,1024]{{1,0}}) tuple(%w, %x)
 }}
 
+%pass (t.2: (f32[512,1024], bf16[64,1024])) -> (f32[512,1024], bf16[64,1024]) {{
+  %t.2 = (f32[512,1024]{{1,0}}, bf16[64,1024]{{1,0}}) parameter(0)
+  %w = bf16[512,1024]{{1,0}} get-tuple-element(%t.2), index=0
+  %first = bf16[4096,1024]{{1,0}} all-gather(%w), metadata={{op_name="jit(_step)/layers/reshape"}}
+  ROOT %l = (f32[512,1024]{{1,0}}, bf16[64,1024]{{1,0}}) while(%t.2), condition=%go, body=%layer
+}}
+
 ENTRY %main (t.1: (f32[512,1024], bf16[64,1024])) -> f32[512,1024] {{
   %t.1 = (f32[512,1024]{{1,0}}, bf16[64,1024]{{1,0}}) parameter(0)
-  ROOT %l = (f32[512,1024]{{1,0}}, bf16[64,1024]{{1,0}}) call(%t.1), to_apply=%layer
+  ROOT %m = (f32[512,1024]{{1,0}}, bf16[64,1024]{{1,0}}) while(%t.1), condition=%go, body=%pass
 }}
 """
 WHERE = 'metadata={op_name="jit(_step)/Decoder._scanned/while/body/layers/reshape"}'
@@ -176,10 +183,12 @@ WAITING = {
     "nothing between": (WORK, START, DONE),
     "a view between": (WORK, START, "  %v = bf16[1024,64]{0,1} bitcast(%x)", DONE),
     "said to be synchronous": (
-        f'{START}, backend_config={{"collective_backend_config":{{"is_sync":true}}}}', WORK, DONE,
+        f'{START}, backend_config={{"collective_backend_config":{{"is_sync":true}}}}',
+        WORK,
+        DONE,
     ),
     "a reduce-scatter": (WORK, f"  %s = f32[512,1024]{{1,0}} reduce-scatter(%w), {WHERE}"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("lines", WAITING.values(), ids=WAITING)
@@ -187,11 +196,20 @@ def test_a_gather_that_the_gpu_waits_for_is_not(lines):
     assert not gathered(*lines).apart
 
 
+def test_the_share_that_is_waited_for_goes_by_the_bytes_moved():
+    large = gathered(START, WORK, DONE)
+    small = gathered(f"  %s = f32[256,1024]{{1,0}} reduce-scatter(%w), {WHERE}")
+    assert (large.bytes, small.bytes) == (8 * 2**20, 2**20)
+    assert gpu_text.waiting([large, small]) == 1 / 9
+    assert gpu_text.waiting([]) == 0
+
+
 def test_small_gathers_and_those_outside_the_layers_do_not_count():
     small = f"  %s = bf16[512,16]{{1,0}} all-gather(%w), {WHERE}"
     head = '  %s = bf16[4096,1024]{1,0} all-gather(%w), metadata={op_name="jit(_step)/head"}'
     for line in (small, head):
-        assert gpu_text.gathers(gpu_text.parse(LAYER.format(lines=line))) == []
+        lines = f"{WORK}, {WHERE}\n{line}"
+        assert gpu_text.gathers(gpu_text.parse(LAYER.format(lines=lines))) == []
 
 
 def test_a_text_that_is_no_compiled_program_is_refused():
