@@ -99,7 +99,7 @@ def stage(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "dpo", dpo)
     monkeypatch.setattr(candidates, "sample", sampled)
     monkeypatch.setattr(policies, "engine_for", lambda run, policy: Engine())
-    monkeypatch.setattr(policies, "load", lambda run, name: Policy(name, SPEC, None, CODEC))
+    monkeypatch.setattr(policies, "load", lambda run, name, **_: Policy(name, SPEC, None, CODEC))
 
     def go(**changes):
         c = tiny("smoke,baselines", workdir=str(tmp_path), **changes)

@@ -102,7 +102,9 @@ def world(tmp_path, monkeypatch):
             if on and not run.lineage.finished(name):
                 run.begin(name, name)
                 run.lineage.finish(name, name, readout=ScriptedRewardModel.readout.to_json())
-        monkeypatch.setattr(policies, "load", lambda run, name: Policy(name, SPEC, None, codec))
+        monkeypatch.setattr(
+            policies, "load", lambda run, name, **_: Policy(name, SPEC, None, codec)
+        )
         monkeypatch.setattr(policies, "engine_for", lambda run, policy: Machine(codec, allowance))
         monkeypatch.setattr(
             answering.Answering, "_reward_model", ScriptedRewardModel(codec), raising=False

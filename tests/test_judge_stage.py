@@ -176,7 +176,7 @@ def stage(tmp_path, monkeypatch):
         run = run_of(tmp_path, **SELF, data__round_prompts=4, search__iterations=4, **changes)
         monkeypatch.setattr(policies, "parent_of_round", lambda *_: "base")
         policy = Policy("base", policies.frame(run)[0], None, CODEC)
-        monkeypatch.setattr(policies, "load", lambda *_: policy)
+        monkeypatch.setattr(policies, "load", lambda *_, **__: policy)
         monkeypatch.setattr(policies, "engine_for", lambda *_: engine)
         monkeypatch.setattr(search.counters, "shares", lambda _: {})
         search.run(run, 1)

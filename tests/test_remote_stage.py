@@ -57,7 +57,7 @@ def stage(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
     monkeypatch.setattr(remote, "PAUSE_S", 0.001)
     codec = Speech()
-    monkeypatch.setattr(policies, "load", lambda run, name: Policy(name, SPEC, None, codec))
+    monkeypatch.setattr(policies, "load", lambda run, name, **_: Policy(name, SPEC, None, codec))
     monkeypatch.setattr(
         policies, "engine_for", lambda *_: Engine(RandomScript("stage", names=4), codec)
     )

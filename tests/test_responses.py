@@ -48,7 +48,7 @@ def sampled(tmp_path, monkeypatch):
         engines.append(Machine(Talker(), codec, seed=1))
         return engines[-1]
 
-    monkeypatch.setattr(policies, "load", lambda _, name: Policy(name, SPEC, None, codec))
+    monkeypatch.setattr(policies, "load", lambda _, name, **__: Policy(name, SPEC, None, codec))
     monkeypatch.setattr(policies, "engine_for", engine_for)
     monkeypatch.setattr(judges, "judge_of", lambda *_, **__: judge)
 

@@ -29,7 +29,7 @@ def trees_of(tmp_path, monkeypatch):
     """Grows a tree under `search.value`, its policy a script that shares the folder's tokens."""
     monkeypatch.setattr(test_judge_stage, "CODEC", codec())
     policy = Policy("sft", TINY, params=None, codec=codec())
-    monkeypatch.setattr(policies, "load", lambda *_: policy)
+    monkeypatch.setattr(policies, "load", lambda *_, **__: policy)
     monkeypatch.setattr(search.counters, "shares", lambda _: {})
 
     def grow(value, **changes):
