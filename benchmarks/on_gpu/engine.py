@@ -273,7 +273,8 @@ def decode(job: Job) -> None:
     drawn = loader.measure(f"{slots} x {context}, all tokens", slots, context, sampling=JUDGE)
     job.report(ms_of_drawing_from_all=drawn["step_ms"] - main["step_ms"])
     loader.measure(f"{slots} x {context}, siblings of 4", slots, context, family=4)
-    _profiled(job, loader, slots, context)
+    with loader.running(slots, context, 4):
+        profile.file(job, engine.step)
     for share, context in others:
         rows = max(1, round(slots * share))
         loader.measure(f"{rows} x {context}", rows, context)
@@ -287,18 +288,6 @@ def decode(job: Job) -> None:
     loader = Loader(job, roofline.engine_of(spec, config, _stops(spec)), spec, limits)
     alone = loader.measure(f"{slots} x {context}, sharing off", slots, context)
     job.report(ms_of_sharing_unused=main["step_ms"] - alone["step_ms"])
-
-
-def _profiled(job: Job, loader: "Loader", rows: int, context: int) -> None:
-    """Files the kernels that a chunk of decoding spends its time in."""
-    try:
-        with loader.running(rows, context, 4):
-            found = profile.kernels(loader.engine.step, job.path / "profile")
-    except Exception as error:  # a profile is a help, not a figure
-        job.leave_out(f"profile: {type(error).__name__}: {error}"[:200])
-        return
-    for name, (count, ms) in found.items():
-        job.row("profile", name, count=count, ms=ms)
 
 
 class Loader:

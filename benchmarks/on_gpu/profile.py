@@ -7,7 +7,20 @@ from typing import Any
 
 import jax
 
+from benchmarks.on_gpu.child import Job
+
 MOST = 16  # kernels told
+
+
+def file(job: Job, call: Callable[[], Any]) -> None:
+    """Files the kernels that a call spends its time in; a profile that fails is left out."""
+    try:
+        found = kernels(call, job.path / "profile")
+    except Exception as error:  # a profile is a help, not a figure
+        job.leave_out(f"profile: {type(error).__name__}: {error}"[:200])
+        return
+    for name, (count, ms) in found.items():
+        job.row("profile", name, count=count, ms=ms)
 
 
 def kernels(call: Callable[[], Any], folder: pathlib.Path) -> dict[str, tuple[int, float]]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import roofline
+from benchmarks.on_gpu import profile
 from benchmarks.on_gpu.child import Job
 from stair_jax import mesh as mesh_lib
 from stair_jax import ops
@@ -38,7 +39,7 @@ def ours(job: Job) -> None:
     full = sft_batch(spec, rows, sizes.tokens)
     head = sizes.head_chunk
     job.report(model=sizes.size)
-    main = measure(job, spec, "sft remat full", sft_loss(spec, "full", head), full)
+    main = measure(job, spec, "sft remat full", sft_loss(spec, "full", head), full, profiled=True)
     job.report(
         sft_tokens_per_s=main["tokens_per_s"], sft_mfu=main["mfu"], sft_losses=main["losses"]
     )
@@ -61,6 +62,12 @@ def ours(job: Job) -> None:
                 "sft remat none",
                 sft_loss(spec, "none", head),
                 sft_batch(spec, kept, sizes.tokens),
+            ),
+        ),
+        (
+            "sft larger head chunk",
+            lambda: measure(
+                job, spec, "sft larger head chunk", sft_loss(spec, "full", 4 * head), full
             ),
         ),
         ("sft float32 products", lambda: _with_float32_products(job, spec, full, main)),
@@ -159,9 +166,19 @@ def dpo_batch(spec: Spec, pairs: int, tokens: int) -> Batch:
 
 
 def measure(
-    job: Job, spec: Spec, label: str, loss: Loss, batch: Mapping[str, np.ndarray]
+    job: Job,
+    spec: Spec,
+    label: str,
+    loss: Loss,
+    batch: Mapping[str, np.ndarray],
+    *,
+    profiled: bool = False,
 ) -> dict[str, Any]:
-    """Files and returns the losses of the first steps, and medians of the next ones."""
+    """Files and returns the losses of the first steps, and medians of the next ones.
+
+    Args:
+      profiled: whether the kernels of one more step are filed.
+    """
     before = throughput.peak_bytes() or 0
     mesh = mesh_lib.make((1, 1, 1), jax.local_devices()[:1])
     with jax.set_mesh(mesh):
@@ -169,11 +186,18 @@ def measure(
         state = step_lib.init(params, ADAMW, mesh)
         del params  # the first step consumes them
         placed, losses, times = step_lib.place(batch, mesh), [], []
-        for _ in range(LOSSES + TIMED):
-            start = time.perf_counter()
+
+        def one() -> None:
+            nonlocal state
             state, metrics = step_lib.step(state, placed, LR, loss=loss, tx=ADAMW)
             losses.append(float(jax.block_until_ready(metrics)["loss"]))
+
+        for _ in range(LOSSES + TIMED):
+            start = time.perf_counter()
+            one()
             times.append(time.perf_counter() - start)
+        if profiled:
+            profile.file(job, one)
         del state
     if not np.all(np.isfinite(losses)):
         raise RuntimeError(f"{label}: losses {losses}")
