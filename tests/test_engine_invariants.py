@@ -348,6 +348,34 @@ def test_an_engine_without_requests_does_nothing(scripted):
     assert dict(engine.counters) == before
 
 
+@pytest.mark.parametrize(
+    ("mode", "requests", "tokens", "ahead"),
+    [("xla", 8, 3, True), ("sharing", 8, 3, True), ("xla", 7, 3, False), ("xla", 3, 9, False),
+     ("xla", 4, 9, True), ("views", 99, 3, False)],
+)  # fmt: skip
+def test_a_step_starts_the_next_chunk_where_enough_requests_wait(mode, requests, tokens, ahead):
+    """Chunks of 3 tokens in 4 slots: of 7 requests 3 wait once the first 4 have ended."""
+    engine = make(scripted=True, **MODES[mode])
+    root = engine.root([7, 8, 9])
+    asked = [
+        Request(id=i, prefix=root, key=(i,), stop="never", max_tokens=tokens, sampling=WARM)
+        for i in range(requests)
+    ]
+    for request in asked:
+        engine.submit(request)
+    engine.step()
+    assert engine.counters["chunks"] == 1
+    assert engine.under_way == ahead
+    found = {result.id: result.ids for result in engine.collect()}
+    assert bool(found) == (tokens == 3)
+    while not engine.idle:
+        engine.step()
+        found |= {result.id: result.ids for result in engine.collect()}
+    for request in asked:
+        want = drawn(request, vocab=SPEC.V, stops=STOPS, context=CONFIG.max_context)
+        assert found[request.id] == want[0]
+
+
 def test_an_engine_is_hungry_until_enough_requests_wait():
     for mode, waiting in (("views", 2 * CONFIG.slots), ("xla", 1)):
         engine = make(scripted=True, **MODES[mode])
