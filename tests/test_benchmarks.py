@@ -7,9 +7,10 @@ import math
 import pathlib
 
 import jax
+import numpy as np
 import pytest
 
-from benchmarks import engine_roofline, growing, harness, miniature, random_search, roofline
+from benchmarks import engine_roofline, growing, harness, host, miniature, random_search, roofline
 from benchmarks.growing import Grown
 from benchmarks.harness import Claim
 from benchmarks.random_search import Shape
@@ -344,3 +345,39 @@ def test_the_roofline_is_measured_over_batches(tmp_path, capsys):
 def test_the_demo_and_the_benchmarks_ask_for_the_same_memory():
     demo = pathlib.Path(__file__).parents[1] / "launch" / "demo.sh"
     assert f"GLIBC_TUNABLES={harness.TUNABLES}\n" in demo.read_text()
+
+
+# The host
+
+
+def test_the_host_benchmark_measures_what_it_names(tmp_path, capsys):
+    out = tmp_path / "host.json"
+    host.main(["--out", str(out), "--tiny"])
+    told = json.loads(out.read_text())
+    assert set(told["searches"]) == {"14ms", "30ms"}
+    for found in told["searches"].values():
+        assert 0.9 < found["busy"] <= 1
+        assert 0.5 < found["busy_slots"] <= 1
+        assert found["decoded"] >= host.TINY.tokens
+        want = found["decoded"] / found["virtual_s"]
+        assert found["tokens_per_s"] == pytest.approx(want)
+    assert [*told["eviction_us"]] == [str(held) for held in host.TINY.held]
+    assert set(told["claims"]) == {"busy_14ms", "busy_30ms", "eviction_most_held_vs_least"}
+    assert "2 devices of 6 slots" in capsys.readouterr().out
+
+
+def test_a_fake_device_takes_its_time_and_draws_by_the_key_alone():
+    clock = host.Clock()
+    device, other = (host.FakeDevice(host.TINY, clock, step_s) for step_s in (2.0, 5.0))
+    columns = dict.fromkeys(host.COLUMNS, 0) | {"limit": 99, "active": 1, "stop": 1}
+    packed = np.array([list((columns | {"key0": key}).values()) for key in (3, 4, 3)], np.int32)
+    table, began = np.zeros((3, 1), np.int32), clock.perf_counter()
+    first, second = (d.decode(packed, table, None, None) for d in (device, other))
+    np.testing.assert_array_equal(first.tokens, second.tokens)
+    np.testing.assert_array_equal(first.tokens[0], first.tokens[2])
+    assert (first.tokens[0] != first.tokens[1]).any()
+    assert not first.steps.is_ready()
+    assert np.asarray(second.steps) == host.TINY.chunk  # waits
+    assert 20 <= clock.perf_counter() - began < 21  # 4 steps of 5 s
+    assert first.steps.is_ready()
+    assert device.busy_s == 8
