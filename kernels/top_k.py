@@ -56,8 +56,8 @@ def exact_top_k(
     for size in GROUPS:
         if V >= LONG and x.shape[-1] >= 8 * k * size:  # else it would hardly get narrower
             x_BCE = _groups(x, size)
-            known = maxima is not None and size == GROUPS[0]
-            maxima_BC = maxima if known else x_BCE.max(axis=-1)
+            known_BC = maxima if size == GROUPS[0] else None
+            maxima_BC = x_BCE.max(axis=-1) if known_BC is None else known_BC
             x, index_BV = _narrow(x_BCE, of(maxima_BC), index_BV, k)
     top_Bk, at_Bk = reference(of(x), k)
     return top_Bk, at_Bk if index_BV is None else jnp.take_along_axis(index_BV, at_Bk, axis=1)

@@ -338,7 +338,9 @@ def test_candidates_are_alike_for_all_settings_but_a_large_top_k(temperature, to
 LONG, FEW = 5003, 64
 
 
-def long_args(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0):
+def long_args(
+    logits, temperature: Any = 1.0, top_k: Any = 0, top_p: Any = 1.0, min_p: Any = 0.0, seed=0
+):
     """Arguments of `draw` for given logits [B, LONG]; settings are numbers or [B]."""
     full = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (len(logits),))  # noqa: E731
     return {

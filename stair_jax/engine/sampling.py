@@ -41,7 +41,7 @@ class _Rows(NamedTuple):
     total: jax.Array  # [B] float32, exp(fall) of all entries
     greedy: jax.Array  # [B] bool
     key: jax.Array  # [B, 2] uint32
-    index: jax.Array  # [B] int32
+    number: jax.Array  # [B] int32, the token's
     top_k: jax.Array  # [B] int32
     top_p: jax.Array  # [B] float32
     min_p: jax.Array  # [B] float32
@@ -58,7 +58,7 @@ class _Rows(NamedTuple):
 
     def scores(self, fall: jax.Array, token: jax.Array) -> jax.Array:
         """Returns fall + noise of entries [B, X], of which the largest is drawn."""
-        noise = jnp.where(self.greedy[:, None], 0.0, gumbel(self.key, self.index, token))
+        noise = jnp.where(self.greedy[:, None], 0.0, gumbel(self.key, self.number, token))
         return fall + noise
 
 
