@@ -214,7 +214,7 @@ def test_what_stays_is_what_the_definition_says(batch):
 
 
 @settings(max_examples=150, deadline=None)
-@given(batches(), st.sampled_from([1, 3, 5, 12]), st.integers(0, 2**32 - 1))
+@given(batches(), st.sampled_from([1, 5]), st.integers(0, 2**32 - 1))
 def test_both_ways_of_filtering_draw_the_same_token(batch, candidates, seed):
     logits, top_k, top_p, min_p = stacked(batch)
     key = np.stack([key_of((seed, i)) for i in range(SPREAD)])
