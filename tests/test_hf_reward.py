@@ -322,9 +322,12 @@ def test_in_bfloat16_scores_agree_as_far_as_it_can_tell(tmp_path):
     rows = sequences()
     want = their_scores(model, rows, TOKENIZER.pad_token_id)
     ours = our_scores(got.spec, got.params, rows, jnp.bfloat16)
-    scale = np.abs(want).max()
-    for a, b in zip(want, ours, strict=True):
-        np.testing.assert_allclose(b, a[: len(b), 0], atol=3e-2 * scale)
+    exact = np.concatenate(our_scores(got.spec, got.params, rows))  # the same weights in float32
+    theirs = np.concatenate([a[: len(b), 0] for a, b in zip(want, ours, strict=True)])
+    off = [np.linalg.norm(x - exact) for x in (np.concatenate(ours), theirs)]
+    # Each rounds in its own places: 0.016 of the norm, either of them, with SSE4.2 as with AVX-512.
+    assert max(off) < 0.07 * np.linalg.norm(exact), off
+    assert max(off) < 4 * min(off), off
 
 
 OURS = {
