@@ -43,9 +43,10 @@ def test_a_gpus_memory_is_claimed_unless_the_environment_says_how_much(monkeypat
 def cache_settings():
     """Puts JAX's settings back."""
     names = [
-        "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
         "jax_persistent_cache_min_entry_size_bytes",
-    ]  # fmt: skip
+    ]
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_compilation_cache_dir", None)
     yield
@@ -93,11 +94,14 @@ print(json.dumps([events["cache_hits"], events["cache_misses"], engine.counters[
 def test_the_second_start_reads_what_the_first_has_compiled(tmp_path):
     runs = [
         subprocess.run(
-            [sys.executable, "-c", STARTED, str(tmp_path / "programs")], cwd=ROOT, check=True,
-            capture_output=True, text=True,
+            [sys.executable, "-c", STARTED, str(tmp_path / "programs")],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
         )
         for _ in range(2)
-    ]  # fmt: skip
+    ]
     (hits, misses, programs), second = (json.loads(run.stdout.splitlines()[-1]) for run in runs)
     assert programs > 3
     assert misses >= programs > hits
