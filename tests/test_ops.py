@@ -129,175 +129,14 @@ def long(T, kind):
     return q, k, v, jnp.asarray(reach)
 
 
-@pytest.mark.parametrize("kind", ["packed", "tree"])
-@pytest.mark.parametrize(
-    ("T", "ends"), [(40, [10, 20, 30, 40]), (42, [12, 24, 36, 42]), (22, [8, 16, 22])], ids=str
-)
-def test_long_rows_are_computed_by_blocks_of_queries_over_the_keys_so_far(
-    cudnn, monkeypatch, kind, T, ends
-):
-    """Values and gradients are those of the whole mask at once; no call has T x T scores."""
-    monkeypatch.setattr(ops, "QUERY_BLOCKS", 4)
-    monkeypatch.setattr(ops, "LEAST_QUERIES", 8)
-    *qkv, reach = long(T, kind)
-    weight = jax.random.normal(jax.random.key(4), qkv[0].shape)
-
-    def total(q, k, v, implementation):
-        out = ops.attention(q, k, v, reach=reach, implementation=implementation)
-        return jnp.sum(weight * out), out
-
-    both = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)
-    (_, got), got_grads = both(*qkv, "cudnn")
-    assert [call.k.shape[1] for call in cudnn] == ends
-    starts = [0, *ends[:-1]]
-    sizes = [end - start for start, end in zip(starts, ends, strict=True)]
-    assert [call.q.shape[1] for call in cudnn] == sizes
-    assert not any(n % 2 for n in sizes)
-    whole = ops.visible(reach)
-    for call, start, end in zip(cudnn, starts, ends, strict=True):
-        np.testing.assert_array_equal(call.mask[:, 0], whole[:, start:end, :end])
-    (_, want), want_grads = both(*qkv, "xla")
-    (_, leaking), _ = jax.value_and_grad(
-        lambda q: (jnp.sum(weight * (o := ops.attention(q, *qkv[1:], causal=True))), o),
-        has_aux=True,
-    )(qkv[0])
-    assert np.abs(leaking.astype(jnp.float32) - want.astype(jnp.float32)).max() > 0.1
-    for a, b in zip((got, *got_grads), (want, *want_grads), strict=True):
-        a, b = (np.asarray(x, np.float32) for x in (a, b))
-        assert np.linalg.norm(a - b) <= 1e-2 * np.linalg.norm(b)  # bfloat16 rounds at 4e-3
-
-
-def long(T, kind):
-    """Queries, keys, values of two rows of T tokens, packed or a tree each, and their reach."""
-    keys = jax.random.split(jax.random.key(3), 3)
-    q, k, v = (
-        jax.random.normal(key, (2, T, n, 8), jnp.bfloat16)
-        for key, n in zip(keys, (4, 2, 2), strict=True)
-    )
-    reach = np.zeros((2, T), np.int32)
-    for row, cuts in enumerate(((0, 5, 6, T // 2, T - 3, T), (0, T // 3, T - 8, T))):
-        for start, end in pairwise(cuts):
-            reach[row, start:end] = end
-    if kind == "tree":  # a prefix that all see, the runs behind it are its children
-        reach[:, :4] = T
-    return q, k, v, jnp.asarray(reach)
-
-
-@pytest.mark.parametrize("kind", ["packed", "tree"])
-@pytest.mark.parametrize(
-    ("T", "ends"), [(40, [10, 20, 30, 40]), (42, [12, 24, 36, 42]), (22, [8, 16, 22])], ids=str
-)
-def test_long_rows_are_computed_by_blocks_of_queries_over_the_keys_so_far(
-    cudnn, monkeypatch, kind, T, ends
-):
-    """Values and gradients are those of the whole mask at once; no call has T x T scores."""
-    monkeypatch.setattr(ops, "QUERY_BLOCKS", 4)
-    monkeypatch.setattr(ops, "LEAST_QUERIES", 8)
-    *qkv, reach = long(T, kind)
-    weight = jax.random.normal(jax.random.key(4), qkv[0].shape)
-
-    def total(q, k, v, implementation):
-        out = ops.attention(q, k, v, reach=reach, implementation=implementation)
-        return jnp.sum(weight * out), out
-
-    both = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)
-    (_, got), got_grads = both(*qkv, "cudnn")
-    assert [call.k.shape[1] for call in cudnn] == ends
-    starts = [0, *ends[:-1]]
-    sizes = [end - start for start, end in zip(starts, ends, strict=True)]
-    assert [call.q.shape[1] for call in cudnn] == sizes
-    assert not any(n % 2 for n in sizes)
-    whole = ops.visible(reach)
-    for call, start, end in zip(cudnn, starts, ends, strict=True):
-        np.testing.assert_array_equal(call.mask[:, 0], whole[:, start:end, :end])
-    (_, want), want_grads = both(*qkv, "xla")
-    (_, leaking), _ = jax.value_and_grad(
-        lambda q: (jnp.sum(weight * (o := ops.attention(q, *qkv[1:], causal=True))), o),
-        has_aux=True,
-    )(qkv[0])
-    assert np.abs(leaking.astype(jnp.float32) - want.astype(jnp.float32)).max() > 0.1
-    for a, b in zip((got, *got_grads), (want, *want_grads), strict=True):
-        a, b = (np.asarray(x, np.float32) for x in (a, b))
-        assert np.linalg.norm(a - b) <= 1e-2 * np.linalg.norm(b)  # bfloat16 rounds at 4e-3
-
-
-def long(T, kind):
-    """Queries, keys, values of two rows of T tokens, packed or a tree each, and their reach."""
-    keys = jax.random.split(jax.random.key(3), 3)
-    q, k, v = (
-        jax.random.normal(key, (2, T, n, 8), jnp.bfloat16)
-        for key, n in zip(keys, (4, 2, 2), strict=True)
-    )
-    reach = np.zeros((2, T), np.int32)
-    for row, cuts in enumerate(((0, 5, 6, T // 2, T - 3, T), (0, T // 3, T - 8, T))):
-        for start, end in pairwise(cuts):
-            reach[row, start:end] = end
-    if kind == "tree":  # a prefix that all see, the runs behind it are its children
-        reach[:, :4] = T
-    return q, k, v, jnp.asarray(reach)
-
-
-@pytest.mark.parametrize("kind", ["packed", "tree"])
-@pytest.mark.parametrize(
-    ("T", "ends"), [(40, [10, 20, 30, 40]), (42, [12, 24, 36, 42]), (22, [8, 16, 22])], ids=str
-)
-def test_long_rows_are_computed_by_blocks_of_queries_over_the_keys_so_far(
-    cudnn, monkeypatch, kind, T, ends
-):
-    """Values and gradients are those of the whole mask at once; no call has T x T scores."""
-    monkeypatch.setattr(ops, "QUERY_BLOCKS", 4)
-    monkeypatch.setattr(ops, "LEAST_QUERIES", 8)
-    *qkv, reach = long(T, kind)
-    weight = jax.random.normal(jax.random.key(4), qkv[0].shape)
-
-    def total(q, k, v, implementation):
-        out = ops.attention(q, k, v, reach=reach, implementation=implementation)
-        return jnp.sum(weight * out), out
-
-    both = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)
-    (_, got), got_grads = both(*qkv, "cudnn")
-    assert [call.k.shape[1] for call in cudnn] == ends
-    starts = [0, *ends[:-1]]
-    sizes = [end - start for start, end in zip(starts, ends, strict=True)]
-    assert [call.q.shape[1] for call in cudnn] == sizes
-    assert not any(n % 2 for n in sizes)
-    whole = ops.visible(reach)
-    for call, start, end in zip(cudnn, starts, ends, strict=True):
-        np.testing.assert_array_equal(call.mask[:, 0], whole[:, start:end, :end])
-    (_, want), want_grads = both(*qkv, "xla")
-    (_, leaking), _ = jax.value_and_grad(
-        lambda q: (jnp.sum(weight * (o := ops.attention(q, *qkv[1:], causal=True))), o),
-        has_aux=True,
-    )(qkv[0])
-    assert np.abs(leaking.astype(jnp.float32) - want.astype(jnp.float32)).max() > 0.1
-    for a, b in zip((got, *got_grads), (want, *want_grads), strict=True):
-        a, b = (np.asarray(x, np.float32) for x in (a, b))
-        assert np.linalg.norm(a - b) <= 1e-2 * np.linalg.norm(b)  # bfloat16 rounds at 4e-3
-
-
-def long(T, kind):
-    """Queries, keys, values of two rows of T tokens, packed or a tree each, and their reach."""
-    keys = jax.random.split(jax.random.key(3), 3)
-    q, k, v = (
-        jax.random.normal(key, (2, T, n, 8), jnp.bfloat16)
-        for key, n in zip(keys, (4, 2, 2), strict=True)
-    )
-    reach = np.zeros((2, T), np.int32)
-    for row, cuts in enumerate(((0, 5, 6, T // 2, T - 3, T), (0, T // 3, T - 8, T))):
-        for start, end in pairwise(cuts):
-            reach[row, start:end] = end
-    if kind == "tree":  # a prefix that all see, the runs behind it are its children
-        reach[:, :4] = T
-    return q, k, v, jnp.asarray(reach)
-
-
 @pytest.mark.parametrize(
     ("kind", "T", "ends"),
     [
-        ("packed", 40, [10, 20, 30, 40]), ("tree", 42, [12, 24, 36, 42]),
+        ("packed", 40, [10, 20, 30, 40]),
+        ("tree", 42, [12, 24, 36, 42]),
         ("packed", 22, [8, 16, 22]),
     ],
-)  # fmt: skip
+)
 def test_long_rows_are_computed_by_blocks_of_queries_over_the_keys_so_far(
     cudnn, monkeypatch, kind, T, ends
 ):
@@ -310,8 +149,8 @@ def test_long_rows_are_computed_by_blocks_of_queries_over_the_keys_so_far(
     @partial(jax.jit, static_argnums=(4, 5))
     def outcome(q, k, v, reach, implementation, causal):
         def total(q, k, v):
-            seen = {"causal": True} if causal else {"reach": reach}
-            out = ops.attention(q, k, v, implementation=implementation, **seen)
+            seen = None if causal else reach
+            out = ops.attention(q, k, v, causal=causal, reach=seen, implementation=implementation)
             return jnp.sum(weight * out), out
 
         (_, out), grads = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(q, k, v)

@@ -56,8 +56,9 @@ def test_float32_products_and_gradients_are_jaxs_own_to_the_bit(case):
 
     ours = jax.jit(lambda: both(lambda x, y: products.dot_general(x, y, dims, jnp.float32)))
     jaxs = jax.jit(lambda: both(lambda x, y: lax.dot_general(x, y, dims)))
-    assert "custom_vjp" in str(jax.make_jaxpr(products.dot_general, static_argnums=(2, 3))(
-        x, y, dims, jnp.float32))  # fmt: skip
+    assert "custom_vjp" in str(
+        jax.make_jaxpr(products.dot_general, static_argnums=(2, 3))(x, y, dims, jnp.float32)
+    )
     for got, want in zip(ours(), jaxs(), strict=True):
         np.testing.assert_array_equal(got, want)
 
@@ -89,9 +90,22 @@ def test_bfloat16_products_take_the_stored_weight_and_return_its_dtype(case, out
 
 
 SPEC = Spec(
-    L=2, D=12, N=4, K=2, H=6, F=20, V=23, vocab=23, eps=1e-5, theta=1e4, rope_scaling=None,
-    qkv_bias=True, qk_norm=False, tied=False, family="qwen2",
-)  # fmt: skip
+    L=2,
+    D=12,
+    N=4,
+    K=2,
+    H=6,
+    F=20,
+    V=23,
+    vocab=23,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=True,
+    qk_norm=False,
+    tied=False,
+    family="qwen2",
+)
 ACCUM, B, T, PAIRS = 2, 3, 10, 2
 CONFIG = train_config(buckets=(T,), head_chunk=4, compute_dtype="bfloat16")
 TX = optimizer.AdamW.of(CONFIG)
@@ -117,17 +131,28 @@ def kinds(remat, dtype="bfloat16"):
     sft = tokens | weight | {"loss_mask": zeros(bool, T)}
     lead = {"depth": zeros(jnp.int32), "sft_weight": zeros(jnp.float32)} | weight
     pairs = lead | {
-        "tokens": zeros(jnp.int32, 2, T), "step_mask": zeros(bool, 2, T),
-        "sft_mask": zeros(bool, T), "ref_logp": zeros(jnp.float32, 2),
-    }  # fmt: skip
-    tree = tokens | layout | {
-        "weight": zeros(jnp.float32, PAIRS), "sft_weight": zeros(jnp.float32, PAIRS),
-        "depth": zeros(jnp.int32, PAIRS), "step_mask": zeros(bool, PAIRS, 2, T),
-        "sft_mask": zeros(bool, PAIRS, T), "ref_logp": zeros(jnp.float32, PAIRS, 2),
-    }  # fmt: skip
+        "tokens": zeros(jnp.int32, 2, T),
+        "step_mask": zeros(bool, 2, T),
+        "sft_mask": zeros(bool, T),
+        "ref_logp": zeros(jnp.float32, 2),
+    }
+    tree = (
+        tokens
+        | layout
+        | {
+            "weight": zeros(jnp.float32, PAIRS),
+            "sft_weight": zeros(jnp.float32, PAIRS),
+            "depth": zeros(jnp.int32, PAIRS),
+            "step_mask": zeros(bool, PAIRS, 2, T),
+            "sft_mask": zeros(bool, PAIRS, T),
+            "ref_logp": zeros(jnp.float32, PAIRS, 2),
+        }
+    )
     compared = weight | {
-        "tokens": zeros(jnp.int32, 2, T), "read": zeros(jnp.int32, 2), "depth": zeros(jnp.int32)
-    }  # fmt: skip
+        "tokens": zeros(jnp.int32, 2, T),
+        "read": zeros(jnp.int32, 2),
+        "depth": zeros(jnp.int32),
+    }
     yield "sft", losses.Sft(scorer), sft, weights, None
     yield "sft packed", losses.Sft(scorer), sft | layout, weights, None
     yield "dpo", dpo, pairs, weights, None
