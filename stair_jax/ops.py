@@ -126,16 +126,26 @@ def _cudnn_by_blocks(
     T = q.shape[1]
     size = max(-(-T // QUERY_BLOCKS), LEAST_QUERIES)
     size += size % 2  # cuDNN wants even lengths under a bias
-    blocks = []
-    for first in range(0, T, size):
-        stop = min(first + size, T)
-        blocks.append(
-            jax.nn.dot_product_attention(
-                q[:, first:stop], k[:, :stop], v[:, :stop],
-                mask=visible(reach, first, stop)[:, None], implementation="cudnn",
-            )
-        )  # fmt: skip
+
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, reach: jax.Array, first: int, stop: int
+    ) -> jax.Array:
+        mask = visible(reach, first, stop)[:, None]
+        queries, keys, values = q[:, first:stop], k[:, :stop], v[:, :stop]
+        return jax.nn.dot_product_attention(
+            queries, keys, values, mask=mask, implementation="cudnn"
+        )
+
+    # What cuDNN computed is kept. Slices and biases are made again in the backward pass: kept, they
+    # would lie beside the feed-forward's activations, where a step's memory peaks.
+    block = jax.checkpoint(attend, policy=_is_fused_attention, static_argnums=(4, 5))
+    blocks = [block(q, k, v, reach, first, min(first + size, T)) for first in range(0, T, size)]
     return jnp.concatenate(blocks, axis=1)
+
+
+def _is_fused_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Returns whether a primitive is cuDNN's attention, as JAX names it."""
+    return "dot_product_attention" in primitive.name
 
 
 def _cudnn_refusal(q: jax.Array, *, masked: bool, packed: bool) -> str:

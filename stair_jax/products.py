@@ -78,9 +78,12 @@ def _transposed(
     first = len(batch) + (len(own_kept) if last else 0)
     kept = tuple(range(first, first + len(other_kept)))
     product = lax.dot_general(
-        grad, other, ((kept, other_kept), (batch, other_batch)),
-        precision=precision, preferred_element_type=out,
-    )  # fmt: skip
+        grad,
+        other,
+        ((kept, other_kept), (batch, other_batch)),
+        precision=precision,
+        preferred_element_type=out,
+    )
     # The summed axes of `other` come out in their order there.
     by_other = [own for _, own in sorted(zip(other_sum, own_sum, strict=True))]
     axes = [*own_batch, *own_kept, *by_other]

@@ -100,13 +100,13 @@ def cudnn(monkeypatch):
 
 
 @pytest.mark.parametrize("implementation", ["cudnn", "auto"])
-def test_short_packed_rows_are_one_call_of_cudnn_with_their_mask(cudnn, implementation):
+def test_short_packed_rows_are_one_call_of_cudnn(cudnn, implementation):
     *qkv, reach = packed(jnp.bfloat16)
     got = ops.attention(*qkv, reach=reach, implementation=implementation)
     (call,) = cudnn
-    assert (call.by, call.causal) == ("cudnn", False)
+    assert (call.by, call.causal, call.mask.shape) == ("cudnn", False, (2, 1, 10, 10))
     blocks = [[3, 4, 3], [1, 5, 4]]
-    for mask, sizes in zip(call.mask[:, 0], blocks, strict=True):
+    for mask, sizes in zip(ops.visible(reach), blocks, strict=True):
         own = np.repeat(np.arange(3), sizes)
         np.testing.assert_array_equal(mask, np.tri(10, dtype=bool) & (own[:, None] == own))
     want = ops.attention(*qkv, reach=reach, implementation="xla")
@@ -129,9 +129,13 @@ def long(T, kind):
     return q, k, v, jnp.asarray(reach)
 
 
-@pytest.mark.parametrize("kind", ["packed", "tree"])
 @pytest.mark.parametrize(
-    ("T", "ends"), [(40, [10, 20, 30, 40]), (42, [12, 24, 36, 42]), (22, [8, 16, 22])], ids=str
+    ("kind", "T", "ends"),
+    [
+        ("packed", 40, [10, 20, 30, 40]),
+        ("tree", 42, [12, 24, 36, 42]),
+        ("packed", 22, [8, 16, 22]),
+    ],
 )
 def test_long_rows_are_computed_by_blocks_of_queries_over_the_keys_so_far(
     cudnn, monkeypatch, kind, T, ends
@@ -142,29 +146,29 @@ def test_long_rows_are_computed_by_blocks_of_queries_over_the_keys_so_far(
     *qkv, reach = long(T, kind)
     weight = jax.random.normal(jax.random.key(4), qkv[0].shape)
 
-    def total(q, k, v, implementation):
-        out = ops.attention(q, k, v, reach=reach, implementation=implementation)
-        return jnp.sum(weight * out), out
+    @partial(jax.jit, static_argnums=(4, 5))
+    def outcome(q, k, v, reach, implementation, causal):
+        def total(q, k, v):
+            seen = None if causal else reach
+            out = ops.attention(q, k, v, causal=causal, reach=seen, implementation=implementation)
+            return jnp.sum(weight * out), out
 
-    both = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)
-    (_, got), got_grads = both(*qkv, "cudnn")
-    assert [call.k.shape[1] for call in cudnn] == ends
-    starts = [0, *ends[:-1]]
-    sizes = [end - start for start, end in zip(starts, ends, strict=True)]
-    assert [call.q.shape[1] for call in cudnn] == sizes
-    assert not any(n % 2 for n in sizes)
-    whole = ops.visible(reach)
-    for call, start, end in zip(cudnn, starts, ends, strict=True):
-        np.testing.assert_array_equal(call.mask[:, 0], whole[:, start:end, :end])
-    (_, want), want_grads = both(*qkv, "xla")
-    (_, leaking), _ = jax.value_and_grad(
-        lambda q: (jnp.sum(weight * (o := ops.attention(q, *qkv[1:], causal=True))), o),
-        has_aux=True,
-    )(qkv[0])
-    assert np.abs(leaking.astype(jnp.float32) - want.astype(jnp.float32)).max() > 0.1
-    for a, b in zip((got, *got_grads), (want, *want_grads), strict=True):
-        a, b = (np.asarray(x, np.float32) for x in (a, b))
-        assert np.linalg.norm(a - b) <= 1e-2 * np.linalg.norm(b)  # bfloat16 rounds at 4e-3
+        (_, out), grads = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+        return [x.astype(jnp.float32) for x in (out, *grads)]
+
+    got = outcome(*qkv, reach, "cudnn", False)
+    sizes = [end - start for start, end in pairwise([0, *ends])]
+    assert [(call.q.shape[1], call.k.shape[1]) for call in cudnn] == [
+        *zip(sizes, ends, strict=True)
+    ]
+    assert [call.mask.shape for call in cudnn] == [
+        (2, 1, size, end) for size, end in zip(sizes, ends, strict=True)
+    ]
+    want = outcome(*qkv, reach, "xla", False)
+    blind = outcome(*qkv, reach, "xla", True)
+    for x, y, leak in zip(got, want, blind, strict=True):
+        assert np.linalg.norm(leak - y) > 0.1 * np.linalg.norm(y)
+        assert np.linalg.norm(x - y) <= 1e-2 * np.linalg.norm(y)  # bfloat16 rounds at 4e-3
 
 
 def test_packed_rows_of_odd_length_are_no_work_for_cudnn(monkeypatch):

@@ -82,17 +82,21 @@ def test_without_a_gpu_nothing_is_added_or_said(monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("platforms", "plugin", "device", "want"),
     [
-        (None, True, True, True), ("", True, True, True), ("cuda,cpu", True, True, True),
-        ("cpu", True, True, False), (None, False, True, False), (None, True, False, False),
+        (None, True, True, True),
+        ("", True, True, True),
+        ("cuda,cpu", True, True, True),
+        ("cpu", True, True, False),
+        (None, False, True, False),
+        (None, True, False, False),
     ],
-)  # fmt: skip
+)
 def test_a_gpu_is_used_where_platform_plugin_and_device_are_there(
     monkeypatch, tmp_path, platforms, plugin, device, want
 ):
     here = str(tmp_path) if device else str(tmp_path / "none")
     monkeypatch.setattr(xla_flags, "_DEVICES", (here,))
     monkeypatch.setattr(xla_flags, "_PLUGINS", ("json" if plugin else "no_such_plugin",))
-    before = jax.config.jax_platforms
+    before = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     try:
         jax.config.update("jax_platforms", platforms)
         assert xla_flags.uses_gpu() == want
@@ -114,12 +118,13 @@ def test_this_xla_knows_every_flag():
 @pytest.mark.parametrize(
     ("change", "given", "want"),
     [
-        ({}, "", (False, True)), ({"deterministic": True}, "", (True, True)),
+        ({}, "", (False, True)),
+        ({"deterministic": True}, "", (True, True)),
         ({"compile_cache": ""}, "", (False, False)),
         ({"compile_cache": ""}, "there", (False, True)),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_the_entry_point_asks_for_what_the_configuration_says(monkeypatch, change, given, want):
     """And before anything starts JAX's backend."""
     settings = config.default()
@@ -127,12 +132,16 @@ def test_the_entry_point_asks_for_what_the_configuration_says(monkeypatch, chang
     calls = Mock()
     monkeypatch.setattr(main, "_CONFIG", Mock(value=settings))
     for module, name in (
-        (main.logging, "basicConfig"), (main.interrupt, "install"), (main.mesh, "show_cpus"),
-        (main.startup, "claim_memory"), (main.startup, "keep_programs"), (main.pipeline, "run"),
+        (main.logging, "basicConfig"),
+        (main.interrupt, "install"),
+        (main.mesh, "show_cpus"),
+        (main.startup, "claim_memory"),
+        (main.startup, "keep_programs"),
+        (main.pipeline, "run"),
         (main.xla_flags, "add"),
-    ):  # fmt: skip
+    ):
         monkeypatch.setattr(module, name, getattr(calls, name))
-    before = jax.config.jax_compilation_cache_dir
+    before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     try:
         jax.config.update("jax_compilation_cache_dir", given or None)
         main.main(["main"])
