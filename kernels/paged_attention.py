@@ -129,8 +129,22 @@ def _resolved(plan: Plan, size: _Size, *, rows: int, itemsize: int) -> Plan:
 def _plan_here(size: _Size, itemsize: int) -> Plan:
     """Returns the plan for the GPU that is compiled for: the mesh's, else the first one here."""
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.local_devices()[0]
-    case = plans.case_of(queries=size.queries, columns=size.columns, itemsize=itemsize)
-    return plans.plan_for(device.device_kind, case)
+    return plans.plan_for(device.device_kind, _case(size, itemsize))
+
+
+def case_of(*, queries: int, head_dim: int, itemsize: int) -> str:
+    """Returns what a plan for such calls is filed under, see `plans.choose`.
+
+    Args:
+        queries: M, of a row on one kv head.
+        head_dim: H.
+        itemsize: bytes of a key's element.
+    """
+    return _case(_Size(K=1, M=queries, H=head_dim, P=1, Z=1, W=1), itemsize)
+
+
+def _case(size: _Size, itemsize: int) -> str:
+    return plans.case_of(queries=size.queries, columns=size.columns, itemsize=itemsize)
 
 
 def _power_of_two(x: int) -> int:

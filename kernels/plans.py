@@ -9,6 +9,7 @@ import functools
 import itertools
 import json
 import logging
+import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ class Plan:
 
 
 DEFAULT = Plan()
+WORTH = 0.98  # of the default's time: a plan that takes more is not worth another rounding
 # Of kinds that a sweep has been run on, what it found. None so far: what is neither here nor in a
 # tuned file gets DEFAULT, which is computed (two steps in flight fill an H100's memory bus).
 KNOWN: dict[str, dict[str, Plan]] = {}
@@ -102,7 +104,8 @@ def candidates() -> list[Plan]:
 def choose(kind: str, case: str, seconds: Mapping[Plan, float]) -> Plan:
     """Returns the fastest of plans that were measured, and writes it to the user's file.
 
-    A process that has begun keeps its plan; so does a run that has begun, see `keep`.
+    The default stays where the fastest wins less than clocks vary (`WORTH`). A process that has
+    begun keeps its plan; so does a run that has begun, see `keep`.
 
     Args:
         kind: of the device, as JAX calls it.
@@ -116,6 +119,8 @@ def choose(kind: str, case: str, seconds: Mapping[Plan, float]) -> Plan:
     if not seconds:
         raise ValueError(f"no plan for {case} works on {kind}")
     best, others = min(seconds, key=lambda plan: seconds[plan]), _read(path)
+    if seconds.get(DEFAULT, math.inf) * WORTH <= seconds[best]:
+        best = DEFAULT
     _write(path, {**others, kind: {**others.get(kind, {}), case: best}})
     log.info("paged attention on %s, %s: %s is the fastest, kept in %s", kind, case, best, path)
     return best

@@ -9,7 +9,10 @@ import jax
 import pytest
 
 from stair_jax import ops
-from stair_jax.kernels import plans  # pyright: ignore[reportAttributeAccessIssue]
+from stair_jax.kernels import (
+    paged_attention,  # pyright: ignore[reportAttributeAccessIssue]
+    plans,  # pyright: ignore[reportAttributeAccessIssue]
+)
 
 KIND, CASE = "NVIDIA H100 80GB HBM3", "16 queries, head 128, 2 bytes"
 FAST, SLOW = plans.Plan(block=32, warps=2), plans.Plan(block=128, stages=4)
@@ -127,6 +130,13 @@ def test_a_broken_file_is_an_error_of_one_line_that_names_it(text, tmp_path):
             use()
         assert "\n" not in str(caught.value)
     assert path.read_text() == text
+
+
+def test_the_default_stays_where_another_plan_wins_less_than_clocks_vary():
+    assert plans.choose(KIND, CASE, {FAST: 0.97, plans.DEFAULT: 1.0, SLOW: 1.1}) == FAST
+    assert plans.choose(KIND, CASE, {FAST: 0.99, plans.DEFAULT: 1.0, SLOW: 1.1}) == plans.DEFAULT
+    assert plans.choose(KIND, CASE, {FAST: 0.99, SLOW: 1.0}) == FAST
+    assert paged_attention.case_of(queries=4, head_dim=128, itemsize=2) == CASE
 
 
 def test_no_plan_that_works_is_an_error():

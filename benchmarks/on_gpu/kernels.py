@@ -206,6 +206,10 @@ def plans(job: Job) -> None:
                 default_plan_share=bytes_s / found["default"],
                 best_plan_speedup=found["default"] / found[best],
             )
+        if not interpret:
+            filed = paged.case_of(queries=case.M, head_dim=case.H, itemsize=2)
+            seconds = {tried[name]: found[name] for name in found}
+            kernel_plans.choose(jax.local_devices()[0].device_kind, filed, seconds)
     _others(job, limits, data, interpret)
 
 
