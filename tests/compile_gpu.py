@@ -52,9 +52,22 @@ os.environ["XLA_FLAGS"] = " ".join(
 OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 TARGETS = pathlib.Path(__file__).parent / "gpu_targets"
 LLAMA_8B = Spec(
-    L=32, D=4096, N=32, K=8, H=128, F=14336, V=128256, vocab=128256, eps=1e-5, theta=5e5,
-    rope_scaling=None, qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=32,
+    D=4096,
+    N=32,
+    K=8,
+    H=128,
+    F=14336,
+    V=128256,
+    vocab=128256,
+    eps=1e-5,
+    theta=5e5,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 LAYERS = 2
 SLOTS, WIDTH, PAGE, PAGES, CHUNK = 256, 64, 16, 16384, 8  # the pool holds 262,144 tokens, 34 GB
 PROMPTS, BLOCK = 8, 256  # rows and tokens of one call of extend
@@ -220,8 +233,9 @@ def head(model: Model) -> Any:
     shapes = (
         jax.ShapeDtypeStruct((TRAINED, s.D), jnp.bfloat16),
         jax.ShapeDtypeStruct((s.V, s.D), jnp.float32),
-        ints(TRAINED), jax.ShapeDtypeStruct((TRAINED,), jnp.bool),
-    )  # fmt: skip
+        ints(TRAINED),
+        jax.ShapeDtypeStruct((TRAINED,), jnp.bool),
+    )
 
     def total(*args: Any) -> jax.Array:
         return ops.linear_logp(*args, vocab=s.V, chunk=HEAD_CHUNK)[0].sum()
