@@ -362,7 +362,8 @@ def head_of(size, rng):
     return np.log(weight)[rng.permutation(LONG)]
 
 
-def test_a_nucleus_of_all_candidates_is_drawn_from_them_and_a_wider_one_is_searched():
+def test_a_nucleus_of_all_candidates_is_drawn_from_them_and_a_wider_one_is_searched(monkeypatch):
+    monkeypatch.setattr(sampling, "_TOGETHER", 16)  # so that one turn is not enough
     rng = np.random.default_rng(2)
     sizes = [63, 64, 65] * 20
     args = long_args([head_of(size, rng) for size in sizes], top_p=0.905)
