@@ -45,7 +45,7 @@ def matmul(
     rows, outer = x.shape[: x.ndim - over], w.shape[over:]
     x_2 = x.reshape(math.prod(rows), -1)
     w_2 = w.reshape(x_2.shape[1], -1)
-    y_2 = products.dot_general(x_2, w_2, (((1,), (0,)), ((), ())), out)
+    y_2: Any = products.dot_general(x_2, w_2, (((1,), (0,)), ((), ())), out)
     return y_2.reshape(*rows, *outer)
 
 
@@ -283,7 +283,7 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> ja
     score_BKRS = jnp.where(jnp.tile(keep, (1, G, 1))[:, None], score_BKRS * H**-0.5, -jnp.inf)
     top_BKR1 = jax.lax.stop_gradient(score_BKRS.max(axis=-1, keepdims=True))
     weight_BKRS = jnp.exp(score_BKRS - top_BKR1)
-    out_BKRH = products.dot_general(
+    out_BKRH: Any = products.dot_general(
         weight_BKRS.astype(v.dtype), v_BKSH, (((3,), (2,)), heads), jnp.float32
     )
     out_BKGTH = (out_BKRH / weight_BKRS.sum(axis=-1, keepdims=True)).reshape(B, K, G, T, H)

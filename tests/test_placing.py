@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import gc
 import sys
 from types import FrameType
 from typing import Any
@@ -68,6 +69,7 @@ class Watch:
         self.pulled: list[tuple[int, ...]] = []  # shapes that came to the host
         self.scattered: list[tuple[int, ...]] = []  # of arrays in parts, given to `device_put`
         self.made: dict[Any, set[Any]] = {}  # by shape and dtype, on which devices
+        gc.collect()  # what earlier tests have left in circles must not go while this one counts
         self.before, self.most = alive(), {}  # bytes by device
 
     def look(self):
