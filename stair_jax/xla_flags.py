@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 _FIRST, _BEFORE = (0, 10, 2), (0, 13, 0)  # versions of jax whose XLA knows these flags
 _DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")  # dxg: Windows' subsystem for Linux
+_DEVICE_FOLDER = pathlib.Path("/dev")
 _PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 OVERLAP = (
@@ -58,7 +59,11 @@ def add(*, deterministic: bool, kept: bool) -> list[str]:
     if given and not given.lstrip().startswith("-"):  # XLA takes the name of a file as well
         log.info("XLA flags: none added, XLA_FLAGS names the file %s", given)
         return []
-    wanted = [*OVERLAP] + ([REPEATABLE if kept else UNTUNED] if deterministic else [])
+    # One GPU has no collectives to overlap, and a loop with two layers in its body takes longer to
+    # compile and more memory.
+    wanted = ([*OVERLAP] if gpu_count() > 1 else []) + (
+        [REPEATABLE if kept else UNTUNED] if deterministic else []
+    )
     theirs = {_name(flag) for flag in given.split()}
     added = [flag for flag in wanted if _name(flag) not in theirs]
     os.environ["XLA_FLAGS"] = " ".join([*added, *given.split()])
@@ -74,6 +79,14 @@ def uses_gpu() -> bool:
         return False
     plugin = any(importlib.util.find_spec(name) for name in _PLUGINS)
     return plugin and any(pathlib.Path(path).exists() for path in _DEVICES)
+
+
+def gpu_count() -> int:
+    """Returns how many NVIDIA GPUs this process may use, without starting JAX's backend."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return sum(1 for name in chosen.split(",") if name.strip() not in ("", "-1"))
+    return sum(1 for path in _DEVICE_FOLDER.glob("nvidia*") if path.name[6:].isdigit())
 
 
 def _name(flag: str) -> str:

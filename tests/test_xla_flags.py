@@ -14,8 +14,9 @@ from stair_jax import config, main, xla_flags
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Has JAX look as it does on a machine with a GPU."""
+    """Has JAX look as it does on a machine with eight GPUs."""
     monkeypatch.setattr(xla_flags, "uses_gpu", lambda: True)
+    monkeypatch.setattr(xla_flags, "gpu_count", lambda: 8)
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     return monkeypatch
 
@@ -52,6 +53,25 @@ def test_determinism_is_asked_for_and_costs_the_tuning_only_where_nothing_keeps_
     assert found[True, True] == {xla_flags.REPEATABLE}
     assert found[True, False] == {xla_flags.UNTUNED}
     assert found[False, True] == found[False, False] == set()
+
+
+def test_one_gpu_has_nothing_to_overlap(gpu):
+    gpu.setattr(xla_flags, "gpu_count", lambda: 1)
+    assert xla_flags.add(deterministic=False, kept=True) == []
+    assert xla_flags.add(deterministic=True, kept=True) == [xla_flags.REPEATABLE]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "want"), [(None, 3), ("", 0), ("-1", 0), ("1", 1), ("0,2", 2), ("GPU-a, GPU-b", 2)]
+)
+def test_the_gpus_that_a_process_may_use_are_counted(monkeypatch, tmp_path, chosen, want):
+    for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(xla_flags, "_DEVICE_FOLDER", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert xla_flags.gpu_count() == want
 
 
 @pytest.mark.parametrize("version", [(0, 10, 1), (0, 13, 0)])
