@@ -53,11 +53,12 @@ def add(*, deterministic: bool, kept: bool) -> list[str]:
     given = os.environ.get("XLA_FLAGS", "")
     if not uses_gpu():
         return []
+    say = log.warning if deterministic else log.info  # what was asked for must not go unsaid
     if not _FIRST <= jax.__version_info__ < _BEFORE:
-        log.info("XLA flags: none added, those of jax %s are not known here", jax.__version__)
+        say("XLA flags: none added, those of jax %s are not known here", jax.__version__)
         return []
     if given and not given.lstrip().startswith("-"):  # XLA takes the name of a file as well
-        log.info("XLA flags: none added, XLA_FLAGS names the file %s", given)
+        say("XLA flags: none added, XLA_FLAGS names the file %s", given)
         return []
     # One GPU has no collectives to overlap, and a loop with two layers in its body takes longer to
     # compile and more memory.

@@ -81,6 +81,7 @@ def test_a_jax_whose_flags_are_not_known_gets_none(gpu, caplog, version):
         assert xla_flags.add(deterministic=True, kept=True) == []
     assert "XLA_FLAGS" not in os.environ
     assert "none added" in caplog.text
+    assert caplog.records[0].levelno == logging.WARNING  # determinism was asked for
 
 
 def test_a_file_of_flags_stays_alone(gpu, caplog):
