@@ -91,8 +91,8 @@ def grow(
     """
     trees: list[Tree] = []
     planted, before = Planted(engine, len(prompts)), dict(engine.counters)
-    before["seconds"] = time.perf_counter()
     with harness.Watch() as watch:
+        before["seconds"] = time.perf_counter()
         leftovers = driver.grow(
             prompts, engine=planted, judge=judge, codec=codec, config=config, seed=seed,
             reward=Reward(config.reward, reward), on_tree=trees.append,

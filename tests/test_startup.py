@@ -18,7 +18,7 @@ from stair_jax import startup
 from stair_jax.engine import decode, prefill
 from stair_jax.engine.device import Device, Wanted
 from stair_jax.engine.replicas import Replicas
-from stair_jax.engine.request import GREEDY, Sampling
+from stair_jax.engine.request import GREEDY
 from stair_jax.sections import EngineConfig
 from tests.test_placing import CONFIG, SPEC, stacked
 
@@ -171,7 +171,7 @@ def test_what_is_compiled_is_counted_and_said(monkeypatch, caplog):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr("stair_jax.engine.device._SAID_S", 0.0)
     made = device(page_size=1)
-    kinds = [Wanted.of([how], logps=False, vocab=31) for how in (GREEDY, Sampling(temperature=1.0))]
+    kinds = [Wanted.of([GREEDY], logps=logps, vocab=31) for logps in (False, True)]
     assert made.widths == [16, 40]  # 64 would be more than a context
     before = decode.compiled()
     with caplog.at_level(logging.INFO, "stair_jax.engine.device"):

@@ -27,7 +27,8 @@ class Replicas:
     where none is.
 
     Args:
-      meshes: of the replicas. The other arguments are those of `Engine` and count for each.
+      meshes: of the replicas, None for the default device. The other arguments are those of
+        `Engine` and count for each.
       params: parameters of `spec`, in any float dtype and place, which go to all replicas in one
         pass; or what is for each of them, such as `Placed`.
     """
@@ -40,7 +41,7 @@ class Replicas:
         config: EngineConfig,
         stops: Mapping[str, Collection[int]],
         vocab: int,
-        meshes: Sequence[jax.sharding.Mesh],
+        meshes: Sequence[jax.sharding.Mesh | None],
     ):
         placed = params
         if isinstance(params, Mapping):
