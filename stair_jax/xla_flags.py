@@ -30,6 +30,9 @@ OVERLAP = (
     "--xla_gpu_enable_pipelined_all_gather=true",
     "--xla_gpu_enable_pipelined_reduce_scatter=true",
     "--xla_gpu_enable_pipelined_all_reduce=true",
+    # One collective at a time is under way by default, so a layer's second gather waits for the
+    # first. With four, a step of 8B on eight GPUs waits for none, as compiled.
+    "--xla_gpu_experimental_parallel_collective_overlap_limit=4",
 )
 # No operation whose sums depend on the order in which threads arrive: the gradients of an embedding
 # and of cuDNN's attention add with atomics otherwise. XLA still tries out algorithms by the clock;
