@@ -33,8 +33,8 @@ from stair_jax.train.reward_losses import Prm
 from stair_jax.train.values import Values
 from tests import gpu_text
 
-# Of the bytes that layers gather and scatter, what the GPU may wait for: nothing with the flags of a
-# run on jax 0.11 and 0.12; .84 without flags, on an A100.
+# Of the bytes that layers gather and scatter, what the GPU may wait for. With the flags of a run it
+# is nothing on jax 0.11 and 0.12; without them it was .84 on an A100.
 WAITS = 0.1
 ROOM = 80e9 * 0.92  # of a GPU, what drivers and libraries leave
 T, ACCUM = 2048, 2
