@@ -41,9 +41,22 @@ from stair_jax.search.growth import Tools
 from stair_jax.sections import EngineConfig, RewardConfig, SearchConfig
 
 SPEC = Spec(
-    L=32, D=4096, N=32, K=8, H=128, F=14336, V=128256, vocab=128256, eps=1e-5, theta=5e5,
-    rope_scaling=None, qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=32,
+    D=4096,
+    N=32,
+    K=8,
+    H=128,
+    F=14336,
+    V=128256,
+    vocab=128256,
+    eps=1e-5,
+    theta=5e5,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 STEP_END, END = 1, 2  # token ids; others are drawn from [FIRST, V)
 FIRST = 10
 STEP_TOKENS, ROLLOUT_TOKENS = 110, 170  # in the mean
@@ -69,9 +82,18 @@ class Size:
 
 
 TINY = Size(
-    replicas=2, slots=6, chunk=4, page_size=4, pool_tokens=2200, context=2100, prompt=9,
-    iterations=5, warm_tokens=800, tokens=2000, held=(50, 200),
-)  # fmt: skip
+    replicas=2,
+    slots=6,
+    chunk=4,
+    page_size=4,
+    pool_tokens=2200,
+    context=2100,
+    prompt=9,
+    iterations=5,
+    warm_tokens=800,
+    tokens=2000,
+    held=(50, 200),
+)
 
 
 class Clock:
@@ -195,9 +217,7 @@ class Ids:
 
     def prompt_ids(self, question: str) -> list[int]:
         """Returns random ids, the same for the same question."""
-        return np.random.default_rng(int(question)).integers(
-            FIRST, SPEC.V, self._prompt
-        ).tolist()  # fmt: skip
+        return np.random.default_rng(int(question)).integers(FIRST, SPEC.V, self._prompt).tolist()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the ids as text."""
@@ -221,9 +241,14 @@ class Machine:
         self.clock = Clock()
         self.devices: list[FakeDevice] = []
         config = EngineConfig(
-            slots=size.slots, page_size=size.page_size, pool_bytes=0, max_context=size.context,
-            chunk=size.chunk, prefill_rows=8, dtype="bfloat16",
-        )  # fmt: skip
+            slots=size.slots,
+            page_size=size.page_size,
+            pool_bytes=0,
+            max_context=size.context,
+            chunk=size.chunk,
+            prefill_rows=8,
+            dtype="bfloat16",
+        )
         codec = Ids(size.prompt)
 
         def device(*_: object, **__: object) -> FakeDevice:
@@ -246,9 +271,13 @@ class Machine:
         search = SearchConfig.of(defaults.search)
         reward = Reward(search.reward, RewardConfig.of(defaults.reward))
         tools = Tools(
-            engine=self.engine, judge=FunctionJudge(_score), codec=codec, config=search,
-            reward=reward, seed=0,
-        )  # fmt: skip
+            engine=self.engine,
+            judge=FunctionJudge(_score),
+            codec=codec,
+            config=search,
+            reward=reward,
+            seed=0,
+        )
         prompts = (Prompt(id=str(i), question=str(i), type="safety") for i in range(100_000))
         self.nursery = driver.Nursery(prompts, tools)
         self.trees = 0
@@ -334,8 +363,17 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Clai
 def tables(figures: Mapping[str, Any]) -> str:
     """Returns the figures as tables."""
     size, searches = figures["size"], figures["searches"]
-    columns = ("busy", "busy_slots", "us_a_token", "ms_a_chunk", "tokens_per_s", "host_share",
-               "evicted", "preempted", "trees_grown")  # fmt: skip
+    columns = (
+        "busy",
+        "busy_slots",
+        "us_a_token",
+        "ms_a_chunk",
+        "tokens_per_s",
+        "host_share",
+        "evicted",
+        "preempted",
+        "trees_grown",
+    )
     title = f"{size['replicas']} devices of {size['slots']} slots, one thread"
     rows = [(name, *(found[column] for column in columns)) for name, found in searches.items()]
     evictions = harness.table(

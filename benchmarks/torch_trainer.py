@@ -30,8 +30,17 @@ class Trainer:
       half: whether products run in bfloat16, by autocast.
     """
 
-    def __init__(self, model: Any, *, beta1: float, beta2: float, eps: float, weight_decay: float,
-                 clip_norm: float, half: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        model: Any,
+        *,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        clip_norm: float,
+        half: bool = False,
+    ):
         self.model = model.train()  # a Llama has no dropout
         self.grad_norm = float("nan")  # of the last step, before clipping
         self._clip_norm, self._half, self._device = clip_norm, half, model.device

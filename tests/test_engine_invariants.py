@@ -350,9 +350,15 @@ def test_an_engine_without_requests_does_nothing(scripted):
 
 @pytest.mark.parametrize(
     ("mode", "requests", "tokens", "ahead"),
-    [("xla", 8, 3, True), ("sharing", 8, 3, True), ("xla", 7, 3, False), ("xla", 3, 9, False),
-     ("xla", 4, 9, True), ("views", 99, 3, False)],
-)  # fmt: skip
+    [
+        ("xla", 8, 3, True),
+        ("sharing", 8, 3, True),
+        ("xla", 7, 3, False),
+        ("xla", 3, 9, False),
+        ("xla", 4, 9, True),
+        ("views", 99, 3, False),
+    ],
+)
 def test_a_step_starts_the_next_chunk_where_enough_requests_wait(mode, requests, tokens, ahead):
     """Chunks of 3 tokens in 4 slots: of 7 requests 3 wait once the first 4 have ended."""
     engine = make(scripted=True, **MODES[mode])

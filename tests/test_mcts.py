@@ -248,14 +248,22 @@ def test_trees_move_alike_wherever_they_lie_and_whoever_else_is_in_turn():
     small, asks = _tell(small, config, outcomes=[(asks[:, mcts.NODE], mcts.REWARD, 0.25)])
     many, moved = mcts.empty(29, config), None
     node = np.full(wide, NONE, np.int32)
-    for kind, news in ((mcts.PLANT, []), (mcts.NOTHING, [(0, mcts.REWARD, 0.5)]),
-                       (mcts.CHILDREN, KNOWN[1:]), (mcts.NOTHING, None)):  # fmt: skip
+    for kind, news in (
+        (mcts.PLANT, []),
+        (mcts.NOTHING, [(0, mcts.REWARD, 0.5)]),
+        (mcts.CHILDREN, KNOWN[1:]),
+        (mcts.NOTHING, None),
+    ):
         events = mcts.Events(
-            row=rows, kind=np.where(rows == spare, mcts.NOTHING, kind).astype(np.int32),
-            seed=np.array([4, 5, 6, 0, 0], np.uint32), count=np.full(5, 3, np.int32),
-            prior=np.ones(wide, np.float32), node=node.copy(), outcome=np.zeros(wide, np.int32),
+            row=rows,
+            kind=np.where(rows == spare, mcts.NOTHING, kind).astype(np.int32),
+            seed=np.array([4, 5, 6, 0, 0], np.uint32),
+            count=np.full(5, 3, np.int32),
+            prior=np.ones(wide, np.float32),
+            node=node.copy(),
+            outcome=np.zeros(wide, np.int32),
             reward=np.zeros(wide, np.float32),
-        )  # fmt: skip
+        )
         if news is None:
             assert moved is not None
             news = [(moved[:3, mcts.NODE], mcts.REWARD, 0.25)]

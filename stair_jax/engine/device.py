@@ -80,9 +80,7 @@ class Device(Prefill):
         self.shares = config.share_prefix == "on" or (
             config.share_prefix == "auto" and self.attention == "pallas"
         )
-        super().__init__(
-            spec, params, config=config, mesh=mesh, share=_SHARE, joined=joins(config)
-        )  # fmt: skip
+        super().__init__(spec, params, config=config, mesh=mesh, share=_SHARE, joined=joins(config))
         self._vocab, self._stops = vocab, self._spread(stops, (None, None))
         self.width = 0  # pages of a table while decoding
         self._views: Views | None = None  # without their pool

@@ -65,9 +65,11 @@ class Engine:
             bucket=self._device.bucket,
         )  # fmt: skip
         self._runs = Runs(
-            config.slots + self._device.waiting_rows, width=self._device.context_pages,
-            context=config.max_context, page_size=config.page_size,
-        )  # fmt: skip
+            config.slots + self._device.waiting_rows,
+            width=self._device.context_pages,
+            context=config.max_context,
+            page_size=config.page_size,
+        )
         self._queue: collections.deque[Request] = collections.deque()
         self._ready: collections.deque[Run] = collections.deque()  # for slots that end in a chunk
         self._slots: list[Run | None] = [None] * config.slots
@@ -343,9 +345,7 @@ class Engine:
         if device.shares:
             team, shared = np.full(slots, ALONE), np.zeros(slots, np.int32)
             team[at], shared[at] = runs.team[rows], runs.shared[rows]
-            siblings = Siblings.of(
-                team, shared, table, self.config.page_size, device.group_counts
-            )  # fmt: skip
+            siblings = Siblings.of(team, shared, table, self.config.page_size, device.group_counts)
         own = table if siblings is None else siblings.own
         self._lap("host_s")
         self._chunk = device.decode(packed, own, siblings, wanted)

@@ -72,10 +72,12 @@ def place(
     for group in _groups(params, joined, spec.K % tensor == 0):
         layered, own = group.holder is not params, jnp.dtype(dtype)
         parts = _placed_parts(
-            [_taken(group.holder, name, give_away) for name in group.names], layered=layered,
+            [_taken(group.holder, name, give_away) for name in group.names],
+            layered=layered,
             how=How(spec, group.target, jnp.dtype(jnp.float32) if group.target == SCORE else own),
-            axes=(axes["layers"] if layered else axes)[group.target], places=places,
-        )  # fmt: skip
+            axes=(axes["layers"] if layered else axes)[group.target],
+            places=places,
+        )
         jax.block_until_ready(parts)  # what was given away is free only then
         for tree, own_parts in zip(trees, parts, strict=True):
             if layered:

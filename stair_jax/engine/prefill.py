@@ -103,9 +103,12 @@ class Prefill:
         sizes = {"pages": self.pages, "page_size": config.page_size}
         shape = cache.pool_shape(spec, **sizes)
         self._pool = placing.zeros(
-            cache.empty_pool, placing.sharding(cache.POOL_AXES, shape, mesh),
-            spec=spec, dtype=dtype, **sizes,
-        )  # fmt: skip
+            cache.empty_pool,
+            placing.sharding(cache.POOL_AXES, shape, mesh),
+            spec=spec,
+            dtype=dtype,
+            **sizes,
+        )
 
     def _spread(self, x: Any, axes: Sequence[str | None]) -> jax.Array:
         return placing.moved(x, placing.sharding(axes, x.shape, self._mesh))
@@ -131,8 +134,9 @@ class Prefill:
             log.warning(
                 "%s does not say what memory it has (XLA_PYTHON_CLIENT_ALLOCATOR=platform?): the"
                 " pool of keys gets %.1f GB only; set engine.pool_bytes",
-                first, _HOST_BYTES / 1e9,
-            )  # fmt: skip
+                first,
+                _HOST_BYTES / 1e9,
+            )
         budget = None if free is None else int(free * share)
         pages = page_count(self._spec, config, budget)
         bytes_ = pages * page_bytes(self._spec, config)

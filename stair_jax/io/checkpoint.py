@@ -251,9 +251,10 @@ def load_leaf(
     for key in reversed(path):
         item = {key: item}
     how = ocp.args.PyTreeRestore(
-        item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+        item=item,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
         partial_restore=True,
-    )  # fmt: skip
+    )
     with ocp.PyTreeCheckpointer() as checkpointer:
         (leaf,) = jax.tree.leaves(checkpointer.restore(where / "params", args=how))
     return leaf

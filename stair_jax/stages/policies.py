@@ -244,9 +244,13 @@ def engine_for(run: Run, policy: Policy) -> Engine | Replicas:
     }  # fmt: skip
     places, config = engine_places(run), what["config"]
     placed = placing.place(
-        policy.spec, policy.params, places, dtype=config.dtype, joined=joins(config),
+        policy.spec,
+        policy.params,
+        places,
+        dtype=config.dtype,
+        joined=joins(config),
         give_away=True,
-    )  # fmt: skip
+    )
     if len(places) == 1:
         return Engine(policy.spec, placed[0], **what, mesh=places[0])
     return Replicas(policy.spec, placed, **what, meshes=places)
