@@ -194,7 +194,7 @@ def drawing(model: Model) -> Any:
     shape = jax.ShapeDtypeStruct
     words, floats = shape((SLOTS, 2), jnp.uint32), shape((SLOTS,), jnp.float32)
     args = shape(LOGITS, jnp.float32), words, ints(SLOTS), floats, ints(SLOTS), floats, floats
-    program = jax.jit(partial(sampling.draw_with_logp, candidates=CANDIDATES))
+    program = jax.jit(partial(sampling.draw, candidates=CANDIDATES))
     return program.lower(*placed(args, model.mesh))
 
 

@@ -19,10 +19,13 @@ from stair_jax.engine.sampling import ALL
 V = 7
 LOGITS = np.array([1.0, 0.2, -0.5, 2.0, 0.2, -3.0, 0.9], np.float32)
 SEARCHED, UNORDERED = -1, -2  # in place of tokens that were not drawn from candidates
-draw = jax.jit(sampling.draw, static_argnames="candidates")
-draw_with_logp = jax.jit(sampling.draw_with_logp, static_argnames="candidates")
+token_and_logp = jax.jit(sampling.draw, static_argnames="candidates")
 kept_of_all = jax.jit(sampling.kept_of_all)
 kept_of_sorted = jax.jit(sampling.kept_of_sorted, static_argnames="vocab")
+
+
+def draw(**how):
+    return token_and_logp(**how)[0]
 
 
 def keys(count):
@@ -52,7 +55,7 @@ def ways(args, candidates):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "_searched", instead(SEARCHED))
         patch.setattr(sampling, "_without_order", instead(UNORDERED))
-        return np.asarray(jax.jit(partial(sampling.draw, candidates=candidates))(**args))
+        return np.asarray(jax.jit(partial(sampling.draw, candidates=candidates))(**args)[0])
 
 
 def definition(logits: Any, top_k: Any, top_p: Any, min_p: Any, slack: float = 0.0):
@@ -308,7 +311,7 @@ def test_a_row_does_not_see_its_neighbours_and_every_token_draws_anew():
 def test_log_probs_are_at_the_temperature_and_before_the_filters(candidates):
     temperature = np.array([1.3, 0.5, 0.0] * 30, np.float32)
     args = rows(90, top_k=2) | {"temperature": jnp.asarray(temperature)}
-    token, found = draw_with_logp(**args, candidates=candidates)
+    token, found = token_and_logp(**args, candidates=candidates)
     assert len(set(np.asarray(token))) > 1
     np.testing.assert_array_equal(token, draw(**args, candidates=candidates))
     by = {t: jax.nn.log_softmax(jnp.asarray(LOGITS) / (t or 1.0)) for t in set(temperature)}
@@ -436,11 +439,11 @@ def test_a_token_is_the_same_in_any_company_and_by_any_way(seed):
     assert unordered > 0
     assert searched + unordered < B / 2
     every = np.asarray(draw(**args, candidates=ALL))
-    token, logp = draw_with_logp(**args, candidates=FEW)
+    token, logp = token_and_logp(**args, candidates=FEW)
     np.testing.assert_array_equal(token, every)
     np.testing.assert_array_equal(way[way >= 0], every[way >= 0])
     some = rng.permutation(B)[:5]
-    alone, alone_logp = draw_with_logp(**{n: x[some] for n, x in args.items()}, candidates=FEW)
+    alone, alone_logp = token_and_logp(**{n: x[some] for n, x in args.items()}, candidates=FEW)
     np.testing.assert_array_equal(alone, every[some])
     np.testing.assert_array_equal(alone_logp, logp[some])
 
@@ -481,7 +484,7 @@ def test_all_rows_are_read_twice_and_once_more_where_some_want_no_order():
     )
 
     def found(candidates):
-        program = partial(sampling.draw_with_logp, candidates=candidates)
+        program = partial(sampling.draw, candidates=candidates)
         return passes(jax.make_jaxpr(program)(*args).jaxpr, B * vocab)
 
     assert sorted(found(FEW)) == ["cond.cond.reduce_max", "reduce_max", "reduce_sum"]

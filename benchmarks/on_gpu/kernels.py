@@ -178,7 +178,8 @@ def drawing(how: Sampling, rows: int, vocab: int) -> Callable[[jax.Array], jax.A
         )
     }
     candidates = sampling.candidates_for(whole["temperature"], whole["top_k"], vocab)
-    draw = jax.jit(partial(sampling.draw, candidates=candidates))
+    # The settings are arguments: as constants they would be folded into the program.
+    draw = jax.jit(lambda *given, **how: sampling.draw(*given, **how, candidates=candidates)[0])
     return lambda logits: draw(logits, key, np.full(rows, 7, np.int32), **whole)
 
 

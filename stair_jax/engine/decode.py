@@ -182,7 +182,7 @@ def _one(
     if plan.vocab < spec.V:
         spare_1V = (jnp.arange(spec.V) >= plan.vocab)[None]
         logits_BV = jnp.where(spare_1V, -jnp.inf, logits_BV)
-    token_B, logp_B = sampling.draw_with_logp(
+    token_B, logp_B = sampling.draw(
         logits_BV,
         batch.key[row_B],
         state.made,

@@ -74,22 +74,6 @@ def draw(
     min_p: Float[Array, " B"],
     *,
     candidates: int,
-) -> Int[Array, " B"]:
-    """Returns one token a row; see `draw_with_logp`."""
-    how = key, index, temperature, top_k, top_p, min_p
-    return draw_with_logp(logits, *how, candidates=candidates)[0]
-
-
-def draw_with_logp(
-    logits: Float[Array, "B V"],
-    key: UInt32[Array, "B 2"],
-    index: Int[Array, " B"],
-    temperature: Float[Array, " B"],
-    top_k: Int[Array, " B"],
-    top_p: Float[Array, " B"],
-    min_p: Float[Array, " B"],
-    *,
-    candidates: int,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """Returns one token a row and its log-prob, float32 nats, before the filters.
 
