@@ -18,6 +18,8 @@ def get_config(arg: str | None = None) -> config.Config:
     c.sft.train.update(lr=5e-6)
     c.dpo.update(beta=0.2)
     c.dpo.train.update(lr=1e-6)
+    for part in (c.sft, c.dpo, c.prm):  # 55 GB of a GPU, and 13 % faster than remat="full"
+        part.train.remat = "products"
     if a.smoke:
         c.data.update(sft_rows=16, round_prompts=4)
         c.sft.train.update(batch=8, epochs=1.0)

@@ -138,12 +138,12 @@ def _cudnn_by_blocks(
 
     # What cuDNN computed is kept. Slices and biases are made again in the backward pass: kept, they
     # would lie beside the feed-forward's activations, where a step's memory peaks.
-    block = jax.checkpoint(attend, policy=_is_fused_attention, static_argnums=(4, 5))
+    block = jax.checkpoint(attend, policy=is_fused_attention, static_argnums=(4, 5))
     blocks = [block(q, k, v, reach, first, min(first + size, T)) for first in range(0, T, size)]
     return jnp.concatenate(blocks, axis=1)
 
 
-def _is_fused_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+def is_fused_attention(primitive: Any, *_: Any, **__: Any) -> bool:
     """Returns whether a primitive is cuDNN's attention, as JAX names it."""
     return "dot_product_attention" in primitive.name
 

@@ -232,7 +232,8 @@ _TRAINING: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
      lambda x: x >= 0, "0 or more"),
     (("buckets",), lambda x: bool(x) and list(x) == sorted(set(x)), "rising lengths"),
     (("batching",), lambda x: x in ("bucket", "pack", "tree"), "bucket, pack or tree"),
-    (("remat",), lambda x: x in ("none", "attention", "full"), "none, attention or full"),
+    (("remat",), lambda x: x in ("none", "attention", "products", "full"),
+     "none, attention, products or full"),
     (("param_dtype",), lambda x: x in ("float32", "bfloat16"), "float32 or bfloat16"),
     (("result",), lambda x: x in ("last", "best"), "last or best"),
 )  # fmt: skip

@@ -141,6 +141,8 @@ def remat(loss: Any, policy: str) -> Any:
 PROGRAMS = {
     "sft (1,8,1)": ((1, 8, 1), Sft(SCORER), {}),
     "sft (1,4,2)": ((1, 4, 2), Sft(SCORER), {}),
+    "sft remat=products": ((1, 8, 1), remat(Sft(SCORER), "products"), {}),
+    "dpo tree remat=products": ((1, 8, 1), remat(DPO, "products"), {"tree": True}),
     "sft remat=attention, half": (
         (1, 8, 1),
         remat(Sft(SCORER), "attention"),

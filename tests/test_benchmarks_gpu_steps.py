@@ -86,8 +86,8 @@ def test_the_speeds_are_consistent(done):
         assert load["device_ms"] < load["step_ms"]
         assert load["share"] > 0
     trained = done["training:ours"]["figures"]
-    assert [*trained["training"]] == ["sft remat full"]
-    losses = trained["training"]["sft remat full"]["losses"]
+    assert [*trained["training"]] == ["sft remat products"]
+    losses = trained["training"]["sft remat products"]["losses"]
     assert losses[0] > losses[2]  # it learns
     assert sum("no time" in line for line in trained["left_out"]) == 4
     assert done["engine:search"]["figures"]["trees"] == sizes.TINY.search.trees
@@ -172,11 +172,12 @@ def test_all_of_it_runs_at_toy_sizes(tmp_path):
         assert found["claims"][name]["holds"]
     kinds = found["steps"]["training"]["figures"]["training"]
     assert [*kinds] == [
-        "sft remat full",
-        "dpo remat full",
+        "sft remat products",
+        "dpo remat products",
         "sft remat none",
         "sft larger head chunk",
-        "sft float32 products",
+        "sft remat full",
+        "sft remat full, float32 products",
     ]
     assert found["steps"]["training"]["figures"]["losses_apart"] < 1e-2
     assert len(found["steps"]["plans"]["figures"]["plans"]) == 1 + 2

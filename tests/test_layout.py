@@ -1,4 +1,4 @@
-"""Rows of many sequences give each of them what it would get alone; the three kinds of remat."""
+"""Rows of many sequences give each of them what it would get alone; the four kinds of remat."""
 
 from functools import partial
 
@@ -169,14 +169,15 @@ def programs(model):
 
 def test_remat_orders_memory_and_changes_neither_value_nor_gradient(programs):
     params, made = programs
-    none, attention, full = (
+    none, attention, products, full = (
         made[name].memory_analysis().temp_size_in_bytes for name in transformer.REMAT
     )
     scores = SPEC.N * LONG * LONG * 4  # bytes of a layer's, float32
     assert none - attention > scores  # of L = 2 layers, of which one is at work in both
-    assert attention - full > 2 * LONG * SPEC.F * 4
+    assert attention - products > 2 * LONG * SPEC.F * 4  # of silu(gate) and up
+    assert products - full > 2 * 2 * LONG * SPEC.F * 4  # gate and up, of two sequences
     want = made["none"](params)
-    for remat in ("attention", "full"):
+    for remat in ("attention", "products", "full"):
         got = made[remat](params)
         assert_trees_close(got, want)
 

@@ -68,7 +68,7 @@ class Training:
     """Shapes of the training steps."""
 
     size: str
-    rows: int  # with everything recomputed
+    rows: int  # where something is recomputed
     kept_rows: int  # with all activations kept
     tokens: int  # of a row
     pairs: int

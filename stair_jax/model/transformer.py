@@ -26,7 +26,7 @@ from stair_jax.model.layout import Layout
 from stair_jax.model.spec import Spec
 
 Params = Any  # a plain tree of arrays; those under "layers" have a leading layer axis
-REMAT = ("none", "attention", "full")
+REMAT = ("none", "attention", "products", "full")
 _NORMAL = nn.initializers.normal(0.02)  # of the embedding and the head
 UNROLL = 4  # up to here the layers are unrolled: the tiny model trains a seventh faster on CPU
 
@@ -191,12 +191,31 @@ class Layer(nn.Module):
         return (mesh.constrain(x_BTD, "batch", "time", None), cache), None
 
 
+def _is_costly(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Returns whether "products" keeps what a primitive gives: what is dear to compute again.
+
+    The scores of attention, where they are formed, are a batched product: they are not kept.
+    """
+    if "call_jaxpr" in params:  # a function with a gradient of its own: `products.dot_general`
+        return any(_is_costly(e.primitive, **e.params) for e in params["call_jaxpr"].eqns)
+    if primitive is jax.lax.dot_general_p:
+        return not any(params["dimension_numbers"][1])
+    return ops.is_fused_attention(primitive)
+
+
+_RECOMPUTING: dict[str, Any] = {
+    "full": partial(nn.remat, prevent_cse=False),
+    "products": partial(nn.remat, prevent_cse=False, policy=_is_costly),
+}
+
+
 class Decoder(nn.Module):
     """A Llama-family decoder: tokens in, hidden states out, and the grown cache.
 
     `remat` is what the backward pass computes again: "full" keeps only each layer's input,
-    "attention" all but attention's scores, "none" everything. `attention` is an implementation of
-    `ops.attention`. Adapters, the collection "lora" of `lora.init`, count `lora_scale` times.
+    "products" what products with weights and fused attention gave as well, "attention" all but
+    attention's scores, "none" everything. `attention` is an implementation of `ops.attention`.
+    Adapters, the collection "lora" of `lora.init`, count `lora_scale` times.
     """
 
     spec: Spec
@@ -269,7 +288,7 @@ class Decoder(nn.Module):
         unroll = s.L if s.L <= UNROLL and self.remat == "none" else 1
         per_layer: Any = (0, *(nn.broadcast,) * 4)  # the layer index; the rest is shared
         layers = nn.scan(
-            nn.remat(Layer, prevent_cse=False) if self.remat == "full" else Layer,
+            _RECOMPUTING.get(self.remat, lambda layer: layer)(Layer),
             variable_axes={"params": 0, "lora": 0}, split_rngs={"params": True},
             in_axes=per_layer, length=s.L, unroll=unroll,
             metadata_params={nn.PARTITION_NAME: "layer"},
