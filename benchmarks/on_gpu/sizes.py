@@ -144,7 +144,7 @@ FULL = Sizes(
     later=768,
     calls=16,
     training=Training(
-        size="1b", rows=8, kept_rows=4, tokens=2048, pairs=4, pair_tokens=1024, head_chunk=1024
+        size="1b", rows=16, kept_rows=4, tokens=2048, pairs=4, pair_tokens=1024, head_chunk=1024
     ),
     search_engine=EngineSizes(
         size="1b", slots=256, page=64, context=1024, block=256, prefill_rows=8
