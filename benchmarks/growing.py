@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from benchmarks import harness
+from stair_jax.engine.engine import Engine
+from stair_jax.engine.replicas import Replicas
 from stair_jax.engine.request import EngineLike, Prefix
 from stair_jax.records import Prompt, Tree
 from stair_jax.rewards.combine import Reward
@@ -90,6 +92,8 @@ def grow(
       RuntimeError: where a prompt was passed over: the sides must not grow different trees.
     """
     trees: list[Tree] = []
+    if isinstance(engine, Engine | Replicas):  # the others' pauses count for nothing
+        engine.start_clock()
     planted, before = Planted(engine, len(prompts)), dict(engine.counters)
     with harness.Watch() as watch:
         before["seconds"] = time.perf_counter()

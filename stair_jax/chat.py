@@ -6,7 +6,7 @@ import pathlib
 import sys
 
 from stair_jax import startup, text
-from stair_jax.config import restore
+from stair_jax.config import Config, restore
 from stair_jax.engine.request import Request, Sampling
 from stair_jax.io.metrics import Metrics
 from stair_jax.stages import policies
@@ -24,7 +24,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         _talk(options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
@@ -32,13 +32,10 @@ def main() -> None:
 
 def _talk(options: argparse.Namespace) -> None:
     startup.claim_memory()
-    path = options.workdir / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{options.workdir}: no config.json, expected the workdir of a run")
-    config = restore(json.loads(path.read_text(encoding="utf-8")))
+    config = _config_of(options.workdir)
     startup.keep_programs(config.compile_cache)
     config.engine.update(slots=1, prefill_rows=1, pool_bytes=0)
-    config.mesh.replicas = 0
+    config.mesh.update(shape=(1, 1, 1), replicas=0)  # whatever machine the run was made for
     lineage = Lineage(options.workdir / "lineage.json")
     run = Run(config, options.workdir, lineage, Metrics(options.workdir))
     name = options.model or policies.names(run)[-1]
@@ -49,7 +46,15 @@ def _talk(options: argparse.Namespace) -> None:
     for number, question in enumerate(map(str.strip, sys.stdin)):
         if not question:
             continue
-        root = engine.root(policy.codec.prompt_ids(question))
+        ids = policy.codec.prompt_ids(question)
+        if len(ids) >= config.engine.max_context:
+            print(
+                f"that is {len(ids)} tokens, of {config.engine.max_context} that question and"
+                " response have (config.engine.max_context); ask again",
+                file=sys.stderr,
+            )
+            continue
+        root = engine.root(ids)
         request = Request(
             id=number, prefix=root, key=("chat", config.seed, number), stop="end",
             max_tokens=limit, sampling=Sampling(temperature=options.temperature),
@@ -59,6 +64,19 @@ def _talk(options: argparse.Namespace) -> None:
         print(response.replace(text.STEP_END, f"{text.STEP_END}\n"), flush=True)
         engine.release(root)
         engine.release(result.prefix)
+
+
+def _config_of(workdir: pathlib.Path) -> Config:
+    """Returns the configuration of a run; ValueError where there is none of this version."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{workdir}: no config.json, expected the workdir of a run")
+    try:
+        return restore(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: no configuration of this version: {str(error).splitlines()[0]}"
+        ) from None
 
 
 if __name__ == "__main__":

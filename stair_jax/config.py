@@ -4,6 +4,7 @@
 of this project where neither publishes a value.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -26,6 +27,8 @@ def default() -> Config:
     c.workdir = placeholder(str)  # where everything of this run lies
     c.rounds = 3  # K of self-improvement (paper 3.1)
     c.status = False  # print what is done and what is left, and stop
+    c.redo = ""  # comma-separated artefacts or stages: dropped first, with all that came from them
+    c.edited = ""  # comma-separated artefacts whose rows were changed by hand, and are taken so
     c.profile = False  # trace some of the search into workdir/profile, for TensorBoard or Perfetto
     c.compile_cache = "auto"  # folder of compiled programs; empty: none; auto: see `startup.py`
     c.deterministic = False  # on a GPU: nothing added up by atomics; its cost: `xla_flags.py`
@@ -277,6 +280,22 @@ def parse_arg(arg: str | None, **spec: bool | int | float | str) -> Config:
         kind = type(spec[name])
         out[name] = value in ("", "True", "true") if kind is bool else kind(value)
     return ml_collections.ConfigDict(out)
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """Returns a configuration with other values, given by dotted keys; lists become tuples.
+
+    Keys that this version does not have are passed over.
+    """
+    changed = ml_collections.ConfigDict(config.to_dict())
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        into: Any = changed
+        for section in sections:
+            into = into.get(section, {})
+        if name in into:
+            into[name] = tuple(value) if isinstance(value, list) else value
+    return changed
 
 
 def restore(saved: dict[str, Any]) -> Config:

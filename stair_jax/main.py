@@ -1,7 +1,6 @@
 """Entry point: flags in, a run out. `python -m stair_jax.main --config=configs/tiny.py`."""
 
 import logging
-import signal
 import sys
 
 import jax
@@ -33,12 +32,12 @@ def main(argv: list[str]) -> None:
     xla_flags.add(deterministic=config.deterministic, kept=kept)
     try:
         startup.keep_programs(config.compile_cache)
-        pipeline.run(config)
+        pipeline.run(config, config_flags.get_override_values(flags.FLAGS["config"]))
     except (ValueError, OSError, NonFiniteError) as error:
         sys.exit(f"error: {error}")
     except interrupt.Stopped as stopped:
         print(f"{stopped}; the same command goes on from here", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
+        sys.exit(stopped.status)
 
 
 if __name__ == "__main__":

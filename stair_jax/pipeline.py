@@ -5,16 +5,19 @@ import importlib
 import logging
 import pathlib
 import time
+from collections.abc import Collection
+from typing import Any
 
 import jax
 
 from stair_jax import ops, records
-from stair_jax.config import Config
+from stair_jax.config import Config, with_values
 from stair_jax.io.metrics import Metrics
 from stair_jax.sections import words
-from stair_jax.stages import policies
+from stair_jax.stages import inputs, policies
 from stair_jax.stages.lineage import Lineage, settings_of
-from stair_jax.stages.run import Run, locked
+from stair_jax.stages.redo import Redo
+from stair_jax.stages.run import CHECKPOINT, Run, locked
 from stair_jax.validate import validate
 
 log = logging.getLogger(__name__)
@@ -69,8 +72,13 @@ def _missing_for_prm(run: Run) -> str | None:
     return None
 
 
-def run(config: Config) -> None:
+def run(config: Config, flags: Collection[str] = ()) -> None:
     """Runs what `config.stages` names and is not done yet, in the order of `config.STAGES`.
+
+    Args:
+      config: of the run.
+      flags: dotted keys that the command line set. Those of an earlier command need not be
+        repeated: what they made is there.
 
     Raises:
       ValueError: for settings that cannot work, or that would mix results of two configurations.
@@ -82,16 +90,45 @@ def run(config: Config) -> None:
         return
     devices = jax.devices()
     log.info("jax %s: %d x %s", jax.__version__, len(devices), devices[0].device_kind)
-    watched = Metrics(
-        workdir, trackers=words(config.trackers), project=config.project,
-        settings=config.to_dict(),
-    )  # fmt: skip
-    with locked(workdir), watched as metrics:
-        this = Run(config, workdir, Lineage(workdir / "lineage.json"), metrics)
-        _check_settings(this)
-        ops.keep_plans(workdir / "kernel_plans.json")
-        records.write_text(workdir / "config.json", config.to_json(indent=1) + "\n")
-        _run_items(this, items_of(config))
+    with locked(workdir):
+        lineage = Lineage(workdir / "lineage.json")
+        dropping = Redo(workdir, lineage, words(config.redo))
+        config = _with_flags_of_before(config, lineage, flags)
+        watched = Metrics(
+            workdir,
+            trackers=words(config.trackers),
+            project=config.project,
+            settings=config.to_dict(),
+        )
+        with watched as metrics:
+            this = Run(config, workdir, lineage, metrics, frozenset(flags))
+            _check_settings(this)
+            ops.keep_plans(workdir / "kernel_plans.json")
+            records.write_text(workdir / "config.json", config.to_json(indent=1) + "\n")
+            items = items_of(config)
+            inputs.look(this, [(item.stage, item.number) for item in items])
+            dropping.carry_out()
+            _run_items(this, items)
+        dropping.close()
+
+
+def _with_flags_of_before(config: Config, lineage: Lineage, flags: Collection[str]) -> Config:
+    """Returns the configuration with the flags that made what is there and were not given now."""
+    missing: dict[str, Any] = {}
+    for name, entry in lineage.entries.items():
+        if not lineage.binds(name):
+            continue
+        now = settings_of(config, entry["stage"])
+        for key in entry.get("flags", ()):
+            value = entry["settings"][key]
+            if key not in flags and key in now and now[key] != value:
+                missing[key] = value
+                log.info("config.%s: %r, as the command that made %s had it", key, value, name)
+    if not missing:
+        return config
+    changed = with_values(config, missing)
+    validate(changed)
+    return changed
 
 
 def _run_items(run: Run, items: list[Item]) -> None:
@@ -122,13 +159,24 @@ def _run_items(run: Run, items: list[Item]) -> None:
 def _check_settings(run: Run) -> None:
     """Refuses settings other than those that artefacts were made with.
 
-    All of them for the stages that are wanted; the model's for every stage, because whatever is
-    made next comes from, or is told apart by, the models that are there.
+    All of them for the stages that are wanted. For every stage the flags of this command, which
+    would be ignored, and the model's, because whatever is made next comes from the models that are
+    there, or is told apart by them. What is done is held against the weights that it began with.
     """
+    wanted = words(run.config.stages)
     for name, entry in run.lineage.entries.items():
-        stage, _, _ = entry["stage"].partition(".")
-        prefix = "" if stage in words(run.config.stages) else "model."
-        run.lineage.check(name, settings_of(run.config, entry["stage"]), prefix=prefix)
+        if not run.lineage.binds(name):
+            continue
+        keys = run.flags
+        if entry["stage"].partition(".")[0] in wanted:
+            keys = None  # all
+        settings = settings_of(run.config, entry["stage"])
+        run.lineage.check(
+            name,
+            settings,
+            only=lambda key, keys=keys: keys is None or key in keys or key.startswith("model."),
+        )
+        run.lineage.check_inputs(name, {CHECKPOINT: run.checkpoint})
 
 
 def status(config: Config, lineage: Lineage) -> str:
@@ -144,4 +192,7 @@ def status(config: Config, lineage: Lineage) -> str:
             word = "left" if entry is None else "done" if entry["finished"] else "begun"
             when = "" if entry is None else entry.get("ended", f"since {entry['begun']}")
             lines.append(f"  {name:<18} {word:<6} {when}".rstrip())
+    if config.redo:
+        going = ", ".join(lineage.chosen(words(config.redo)))
+        lines.append(f"  config.redo={config.redo} would drop {going}")
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """Typed rows on disk: what passes between the two wings. Floor 0: imports no JAX."""
 
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -216,11 +217,35 @@ def _restore(hint: Any, value: Any) -> Any:
 
 
 def append_jsonl(path: str | os.PathLike, *rows: Any) -> None:
-    """Appends each row as one line, flushed to the file system before returning."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(to_json(row), ensure_ascii=False) + "\n" for row in rows)
-        file.flush()
+    """Appends each row as one line, flushed to the file system before returning.
+
+    Raises:
+      OSError: where not all of it could be written; the file is as it was before.
+    """
+    text = "".join(json.dumps(to_json(row), ensure_ascii=False) + "\n" for row in rows)
+    with open(path, "ab", buffering=0) as file:
+        append(file, text.encode())
         os.fsync(file.fileno())
+
+
+def append(file: io.RawIOBase, data: bytes) -> None:
+    """Writes all of `data` at the end of an unbuffered file, or nothing.
+
+    A full disk takes a part of a write without an error: what follows would be glued to it.
+
+    Raises:
+      OSError: where not all of it could be written; what was is cut off again, if it is still the
+        end of the file.
+    """
+    begun = file.seek(0, os.SEEK_END)
+    written = 0
+    try:
+        while written < len(data):
+            written += file.write(data[written:]) or 0
+    except OSError:
+        if file.seek(0, os.SEEK_END) == begun + written:
+            file.truncate(begun)
+        raise
 
 
 class Journal:

@@ -14,6 +14,7 @@ from tests.compile_gpu import LLAMA_8B, OPTIONS, failure, mesh_of, parted
 
 # isort: split
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -116,7 +117,7 @@ def placed(draw: Any, axes: Any, mesh: Any, dtype: Any) -> Any:
 def compiled(
     loss: Any, mesh: Any, *, tree: bool = False, low_rank: bool = False, tokens: int = TOKENS
 ) -> Any:
-    """Returns a step's compiled program."""
+    """Returns the compiled pass of a step over a micro-batch, and the bytes of its moments."""
     scalar = isinstance(loss, Prm)
     params, frozen = weights(mesh, jnp.float32, scalar=scalar), None
     if low_rank:
@@ -127,11 +128,30 @@ def compiled(
         loss = dataclasses.replace(loss, scorer=scorer)
     state = step_lib.abstract(params, TX, mesh)
     leaves, treedef = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))
-    program: Any = step_lib._program(loss, TX, treedef, tuple(leaves))
+    programs = step_lib.Programs.of(loss, TX, treedef, tuple(leaves))
     with jax.set_mesh(mesh), mock.patch.object(jax, "default_backend", return_value="gpu"):
-        lr = jax.ShapeDtypeStruct((), jnp.float32)
         batch = batch_of(loss, mesh, tree=tree, tokens=tokens)
-        return program.lower(state, frozen, batch, lr).compile(compiler_options=OPTIONS)
+        sums, grads = jax.eval_shape(programs.zeros, state.params, frozen, batch)
+        places = jax.tree.map(lambda x: x.sharding, state.params)
+        total = (
+            sums,
+            jax.tree.map(
+                lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+                grads,
+                places,
+            ),
+        )
+        add = programs.add.lower(
+            total, state.params, frozen, batch, jax.ShapeDtypeStruct((), jnp.int32)
+        )
+        return add.compile(compiler_options=OPTIONS), _bytes(state.opt, mesh)
+
+
+def _bytes(tree: Any, mesh: Any) -> int:
+    """Returns the bytes that a tree takes on one device."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
 
 
 def remat(loss: Any, policy: str) -> Any:
@@ -162,12 +182,12 @@ def report(target: str, name: str) -> bool:
     """Compiles a step and prints a line of the table; returns whether all is well."""
     (shape, loss, how), line, start = PROGRAMS[name], f"{target:<5} {name:<26}", time.process_time()
     try:
-        found = compiled(loss, mesh_of(target, shape), **how)
+        found, moments = compiled(loss, mesh_of(target, shape), **how)
     except Exception as error:  # whatever it is, it belongs into the table
         print(f"{line} {failure(error)}", flush=True)
         return False
     memory, text = found.memory_analysis(), gpu_text.parse(found.as_text())
-    given, besides = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    given, besides = memory.argument_size_in_bytes + moments, memory.temp_size_in_bytes
     wide, gathers = gpu_text.float32_products(text), gpu_text.gathers(text)
     own = [product for product in gpu_text.products(text) if product.of_a_layer]
     waits, share = [g for g in gathers if not g.apart], gpu_text.waiting(gathers)

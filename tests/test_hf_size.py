@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from stair_jax import mesh as mesh_lib
 from stair_jax.io import hf, hf_export, hf_import, hf_names, tags
 from stair_jax.model import transformer
-from stair_jax.stages import run
+from stair_jax.stages import hashes
 from tests.test_hf import TINY, edit_tensors, load, make_tokenizer, save, weights
 
 
@@ -187,7 +187,7 @@ def test_what_cannot_be_written_leaves_nothing_half_done(tmp_path, monkeypatch):
 
 
 def test_a_digest_does_not_depend_on_the_parts_it_is_taken_in(monkeypatch):
-    whole = run.digest_of(weights(TINY))
-    monkeypatch.setattr(run, "_PART", 100)
-    assert len(list(run._parts(weights(TINY)["embed"]))) > 100
-    assert run.digest_of(weights(TINY)) == whole
+    whole = hashes.digest_of(weights(TINY))
+    monkeypatch.setattr(hashes, "_PART", 100)
+    assert len(list(hashes._parts(weights(TINY)["embed"]))) > 100
+    assert hashes.digest_of(weights(TINY)) == whole

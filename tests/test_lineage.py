@@ -1,9 +1,11 @@
 import pytest
 
 from stair_jax import config as config_lib
+from stair_jax import records
 from stair_jax.io.metrics import Metrics
+from stair_jax.stages.hashes import digest_of
 from stair_jax.stages.lineage import Lineage, settings_of
-from stair_jax.stages.run import Run, digest_of, locked, need_disk
+from stair_jax.stages.run import Run, locked, need_disk
 from tests.test_config import keys
 
 BASELINES = ("start", "sft", "dpo", "sacpo", "candidates", "self-rewarding")
@@ -13,8 +15,9 @@ STAGES = (
 )  # fmt: skip
 # Which stage is run, where it lies, how it is watched, and how work is laid out.
 RUN_ONLY = {
-    "stages", "workdir", "rounds", "status", "profile", "trackers", "project", "mesh.shape",
-    "mesh.replicas", "evaluate.benchmarks", "baselines.names", "compile_cache", "deterministic",
+    "stages", "workdir", "rounds", "status", "redo", "edited", "profile", "trackers", "project",
+    "mesh.shape", "mesh.replicas", "evaluate.benchmarks", "baselines.names", "compile_cache",
+    "deterministic",
     "evaluate.search", "evaluate.searched",
     "export.model", "export.dtype", "search.trees_in_flight", "search.export_official",
     *(f"judge.{key}" for key in ("endpoint", "concurrency", "timeout", "retries", "cache")),
@@ -33,6 +36,7 @@ def test_a_changed_setting_is_refused_by_name(tmp_path):
     c = config_lib.default()
     lineage = Lineage(tmp_path / "lineage.json")
     lineage.begin("round-1/trees", "search", settings_of(c, "search"), ())
+    records.write_text(tmp_path / "round-1" / "trees" / "trees.jsonl", "{}\n")
     lineage = Lineage(tmp_path / "lineage.json")  # as after a restart
     lineage.begin("round-1/trees", "search", settings_of(c, "search"), ())
     c.search.trees_in_flight += 1
@@ -42,15 +46,16 @@ def test_a_changed_setting_is_refused_by_name(tmp_path):
         lineage.begin("round-1/trees", "search", settings_of(c, "search"), ())
 
 
-def test_a_prefix_narrows_what_is_compared(tmp_path):
+def test_not_all_keys_need_be_compared(tmp_path):
     c = config_lib.default()
     lineage = Lineage(tmp_path / "lineage.json")
     lineage.begin("sft", "sft", settings_of(c, "sft"), ())
     c.sft.train.lr = 1.0
-    lineage.check("sft", settings_of(c, "sft"), prefix="model.")
+    of_model = lambda key: key.startswith("model.")  # noqa: E731
+    lineage.check("sft", settings_of(c, "sft"), of_model)
     c.model.size.D = 6
     with pytest.raises(ValueError, match=r"config\.model\.size\.D: 6, but sft was made with 128"):
-        lineage.check("sft", settings_of(c, "sft"), prefix="model.")
+        lineage.check("sft", settings_of(c, "sft"), of_model)
 
 
 def test_a_parent_that_was_made_anew_is_refused(tmp_path):
@@ -61,6 +66,7 @@ def test_a_parent_that_was_made_anew_is_refused(tmp_path):
     assert lineage.finished("sft")
     lineage.begin("round-1/trees", "search", {}, ("sft",))
     assert lineage.entries["round-1/trees"]["parents"] == {"sft": "one"}
+    records.write_text(tmp_path / "round-1" / "trees" / "trees.jsonl", "{}\n")
     lineage.finish("sft", "two")
     with pytest.raises(ValueError, match="round-1/trees was begun from"):
         lineage.begin("round-1/trees", "search", {}, ("sft",))
@@ -90,7 +96,14 @@ def test_checkpoints_that_do_not_fit_the_disk_are_refused_before_any_work(tmp_pa
     run = Run(config_lib.default(), tmp_path, lineage, Metrics(tmp_path))
     free = types.SimpleNamespace(free=36 * 10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
-    need_disk(run, "sft", 10**9, keep=2)  # 12 bytes a parameter, two kept and one being written
-    text = r"36\.0 GB free, the checkpoints of round-1/dpo need 36\.1 GB"
+    # 12 bytes a parameter, two kept and one being written
+    need_disk(run, "sft", 10**9, keep=2, saves=9)
+    text = r"36\.0 GB free, what is still to be written of round-1/dpo needs 36\.1 GB: 3 checkp"
+    larger = 10**9 + 3 * 10**6
     with pytest.raises(ValueError, match=text):
-        need_disk(run, "round-1/dpo", 10**9 + 3 * 10**6, keep=2)
+        need_disk(run, "round-1/dpo", larger, keep=2, saves=9)
+    need_disk(run, "round-1/dpo", larger, keep=2, saves=2)  # so few are ever written
+    with pytest.raises(
+        ValueError, match=r"36\.1 GB: 3 checkpoints of 12\.0 GB .* and 0\.1 GB besi"
+    ):
+        need_disk(run, "sft", 10**9, keep=2, saves=9, more=10**8)

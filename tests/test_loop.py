@@ -281,20 +281,66 @@ def test_sigterm_saves_and_stops_and_the_run_goes_on(tmp_path, monkeypatch):
     assert equal(straight, fit(tmp_path / "b", config=ONE_BUCKET))
 
 
+@pytest.mark.parametrize(("at", "said"), [(3, "step 2 of 5 is saved"), (1, "no step was done")])
+def test_ctrl_c_is_obeyed_between_two_passes_of_a_step(tmp_path, monkeypatch, capfd, at, said):
+    """The step in hand is given up, what was done before it is saved, and nothing is lost."""
+    config = dataclasses.replace(ONE_BUCKET, batch=8, micro_tokens=44)  # two passes a step
+    straight = fit(tmp_path / "a", config=config)
+    real, steps, asked = step_lib.step, [], []
+
+    def step(*args, stop, **kwargs):
+        steps.append(1)
+
+        def between():
+            asked.append(len(steps))
+            if len(steps) == at:
+                interrupt._wanted(2, None)
+            return stop()
+
+        return real(*args, stop=between, **kwargs)
+
+    monkeypatch.setattr(step_lib, "step", step)
+    with pytest.raises(interrupt.Stopped, match=said) as stopped:
+        fit(tmp_path / "b", config=config)
+    monkeypatch.setattr(step_lib, "step", real)
+    assert stopped.value.status == 130
+    assert "once more ends it at once" in capfd.readouterr().err
+    assert asked.count(at) == 1  # of more passes than two: the next one does not begin
+    saved = checkpoint.saved_steps(tmp_path / "b" / "sft" / "saved")
+    assert saved == ([at - 1] if at > 1 else [])
+    assert equal(straight, fit(tmp_path / "b", config=config))
+
+
+def test_a_second_signal_ends_at_once_and_says_what_that_costs(monkeypatch, capfd):
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(interrupt.os, "_exit", leave)
+    with interrupt.granted_by_me() as wish:
+        interrupt._wanted(15, None)
+        assert wish.is_set()
+        with pytest.raises(SystemExit) as left:
+            interrupt._wanted(15, None)
+    assert left.value.code == 143
+    assert "goes on from the last checkpoint" in capfd.readouterr().err
+
+
 def test_one_program_for_each_bucket_and_none_for_a_second_round(tmp_path, caplog):
-    step_lib._program.cache_clear()
+    made = step_lib.Programs.of
+    made.cache_clear()
     fit(tmp_path / "a")
-    assert step_lib._program.cache_info().currsize == 1
+    assert made.cache_info().currsize == 1
     fit(tmp_path / "b", config=dataclasses.replace(CONFIG, lr=3e-3, epochs=1.0))
-    info = step_lib._program.cache_info()
+    info = made.cache_info()
     assert info.currsize == 1
     mesh = mesh_lib.make(MESH)
     with jax.set_mesh(mesh):
         state = step_lib.init(step_lib.on_mesh(weights(), mesh), _tx(), mesh)
         leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))
-    program: Any = step_lib._program(SFT, _tx(), tree, tuple(leaves))
-    assert step_lib._program.cache_info().hits > info.hits
-    assert program._cache_size() == len(CONFIG.buckets)
+    programs = made(SFT, _tx(), tree, tuple(leaves))
+    assert made.cache_info().hits > info.hits
+    sizes = [program._cache_size() for program in (programs.whole, programs.add)]
+    assert sum(sizes) == len(CONFIG.buckets)
 
 
 def _tx():

@@ -59,7 +59,7 @@ def last_metrics(workdir):
 
 def outcome(workdir):
     """All that a run leaves behind: content hashes, settings, parents, metrics, results, table."""
-    clock = ("begun", "ended", "folder")
+    clock = ("begun", "ended", "folder", "files")  # trees are in the order in which they ended
     lineage = json.loads((workdir / "lineage.json").read_text())
     trees = sorted(workdir.glob("round-*/trees/trees.jsonl"))
     return {

@@ -162,6 +162,9 @@ def test_the_entry_point_asks_for_what_the_configuration_says(monkeypatch, chang
         (main.xla_flags, "add"),
     ):
         monkeypatch.setattr(module, name, getattr(calls, name))
+    flags = {"search.c": 2.0}
+    monkeypatch.setattr(main.flags, "FLAGS", {"config": "the flag"})
+    monkeypatch.setattr(main.config_flags, "get_override_values", {"the flag": flags}.get)
     before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     try:
         jax.config.update("jax_compilation_cache_dir", given or None)
@@ -171,3 +174,4 @@ def test_the_entry_point_asks_for_what_the_configuration_says(monkeypatch, chang
     order = [call[0] for call in calls.mock_calls]
     assert order.index("add") < order.index("keep_programs") < order.index("run")
     calls.add.assert_called_once_with(deterministic=want[0], kept=want[1])
+    calls.run.assert_called_once_with(settings, flags)  # what the command line set

@@ -118,6 +118,11 @@ class Engine:
         self._logps |= logps
         kinds = {Wanted.of([s], logps=self._logps, vocab=self._spec.V) for s in samplings}
         self._device.compile(sorted(kinds, key=str), extends=extends)
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Makes the host's time count from now: what went before was no work between chunks."""
+        self._clock = time.perf_counter()
 
     def root(self, ids: Sequence[int]) -> Prefix:
         """Returns a new sequence; its keys are computed when it is first continued.

@@ -87,6 +87,12 @@ class Replicas:
             rest = self._engines[1:]
         with futures.ThreadPoolExecutor(max(1, len(rest))) as pool:
             list(pool.map(lambda e: e.compile(samplings, **wanted), rest))
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """See `Engine.start_clock`."""
+        for engine in self._engines:
+            engine.start_clock()
 
     def root(self, ids: Sequence[int]) -> Prefix:
         """Returns a new sequence, on the replica that has most to spare; see `Engine.root`."""

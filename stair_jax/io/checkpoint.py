@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 
 log = logging.getLogger(__name__)
 
-_UNFINISHED = ".orbax-checkpoint-tmp"  # how Orbax names a step until it is complete
+UNFINISHED = ".orbax-checkpoint-tmp"  # how Orbax names a step until it is complete
 _REMOVED = ".removed"  # how we name one that is on its way out
 _META = pathlib.Path("meta", "metadata")  # the last item of a step, as Orbax names it
 _PARTS = (_META, pathlib.Path("params", "_METADATA"), pathlib.Path("opt", "_METADATA"))
@@ -192,7 +192,7 @@ class Checkpoints:
             torn = path.name.isdigit() and int(path.name) not in whole
             if torn:
                 log.warning("%s is no whole checkpoint, removed", path)
-            if torn or _UNFINISHED in path.name or _REMOVED in path.name:
+            if torn or UNFINISHED in path.name or _REMOVED in path.name:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _prune(self) -> None:

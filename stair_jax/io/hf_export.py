@@ -89,25 +89,42 @@ def save(
 
 @contextlib.contextmanager
 def whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a folder to write to, which takes the place of `folder` where all went well."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """Gives a folder to write to, which takes the place of `folder` where all went well.
+
+    A link is followed: what it points to is replaced.
+
+    Raises:
+        ValueError: where something is in the way that a folder cannot take the place of.
+        OSError: where it could not be written.
+    """
+    folder = folder.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"export: {folder} is a file, expected a folder or nothing")
+    if folder.is_mount():
+        raise ValueError(f"export: {folder} is a mount point, which cannot be replaced")
+    partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
+    _remove(partial)
+    _remove(old)
     partial.mkdir(parents=True)
     try:
         yield partial
     except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         if isinstance(error, OSError):
             raise OSError(f"export: {folder} was not written: {error}") from error
         raise
     if folder.exists():  # a folder cannot be renamed over another
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old)
+    partial.rename(folder)
+    _remove(old)
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Removes a file, a link or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
     else:
-        partial.rename(folder)
+        path.unlink(missing_ok=True)
 
 
 def _write_weights(

@@ -52,8 +52,8 @@ class Metrics:
             self.folder.mkdir(parents=True, exist_ok=True)
             records.mend_jsonl(self.path)
             self._mended = True
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with open(self.path, "ab", buffering=0) as file:
+            records.append(file, json.dumps(line).encode() + b"\n")
         for name in self._names:
             if step > self._sent.upto(name, stage):
                 self._tracker(name).log(stage, step, values)

@@ -5,6 +5,7 @@ import json
 import logging
 import pathlib
 
+from stair_jax import records
 from stair_jax.sections import JudgeConfig
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Judgements:
             log.warning("%s: %d broken lines passed over", self._path, broken)
         self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
         if data and not data.endswith(b"\n"):  # what was torn must not tear the next line too
-            self._file.write(b"\n")
+            records.append(self._file, b"\n")
 
     def _take(self, line: bytes) -> bool:
         """Reads a line; returns whether it is one of ours, or empty."""
@@ -58,11 +59,15 @@ class Judgements:
         return self._replies[key]
 
     def add(self, key: str, model: str, reply: str | None) -> None:
-        """Keeps a reply, for good once this returns."""
+        """Keeps a reply, for good once this returns.
+
+        Raises:
+          OSError: where the disk does not take it.
+        """
         self._replies[key] = reply
         row = {"key": key, "model": model, "reply": reply}
-        # One write a line: lines of two processes do not mix.
-        self._file.write(json.dumps(row).encode() + b"\n")
+        # One write a line, as long as the disk takes it: lines of two processes do not mix.
+        records.append(self._file, json.dumps(row).encode() + b"\n")
 
     def close(self) -> None:
         """Closes the file."""

@@ -20,7 +20,8 @@ from stair_jax.search.guided import Guide, Trail
 from stair_jax.search.guided_mcts import Picked
 from stair_jax.sections import GuidedConfig, SearchConfig, words
 from stair_jax.stages import policies, reward_models
-from stair_jax.stages.run import Run, digest_of
+from stair_jax.stages.hashes import digest_of
+from stair_jax.stages.run import Run
 from stair_jax.stages.search import trees_in_flight
 from stair_jax.strategies import MCTS, SAMPLED, Strategy
 

@@ -25,7 +25,8 @@ from stair_jax.records import Candidate, Preference, SftRow
 from stair_jax.search import candidates
 from stair_jax.sections import DpoConfig, words
 from stair_jax.stages import policies, prompts, responses, training
-from stair_jax.stages.run import Run, digest_of, train_config
+from stair_jax.stages.hashes import digest_of
+from stair_jax.stages.run import Run, train_config
 from stair_jax.text import Codec
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def run(run: Run) -> None:
 
 def _start(run: Run) -> str:
     """Returns the model that all baselines start from."""
-    if run.config.model.checkpoint:
+    if run.origin.model.checkpoint:
         return "base"
     name = "baseline-start"
     if _begin(run, name, "start", "base"):

@@ -3,7 +3,7 @@
 from stair_jax import records
 from stair_jax.io import examples
 from stair_jax.records import Pair, Response
-from stair_jax.sections import DpoConfig
+from stair_jax.sections import DpoConfig, words
 from stair_jax.stages import policies, training
 from stair_jax.stages.run import Run, train_config
 
@@ -12,6 +12,7 @@ def run(run: Run, number: int) -> None:
     """Trains the round's model; the model before it is both its start and its reference."""
     name, parent = f"round-{number}/dpo", policies.parent_of_round(run, number)
     above = policies.artefact_of(parent)
+    run.lineage.verify(f"round-{number}/pairs", words(run.config.edited))
     run.begin(name, "dpo", (*((above,) if above else ()), f"round-{number}/pairs"))
     policy, folder = policies.load(run, parent), run.round_dir(number) / "pairs"
     pairs = records.read_jsonl(folder / "pairs.jsonl", Pair)

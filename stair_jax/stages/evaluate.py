@@ -11,7 +11,8 @@ from stair_jax.records import Answer
 from stair_jax.sections import words
 from stair_jax.stages import policies
 from stair_jax.stages.answering import Answering
-from stair_jax.stages.run import Run, digest_of
+from stair_jax.stages.hashes import digest_of
+from stair_jax.stages.run import Run
 from stair_jax.strategies import GREEDY, MCTS, Strategy, parse_all
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,9 @@ from stair_jax import text
 from stair_jax.io import hf, hf_export, hf_reward, peft
 from stair_jax.model import lora
 from stair_jax.stages import policies
+from stair_jax.stages.hashes import digest_of
 from stair_jax.stages.policies import Policy, RewardPolicy
-from stair_jax.stages.run import Run, digest_of
+from stair_jax.stages.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def run(run: Run) -> None:
         folder, policy.spec, policy.params, policy.codec.tokenizer,
         end_ids=sorted(policy.codec.end_ids), dtype=dtype,
         chat_template=text.TEMPLATES[policy.codec.template],
-        source=run.config.model.checkpoint or None,
+        source=run.origin.model.checkpoint or None,
     )  # fmt: skip
     if name != PRM:
         _export_adapters(run, name, dtype)
@@ -58,7 +59,7 @@ def _dtype(run: Run) -> str:
     """Returns the dtype of an export; "auto" is that of the checkpoint that the run began with."""
     if run.config.export.dtype != "auto":
         return run.config.export.dtype
-    source = run.config.model.checkpoint
+    source = run.origin.model.checkpoint
     return hf.dtype_of(source) if source else "float32"
 
 
@@ -68,7 +69,7 @@ def _export_reward_model(run: Run, model: RewardPolicy) -> None:
     run.begin(f"export/{PRM}", "export", (PRM,))
     hf_reward.save(
         folder, model.spec, model.params, model.readout, model.codec, dtype=dtype,
-        source=run.config.model.checkpoint or None,
+        source=run.origin.model.checkpoint or None,
     )  # fmt: skip
     end = [model.codec.eos_id] if model.readout.position == "eos" else []
     texts = [model.codec.prompt_ids(question) for question in _QUESTIONS]

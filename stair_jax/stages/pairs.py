@@ -8,7 +8,8 @@ from stair_jax.records import Pair, Response, Tree
 from stair_jax.search import pairs as pairs_lib
 from stair_jax.sections import PairsConfig, words
 from stair_jax.stages import policies
-from stair_jax.stages.run import Run, digest_of
+from stair_jax.stages.hashes import digest_of
+from stair_jax.stages.run import Run
 
 
 def run(run: Run, number: int) -> None:
@@ -17,6 +18,7 @@ def run(run: Run, number: int) -> None:
     Other trainers' forms of the pairs lie in `export/`, where `config.pairs.export` names them.
     """
     name = f"round-{number}/pairs"
+    run.lineage.verify(f"round-{number}/trees", words(run.config.edited))
     run.begin(name, "pairs", (f"round-{number}/trees",))
     config, codec = PairsConfig.of(run.config.pairs), policies.frame(run)[1]
     trees = records.read_jsonl(run.round_dir(number) / "trees" / "trees.jsonl", Tree)
@@ -48,4 +50,5 @@ def run(run: Run, number: int) -> None:
         counts |= {f"dropped/{kind}/{reason}": number for reason, number in left.items()}
     run.metrics.rewind(name, -1)
     run.metrics.log(name, 0, counts)
-    run.lineage.finish(name, digest_of(repr(pairs) + repr(responses)), **counts)
+    files = [folder / "pairs.jsonl", folder / "responses.jsonl"]
+    run.lineage.finish(name, digest_of(repr(pairs) + repr(responses)), files, **counts)

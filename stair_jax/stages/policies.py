@@ -22,7 +22,8 @@ from stair_jax.model import lora, reward, transformer
 from stair_jax.model.reward import Readout
 from stair_jax.model.spec import Spec
 from stair_jax.sections import TrainConfig
-from stair_jax.stages.run import Run, digest_of, engine_config, train_config
+from stair_jax.stages.hashes import digest_of
+from stair_jax.stages.run import Run, engine_config, train_config
 
 _BASELINE = "baseline-"  # of the models' names
 
@@ -41,7 +42,8 @@ class Policy:
 class RewardPolicy:
     """A reward model with its weights, how its scores are read, and its codec.
 
-    An implicit one is a policy; its `reference`, where it has one, the model that it started from.
+    An implicit one is a policy; its `reference`, where it has one, the model that it started from,
+    and its scores are `beta` times what it says more than that.
     """
 
     spec: Spec
@@ -49,6 +51,7 @@ class RewardPolicy:
     readout: Readout
     codec: text.Codec
     reference: str = ""
+    beta: float = 0.0
 
 
 def names(run: Run) -> list[str]:
@@ -96,7 +99,7 @@ def before_round(run: Run, number: int) -> str | None:
         return f"dpo-{number - 1}" if run.lineage.finished(f"round-{number - 1}/dpo") else None
     if run.lineage.finished("sft"):
         return "sft"
-    own = run.config.model.checkpoint and "sft" not in run.lineage.entries
+    own = run.origin.model.checkpoint and not run.lineage.binds("sft")
     return "base" if own else None
 
 
@@ -158,7 +161,8 @@ def reward_model(run: Run, *, for_engine: bool = False) -> RewardPolicy:
         raise ValueError(f"reward model: none in {run.workdir}; run stage prm")
     (spec, codec), entry = frame(run), run.lineage.entries["prm"]
     folder, readout = run.workdir / "prm" / "checkpoints", Readout.from_json(entry["readout"])
-    spec = dataclasses.replace(spec, L=spec.L + run.config.prm.more_layers)
+    made = run.made_with("prm")
+    spec = dataclasses.replace(spec, L=spec.L + made.prm.more_layers)
     dtype = engine_config(run.config).dtype
 
     def read(like: Any) -> Any:
@@ -168,14 +172,14 @@ def reward_model(run: Run, *, for_engine: bool = False) -> RewardPolicy:
 
     if readout.loss == "implicit":
         params = read(_abstract(_weights(spec), transformer.logical_axes(spec), run.mesh))
-        reference = entry["start"] if run.config.prm.reference == "start" else ""
-        return RewardPolicy(spec, params, readout, codec, reference)
+        reference = entry["start"] if made.prm.reference == "start" else ""
+        return RewardPolicy(spec, params, readout, codec, reference, made.prm.beta)
     spec = reward.scalar(spec)
     axes, draw = reward.logical_axes(spec), functools.partial(reward.init, spec)
     parent = entry.get("adapters_of")
     if parent is None:
         return RewardPolicy(spec, read(_abstract(draw, axes, run.mesh)), readout, codec)
-    config = train_config(run.config, "prm")
+    config = train_config(made, "prm")
     axes = reward.adapted(axes, _adapter_axes(config))
     like = _abstract(lambda key: reward.adapted(draw(key), _adapters(spec, config)(key)), axes,
                      run.mesh)  # fmt: skip
@@ -213,7 +217,8 @@ def adapters_of(run: Run, name: str) -> Adapters | None:
     entry = run.lineage.entries.get(str(artefact_of(name)), {})
     if (parent := entry.get("adapters_of")) is None:
         return None
-    spec, config = frame(run)[0], train_config(run.config, entry["stage"])
+    made = run.made_with(str(artefact_of(name)))
+    spec, config = frame(run)[0], train_config(made, entry["stage"])
     like = _abstract(_adapters(spec, config), _adapter_axes(config), run.mesh)
     factors = checkpoint.load_params(folder_of(run, name), like, entry["step"])
     return Adapters(parent, spec, factors, config)
@@ -230,7 +235,7 @@ def digest(run: Run, name: str) -> str:
     """Returns the hash of a model's weights, or for the base of what they come from."""
     if artefact := artefact_of(name):
         return run.lineage.entries[artefact]["hash"]
-    return digest_of(f"{run.config.model} seed {run.config.seed}")
+    return digest_of(f"{run.origin.model} seed {run.origin.seed} {run.checkpoint}")
 
 
 def engine_for(run: Run, policy: Policy) -> Engine | Replicas:
@@ -263,12 +268,13 @@ def engine_places(run: Run) -> list[jax.sharding.Mesh]:
 
 def frame(run: Run) -> tuple[Spec, text.Codec]:
     """Returns the sizes and the codec that all models of the run share, without any weights."""
-    c = run.config.model
+    origin = run.origin
+    c = origin.model
     if c.checkpoint:
         spec, tokenizer = hf.load_frame(c.checkpoint)
         spec, _ = tags.tag(tokenizer, spec)
     else:
-        tokenizer = miniature_tokenizer.build(judging_too=run.config.judge.templates == "miniature")
+        tokenizer = miniature_tokenizer.build(judging_too=origin.judge.templates == "miniature")
         spec = Spec(
             **c.size.to_dict(), V=len(tokenizer), vocab=len(tokenizer), rope_scaling=None,
             qkv_bias=False, qk_norm=False, tied=True, family="llama",
@@ -280,12 +286,12 @@ def frame(run: Run) -> tuple[Spec, text.Codec]:
 def _base(run: Run) -> Policy:
     """Returns the model that the run starts from: a checkpoint's, or random weights."""
     spec, codec = frame(run)
-    if run.config.model.checkpoint:
+    if run.origin.model.checkpoint:
         flat = {name: read() for name, read in _checkpoint_readers(run, "float32").items()}
         params = flax.traverse_util.unflatten_dict(flat, sep="/")
     else:
         draw = jax.jit(_weights(spec), out_shardings=_places(spec, run.mesh))
-        params = draw(jax.random.key(run.config.seed))
+        params = draw(jax.random.key(run.origin.seed))
     return Policy("base", spec, params, codec)
 
 
@@ -294,9 +300,9 @@ def _checkpoint_readers(run: Run, dtype: str) -> dict[str, Callable[[], jax.Arra
 
     A table that grows is read in float32, whatever `dtype` says: new rows follow its mean.
     """
-    (spec, _), path = frame(run), run.config.model.checkpoint
+    (spec, _), path = frame(run), run.origin.model.checkpoint
     plain, tokenizer = hf.load_frame(path)
-    _, growths = tags.growths_of(tokenizer, plain, seed=run.config.seed)
+    _, growths = tags.growths_of(tokenizer, plain, seed=run.origin.seed)
     places, grown = _places(plain, run.mesh), _places(spec, run.mesh)
     readers = hf_import.readers_of(path, places, dtype)[1]
     exact = hf_import.readers_of(path, places)[1] if growths else {}
@@ -316,7 +322,7 @@ def _later(run: Run, name: str, dtype: str) -> Any:
     """
     spec, _ = frame(run)
     if name == "base":
-        if not run.config.model.checkpoint:
+        if not run.origin.model.checkpoint:
             return _base(run).params
         shapes = hf_names.flat(_abstract(_weights(spec), transformer.logical_axes(spec), run.mesh))
         flat = {

@@ -20,7 +20,7 @@ from stair_jax.model.reward import Readout
 from stair_jax.records import Tree
 from stair_jax.rewards.combine import Reward
 from stair_jax.search import candidates, comparisons, growth
-from stair_jax.sections import PrmConfig, RewardConfig, SearchConfig, TrainConfig
+from stair_jax.sections import PrmConfig, RewardConfig, SearchConfig, TrainConfig, words
 from stair_jax.stages import policies, prompts, responses, training
 from stair_jax.stages.run import Run, train_config
 from stair_jax.text import Codec
@@ -40,6 +40,8 @@ def run(run: Run) -> None:
     """
     start, rounds = policies.start_of_prm(run), policies.searched_rounds(run)
     above, grown = policies.artefact_of(start), [f"round-{number}/trees" for number in rounds]
+    for name in grown:
+        run.lineage.verify(name, words(run.config.edited))
     run.begin(NAME, "prm", (*((above,) if above else ()), *grown))
     config, readout = PrmConfig.of(run.config.prm), readout_of(run.config)
     sampled = _sampled(run, start, config)

@@ -1,5 +1,6 @@
 """Where questions and teacher rows come from: the miniature, files of the user's, or the hub."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,10 +10,13 @@ from stair_jax.io import formats, sources
 from stair_jax.miniature import judging, preferences, splits
 from stair_jax.records import Preference, Prompt, SftRow
 from stair_jax.rewards.rubrics import SIDES
-from stair_jax.stages import judges
+from stair_jax.stages import hashes, judges
 from stair_jax.text import OUTPUT, OUTPUT_END, final_answer
 
 log = logging.getLogger(__name__)
+
+_ID_DIGITS = 16  # of a hash: among a million questions two alike by chance are one in 10^7
+_BETWEEN_ROUNDS = 1_000_003  # seeds; runs have small ones
 
 
 def for_round(config: Config, number: int) -> list[Prompt]:
@@ -39,9 +43,10 @@ def for_prm(config: Config) -> tuple[list[Prompt], dict[str, str]]:
         asked = [prompt for prompt, _ in lessons]
         return asked, {prompt.id: text for prompt, text in lessons} if shown else {}
     located = _located(config, "prm", count)
-    asked = _prompts(located)
-    texts = [_demonstration(where, row) for where, row in located] if shown else []
-    return asked, {prompt.id: text for prompt, text in zip(asked, texts, strict=False)}
+    if not shown:
+        return _prompts(located), {}
+    given = {_prompt(where, row).id: _demonstration(where, row) for where, row in located}
+    return _prompts(located), given
 
 
 def _demonstration(where: str, row: Any) -> str:
@@ -61,8 +66,37 @@ def _located(config: Config, part: str, count: int) -> list[sources.Located]:
     return rows[:count] if count else rows
 
 
+def noise_seed(config: Config, number: int) -> int:
+    """Returns the seed of a round's draws: a question that comes back in another round gets others.
+
+    The ids of the miniature's prompts have the round in them.
+    """
+    again = 0 if config.data.prompts == "miniature" else number - 1
+    return config.seed + again * _BETWEEN_ROUNDS
+
+
 def _prompts(located: Sequence[sources.Located]) -> list[Prompt]:
-    return [_prompt(where, i, row) for i, (where, row) in enumerate(located, start=1)]
+    """Returns the rows' prompts; what is asked twice in a file is one of them.
+
+    Raises:
+      ValueError: for a row that is none, or an id that two different ones share.
+    """
+    found: dict[str, tuple[str, Prompt]] = {}
+    twice = 0
+    for where, row in located:
+        prompt = _prompt(where, row)
+        before, same = found.setdefault(prompt.id, (where, prompt))
+        if same != prompt:
+            raise ValueError(f"{where}: id is {prompt.id!r}, which {before} has with other content")
+        twice += before != where
+    if twice:
+        log.warning(
+            "%s: %d of %d rows ask what another row asks, one tree serves both",
+            located[0].where.rpartition(":")[0],
+            twice,
+            len(located),
+        )
+    return [prompt for _, prompt in found.values()]
 
 
 def for_sft(config: Config) -> list[SftRow]:
@@ -111,14 +145,14 @@ def _used(source: str, loaded: formats.Loaded[formats.Kept], count: int) -> list
     return loaded.rows[:count] if count else loaded.rows
 
 
-def _prompt(where: str, number: int, row: Any) -> Prompt:
+def _prompt(where: str, row: Any) -> Prompt:
+    """Returns a row's prompt, by its own id or one of what it asks: rows may move in their file."""
     question = formats.text_of(where, row, "question", "prompt")
-    kind = _type(where, row)
-    truth = row.get("ground_truth")
-    return Prompt(
-        id=str(row.get("id", f"p{number:05d}")), question=question, type=kind,
-        ground_truth=None if truth is None else str(truth),
-    )  # fmt: skip
+    kind, truth, own = _type(where, row), row.get("ground_truth"), row.get("id")
+    truth = None if truth is None else str(truth)
+    asked = json.dumps([question, kind, truth])
+    name = f"p{hashes.of_text(asked)[:_ID_DIGITS]}" if own is None else str(own)
+    return Prompt(id=name, question=question, type=kind, ground_truth=truth)
 
 
 def _type(where: str, row: Mapping[str, Any]) -> str:

@@ -26,4 +26,4 @@ def open_one(run: Run) -> RewardModelLike:
     if found.reference:
         start = policies.load(run, found.reference, for_engine=True)
         reference = Likelihood(start.spec, start.params, config=config, mesh=place, give_away=True)
-    return ImplicitRewardModel(model, reference, found.readout, run.config.prm.beta)
+    return ImplicitRewardModel(model, reference, found.readout, found.beta)

@@ -4,24 +4,23 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
-import hashlib
 import os
 import pathlib
 import shutil
 import socket
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import jax
-import numpy as np
 
 from stair_jax import mesh as mesh_lib
 from stair_jax import sections
-from stair_jax.config import Config
+from stair_jax.config import Config, with_values
+from stair_jax.io import checkpoint, hf
 from stair_jax.io.metrics import Metrics
+from stair_jax.stages import hashes
 from stair_jax.stages.lineage import Lineage, settings_of
 
-_PART = 1 << 26  # bytes of an array that are hashed at once
+CHECKPOINT = "model.checkpoint"  # the setting whose content is hashed wherever a model counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +31,57 @@ class Run:
     workdir: pathlib.Path
     lineage: Lineage
     metrics: Metrics
+    flags: frozenset[str] = frozenset()  # dotted keys that the command line set
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
         """The device mesh of `config.mesh.shape`."""
         return mesh_lib.make(tuple(self.config.mesh.shape))
 
-    def begin(self, name: str, stage: str, parents: tuple[str, ...] = ()) -> None:
-        """Notes the start of an artefact; refuses settings that would mix results."""
-        self.lineage.begin(name, stage, settings_of(self.config, stage), parents)
+    @functools.cached_property
+    def checkpoint(self) -> str:
+        """A hash of the files of `config.model.checkpoint`; empty where there is none."""
+        path = self.origin.model.checkpoint
+        known = self.workdir / "checkpoint_files.json"
+        return hashes.of_checkpoint(hf.resolve(path), known) if path else ""
+
+    @property
+    def origin(self) -> Config:
+        """The configuration with the model, words and seed that what is here was begun with.
+
+        It is today's as long as there is nothing yet.
+        """
+        entries = self.lineage.entries
+        for name in sorted(entries, key=lambda name: name != "sft"):
+            if {CHECKPOINT, "seed"} <= entries[name]["settings"].keys() and self.lineage.binds(
+                name
+            ):
+                return self.made_with(name)
+        return self.config
+
+    def made_with(self, name: str) -> Config:
+        """Returns the configuration that an artefact was made with, where it depends on it."""
+        return with_values(self.config, self.lineage.entries[name]["settings"])
+
+    def begin(
+        self,
+        name: str,
+        stage: str,
+        parents: tuple[str, ...] = (),
+        inputs: Mapping[str, str] | None = None,
+    ) -> None:
+        """Notes the start of an artefact; refuses what would mix results.
+
+        Args:
+          name: of the artefact.
+          stage: that makes it.
+          parents: artefacts that it is made from.
+          inputs: hashes of the rows that it reads, by the setting that names them.
+        """
+        settings, inputs = settings_of(self.config, stage), dict(inputs or {})
+        if self.checkpoint and CHECKPOINT in settings:
+            inputs[CHECKPOINT] = self.checkpoint
+        self.lineage.begin(name, stage, settings, parents, flags=self.flags, inputs=inputs)
 
     def round_dir(self, number: int) -> pathlib.Path:
         """Returns the folder of a round, made where it is missing."""
@@ -80,44 +121,35 @@ def dtype_of(setting: str) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def digest_of(tree: Any) -> str:
-    """Returns a hash of the content of a tree of arrays, or of a string."""
-    digest = hashlib.sha256()
-    if isinstance(tree, str):
-        digest.update(tree.encode())
-    else:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            digest.update(jax.tree_util.keystr(path).encode())
-            for part in _parts(leaf):
-                digest.update(np.ascontiguousarray(part).tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _parts(leaf: Any) -> Iterator[Any]:
-    """Yields an array in parts, for a large model must not lie on the host a second time."""
-    if np.ndim(leaf) == 0 or leaf.nbytes <= _PART:
-        yield leaf
-        return
-    rows = max(1, _PART * len(leaf) // leaf.nbytes)
-    for start in range(0, len(leaf), rows):
-        yield leaf[start : start + rows]
-
-
-def need_disk(run: Run, name: str, parameters: int, *, keep: int) -> None:
-    """Refuses a training run whose checkpoints would not fit the disk.
+def need_disk(
+    run: Run, name: str, parameters: int, *, keep: int, saves: int, more: int = 0
+) -> None:
+    """Refuses a training run of which what is still to be written would not fit the disk.
 
     A checkpoint holds weights and two moments in float32; one more than are kept is written
-    before the oldest goes.
+    before the oldest goes. Those that are there already need no room any more.
+
+    Args:
+      run: of the artefact.
+      name: of the artefact.
+      parameters: that are trained.
+      keep: checkpoints that stay.
+      saves: checkpoints of the whole training run.
+      more: further bytes that are still to be written.
 
     Raises:
       ValueError: with what is needed and what is free, in GB.
     """
-    needed = 12 * parameters * (keep + 1)
+    there = checkpoint.saved_steps(run.workdir / name / "checkpoints")
+    states = max(min(keep + 1, saves) - len(there), 1 if len(there) < saves else 0)
+    needed = 12 * parameters * states + more
     free = shutil.disk_usage(run.workdir).free
     if needed > free:
         raise ValueError(
-            f"config.workdir: {run.workdir} has {free / 1e9:.1f} GB free, the checkpoints of"
-            f" {name} need {needed / 1e9:.1f} GB (fewer with a lower train.keep)"
+            f"config.workdir: {run.workdir} has {free / 1e9:.1f} GB free, what is still to be"
+            f" written of {name} needs {needed / 1e9:.1f} GB: {states} checkpoints of"
+            f" {12 * parameters / 1e9:.1f} GB (fewer with a lower train.keep)"
+            + (f" and {more / 1e9:.1f} GB besides" if more else "")
         )
 
 

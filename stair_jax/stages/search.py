@@ -16,7 +16,8 @@ from stair_jax.rewards.combine import Reward
 from stair_jax.search import driver, growth, official
 from stair_jax.sections import RewardConfig, SearchConfig
 from stair_jax.stages import judges, policies, prompts, valuers
-from stair_jax.stages.run import Run, digest_of
+from stair_jax.stages.hashes import digest_of
+from stair_jax.stages.run import Run
 
 log = logging.getLogger(__name__)
 

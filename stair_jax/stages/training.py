@@ -18,9 +18,10 @@ from stair_jax.io.reward_batches import ComparisonData, ComparisonTrees, ValuedD
 from stair_jax.model import reward
 from stair_jax.sections import DpoConfig, PrmConfig, TrainConfig
 from stair_jax.stages import policies
+from stair_jax.stages.hashes import digest_of
 from stair_jax.stages.policies import Policy
-from stair_jax.stages.run import Run, digest_of, need_disk
-from stair_jax.train import loop, probe, reference
+from stair_jax.stages.run import Run, need_disk
+from stair_jax.train import loop, optimizer, probe, reference
 from stair_jax.train import step as step_lib
 from stair_jax.train.logprobs import Scorer
 from stair_jax.train.losses import Dpo, Loss, Sft
@@ -177,7 +178,9 @@ def _train(
     elif isinstance(loss, Dpo) and loss.reference == "on_the_fly":
         frozen["reference"] = _shown(params, config.compute_dtype)
     kept = config.keep + (config.result == "best")
-    need_disk(run, name, sum(x.size for x in jax.tree.leaves(params)), keep=kept)
+    saves = -(-optimizer.total_steps(config, data.steps_per_epoch) // config.save_every)
+    size = sum(x.size for x in jax.tree.leaves(params))
+    need_disk(run, name, size, keep=kept, saves=saves)
     parents = run.lineage.entries[name]["parents"]
     fitted = loop.fit(
         params, data, loss=loss, config=config, mesh=run.mesh, folder=folder / "checkpoints",

@@ -5,7 +5,7 @@ import logging
 import pathlib
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import grain
 import jax
@@ -98,7 +98,7 @@ def fit(
     Raises:
       NonFiniteError: at a loss that is not finite, or one skipped step too many; the rows lie
         beside `folder`, the last checkpoint stays.
-      Stopped: on SIGTERM, after a checkpoint.
+      Stopped: on SIGTERM or Ctrl-C, within a forward and backward pass and after a checkpoint.
       ValueError: for a configuration that cannot work, or a checkpoint of another one.
     """
     folder = pathlib.Path(folder)
@@ -146,22 +146,29 @@ class _Fit:
         del params
         out.rewind(start)
         for step in range(start, self.steps):
+            here = stream.get_state()
             batch = out.waited(lambda: next(stream))
             lr = optimizer.learning_rate(self.config, step, self.steps)
-            state, figures = step_lib.step(
-                state, step_lib.place(batch, self.mesh), lr, loss=self.loss, tx=self.tx,
-                frozen=self.frozen,
-            )  # fmt: skip
+            try:
+                state, figures = step_lib.step(
+                    state,
+                    step_lib.place(batch, self.mesh),
+                    lr,
+                    loss=self.loss,
+                    tx=self.tx,
+                    frozen=self.frozen,
+                    stop=self.wish.is_set,
+                )
+            except step_lib.GivenUp:
+                self._stop(step, state, here, out)
             # The device works on this step while the host looks at the one before it.
             out.push(step, figures, lr, batch)
-            wanted = self.wish.is_set()  # read once: a step that is not saved must not end the run
-            if wanted or (step + 1) % self.config.save_every == 0 or step + 1 == self.steps:
+            last = step + 1 == self.steps
+            if last or (step + 1) % self.config.save_every == 0:
                 out.flush()  # a bad step must not be saved
                 self._save(step + 1, state, begun, stream, out)
-            if wanted:
-                raise interrupt.Stopped(
-                    f"{self.stage}: stopped, step {self.saves.latest} of {self.steps} is saved"
-                )
+            if self.wish.is_set() and not last:
+                self._stop(step + 1, state, stream.get_state(), out)
         return self._result(state)
 
     def _save(self, done: int, state: step_lib.State, begun: Any, stream: Any, out: StepLog):
@@ -174,6 +181,14 @@ class _Fit:
             done, params=state.params, opt=state.opt, data=stream.get_state(),
             metric=held_out.get("loss"),
         )  # fmt: skip
+
+    def _stop(self, done: int, state: step_lib.State, place: Any, out: StepLog) -> NoReturn:
+        """Saves `done` steps, unmeasured, and ends the run."""
+        out.flush()
+        if done and self.saves.latest != done:
+            self.saves.save(done, params=state.params, opt=state.opt, data=place)
+        said = f"step {self.saves.latest} of {self.steps} is saved" if done else "no step was done"
+        raise interrupt.Stopped(f"{self.stage}: stopped, {said}")
 
     def _result(self, state: step_lib.State) -> Fitted:
         """Returns the last parameters, or the best ones where those are asked for."""

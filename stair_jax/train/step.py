@@ -1,8 +1,8 @@
 """One optimiser step, the same for every stage."""
 
 import functools
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,10 @@ class State:
 
     params: Any  # what is trained: all weights, or the adapters
     opt: Any  # AdamW's moments
+
+
+class GivenUp(Exception):
+    """A step was not finished because it was asked to stop."""
 
 
 def abstract(params: Any, tx: AdamW, mesh: Mesh) -> State:
@@ -59,7 +63,14 @@ def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def step(
-    state: State, batch: Batch, lr: float | jax.Array, *, loss: Loss, tx: AdamW, frozen: Any = None
+    state: State,
+    batch: Batch,
+    lr: float | jax.Array,
+    *,
+    loss: Loss,
+    tx: AdamW,
+    frozen: Any = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[State, Sums]:
     """Returns the next state and the metrics; `state` is donated, do not use it again.
 
@@ -74,35 +85,86 @@ def step(
       tx: the optimiser.
       frozen: weights that the objective reads and nobody trains, by name: "base" under adapters,
         "reference" of a preference.
+      stop: asked between two forward and backward passes whether to give the step up.
+
+    Raises:
+      GivenUp: where `stop` says so; `state` is as it was.
     """
     leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))
-    return _program(loss, tx, tree, tuple(leaves))(state, frozen, batch, jnp.float32(lr))
+    programs = Programs.of(loss, tx, tree, tuple(leaves))
+    lr = jnp.float32(lr)
+    if len(batch["weight"]) == 1:
+        return programs.whole(state, frozen, batch, lr)
+    total = programs.zeros(state.params, frozen, batch)
+    for number in range(_used(batch)):
+        if number and stop():
+            raise GivenUp
+        total = programs.add(total, state.params, frozen, batch, jnp.int32(number))
+        jax.block_until_ready(total[0][0])  # or all passes would be under way at once
+    return programs.update(state, total, batch, lr)
 
 
-@functools.lru_cache(maxsize=32)
-def _program(loss: Loss, tx: AdamW, tree: Any, shardings: tuple):
-    """The compiled step; the state's layout is part of the program, so that it never drifts."""
-    return jax.jit(
-        functools.partial(_step, loss=loss, tx=tx),
-        donate_argnums=0,
-        out_shardings=(jax.tree.unflatten(tree, shardings), None),
-    )
+class Programs(NamedTuple):
+    """The compiled parts of a step; the state's layout is part of them, so that it never drifts."""
+
+    whole: Any  # of a batch of one micro-batch
+    zeros: Any  # sums to begin with
+    add: Any  # a pass over a micro-batch, added to them
+    update: Any  # what the sums do to the state
+
+    @classmethod
+    @functools.lru_cache(maxsize=32)
+    def of(cls, loss: Loss, tx: AdamW, tree: Any, shardings: tuple) -> "Programs":
+        """Returns the programs of an objective for a state of this layout."""
+        where = jax.tree.unflatten(tree, shardings)
+        sums = ((None, None), where.params)
+        parts, state = functools.partial(_pass, loss=loss), (where, None)
+        return cls(
+            whole=jax.jit(
+                functools.partial(_step, loss=loss, tx=tx), donate_argnums=0, out_shardings=state
+            ),
+            zeros=jax.jit(functools.partial(_zeros, parts), out_shardings=sums),
+            add=jax.jit(functools.partial(_added, parts), donate_argnums=0, out_shardings=sums),
+            update=jax.jit(
+                functools.partial(_update, loss=loss, tx=tx), donate_argnums=0, out_shardings=state
+            ),
+        )
 
 
 def _step(state: State, frozen: Any, batch: Batch, lr: jax.Array, *, loss: Loss, tx: AdamW):
-    counts = loss.counts(batch)  # of the whole batch, before any part of it is differentiated
+    total = _pass(state.params, frozen, batch, 0, loss=loss)
+    return _update(state, total, batch, lr, loss=loss, tx=tx)
 
-    def objective(params, micro):
+
+def _pass(params: Any, frozen: Any, batch: Batch, number: Any, *, loss: Loss) -> Any:
+    """Returns ((the objective's part, sums), gradients) of a micro-batch."""
+    counts = loss.counts(batch)  # of the whole batch: parts add up to its means
+    micro = {
+        name: jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for name, x in batch.items()
+    }
+
+    def objective(params: Any) -> Any:
         sums = loss.sums(params, frozen, micro)
         return sum(
             coef * sums[name] / jnp.maximum(counts[loss.units[name]], 1)
             for name, coef in loss.terms.items()
         ), sums
 
-    def part(micro):
-        return jax.value_and_grad(objective, has_aux=True)(state.params, micro)
+    return jax.value_and_grad(objective, has_aux=True)(params)
 
-    (value, sums), grads = _accumulated(part, batch)
+
+def _zeros(part: Any, params: Any, frozen: Any, batch: Batch) -> Any:
+    shapes = jax.eval_shape(part, params, frozen, batch, 0)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+
+
+def _added(part: Any, total: Any, params: Any, frozen: Any, batch: Batch, number: Any) -> Any:
+    return jax.tree.map(jnp.add, total, part(params, frozen, batch, number))
+
+
+def _update(state: State, total: Any, batch: Batch, lr: jax.Array, *, loss: Loss, tx: AdamW):
+    (value, sums), grads = total
+    counts = loss.counts(batch)
     params, opt, norms = tx.update(grads, state.opt, state.params, lr)
     finite = jnp.isfinite(value) & jnp.isfinite(norms["grad_norm"])
     new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), State(params, opt), state)
@@ -110,23 +172,11 @@ def _step(state: State, frozen: Any, batch: Batch, lr: jax.Array, *, loss: Loss,
     return new, metrics | norms | {"loss": value, "skipped": 1 - finite}
 
 
-def _accumulated(part: Any, batch: Batch) -> Any:
-    """Returns the sum of `part` over the micro-batches; empty ones at the end cost nothing."""
-    first = {name: x[0] for name, x in batch.items()}
-    accum = batch["weight"].shape[0]
-    if accum == 1:
-        return part(first)
-    shapes = jax.eval_shape(part, first)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-    filled = jnp.any(_row_weights(batch).reshape(accum, -1) > 0, axis=1)
-    used = jnp.max(jnp.where(filled, jnp.arange(accum) + 1, 1))
-
-    def add(i, total):
-        micro = {name: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
-                 for name, x in batch.items()}  # fmt: skip
-        return jax.tree.map(jnp.add, total, part(micro))
-
-    return jax.lax.fori_loop(0, used, add, zeros)
+def _used(batch: Batch) -> int:
+    """Returns how many micro-batches are computed: empty ones at the end cost nothing."""
+    weights = np.asarray(_row_weights(batch))
+    filled = weights.reshape(len(weights), -1).any(axis=1)
+    return int(np.flatnonzero(filled).max(initial=0)) + 1
 
 
 def _row_weights(batch: Batch) -> jax.Array:
@@ -161,5 +211,22 @@ def measure(
 
 @functools.partial(jax.jit, static_argnames="loss")
 def _measured(params: Any, frozen: Any, batch: Batch, *, loss: Loss) -> Sums:
-    sums = _accumulated(lambda micro: loss.sums(params, frozen, micro), batch)
+    def part(micro: Batch) -> Sums:
+        return loss.sums(params, frozen, micro)
+
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, jnp.float32),
+        jax.eval_shape(part, {name: x[0] for name, x in batch.items()}),
+    )
+
+    def add(number: jax.Array, sums: Sums) -> Sums:
+        micro = {
+            name: jax.lax.dynamic_index_in_dim(x, number, keepdims=False)
+            for name, x in batch.items()
+        }
+        return jax.tree.map(jnp.add, sums, part(micro))
+
+    filled = _row_weights(batch).reshape(len(batch["weight"]), -1).any(axis=1)
+    used = jnp.max(jnp.where(filled, jnp.arange(len(filled)) + 1, 1))  # as `_used`
+    sums = jax.lax.fori_loop(0, used, add, zeros)
     return sums | {f"count/{name}": x for name, x in loss.counts(batch).items()}

@@ -1,0 +1,56 @@
+"""What a run will read from outside, looked at before its first stage."""
+
+from collections.abc import Iterable, Sequence
+
+from stair_jax.io import sources
+from stair_jax.sections import words
+from stair_jax.stages import hashes, judges, policies, prompts
+from stair_jax.stages.run import Run
+from stair_jax.strategies import parse_all
+
+Work = tuple[str, int | None]  # a stage, and its round where it belongs to one
+
+
+def of_rows(rows: Iterable[object]) -> str:
+    """Returns a hash of what rows say; their order counts as far as their ids tell it."""
+    return hashes.of_text("\n".join(sorted(map(repr, rows))))
+
+
+def look(run: Run, work: Sequence[Work]) -> None:
+    """Reads what the stages will read from outside, so that a mistake costs no stage.
+
+    Whatever is finished is held against the rows that it was made from, where these lie in files.
+
+    Raises:
+      ValueError: as the stage itself would, or for rows that have changed, by name.
+    """
+    policies.frame(run)
+    parse_all(words(run.config.evaluate.search))
+    for stage, number in work:
+        _look_at(run, stage, number)
+
+
+def _look_at(run: Run, stage: str, number: int | None) -> None:
+    c, data = run.config, run.config.data
+    if stage == "sft" and _wanted(run, "sft", data.sft):
+        _hold(run, "sft", "data.sft", of_rows(prompts.for_sft(c)))
+    elif stage == "search" and number is not None:
+        name = f"round-{number}/trees"
+        judges.facts(c)
+        if _wanted(run, name, data.prompts):
+            _hold(run, name, "data.prompts", of_rows(prompts.for_round(c, number)))
+    elif stage == "prm" and not run.lineage.finished("prm"):
+        if c.prm.prompts:
+            prompts.for_prm(c)
+    elif stage == "baselines" and sources.is_file(data.preferences):
+        prompts.for_preferences(c)
+
+
+def _wanted(run: Run, name: str, source: str) -> bool:
+    """Returns whether rows are worth reading: they are needed still, or cost no download."""
+    return not run.lineage.finished(name) or sources.is_file(source)
+
+
+def _hold(run: Run, name: str, key: str, digest: str) -> None:
+    if run.lineage.finished(name):
+        run.lineage.check_inputs(name, {key: digest})
