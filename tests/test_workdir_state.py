@@ -5,14 +5,16 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
+import sys
 import types
 
 import jax
 import numpy as np
 import pytest
 
-from stair_jax import pipeline, records
+from stair_jax import chat, pipeline, records
 from stair_jax.io import checkpoint
 from stair_jax.model import lora
 from stair_jax.stages import policies, prompts
@@ -363,3 +365,49 @@ def test_an_export_onto_a_file_is_refused_before_any_work(tmp_path):
     (tmp_path / "export").write_text("x")
     with pytest.raises(ValueError, match="export is a file, expected a folder"):
         hf_export.whole(tmp_path / "export").__enter__()
+
+
+def chats(monkeypatch, workdir, *questions):
+    monkeypatch.setattr(sys, "argv", ["chat", str(workdir), "--max_tokens=3"])
+    monkeypatch.setattr(sys, "stdin", iter(f"{question}\n" for question in questions))
+    chat.main()
+
+
+def test_chat_runs_on_any_machine_and_an_endless_question_does_not_end_it(
+    copied, monkeypatch, capsys
+):
+    saved = json.loads((copied / "config.json").read_text())
+    saved["mesh"]["shape"] = [1, 64, 1]  # of a machine that is not there
+    (copied / "config.json").write_text(json.dumps(saved))
+    room = saved["engine"]["max_context"]
+    chats(monkeypatch, copied, "what is 1 ? " * room, "what is 1 2 plus 3 4 ?")
+    out, err = capsys.readouterr()
+    assert f"of {room} that question and response have" in err
+    assert len(out.splitlines()) >= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "no configuration of this version"),
+        ('{"colour": "red"}', "no configuration of this version: .*colour"),
+        ("[]", "no configuration of this version"),
+        (None, "no config.json, expected the workdir of a run"),
+    ],
+)
+def test_chat_says_in_one_line_what_is_wrong_with_a_workdir(
+    tmp_path, monkeypatch, content, message
+):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        chats(monkeypatch, tmp_path, "?")
+    assert re.search(message, str(ended.value))
+    assert "\n" not in str(ended.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"sft": 3}'])
+def test_a_lineage_that_cannot_be_read_is_told_in_one_line(tmp_path, content):
+    (tmp_path / "lineage.json").write_text(content)
+    with pytest.raises(ValueError, match=r"lineage\.json: "):
+        Lineage(tmp_path / "lineage.json")
