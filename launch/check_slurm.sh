@@ -42,8 +42,8 @@ slurmctld
 slurmd
 out=$work/job.log
 export EXTRAS=${EXTRAS-test}
-job=$(sbatch --parsable --output="$out" --gpus-per-node=0 --cpus-per-task=2 --time=2 --signal=B:TERM@75 \
-  launch/slurm.sh --config=configs/tiny.py --config.workdir="$work/run" --config.stages=sft)
+job=$(sbatch --parsable --output="$out" --gpus-per-node=0 --cpus-per-task=2 --time=2 --signal=B:TERM@60 \
+  launch/slurm.sh --config=configs/tiny.py:smoke --config.sft.train.epochs=6.0 --config.workdir="$work/run" --config.stages=sft)
 for _ in $(seq 180); do
   state=$(scontrol --oneliner show job "$job" | grep -o 'JobState=[A-Z_]*')
   case $state in JobState=COMPLETED | JobState=FAILED | JobState=TIMEOUT | JobState=CANCELLED) break ;; esac

@@ -11,13 +11,13 @@ source launch/setup.sh
 stopped=''
 .venv/bin/python -m stair_jax.main "$@" &
 run=$!
-trap 'stopped=yes; kill -TERM "$run"' TERM
+trap 'stopped=yes; kill -TERM "$run" || true' TERM
 status=0
 wait "$run" || status=$?
 if [ "$stopped" ]; then # that wait ended with the signal, not with the run
   status=0
   wait "$run" || status=$?
   # --requeue is for lost nodes and preemption: a job at its time limit would be over.
-  scontrol requeue "$SLURM_JOB_ID"
+  [ "$status" = 0 ] || scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

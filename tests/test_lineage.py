@@ -32,6 +32,45 @@ def test_every_setting_guards_some_result_or_is_known_to_move_none():
     assert guarded == set(keys(c)) - RUN_ONLY
 
 
+# Settings that more stages than their own must have, one by one: the union above would not miss
+# them. By stage, some keys that its results depend on and that another stage has as well.
+SHARED = {
+    "seed": {"sft", "search", "pairs", "dpo", "prm", "evaluate.guided", "evaluate.mcts"},
+    "model.checkpoint": {
+        "sft",
+        "search",
+        "dpo",
+        "prm",
+        "evaluate",
+        "evaluate.guided",
+        "evaluate.mcts",
+        "export",
+    },
+    "judge.templates": {"sft", "search", "prm"},
+    "judge.safety": {"search", "prm"},
+    "reward.c2": {"search", "prm"},
+    "data.prompts": {"search", "prm"},
+    "data.split": {"sft", "search", "prm"},
+    "search.c": {"search", "prm", "evaluate.mcts"},
+    "search.max_depth": {"search", "prm", "evaluate.guided", "evaluate.mcts"},
+    "search.temperature": {"search", "prm"},
+    "engine.dtype": {"search", "prm", "evaluate", "evaluate.guided", "evaluate.mcts"},
+    "evaluate.max_tokens": {"evaluate", "evaluate.guided", "evaluate.mcts"},
+    "evaluate.temperature": {"evaluate.guided", "evaluate.mcts"},
+    "dpo.beta": {"dpo"},
+    "prm.beta": {"prm"},
+    "pairs.min_value_gap": {"pairs"},
+}
+
+
+@pytest.mark.parametrize("key", SHARED)
+def test_a_setting_guards_each_stage_that_it_moves(key):
+    """`test_baselines` has the baselines'."""
+    c = config_lib.default()
+    guarded = {stage for stage in STAGES if key in settings_of(c, stage)}
+    assert {stage for stage in guarded if "baselines" not in stage} == SHARED[key]
+
+
 def test_a_changed_setting_is_refused_by_name(tmp_path):
     c = config_lib.default()
     lineage = Lineage(tmp_path / "lineage.json")

@@ -1,7 +1,7 @@
 import copy
 import dataclasses
 import json
-import pathlib
+from typing import Any
 
 import jax
 import pytest
@@ -9,7 +9,6 @@ import pytest
 from stair_jax.model import transformer
 from stair_jax.model.spec import RopeScaling, Spec
 
-REAL = pathlib.Path(__file__).parents[2] / "shared" / "data" / "tokenizers" / "model_configs.json"
 SCALING = RopeScaling(factor=8.0, low=1.0, high=4.0, original=32)
 SIZES = {
     "L": 2, "D": 6, "N": 4, "K": 2, "H": 8, "F": 7, "V": 11, "vocab": 11, "eps": 1e-5, "theta": 5e5,
@@ -63,24 +62,69 @@ def test_rows_that_pad_the_table_are_no_part_of_config_json():
         dataclasses.replace(padded, vocab=17)
 
 
-def real_configs():
-    if not REAL.exists():
-        return [pytest.param(None, marks=pytest.mark.skip(reason=f"{REAL.name} is not at hand"))]
-    found = json.loads(REAL.read_text(encoding="utf-8"))
-    models = {name: c for name, c in found.items() if isinstance(c, dict) and "hidden_size" in c}
-    return [pytest.param(c, id=name) for name, c in models.items()]
+_QWEN = {"rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 32768}
+_LLAMA_ROPE = {
+    "factor": 8.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
+# What the configurations of the published models say: family, layers, width, heads, kv heads,
+# feed-forward width, vocabulary, whether tables are tied, and what else they have.
+PUBLISHED: dict[str, tuple[Any, ...]] = {
+    "Llama-3.1-8B-Instruct": (
+        "llama",
+        32,
+        4096,
+        32,
+        8,
+        14336,
+        128256,
+        False,
+        {"rms_norm_eps": 1e-5, "rope_theta": 5e5, "rope_scaling": _LLAMA_ROPE},
+    ),
+    "Qwen2-7B-Instruct": (
+        "qwen2",
+        28,
+        3584,
+        28,
+        4,
+        18944,
+        152064,
+        False,
+        _QWEN | {"use_sliding_window": False, "sliding_window": None},
+    ),
+    "Qwen2.5-0.5B-Instruct": ("qwen2", 24, 896, 14, 2, 4864, 151936, True, _QWEN),
+    "Qwen2.5-1.5B-Instruct": ("qwen2", 28, 1536, 12, 2, 8960, 151936, True, _QWEN),
+    "Qwen2.5-7B-Instruct": ("qwen2", 28, 3584, 28, 4, 18944, 152064, False, _QWEN),
+    "Qwen3-0.6B": ("qwen3", 28, 1024, 16, 8, 3072, 151936, True, _QWEN | {"head_dim": 128}),
+    "Qwen3-8B": ("qwen3", 36, 4096, 32, 8, 12288, 151936, False, _QWEN | {"head_dim": 128}),
+}
 
 
-@pytest.mark.parametrize("config", real_configs())
-def test_the_published_models_are_read(config):
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_models_are_read(name):
+    family, layers, width, heads, kv_heads, wide, vocab, tied, more = PUBLISHED[name]
+    config = {
+        "model_type": family,
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": wide,
+        "vocab_size": vocab,
+        "tie_word_embeddings": tied,
+        "hidden_act": "silu",
+        **more,
+    }
     spec = Spec.from_hf(config)
-    assert config["num_hidden_layers"] == spec.L
-    assert config["hidden_size"] == spec.D
-    assert config["vocab_size"] == spec.V
-    assert config["num_key_value_heads"] == spec.K
-    assert spec.H == 128 or config["num_attention_heads"] == 14  # 64 in the 0.5B alone
-    assert spec.theta == config["rope_theta"] >= 5e5
-    assert (spec.rope_scaling is not None) == (config["model_type"] == "llama")
+    assert (layers, width, heads, kv_heads, wide) == (spec.L, spec.D, spec.N, spec.K, spec.F)
+    assert (spec.V, spec.tied, spec.family) == (vocab, tied, family)
+    assert (64 if name == "Qwen2.5-0.5B-Instruct" else 128) == spec.H
+    assert (spec.theta, spec.eps) == (more["rope_theta"], more["rms_norm_eps"])
+    assert (spec.qkv_bias, spec.qk_norm) == (family == "qwen2", family == "qwen3")
+    assert (spec.rope_scaling is not None) == (family == "llama")
     assert Spec.from_hf(spec.to_hf()) == spec
 
 
