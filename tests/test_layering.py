@@ -14,6 +14,7 @@ FLOORS = [
         "text",
         "records",
         "interrupt",
+        "redaction",
     },
     {"mesh", "startup", "xla_flags", "ops", "products", "linear_logp", "miniature", "kernels"},
     {"model"},
