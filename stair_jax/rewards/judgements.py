@@ -5,7 +5,7 @@ import json
 import logging
 import pathlib
 
-from stair_jax.sections import JudgeConfig
+from stair_jax.sections import JudgeConfig, words
 
 log = logging.getLogger(__name__)
 
@@ -16,8 +16,8 @@ class Judgements:
     """Replies by the content of their requests: a file that is only ever appended to.
 
     A line is {"key", "model", "reply"}; a reply of null says that the model was asked and gave
-    none. A torn line costs its own reply only. Several runs may append to one file at a time; each
-    knows what was there when it opened it. One thread at a time may use an object.
+    none, and "why". A torn line costs its own reply only. Several runs may append to one file at a
+    time; each knows what was there when it opened it. One thread at a time may use an object.
 
     Args:
       folder: made where it is missing.
@@ -57,10 +57,14 @@ class Judgements:
     def __getitem__(self, key: str) -> str | None:
         return self._replies[key]
 
-    def add(self, key: str, model: str, reply: str | None) -> None:
-        """Keeps a reply, for good once this returns."""
+    def get(self, key: str) -> str | None:
+        """Returns a reply; None where there is none, or where it is not known."""
+        return self._replies.get(key)
+
+    def add(self, key: str, model: str, reply: str | None, why: str = "") -> None:
+        """Keeps a reply, for good once this returns; `why` says why there is none."""
         self._replies[key] = reply
-        row = {"key": key, "model": model, "reply": reply}
+        row = {"key": key, "model": model, "reply": reply} | ({"why": why} if why else {})
         # One write a line: lines of two processes do not mix.
         self._file.write(json.dumps(row).encode() + b"\n")
 
@@ -73,11 +77,11 @@ def key_of(config: JudgeConfig, question: str, number: int) -> str:
     """Returns the name of a request: all that its reply depends on, but not who is asked where.
 
     Args:
-      config: the model and how it draws.
+      config: the model and how it draws; what is left out of the request does not count.
       question: the whole text that is sent.
       number: of the sample, from 0.
     """
-    content = [
-        config.model, question, config.temperature, config.top_p, config.max_tokens, number
-    ]  # fmt: skip
+    names, left_out = ("temperature", "top_p", "max_tokens"), words(config.leave_out)
+    settings = [None if name in left_out else getattr(config, name) for name in names]
+    content = [config.model, question, *settings, number]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
