@@ -387,6 +387,20 @@ def test_a_torn_line_costs_its_own_judgement_only(tmp_path, caplog):
     memory.close()
 
 
+def test_a_reply_that_is_missing_without_a_reason_is_asked_for_again(tmp_path):
+    """Versions before this one kept no reason, whatever a broken server said."""
+    for why, asked in (("it was cut", 0), ("", 1), ("", 0)):
+        with OpenAIServer(four) as server:
+            if asked or why:
+                key = judgements.key_of(config(server.url), TEXT, 0)
+                (tmp_path / why).mkdir(exist_ok=True)
+                memory = judgements.Judgements(tmp_path / why)
+                memory.add(key, "judge-1", None, why)
+                memory.close()
+            assert rate(tmp_path / why, server.url)[0] == [None if why else 0.5]
+            assert len(server.asked) == asked
+
+
 def test_two_runs_may_write_to_one_memory(tmp_path):
     one, two = judgements.Judgements(tmp_path), judgements.Judgements(tmp_path)
     for i in range(5):

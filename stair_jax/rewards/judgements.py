@@ -27,6 +27,7 @@ class Judgements:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / FILE
         self._replies: dict[str, str | None] = {}
+        self._reasons: dict[str, str] = {}  # why there is no reply, by key
         data = self._path.read_bytes() if self._path.exists() else b""
         broken = sum(not self._take(line) for line in data.splitlines())
         if broken:
@@ -48,8 +49,13 @@ class Judgements:
         reply = row.get("reply", 0)
         if not isinstance(reply, str | None):
             return False
-        self._replies[row["key"]] = reply
+        self._note(row["key"], reply, str(row.get("why", "")))
         return True
+
+    def _note(self, key: str, reply: str | None, why: str) -> None:
+        self._replies[key] = reply
+        if why:
+            self._reasons[key] = why
 
     def __contains__(self, key: str) -> bool:
         return key in self._replies
@@ -61,9 +67,16 @@ class Judgements:
         """Returns a reply; None where there is none, or where it is not known."""
         return self._replies.get(key)
 
+    def settled(self, key: str) -> bool:
+        """Returns whether a question need not be asked: there is a reply, or a reason for none.
+
+        Files of before have no reasons; a broken server may have been one.
+        """
+        return self._replies.get(key) is not None or key in self._reasons
+
     def add(self, key: str, model: str, reply: str | None, why: str = "") -> None:
         """Keeps a reply, for good once this returns; `why` says why there is none."""
-        self._replies[key] = reply
+        self._note(key, reply, why)
         row = {"key": key, "model": model, "reply": reply} | ({"why": why} if why else {})
         # One write a line: lines of two processes do not mix.
         self._file.write(json.dumps(row).encode() + b"\n")

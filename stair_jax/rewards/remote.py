@@ -122,7 +122,7 @@ class Line:
 
     async def _sample(self, question: str, number: int, counts: Counts) -> Reply:
         key = key_of(self.config, question, number)
-        if key in self._judgements or key in self._without_reply:
+        if self._judgements.settled(key) or key in self._without_reply:
             counts["cached"] += 1
             return self._judgements.get(key)
         task = self._asked.get(key)
