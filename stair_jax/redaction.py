@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 KEY = "OPENAI_API_KEY"
+_OTHERS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_ADMIN_KEY")
 HIDDEN = "***"
 LEAST = 4  # characters; a shorter key protects nothing, and hiding it would garble every text
 _FORMATTER = logging.Formatter()  # of exceptions
@@ -122,7 +123,7 @@ def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:
 def hide(text: str) -> str:
     """Returns a text without the environment's secrets, however they are quoted or encoded.
 
-    They are the key and what proxies ask for.
+    They are the key, what proxies ask for, and the tokens of the hub and of trackers.
     """
     pattern = _pattern_of(tuple(sorted(_secrets())))
     return pattern.sub(HIDDEN, text) if pattern else text
@@ -137,7 +138,7 @@ def hide_in_record(record: logging.LogRecord) -> bool:
 
 
 def _secrets() -> set[str]:
-    found = {os.environ.get(KEY, ""), os.environ.get(KEY, "").strip()}
+    found = {os.environ.get(name, "").strip() for name in (KEY, *_OTHERS)}
     for address in urllib.request.getproxies().values():
         login, at, _ = address.rpartition("@")
         if at:

@@ -220,6 +220,32 @@ def test_what_the_server_names_is_left_out_from_then_on(tmp_path, fault, caplog)
     assert caplog.text.count(f"config.judge.{name} is left out") == (not newer)
 
 
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        ("Unknown parameter: 'top_p'.", "top_p"),
+        ("top_p is not a valid parameter", "top_p"),
+        ("Additional properties are not allowed ('top_p' was unexpected)", "top_p"),
+        ("temperature and others are fixed at 1", "temperature"),
+        ("`temperature` may only be set to 1 here", "temperature"),
+        ("temperature cannot be changed for this model", "temperature"),
+        ("temperature must be between 0 and 2", ""),  # a value, not the parameter
+        ("my_temperature is not supported", ""),
+        ("unsupported parameter", ""),
+        ("top_p: the prompt is too long, which is not allowed", ""),
+    ],
+)
+@pytest.mark.parametrize("status", [400, 422, 500])
+def test_what_a_server_does_not_take_is_found_in_its_words(message, named, status):
+    complaint = complaint_of(status, message.encode())
+    found = [x for x in ("temperature", "top_p", "max_tokens") if complaint.names(x, "why")]
+    assert found == ([named] if named and status != 500 else [])
+    if named:  # else it may be the question's word
+        quoted = f"'{named}'" in message or f"`{named}`" in message
+        assert complaint.names(named, f"of {named} or so") == (quoted and status != 500)
+        assert not complaint.names(named, f"of '{named}' or `{named}` or so")
+
+
 def test_a_limit_that_goes_by_no_name_is_left_out(tmp_path, caplog):
     def refuses(text, attempt):
         del text, attempt

@@ -82,6 +82,12 @@ def test_what_a_proxy_asks_for_is_a_secret_too(monkeypatch):
     assert said == "proxy me:***, me:***, proxy:8080"
 
 
+@pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY", "OPENAI_ADMIN_KEY"])
+def test_other_tokens_are_hidden_too(monkeypatch, name):
+    monkeypatch.setenv(name, "hf_abcdef")
+    assert redaction.hide("wandb: hf_abcdef is no key") == "wandb: *** is no key"
+
+
 @pytest.mark.parametrize(
     ("key", "message"),
     [

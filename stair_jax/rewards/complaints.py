@@ -70,10 +70,11 @@ _BUSY = _any_of(
 _NOT_TAKEN = re.compile("unsupported_parameter|unsupported_value|unknown_parameter|extra_forbidden")
 _UNSUPPORTED = _any_of(
     r"unsupported",
-    r"not (?:be )?(?:supported|permitted|allowed|accepted|recogni[sz]ed)",
+    r"not (?:be )?(?:supported|permitted|allowed|accepted|recogni[sz]ed|available)",
+    r"not an? (?:valid|allowed|accepted|known)|invalid (?:parameter|argument|field|key|option)",
     r"(?:does|do|can)(?:n't| ?not) (?:support|accept)",
     r"cannot both be",
-    r"can(?:'t| ?not) be (?:used|set|specified|combined)",
+    r"can(?:'t| ?not) be (?:used|set|specified|combined|changed|modified)|fixed",
     r"unrecogni[sz]ed|unknown|unexpected|deprecated|no longer",
     r"extra (?:inputs?|fields?)",
     r"only (?:one|the default|\S+ is (?:allowed|supported|accepted))",
@@ -168,8 +169,12 @@ class Complaint:
         if self.parameter == parameter:
             words = " ".join((self.message, *self.codes))
             return bool(not_taken or not _OUT_OF_RANGE.search(words))
-        word = re.search(rf"(?<![A-Za-z0-9_]){parameter}(?![A-Za-z0-9_])", self.message)
-        return bool(word and not_taken and parameter not in question)
+        # In quotes where the question holds the word, too: it may be repeated.
+        quote = "['\"`]" if parameter in question else ""
+        word = re.search(
+            rf"(?<![A-Za-z0-9_]){quote}{parameter}{quote}(?![A-Za-z0-9_])", self.message
+        )
+        return bool(word and not_taken and word.group() not in question)
 
 
 def exception_of(
