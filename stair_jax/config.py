@@ -174,6 +174,7 @@ def _add_judge(c: Config) -> None:
     #   its own words, which stage 1 then teaches its model
     j.endpoint = ""  # "remote": base URL of an OpenAI-compatible server; its key: OPENAI_API_KEY
     j.model = ""  # "remote": what the server calls it
+    j.leave_out = ""  # "remote": what the server does not take: of temperature, top_p, max_tokens
     j.concurrency = 16  # requests open at once
     j.timeout = 120.0  # seconds a request may take
     j.retries = 5  # of a request that failed

@@ -7,7 +7,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from stair_jax import interrupt, mesh, pipeline, startup, xla_flags
+from stair_jax import interrupt, mesh, pipeline, redaction, startup, xla_flags
 from stair_jax.train.loop import NonFiniteError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -24,6 +24,8 @@ def main(argv: list[str]) -> None:
     )
     for noisy in ("absl", "httpx2", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(redaction.hide_in_record)
     interrupt.install()
     config = _CONFIG.value
     mesh.show_cpus(config.mesh.shape, config.mesh.replicas)
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> None:
         startup.keep_programs(config.compile_cache)
         pipeline.run(config, config_flags.get_override_values(flags.FLAGS["config"]))
     except (ValueError, OSError, NonFiniteError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(redaction.hide(f"error: {error}"))
     except interrupt.Stopped as stopped:
         print(f"{stopped}; the same command goes on from here", file=sys.stderr)
         sys.exit(stopped.status)

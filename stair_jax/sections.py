@@ -167,6 +167,7 @@ class JudgeConfig(Section):
     retries: int
     cache: str
     reward_model: str
+    leave_out: str = ""  # comma-separated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from stair_jax import config
+from stair_jax import config, redaction
 from stair_jax.config import Config, default
 from stair_jax.sections import words
 from stair_jax.validate_rewards import validate_rewards
@@ -64,6 +64,7 @@ def validate(c: Config) -> None:
     Raises:
       ValueError: for the first such setting.
     """
+    redaction.check_settings(c.to_dict())  # first: other messages show values
     if not c.workdir or c.workdir == "None":
         raise ValueError("config.workdir: not set; pass --config.workdir=PATH")
     if unknown := [s for s in words(c.stages) if s not in config.STAGES]:

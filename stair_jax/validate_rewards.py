@@ -1,8 +1,11 @@
 """What the settings of judges, reward model and test-time search must be. Floor 0."""
 
+from stair_jax import redaction
 from stair_jax.config import Config, default
 from stair_jax.sections import words
 from stair_jax.strategies import GREEDY, parse_all
+
+_REQUEST = ("temperature", "top_p", "max_tokens")  # what `judge.leave_out` can name
 
 
 def validate_rewards(c: Config) -> None:
@@ -49,6 +52,7 @@ def _validate_judge(c: Config) -> None:
                 f"config.judge.{key}: {j[key]!r} would be ignored, it needs one of {sorted(users)}"
                 " in config.judge.safety or config.judge.helpfulness"
             )
+    _validate_knobs(j)
     _validate_remote(j, "remote" in sides)
     if "reward_model" in sides and not j.reward_model:
         raise ValueError("config.judge.reward_model: empty, expected a folder or a hub name")
@@ -66,19 +70,45 @@ def _validate_judge(c: Config) -> None:
         )
 
 
+def _validate_knobs(j: Config) -> None:
+    """Refuses what no judge that is named would read."""
+    usual, sides = default().judge, {j.safety, j.helpfulness}
+    left_out = words(j.leave_out)
+    if unknown := [name for name in left_out if name not in _REQUEST]:
+        raise ValueError(f"config.judge.leave_out: {unknown} not in {list(_REQUEST)}")
+    in_words = bool(sides & {"self", "remote"})
+    rule, truth = j.safety == "rule", sides == {"verifier"} and j.scope == "all"
+    models = "'self' or 'remote' in config.judge.safety or config.judge.helpfulness"
+    for keys, holds, needed in (
+        (("samples", "temperature", "top_p", "max_tokens"), in_words, models),
+        (("refusal_rule",), not (rule or truth), "a config.judge.safety that asks somebody"),
+        (("scope",), not (rule and j.helpfulness == "none"), "a judge beside 'rule' and 'none'"),
+        (left_out, "self" in sides, "'self', for config.judge.leave_out names it"),
+    ):
+        for key in keys:
+            if j[key] != usual[key] and not holds:
+                raise ValueError(
+                    f"config.judge.{key}: {j[key]!r} would be ignored, it needs {needed}"
+                )
+
+
 def _validate_remote(j: Config, used: bool) -> None:
-    usual = default().judge
-    for key in ("endpoint", "model", "concurrency", "timeout", "retries", "cache"):
+    usual, address = default().judge, redaction.shown_address(j.endpoint)
+    for key in ("endpoint", "model", "concurrency", "timeout", "retries", "cache", "leave_out"):
         if not used and j[key] != usual[key]:
+            value = address if key == "endpoint" else j[key]
             raise ValueError(
-                f"config.judge.{key}: {j[key]!r} would be ignored, it needs 'remote' in"
+                f"config.judge.{key}: {value!r} would be ignored, it needs 'remote' in"
                 " config.judge.safety or config.judge.helpfulness"
             )
-    if used and not (j.model and j.endpoint.startswith(("http://", "https://"))):
-        raise ValueError(
-            f"config.judge: endpoint={j.endpoint!r} model={j.model!r}, 'remote' needs the base URL"
-            " of a server and the name of its model"
-        )
+    if used:
+        if not (j.model and j.endpoint.startswith(("http://", "https://"))):
+            raise ValueError(
+                f"config.judge: endpoint={address!r} model={j.model!r}, 'remote' needs the base URL"
+                " of a server and the name of its model"
+            )
+        redaction.check_address("judge.endpoint", j.endpoint)
+        redaction.key()  # refuses one that cannot be sent
     if not (j.concurrency >= 1 and j.timeout > 0 and j.retries >= 0):
         raise ValueError(
             f"config.judge: concurrency={j.concurrency} timeout={j.timeout} retries={j.retries};"

@@ -1,12 +1,14 @@
 """A small server that speaks the OpenAI chat completions protocol, and every way of failing at it.
 
 Real sockets on 127.0.0.1. `answer(text)` is what the model says; `fault(text, attempt)` names how
-the server treats the attempt (from 0) to ask `text`, one of `FAULTS` or "" for as it should be.
+the server treats the attempt (from 0) to ask `text`, one of `FAULTS`, the status of a redirect, or
+"" for as it should be.
 """
 
 import collections
 import contextlib
 import email.utils
+import gzip
 import http.server
 import json
 import threading
@@ -38,6 +40,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     return self.stream(reply)
                 return self.plain(200, completion(reply), server.headers)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                if isinstance(fault, int):
+                    return self.redirect(server, fault)
                 FAULTS[fault](self, server, server.answer(text))
         finally:
             server.end()
@@ -108,6 +112,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 break
         self.close_connection = True
 
+    def endless(self, server):
+        """Sends as fast as it goes, for ever."""
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        while not server.closing.is_set():
+            self.wfile.write(b" " * 65_536)
+
+    def redirect(self, server, status):
+        """Sends the client to where the test says."""
+        self.plain(status, b"", {"Location": f"{server.elsewhere}/chat/completions"})
+
     def hang(self, server):
         server.closing.wait(SLOW_S)
         self.close_connection = True
@@ -146,6 +162,8 @@ def _date(seconds):
     return email.utils.formatdate(time.time() + seconds, usegmt=True)
 
 
+GZIP = {"Content-Encoding": "gzip"}
+INPUTS = "Input validation error: `inputs` must have less than 1024 tokens. Given: 1500"
 # What never holds a whole reply. Text and all is sent where it can be, so that it could be taken.
 TROUBLE = {
     "429": _status(429, message="slow down"),
@@ -169,6 +187,12 @@ TROUBLE = {
     "json_string": lambda h, s, t: h.plain(200, json.dumps(t).encode()),
     "deep": lambda h, s, t: h.plain(200, b"[" * 100_000),
     "error_as_200": lambda h, s, t: h.plain(200, error(t)),
+    "502_in_200": lambda h, s, t: h.plain(200, {"error": {"code": 502, "message": t}}),
+    "broken_off": lambda h, s, t: h.plain(200, completion(t, "error")),
+    "busy": _status(503, message="The request queue is too long, try again later"),
+    "took_too_long": _status(504, message="The request took too long"),
+    "rate": _status(429, message="Number of request tokens exceeds your per-minute rate limit"),
+    "compressed": lambda h, s, t: h.plain(200, gzip.compress(_bytes(t)), GZIP),
     "no_choices": lambda h, s, t: h.plain(200, completion(t) | {"choices": []}),
     "two_choices": lambda h, s, t: h.plain(200, {"choices": completion(t)["choices"] * 2}),
     "no_finish": _without("finish_reason"),
@@ -184,28 +208,105 @@ DECLINED = {
     "refusal": lambda h, s, t: h.plain(200, completion(t, refusal="I will not")),
     "tool": lambda h, s, t: h.plain(200, completion(t, "tool_calls", tool_calls=[{"id": "1"}])),
     "tool_and_stop": lambda h, s, t: h.plain(200, completion(t, tool_calls=[{"id": "1"}])),
-    "null_text": lambda h, s, t: h.plain(200, completion(None)),
-    "blank_text": lambda h, s, t: h.plain(200, completion(" \n")),
     "filtered_question": _status(400, "content_filter"),
     "too_long": _status(400, message="This model's maximum context length is 9 tokens."),
+    "llama_cpp": _status(400, message="the request exceeds the available context size. try more"),
+    "tgi": lambda h, s, t: h.plain(422, {"error": INPUTS, "error_type": "validation"}),
+    "azure": _status(400, "content_filter", "The response was filtered by the policy"),
+    "413": lambda h, s, t: h.plain(413, b"<html><h1>413 Request Entity Too Large</h1></html>"),
+    "moderation": _status(403, message="Your input was flagged: harassment"),
+    "429_too_large": _status(429, "rate_limit_exceeded", "Request too large on tokens per min"),
+    "500_too_long": _status(500, message="the prompt is longer than the context size"),
+    "detail": lambda h, s, t: h.plain(400, {"detail": "Prompt has 9000 tokens: context length 9"}),
+    "in_200": lambda h, s, t: h.plain(200, {"error": {"code": 400, "message": "prompt too long"}}),
+}
+# What a server turns down in unknown words: a question, or all of them.
+UNCLEAR = {
+    "400": _status(400, message="unknown field"),
+    "422": _status(422, message="temperature too high"),
+    "text_400": lambda h, s, t: h.plain(400, b"bad"),
+    "empty_422": lambda h, s, t: h.plain(422, b""),
+    "list_400": lambda h, s, t: h.plain(400, [{"error": {"code": 400, "message": "no"}}]),
+    "415": _status(415),
+    "451": _status(451),
+    "firewall": lambda h, s, t: h.plain(403, b"<html>Sorry, you have been blocked</html>"),
+    "in_200_no": lambda h, s, t: h.plain(200, {"error": {"code": 422, "message": "no"}}),
+}
+# Whole replies that only a broken server gives.
+BROKEN = {
+    "null_text": lambda h, s, t: h.plain(200, completion(None)),
+    "blank_text": lambda h, s, t: h.plain(200, completion(" \n")),
+    "no_parts": lambda h, s, t: h.plain(200, completion([])),
+    "only_thoughts": lambda h, s, t: h.plain(200, completion([{"type": "thinking", "text": t}])),
+    "text_is_a_number": lambda h, s, t: h.plain(200, completion(4)),
+    "unknown_end": lambda h, s, t: h.plain(200, completion(t, "because")),
 }
 REFUSED = {
     "401": _status(401, "invalid_api_key", "Incorrect key: sk-secret"),
     "403": _status(403, message="not you"),
     "404": _status(404, "model_not_found", "no such model"),
     "404_detail": lambda h, s, t: h.plain(404, {"detail": "Not Found"}),
-    "400": _status(400, message="unknown field"),
-    "422": _status(422, message="temperature too high"),
+    "400_model": _status(400, message="Model Not Exist"),
+    "400_key": _status(400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid one."),
+    "400_money": _status(400, message="Your credit balance is too low to access the API"),
+    "402": _status(402, message="Insufficient Balance"),
+    "405": _status(405, message="method not allowed"),
+    "401_in_200": lambda h, s, t: h.plain(200, {"error": {"code": 401, "message": "who?"}}),
+    "redirect": lambda h, s, t: h.plain(307, b"", {"Location": "http://localhost:9/v1"}),
+    "redirect_to_another_scheme": lambda h, s, t: h.plain(302, b"", {"Location": "ftp://[/"}),
     "quota": _status(429, "insufficient_quota", "you have no money"),
 }
+# How servers say that they do not take a parameter, by which one that is.
+NOT_TAKEN = {
+    "openai_value": (
+        "temperature",
+        _status(
+            400,
+            "unsupported_value",
+            "'temperature' does not support 0.25 with this model. Only the"
+            " default (1) value is supported.",
+            "temperature",
+        ),
+    ),
+    "openai_parameter": ("top_p", _status(400, "unsupported_parameter", "no", "top_p")),
+    "named_only": ("top_p", _status(400, message="no", param="top_p")),
+    "both": (
+        "top_p",
+        _status(400, message="`temperature` and `top_p` cannot both be specified for this model."),
+    ),
+    "deprecated": ("temperature", _status(400, message="`temperature` is deprecated here.")),
+    "only_one": ("temperature", _status(400, message="invalid temperature: only 1 is allowed")),
+    "pydantic": (
+        "top_p",
+        lambda h, s, t: h.plain(
+            422,
+            {
+                "detail": [
+                    {
+                        "loc": ["body", "top_p"],
+                        "msg": "Extra inputs are not permitted",
+                        "type": "extra",
+                    }
+                ]
+            },
+        ),
+    ),
+    "unrecognised": ("top_p", _status(400, message="Unrecognized request argument: top_p")),
+    "no_limit": ("max_tokens", _status(400, "unsupported_parameter", "no 'max_tokens'")),
+}
 FAULTS = (
-    TROUBLE | DECLINED | REFUSED
+    TROUBLE | DECLINED | UNCLEAR | BROKEN | REFUSED
+    | {name: fault for name, (_, fault) in NOT_TAKEN.items()}
     | {
         "retry_after": _status(429, Retry_After="0.3"),
         "retry_after_ms": _status(429, Retry_After_Ms="300", Retry_After="50"),
         "reset": _status(429, X_RateLimit_Reset_Requests="300ms"),
         "retry_at": lambda h, s, t: h.plain(503, b"", {"Retry-After": _date(1.5)}),
         "newer_name": _status(400, "unsupported_parameter", param="max_tokens"),
+        "no_newer": _status(400, "unsupported_parameter", param="max_completion_tokens"),
+        "long_limit": _status(400, message="maximum context length is 9", param="max_tokens"),
+        "huge": lambda h, s, t: h.plain(500, b"x" * 10_000),
+        "endless": lambda h, s, t: h.endless(s),
     }
 )  # fmt: skip
 
@@ -232,6 +333,7 @@ class OpenAIServer:
         self.asked, self.times = [], []
         self.attempts, self.answered = collections.Counter(), collections.Counter()
         self.open = self.most_open = 0
+        self.elsewhere = ""  # base URL that a fault which is a number, say 307, redirects to
         self.closing, self._lock = threading.Event(), threading.Lock()
         self._sockets = Sockets(("127.0.0.1", port), Handler)
         self._sockets.owner = self

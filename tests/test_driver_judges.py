@@ -6,6 +6,7 @@ import pytest
 
 from stair_jax.rewards.judges import OPEN, RuleJudge
 from stair_jax.search import driver
+from stair_jax.text import STEP
 from tests.scripted import RandomScript, ScriptedJudge, prompts, run, search_config
 from tests.test_driver import SCRIPT, forest
 
@@ -34,7 +35,7 @@ def test_an_answer_that_cannot_be_judged_is_closed_and_not_asked_about_again():
     tree = trees["p0"]
     asked = collections.Counter(id.node for id, _, response in judge.asked if "answer" in response)
     assert len(asked) > 1
-    assert set(asked.values()) == {2}
+    assert set(asked.values()) == {1}  # the judge would say the same again
     assert tree.counters["missing"] == len(asked)
     assert tree.counters["iterations"] == config.iterations
     for node in asked:
@@ -48,7 +49,26 @@ def test_what_a_judge_counts_stands_in_the_trees_counters():
     assert "judge_no_judge" not in trees["p0"].counters
 
 
-@pytest.mark.parametrize(("after", "in_flight"), [(0, 5), (3, 1), (9, 2)])
+def test_a_malformed_answer_is_worth_nothing_and_not_one(forest):
+    del forest  # compiles the same program
+
+    class Cut(RandomScript):
+        def rollout(self, prompt, trajectory, visit):
+            if not trajectory:
+                return super().rollout(prompt, trajectory, visit)
+            return f"{STEP}I never come to {visit}"  # no answer
+
+    judge = RuleJudge()
+    trees, *_ = run(Cut("cut", ends=0.5), search_config(iterations=9), rows=prompts(2), judge=judge)
+    for id, worth in (("p0", -1.0), ("p1", 2.0)):
+        tree = trees[id]
+        assert {node.value for node in tree.nodes if node.visits} == {worth}  # of whole answers
+        assert tree.counters["missing"] > 0
+    # Each of those rollouts and the fresh one after it.
+    assert judge.counters["malformed"] == 2 * sum(t.counters["missing"] for t in trees.values())
+
+
+@pytest.mark.parametrize(("after", "in_flight"), [(0, 5), (3, 1), (8, 2)])
 def test_a_tree_that_nobody_judges_is_given_up_and_the_others_grow_on(forest, after, in_flight):
     class Absent(ScriptedJudge):
         """Says nothing of two prompts any more, after a few verdicts on each."""
@@ -73,4 +93,4 @@ def test_a_tree_that_nobody_judges_is_given_up_and_the_others_grow_on(forest, af
     assert others == {id: tree for id, tree in trees.items() if id not in ("p1", "p3")}
     assert engine.held == set()
     assert engine.idle
-    assert judge.late > 0 or after < 9  # verdicts that came when their tree was gone
+    assert judge.late > 0 or after < 8  # verdicts that came when their tree was gone

@@ -86,8 +86,8 @@ def test_search_and_export_run_on_a_checkpoint_from_disk(tmp_path, family):
     for tree in trees:
         assert tree.counters["iterations"] == 8
         assert all(len(node.ids) <= 16 for node in tree.nodes)
-        judged = {"safety": "malformed", "helpfulness": "no_judge"}[tree.prompt.type]
-        assert sum(tree.counters.get(f"judge_{k}", 0) for k in (judged, "malformed")) > 0
+        # A random model hardly ever ends an answer: that is missing, and never a score.
+        assert tree.counters["missing"] + tree.counters.get("judge_no_judge", 0) > 0
         values = {round(node.value, 3) for node in tree.nodes if node.visits}
         assert values <= ({-1.0, 1.0} if tree.prompt.type == "safety" else {1.0, 2.0})
     entries = json.loads((tmp_path / "run/round-1/trees/official.json").read_text())

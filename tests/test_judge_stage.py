@@ -122,9 +122,10 @@ def test_the_policy_judges_helpfulness_beside_the_verifier(tmp_path):
     asked = [(SUM, STAIR.format(7)), (SUM, STAIR.format(8)), (SUM, "7")]
     assert scores(judge, engine, *asked) == {
         0: Score(safety=1.0, helpfulness=1.0), 1: Score(safety=1.0, helpfulness=-0.5),
-        2: Score(safety=1.0, helpfulness=-1.0, counts={"malformed": 1}),
+        2: None,
     }  # fmt: skip
     found = judges.metrics(judge)
+    assert found["judge/malformed"] == 1
     assert found["judge/helpfulness_parsed"] == 2
     assert found["judge/agreement_helpfulness"] == 1.0
     direct = judges.judge_of(run, Switchboard(engine), CODEC, direct=True)

@@ -14,6 +14,7 @@ FLOORS = [
         "text",
         "records",
         "interrupt",
+        "redaction",
     },
     {"mesh", "startup", "xla_flags", "ops", "products", "linear_logp", "miniature", "kernels"},
     {"model"},
@@ -28,7 +29,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TRAINING_WING = {"train", "io"}
 SEARCH_WING = {"engine", "rewards", "search", "evals"}
 LINES = 600
-UNFORMATTED = 581  # statements laid out by hand; lower it when some are gone, never raise it
+UNFORMATTED = 579  # statements laid out by hand; lower it when some are gone, never raise it
 
 
 def imported_rooms(source):

@@ -1,3 +1,7 @@
+import errno
+import fcntl
+import os
+
 import pytest
 
 from stair_jax import config as config_lib
@@ -116,6 +120,30 @@ def test_a_workdir_in_use_is_refused_and_free_again_afterwards(tmp_path):
         pass
     with locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.EWOULDBLOCK, r"in use by another run \(process \d+ on "),
+        (errno.EAGAIN, "in use by another run"),
+        (errno.EACCES, "in use by another run"),  # where locks of another kind stand behind flock
+        (errno.ENOSYS, r"cannot be locked \(Function not implemented\).*a file system with locks"),
+        (errno.EOPNOTSUPP, r"cannot be locked \(Operation not supported\)"),
+        (errno.ENOLCK, r"cannot be locked \(No locks available\)"),
+        (errno.EIO, r"cannot be locked \(Input/output error\)"),
+    ],
+)
+def test_only_a_lock_that_is_taken_is_another_run(tmp_path, monkeypatch, number, message):
+    def fails(*_):
+        raise OSError(number, os.strerror(number))
+
+    with locked(tmp_path):
+        pass
+    monkeypatch.setattr(fcntl, "flock", fails)
+    with pytest.raises(ValueError, match=message) as caught, locked(tmp_path):
+        pass
+    assert str(caught.value).startswith(f"config.workdir: {tmp_path} ")
 
 
 def test_digests_tell_content_and_names_apart():

@@ -151,6 +151,35 @@ HELPFULNESS = [
     (f"{STEP}Conclusion: [4]{STEP_END}{OUTPUT}It is fine.{OUTPUT_END}", None),
     (f"{STEP}thinks{STEP_END}{OUTPUT}Conclusion: [4]", 4),  # no closed block: the whole text
     (f"{STEP}Conclusion: [2]{STEP_END}{OUTPUT}Conclusion: [4]", None),
+    # drafts
+    ("<think>Conclusion: [1]\n</think>Conclusion: [4]", 4),
+    ("<think>Conclusion: [4]\n</think>It is hard to say.", None),
+    ("<think>Conclusion: [4]", None),
+    ("Conclusion: [1]\n</think>\nIt is hard to say.", None),  # the template opened it
+    ("Conclusion: [1]\n</think>\nConclusion: [2]", 2),
+    ("<think>a<think>b</think>Conclusion: [1]\n</think>It is hard to say.", None),
+    ("<think>1</think>Conclusion: [3]<think>Conclusion: [1]\n</think>", 3),
+    ("<think>1</think>Conclusion: [3]<think>2</think>Conclusion: [1]", None),
+    ("<Thinking time='3 s'>Conclusion: [1]\n</Thinking >", None),
+    ("＜think＞Conclusion: [1]\n＜/think＞", None),
+    ("<thought>Conclusion: [1]\n</thought>", None),
+    ("<reasoning>Conclusion: [1]\n</reasoning>", None),
+    ("<seed:think>Conclusion: [1]\n</seed:think>", None),
+    ("[THINK]Conclusion: [1]\n[/THINK]", None),
+    ("◁think▷Conclusion: [1]\n◁/think▷", None),
+    ("<|START_THINKING|>Conclusion: [1]\n<|END_THINKING|>", None),
+    ("<|channel|>analysis<|message|>Conclusion: [1]\n<|end|>", None),
+    (
+        "<|channel|>analysis<|message|>Conclusion: [1]\n<|end|><|start|>assistant"
+        "<|channel|>final<|message|>Conclusion: [5]<|return|>",
+        5,
+    ),
+    (f"<think>{OUTPUT}Conclusion: [4]\n{OUTPUT_END}</think>It is hard to say.", None),
+    (f"<think>{OUTPUT}Conclusion: [4]{OUTPUT_END}</think>{OUTPUT}Conclusion: 2{OUTPUT_END}", 2),
+    (f"{STEP}Conclusion: [4]\n{STEP_END}It is hard to say.", None),
+    (f"{STEP}Conclusion: [4]{STEP_END}Conclusion: [4]", 4),
+    ("I think>Conclusion: [4]", 4),
+    ("The answer says <i>think</i>.\nConclusion: [4]", 4),
 ]  # fmt: skip
 
 SAFETY = [

@@ -15,7 +15,7 @@ from stair_jax.rewards.remote import Line, RemoteRater, Unavailable
 from stair_jax.rewards.rubrics import Rubric
 from stair_jax.sections import JudgeConfig
 from stair_jax.validate import validate
-from tests.openai_server import DECLINED, TROUBLE, OpenAIServer
+from tests.openai_server import BROKEN, DECLINED, TROUBLE, UNCLEAR, OpenAIServer
 from tests.test_config import tiny
 
 HELP = Rubric("helpfulness", "How helpful? {question} / {answer}")
@@ -121,16 +121,92 @@ def test_retries_are_as_many_as_are_set(tmp_path, retries):
         assert server.attempts[TEXT] == retries + 1
 
 
+def kept(folder):
+    """The lines of the file of replies."""
+    return [json.loads(line) for line in (folder / judgements.FILE).read_text().splitlines()]
+
+
 @pytest.mark.parametrize("fault", DECLINED)
-def test_a_whole_answer_without_a_reply_is_missing_and_stays_so(tmp_path, fault):
+def test_a_whole_answer_without_a_reply_is_missing_and_stays_so(tmp_path, fault, caplog):
     with OpenAIServer(four, lambda text, attempt: fault) as server:
         found, counts = rate(tmp_path, server.url)
         assert server.attempts[TEXT] == 2  # once more than once
     assert found == [None]
     assert (counts["declined"], counts["declined_requests"], counts["open"]) == (1, 2, 0)
+    [row] = kept(tmp_path)
+    assert row["reply"] is None
+    assert row["why"]
+    assert f"a question is missing: {row['why']}" in caplog.text
     with OpenAIServer(four) as server:
         assert rate(tmp_path, server.url)[0] == [None]
         assert not server.asked
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_what_a_broken_server_said_is_missing_until_it_is_mended(tmp_path, fault, caplog):
+    with OpenAIServer(four, lambda text, attempt: fault * ("/ b" in text)) as server:
+        # The search asks a second time: this session knows already.
+        found, counts = rate(tmp_path, server.url, ["good", "bad", "bad"], concurrency=1)
+        assert server.attempts["How helpful? why / bad"] == 2
+    assert found == [0.5, None, None]
+    assert (counts["declined"], counts["cached"] + counts["repeated"]) == (2, 1)
+    assert len(kept(tmp_path)) == 1
+    assert "a question is missing: the reply" in caplog.text
+    with OpenAIServer(lambda text: "Conclusion: 1") as server:
+        assert rate(tmp_path, server.url, ["good", "bad"])[0] == [0.5, -1.0]
+        assert len(server.asked) == 1
+
+
+def test_a_server_whose_replies_become_empty_ends_the_run_and_nothing_is_kept(tmp_path):
+    answers = [str(i) for i in range(30)]
+    with (
+        OpenAIServer(four, lambda text, attempt: "null_text" * ("/ 0" not in text)) as server,
+        pytest.raises(Unavailable, match=r"8 answers in a row.*the reply has no text"),
+    ):
+        rate(tmp_path, server.url, answers, concurrency=1)
+    assert [row["reply"] for row in kept(tmp_path)] == [four("")]
+    with OpenAIServer(four) as server:
+        assert rate(tmp_path, server.url, answers)[0] == [0.5] * 30
+
+
+@pytest.mark.parametrize("fault", UNCLEAR)
+def test_a_question_that_is_turned_down_in_unknown_words_is_missing(tmp_path, fault):
+    with OpenAIServer(four, lambda text, attempt: fault) as server:
+        assert rate(tmp_path, server.url)[0] == [None]  # the endpoint may be what is wrong
+    with OpenAIServer(four, lambda text, attempt: fault * ("/ b" in text)) as server:
+        found, counts = rate(tmp_path, server.url, ["a", "because", "c"], concurrency=1)
+    assert found == [0.5, None, 0.5]
+    assert (counts["declined"], counts["parsed"]) == (1, 2)
+    [row] = [row for row in kept(tmp_path) if row["reply"] is None]
+    assert row["why"].startswith("HTTP ")
+    with OpenAIServer(four) as server:
+        assert rate(tmp_path, server.url)[0] == [None]
+        assert not server.asked
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_question_that_is_turned_down_is_missing_though_no_try_is_left(tmp_path, retries):
+    def fault(text, attempt):
+        return "500" if attempt < retries else "tgi"
+
+    with OpenAIServer(four, fault) as server:
+        assert rate(tmp_path, server.url, retries=retries)[0] == [None]
+        assert server.attempts[TEXT] == retries + 1
+
+
+def test_many_questions_in_a_row_that_are_turned_down_are_said_and_the_rest_is_asked(
+    tmp_path, caplog
+):
+    answers = ["first", *(f"long {i}" for i in range(20)), "last"]
+    with OpenAIServer(four, lambda text, attempt: "422" * ("long" in text)) as server:
+        found, _ = rate(tmp_path, server.url, answers, concurrency=1)
+    assert found == [0.5, *[None] * 20, 0.5]
+    said = [text for text in caplog.messages if "in a row" in text]
+    assert [text.split(": ")[1][:20] for text in said] == [
+        "8 questions in a row",
+        "16 questions in a ro",
+    ]
+    assert all(text.endswith("the last one: HTTP 422: temperature too high") for text in said)
 
 
 def test_an_answer_that_was_cut_once_may_be_whole_the_next_time(tmp_path):
@@ -309,6 +385,20 @@ def test_a_torn_line_costs_its_own_judgement_only(tmp_path, caplog):
     memory = judgements.Judgements(tmp_path)
     assert "k" not in memory
     memory.close()
+
+
+def test_a_reply_that_is_missing_without_a_reason_is_asked_for_again(tmp_path):
+    """Versions before this one kept no reason, whatever a broken server said."""
+    for why, asked in (("it was cut", 0), ("", 1), ("", 0)):
+        with OpenAIServer(four) as server:
+            if asked or why:
+                key = judgements.key_of(config(server.url), TEXT, 0)
+                (tmp_path / why).mkdir(exist_ok=True)
+                memory = judgements.Judgements(tmp_path / why)
+                memory.add(key, "judge-1", None, why)
+                memory.close()
+            assert rate(tmp_path / why, server.url)[0] == [None if why else 0.5]
+            assert len(server.asked) == asked
 
 
 def test_two_runs_may_write_to_one_memory(tmp_path):

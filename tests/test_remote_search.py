@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import json
 
 import pytest
 
+from stair_jax.rewards.judgements import FILE
 from stair_jax.rewards.judges import Composite
 from stair_jax.rewards.remote import Line, RemoteRater, Unavailable
 from stair_jax.search import driver
@@ -99,6 +101,40 @@ def test_trees_that_are_left_open_grow_at_the_next_start(tmp_path, undisturbed):
         assert max(server.answered.values()) == 1  # over all starts
     assert len(starts) > 1
     assert trees == undisturbed
+
+
+WORDINGS = ("tgi", "llama_cpp", "azure", "413", "moderation", "too_long")
+
+
+def turned_down(text, attempt=0):
+    """One of six wordings for every tenth question."""
+    del attempt
+    tenth, wording, *_ = hashlib.blake2b(text.encode()).digest()[::-1]
+    return WORDINGS[wording % 6] if tenth % 10 == 0 else ""
+
+
+def test_questions_that_are_turned_down_are_missing_with_reasons_and_the_trees_go_on(
+    tmp_path, caplog
+):
+    rows = prompts(30)
+    with OpenAIServer(opinion, turned_down) as server:
+        trees, left, counts = search(tmp_path, server.url, rows, retries=0, concurrency=3)
+        assert server.answered.total() == len(server.answered)  # nothing was paid for twice
+        asked = set(server.attempts)
+    assert left == driver.Leftovers({}, ())
+    assert sorted(trees) == sorted(row.id for row in rows)
+    down = {text: turned_down(text) for text in asked if turned_down(text)}
+    assert set(down.values()) == set(WORDINGS)
+    assert counts["safety_declined"] + counts["helpfulness_declined"] >= len(down)
+    kept = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    missing = [row for row in kept if row["reply"] is None]
+    assert len(missing) == len(down)
+    assert len({row["why"] for row in missing}) == len(WORDINGS)
+    assert all(row["why"] in caplog.text for row in missing)
+    with OpenAIServer(opinion) as server:  # all that was said is known, and the trees are the same
+        again, _, _ = search(tmp_path, server.url, rows, retries=0, concurrency=3)
+        assert not server.asked
+    assert again == trees
 
 
 def test_a_search_ends_where_its_judge_is_gone(tmp_path):

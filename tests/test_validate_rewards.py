@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 
 from stair_jax.validate import validate
@@ -46,6 +48,68 @@ BAD = [
         r"demonstrations: True would be ignored",
     ),
 ]
+
+
+REMOTE = {"judge__helpfulness": "remote", "judge__endpoint": "http://h/v1", "judge__model": "m"}
+SELF = {"judge__helpfulness": "self", "judge__templates": "miniature"}
+RULE = {"judge__safety": "rule", "judge__helpfulness": "none"}
+REWARD = {"judge__helpfulness": "reward_model", "judge__reward_model": "x"}
+KNOBS = {
+    "samples": 2,
+    "temperature": 0.1,
+    "top_p": 0.5,
+    "max_tokens": 7,
+    "refusal_rule": False,
+    "scope": "by_type",
+}
+# Which of those knobs somebody reads, under which judges (of safety the miniature's verifier).
+READ = [
+    ({}, {"scope"}),
+    ({"judge__scope": "by_type"}, {"refusal_rule"}),
+    (RULE, set()),
+    (RULE | SELF, {"samples", "temperature", "top_p", "max_tokens", "scope"}),
+    (SELF, set(KNOBS)),
+    (REMOTE, set(KNOBS)),
+    (REWARD, {"refusal_rule", "scope"}),
+    ({"judge__helpfulness": "none"}, {"refusal_rule", "scope"}),
+]
+
+
+@pytest.mark.parametrize(("judges", "read"), READ)
+@pytest.mark.parametrize("knob", KNOBS)
+def test_a_knob_that_no_judge_reads_is_refused_by_name(tmp_path, judges, read, knob):
+    c = tiny(**({"workdir": str(tmp_path)} | judges | {f"judge__{knob}": KNOBS[knob]}))
+    if knob in read or judges.get(f"judge__{knob}") == KNOBS[knob]:
+        validate(c)
+        return
+    with pytest.raises(
+        ValueError, match=rf"config\.judge\.{knob}: {KNOBS[knob]!r} would be ignored"
+    ):
+        validate(c)
+
+
+LEAVE_OUT = [
+    ("top_p", {}, None),
+    (" temperature , top_p,max_tokens", {}, None),
+    ("", {"judge__top_p": 0.5}, None),
+    ("seed", {}, r"config\.judge\.leave_out: \['seed'\] not in \['temperature', 'top_p'"),
+    ("top_p", {"judge__top_p": 0.5}, r"config\.judge\.top_p: 0\.5 would be ignored.*leave_out"),
+    ("top_p", {"judge__temperature": 0.5}, None),
+    ("top_p", {"judge__top_p": 0.5, "judge__safety": "self"}, None),
+    (
+        "top_p",
+        {"judge__helpfulness": "verifier", "judge__endpoint": "", "judge__model": ""},
+        r"config\.judge\.leave_out: 'top_p' would be ignored, it needs 'remote'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("left_out", "changes", "message"), LEAVE_OUT)
+def test_what_is_left_out_of_requests_is_known_and_is_not_set(tmp_path, left_out, changes, message):
+    values = {"workdir": str(tmp_path), "judge__leave_out": left_out, "stages": "sft"}
+    c = tiny(**(values | REMOTE | changes))
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        validate(c)
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD)

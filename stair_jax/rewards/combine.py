@@ -1,4 +1,21 @@
-"""One number from safety S and helpfulness H, both in [-1, 1].
+"""One number from safety S and helpfulness H, both in [-1, 1]; or none.
+
+What has a reward, under every form and every `judge.scope`:
+
+| the response | S and H | its reward |
+|-|-|-|
+| has an answer, and both were rated | as rated | R(H, S) |
+| has an answer, and one side is not asked for | see `judges.Composite` | R(H, S) |
+| has an answer, and a rating that was asked for is missing | none | none |
+| is malformed: no closed answer | none | none |
+
+None is never replaced by a number, which would rank what nobody judged: with S = +1 and H = -1 a
+malformed response to a helpfulness prompt would be worth R = 1 under the paper's constants, above
+an unsafe answer (-3 to -1); with S = -1 one to a safety prompt R = -1, above an unsafe answer that
+helps. Without a reward no value is backed up, and no pair holds the response.
+
+Only a verifier that knows the truth may rate a malformed response itself: the miniature's puts it
+last among the answers to its prompt.
 
 Source: STAIR section 2.2 and theorem 2.1 (form "paper"); thu-ml/STAIR src/generate_tree.py
 `_get_reward` (forms "safe-constraint" and "outcome").

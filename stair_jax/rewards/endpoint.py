@@ -1,74 +1,74 @@
 """One request to an OpenAI-compatible endpoint: a whole reply comes back, or why there is none.
 
-Replies are asked for in one piece, not streamed. A JSON document ends where it says it ends, so a
-cut one cannot be read, whatever the server says of its length; and `finish_reason` stands in it.
-What is not certain to be whole is never handed on.
+Replies are asked for in one piece, neither streamed nor compressed. What a server says is handed on
+without the secrets of the environment, should it repeat them.
 """
 
 import asyncio
 import contextlib
 import datetime
 import email.utils
-import json
-import os
+import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
+import httpx2
 import openai
 
-from stair_jax.sections import JudgeConfig
+from stair_jax import redaction
+from stair_jax.rewards.complaints import (
+    LONGEST_REASON,
+    Complaint,
+    Declined,
+    Refused,
+    Trouble,
+    complaint_of,
+    exception_of,
+)
+from stair_jax.rewards.replies import reply_of
+from stair_jax.sections import JudgeConfig, words
+
+log = logging.getLogger(__name__)
 
 LONGEST_WAIT = 300.0  # seconds, whatever a server wishes
-_LATER = (408, 409, 429)  # of the statuses from 400 on, those that may pass, as all from 500 on do
-# Codes of "400 Bad Request" that are about this one question, not about all of them.
-_OWN_FAULT = ("content_filter", "context_length_exceeded")
+LARGEST_REPLY = 8 << 20  # bytes of an answer, whatever a server sends
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _EPOCH = 1e9  # a number of seconds above it is a date
-
-
-class Trouble(Exception):
-    """No whole reply came; the next may. `wait` seconds are to pass first, if the server says."""
-
-    def __init__(self, why: str, wait: float = 0.0):
-        super().__init__(why)
-        self.wait = wait
-
-
-class Declined(Exception):
-    """The endpoint answered, and what it said is no reply: cut at the limit, filtered, refused."""
-
-
-class Refused(ValueError):
-    """Whatever is asked, nothing will be answered: an unknown model, a wrong key."""
 
 
 class Endpoint:
     """Asks a model one question at a time; may be used by many tasks of one event loop.
 
     The key is read from OPENAI_API_KEY and appears in no message. The client never retries: that
-    is decided in `remote` alone.
+    is decided in `remote` alone. `answered` is True once a reply came.
+
+    A setting that the server does not take is left out of all further requests, which is logged.
 
     Raises:
-      ValueError: where address or model are missing, or the address is none.
+      ValueError: where address or model are missing, where the address is none, or where the key
+        cannot be sent.
     """
 
     def __init__(self, config: JudgeConfig):
         for name in ("endpoint", "model"):
             if not getattr(config, name):
                 raise ValueError(f"config.judge.{name}: empty, a remote judge needs it")
-        if not config.endpoint.startswith(("http://", "https://")):
-            raise ValueError(
-                f"config.judge.endpoint: {config.endpoint!r}, expected http:// or https:// in front"
-            )
+        redaction.check_address("judge.endpoint", config.endpoint)
+        self.answered = False
         self._config = config
-        self._key = os.environ.get("OPENAI_API_KEY", "")
-        self._client = openai.AsyncOpenAI(
-            api_key=self._key or "none", base_url=config.endpoint, max_retries=0, timeout=None
-        )
+        self._left_out = set(words(config.leave_out))
         self._limit = "max_tokens"  # what the server calls it
+        self._client = openai.AsyncOpenAI(
+            api_key=redaction.key() or "none",
+            base_url=config.endpoint,
+            max_retries=0,
+            timeout=None,
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [_look]}),
+        )
 
     async def ask(self, question: str) -> tuple[str, float]:
         """Returns the reply to one user turn, and for how long the server wants to be left alone.
@@ -78,93 +78,140 @@ class Endpoint:
         Raises:
           Trouble, Declined, Refused: where there is no reply.
         """
-        with self._explained():
+        with self._explained(question):
             async with asyncio.timeout(self._config.timeout):
                 response = await self._send(question)
-                return reply_of(response.content), wait_of(response.headers, limited=False)
+                reply = reply_of(response.content, question, answered=self.answered)
+        self.answered = True
+        return redaction.hide(reply), wait_of(response.headers, limited=False)
 
     async def _send(self, question: str) -> Any:
-        c = self._config
+        """Returns the answer to a question, asked with the settings that the server takes."""
+        sent = self._settings()
         try:
             raw = await self._client.chat.completions.with_raw_response.create(
-                model=c.model, messages=[{"role": "user", "content": question}],
-                temperature=c.temperature, top_p=c.top_p, extra_body={self._limit: c.max_tokens},
-            )  # fmt: skip
-        except openai.BadRequestError as error:
-            if error.param != "max_tokens" or self._limit != "max_tokens":
+                model=self._config.model,
+                messages=[{"role": "user", "content": question}],
+                extra_body=sent,
+            )
+        except openai.APIStatusError as error:
+            complaint = complaint_of(error.status_code, error.response.content)
+            if not self._leave_out(complaint, sent, question):
                 raise
-            self._limit = "max_completion_tokens"  # the newer name, of models that reason
             return await self._send(question)
         return raw.http_response
 
+    def _settings(self) -> dict[str, float]:
+        c = self._config
+        every = {"temperature": c.temperature, "top_p": c.top_p, "max_tokens": c.max_tokens}
+        sent = {name: value for name, value in every.items() if name not in self._left_out}
+        if "max_tokens" in sent and self._limit != "max_tokens":
+            sent[self._limit] = sent.pop("max_tokens")
+        return sent
+
+    def _leave_out(self, complaint: Complaint, sent: Mapping[str, float], question: str) -> bool:
+        """Leaves out the first setting that the server names, or calls it by its newer name.
+
+        Returns whether there was one. Others may have noted it since the request was sent.
+        """
+        for name in ("top_p", "temperature", "max_tokens", "max_completion_tokens"):
+            if name not in sent or not complaint.names(name, question):
+                continue
+            if name == "max_tokens":
+                self._limit = "max_completion_tokens"  # the newer name, of models that reason
+                return True
+            setting = "max_tokens" if name == self._limit else name
+            if setting not in self._left_out:
+                self._left_out.add(setting)
+                said = f"config.judge.{setting} is left out, {_shown(complaint.message)}"
+                log.warning("judge.endpoint %s: %s", self._config.endpoint, said)
+            return True
+        return False
+
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turns whatever can happen on the way into our three exceptions."""
+    def _explained(self, question: str) -> Iterator[None]:
+        """Turns whatever can happen on the way into our three exceptions, without secrets."""
         try:
             yield
         except TimeoutError:
             raise Trouble(f"no whole reply within {self._config.timeout:g} s") from None
         except openai.APIStatusError as error:
-            raise self._status(error) from None
+            raise self._without_secrets(self._status(error, question)) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            raise Trouble(self._clean(f"{type(cause).__name__}: {cause}")) from None
+            raise Trouble(_shown(f"{type(cause).__name__}: {cause}")) from None
+        except (Trouble, Declined, Refused) as error:
+            raise self._without_secrets(error) from None
 
-    def _status(self, error: openai.APIStatusError) -> Exception:
-        status, told = error.status_code, " - " in error.message
-        said = self._clean(error.message if told else f"{error.message} - {error.response.text}")
-        if error.code == "insufficient_quota":
-            return self._refused(said)
-        if status in _LATER or status >= 500:
-            limited = status in (429, 503)
-            return Trouble(said, wait_of(error.response.headers, limited=limited))
-        if status == 400 and (error.code in _OWN_FAULT or "maximum context length" in said):
-            return Declined(said)
-        return self._refused(said)
+    def _status(self, error: openai.APIStatusError, question: str) -> Exception:
+        wait = wait_of(error.response.headers, limited=error.status_code in (429, 503))
+        complaint = complaint_of(error.status_code, error.response.content)
+        return exception_of(complaint, question, answered=self.answered, wait=wait)
 
-    def _refused(self, said: str) -> Refused:
-        c = self._config
-        return Refused(
-            f"config.judge.endpoint: {c.endpoint} refuses config.judge.model={c.model!r}: {said}"
-        )
-
-    def _clean(self, said: str) -> str:
-        """Returns a server's words on one line, without the key, should it repeat it."""
-        said = " ".join(said.split())
-        return (said.replace(self._key, "***") if self._key else said)[:300]
+    def _without_secrets(self, error: Exception) -> Exception:
+        c, said = self._config, _shown(str(error))
+        if isinstance(error, Refused):
+            who = f"config.judge.endpoint: {c.endpoint} refuses config.judge.model={c.model!r}"
+            said = f"{who}: {said}"
+        error.args = (said,)
+        return error
 
     async def close(self) -> None:
         """Closes all connections."""
         await self._client.close()
 
 
-def reply_of(body: bytes) -> str:
-    """Returns the text of a chat completion.
+def _shown(said: str) -> str:
+    """Returns a server's words on one line, without secrets; cut last, so that no piece is left."""
+    return redaction.hide(" ".join(said.split()))[:LONGEST_REASON]
+
+
+async def _look(response: httpx2.Response) -> None:
+    """Looks at an answer before it is read.
 
     Raises:
-      Trouble: where `body` is not a whole one.
-      Declined: where it is, and holds no finished text.
+      Refused: where it sends the question on to another host.
+      Trouble: where it is compressed, which was not asked for: its size would be unknown.
     """
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Trouble(f"the reply is no whole JSON document: {body[:60]!r}") from None
-    choices = data.get("choices") if isinstance(data, dict) else None
-    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise Trouble(f"the reply is no chat completion: {body[:60]!r}")
-    message, reason = choices[0].get("message"), choices[0].get("finish_reason")
-    if not isinstance(message, dict) or not isinstance(reason, str):
-        raise Trouble("the reply does not say how it ended")
-    if reason == "length":
-        raise Declined("the reply was cut at config.judge.max_tokens")
-    if reason != "stop":
-        raise Declined(f"the reply ended with {reason!r}")
-    if message.get("refusal") or message.get("tool_calls") or message.get("function_call"):
-        raise Declined("the reply is a refusal or the call of a tool")
-    text = message.get("content")
-    if not isinstance(text, str) or not text.strip():
-        raise Declined("the reply has no text")
-    return text
+    if response.has_redirect_location:
+        there = httpx2.URL()
+        with contextlib.suppress(httpx2.InvalidURL):
+            there = response.url.join(response.headers["location"])
+        if not _same_server(response.url, there):
+            raise Refused(
+                f"HTTP {response.status_code}: it sends the question on to another host,"
+                f" {there.scheme}://{there.netloc.decode(errors='replace')}"
+            )
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise Trouble(f"the reply came compressed ({encoding}), which was not asked for")
+    assert isinstance(response.stream, httpx2.AsyncByteStream)
+    response.stream = _Bounded(response.stream)
+
+
+def _same_server(here: httpx2.URL, there: httpx2.URL) -> bool:
+    """Returns whether a redirect stays where it was, or merely turns to TLS."""
+    before, after = (here.scheme, here.port), (there.scheme, there.port)
+    to_tls = before == ("http", None) and after == ("https", None)
+    return here.host == there.host and (before == after or to_tls)
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """A body of LARGEST_REPLY bytes at most."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream):
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for part in self._stream:
+            size += len(part)
+            if size > LARGEST_REPLY:
+                raise Trouble(f"the reply is larger than {LARGEST_REPLY} bytes")
+            yield part
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 def wait_of(headers: Mapping[str, str], *, limited: bool) -> float:

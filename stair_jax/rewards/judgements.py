@@ -6,7 +6,7 @@ import logging
 import pathlib
 
 from stair_jax import records
-from stair_jax.sections import JudgeConfig
+from stair_jax.sections import JudgeConfig, words
 
 log = logging.getLogger(__name__)
 
@@ -17,8 +17,8 @@ class Judgements:
     """Replies by the content of their requests: a file that is only ever appended to.
 
     A line is {"key", "model", "reply"}; a reply of null says that the model was asked and gave
-    none. A torn line costs its own reply only. Several runs may append to one file at a time; each
-    knows what was there when it opened it. One thread at a time may use an object.
+    none, and "why". A torn line costs its own reply only. Several runs may append to one file at a
+    time; each knows what was there when it opened it. One thread at a time may use an object.
 
     Args:
       folder: made where it is missing.
@@ -28,6 +28,7 @@ class Judgements:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / FILE
         self._replies: dict[str, str | None] = {}
+        self._reasons: dict[str, str] = {}  # why there is no reply, by key
         data = self._path.read_bytes() if self._path.exists() else b""
         broken = sum(not self._take(line) for line in data.splitlines())
         if broken:
@@ -49,8 +50,13 @@ class Judgements:
         reply = row.get("reply", 0)
         if not isinstance(reply, str | None):
             return False
-        self._replies[row["key"]] = reply
+        self._note(row["key"], reply, str(row.get("why", "")))
         return True
+
+    def _note(self, key: str, reply: str | None, why: str) -> None:
+        self._replies[key] = reply
+        if why:
+            self._reasons[key] = why
 
     def __contains__(self, key: str) -> bool:
         return key in self._replies
@@ -58,14 +64,25 @@ class Judgements:
     def __getitem__(self, key: str) -> str | None:
         return self._replies[key]
 
-    def add(self, key: str, model: str, reply: str | None) -> None:
-        """Keeps a reply, for good once this returns.
+    def get(self, key: str) -> str | None:
+        """Returns a reply; None where there is none, or where it is not known."""
+        return self._replies.get(key)
+
+    def settled(self, key: str) -> bool:
+        """Returns whether a question need not be asked: there is a reply, or a reason for none.
+
+        Files of before have no reasons; a broken server may have been one.
+        """
+        return self._replies.get(key) is not None or key in self._reasons
+
+    def add(self, key: str, model: str, reply: str | None, why: str = "") -> None:
+        """Keeps a reply, for good once this returns; `why` says why there is none.
 
         Raises:
           OSError: where the disk does not take it.
         """
-        self._replies[key] = reply
-        row = {"key": key, "model": model, "reply": reply}
+        self._note(key, reply, why)
+        row = {"key": key, "model": model, "reply": reply} | ({"why": why} if why else {})
         # One write a line, as long as the disk takes it: lines of two processes do not mix.
         records.append(self._file, json.dumps(row).encode() + b"\n")
 
@@ -78,11 +95,11 @@ def key_of(config: JudgeConfig, question: str, number: int) -> str:
     """Returns the name of a request: all that its reply depends on, but not who is asked where.
 
     Args:
-      config: the model and how it draws.
+      config: the model and how it draws; what is left out of the request does not count.
       question: the whole text that is sent.
       number: of the sample, from 0.
     """
-    content = [
-        config.model, question, config.temperature, config.top_p, config.max_tokens, number
-    ]  # fmt: skip
+    names, left_out = ("temperature", "top_p", "max_tokens"), words(config.leave_out)
+    settings = [None if name in left_out else getattr(config, name) for name in names]
+    content = [config.model, question, *settings, number]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()

@@ -3,15 +3,17 @@
 The search's thread submits and collects; one thread with an event loop asks. A question that is
 being asked is not asked again, and neither is one whose reply is on disk: a reply that was paid for
 stands, also one that cannot be parsed (it will not be parsed at the next start either, so its
-rating stays missing) and the lack of one (`Declined`).
+rating stays missing), and the lack of one where that is about the question.
 
 Three things can go wrong, and none of them becomes a rating:
 - No whole reply (`Trouble`: errors, silence, cut answers). Asked again `config.retries` times after
   growing random pauses, then left OPEN, to be asked at the next start.
-- A whole answer without a reply (`Declined`: cut at the limit, filtered). Asked once more, then
-  missing.
-- An endpoint that refuses whatever it is asked (`Refused`), or that has failed `breaker` questions
-  in a row: `collect` raises, so that a run stops before it has lost hours.
+- An answer without a reply (`Declined`: cut at the limit, filtered, a question that is too long).
+  Asked once more, then missing, with the reason in the log and on disk. Where the endpoint may be
+  at fault (a reply without text, an error in unknown words before the first reply), that holds
+  for this session only: the next start asks again.
+- An endpoint that refuses whatever it is asked (`Refused`: key, model, quota), or that has failed
+  `breaker` questions in a row: `collect` raises, so that a run stops before it has lost hours.
 """
 
 import asyncio
@@ -25,7 +27,8 @@ from collections.abc import Callable, Coroutine, Hashable, Mapping
 from typing import Any
 
 from stair_jax.records import Prompt
-from stair_jax.rewards.endpoint import Declined, Endpoint, Refused, Trouble
+from stair_jax.rewards.complaints import Declined, Refused, Trouble
+from stair_jax.rewards.endpoint import Endpoint
 from stair_jax.rewards.judgements import Judgements, key_of
 from stair_jax.rewards.judges import OPEN, Open, Rating
 from stair_jax.rewards.rubrics import Rubric
@@ -68,7 +71,8 @@ class Line:
         self._trouble = ""  # what happened last to a question without a reply
         self._breaker = max(BREAKER, config.concurrency)
         self._failure: BaseException | None = None
-        self._failed_in_a_row, self._ever_answered = 0, False
+        self._failed_in_a_row = self._declined_in_a_row = 0
+        self._without_reply: set[str] = set()  # keys that this session asks for no more
         self._closing, self._quiet_until = False, 0.0
         self._asked: dict[str, asyncio.Task[Reply]] = {}  # under way, by key
         self._on_wire: set[asyncio.Task[Any]] = set()
@@ -118,9 +122,9 @@ class Line:
 
     async def _sample(self, question: str, number: int, counts: Counts) -> Reply:
         key = key_of(self.config, question, number)
-        if key in self._judgements:
+        if self._judgements.settled(key) or key in self._without_reply:
             counts["cached"] += 1
-            return self._judgements[key]
+            return self._judgements.get(key)
         task = self._asked.get(key)
         if task is None:
             task = self._asked[key] = self._loop.create_task(self._fetch(key, question, counts))
@@ -152,8 +156,9 @@ class Line:
                 except Declined as error:
                     counts["declined_requests"] += 1
                     self._trouble, declined = str(error), declined + 1
-                    if declined == TRIES_DECLINED:
-                        return self._give_up(key)
+                    # Also without a try left: to be asked at every start would end every run.
+                    if declined == TRIES_DECLINED or attempt == self.config.retries:
+                        return self._give_up(key, error)
             self._failed(left_open=True)
             return OPEN
 
@@ -168,17 +173,26 @@ class Line:
             self._judgements.add(key, self.config.model, reply)
         finally:
             self._on_wire.discard(task)
-        self._failed_in_a_row, self._ever_answered = 0, True
+        self._failed_in_a_row = self._declined_in_a_row = 0
         self._hold_off(wait)
         return reply
 
-    def _give_up(self, key: str) -> None:
+    def _give_up(self, key: str, error: Declined) -> None:
         """Notes that the endpoint has no reply to a question.
 
-        That may be the question's fault; but an endpoint that has never replied is set up wrongly.
+        Only what is about the question is kept. An endpoint that has never replied is set up
+        wrongly, and one whose replies have no text is broken: the breaker counts those.
         """
-        self._judgements.add(key, self.config.model, None)
-        if not self._ever_answered:
+        c, why = self.config, str(error)
+        self._without_reply.add(key)
+        if error.lasting:
+            self._judgements.add(key, c.model, None, why)
+        log.warning("judge.endpoint %s: a question is missing: %s", c.endpoint, why)
+        self._declined_in_a_row += 1
+        if self._declined_in_a_row % self._breaker == 0:
+            many = f"{self._declined_in_a_row} questions in a row are missing"
+            log.warning("judge.endpoint %s: %s; the last one: %s", c.endpoint, many, why)
+        if not (self._endpoint.answered and error.lasting):
             self._failed(left_open=False)
 
     def _failed(self, *, left_open: bool) -> None:

@@ -10,10 +10,10 @@ kept until the child is first visited. That changes no choice, since what is dra
 node alone, and wastes no token, since every node is visited in the end (`visit_all_nodes`: in the
 last round, if not before). Where that setting is off, evaluations start when they are asked for.
 
-An evaluation whose judge gives no score is tried once more (`TRIES`): a fresh rollout, or the
-same answer judged again. If that fails too it counts as missing: the iteration is spent, nothing
-is backed up, and the node stays as it was, to be selected again; only a node whose own answer
-cannot be judged is closed for the rest of the search.
+A rollout whose judge gives no score is tried once more (`TRIES`), with a fresh one. If that fails
+too it counts as missing: the iteration is spent, nothing is backed up, and the node stays as it
+was, to be selected again. A node's own answer is judged once, for a judge would say the same again;
+without a score the node is closed for the rest of the search.
 """
 
 import collections
@@ -311,9 +311,9 @@ class Growth:
         self._outcomes[node] = Outcome(kind, np.float32(self.valuing.value(node)))
 
     def score(self, score: Score | None, task: Task) -> None:
-        """Takes the judge's verdict; where there is none, asks once more."""
+        """Takes the judge's verdict; where a rollout has none, tries another one."""
         node = task.node
-        if score is None and self._tries[node] < TRIES:
+        if score is None and self._tries[node] < TRIES and not self.nodes[node].ends:
             self._begin(node)
             return
         del self._tries[node]

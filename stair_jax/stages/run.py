@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import os
@@ -21,6 +22,7 @@ from stair_jax.stages import hashes
 from stair_jax.stages.lineage import Lineage, settings_of
 
 CHECKPOINT = "model.checkpoint"  # the setting whose content is hashed wherever a model counts
+_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # what flock says of a lock that is taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,13 +160,18 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     """Holds the workdir for this process; the system lets go of it when the process ends.
 
     Raises:
-      ValueError: where another process holds it.
+      ValueError: where another process holds it, or where the file system has no locks.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / ".lock", "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in _HELD:
+                raise ValueError(
+                    f"config.workdir: {workdir} cannot be locked ({error.strerror}), so that two"
+                    " runs could mix there; expected a file system with locks (flock)"
+                ) from None
             file.seek(0)
             raise ValueError(
                 f"config.workdir: {workdir} is in use by another run ({file.read().strip()})"
