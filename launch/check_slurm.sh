@@ -6,7 +6,7 @@ set -eu
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'pkill -F "$work/slurmd.pid" || true; pkill -F "$work/slurmctld.pid" || true; pkill -F "$work/munged.pid" || true
-rm -rf "$work"' EXIT
+sleep 2; rm -rf "$work" || true' EXIT
 mkdir -p "$work/state" "$work/spool"
 dd if=/dev/urandom of="$work/munge.key" bs=32 count=1 status=none
 chmod 400 "$work/munge.key"

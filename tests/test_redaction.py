@@ -255,7 +255,7 @@ def test_a_planted_key_is_in_no_file_of_a_stage_and_in_no_log(stage, tmp_path, m
 
 
 def test_the_command_line_logs_and_ends_without_secrets(monkeypatch, capsys):
-    def run(config):
+    def run(config, flags):
         del config
         log = logging.getLogger("any")
         log.info("key %s", PLANTED)
@@ -272,6 +272,8 @@ def test_the_command_line_logs_and_ends_without_secrets(monkeypatch, capsys):
         monkeypatch.setattr(main.startup, name, lambda *_: None)
     monkeypatch.setattr(main.xla_flags, "add", lambda **_: None)
     monkeypatch.setattr(main, "_CONFIG", type("Flag", (), {"value": tiny(workdir="x")}))
+    monkeypatch.setattr(main.flags, "FLAGS", {"config": None})
+    monkeypatch.setattr(main.config_flags, "get_override_values", lambda _: {})
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     root.handlers = []
