@@ -233,7 +233,7 @@ class Nursery:
         ids, model = self.tools.codec.prompt_ids(prompt.question), self.tools.valuer
         valuing = None if model is None else Valuing(model, ids)
         try:
-            return Growth(prompt, self.tools.engine.root(ids), self.tools, valuing)
+            return Growth(prompt, self.tools.engine.root(ids), self.tools, valuing, self._count)
         except ValueError:
             if valuing is not None:
                 valuing.close()
