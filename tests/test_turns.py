@@ -159,11 +159,11 @@ SIZE = dataclasses.replace(
 )
 
 
-def forest(count):
+def forest(count, folder):
     """Returns what a search of so many trees took, in decoding steps, and the trees' digests."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(host, "FakeDevice", Rarely))
-        machine = host.Machine(SIZE, 14.0)
+        machine = host.Machine(SIZE, 14.0, folder)
         for module in (engine, replicas, driver):
             stack.enter_context(mock.patch.object(module, "time", machine.clock))
         nursery, found = machine.nursery, {}
@@ -173,14 +173,15 @@ def forest(count):
                 ended.append(machine.engine.counters["steps"])
                 found[tree.prompt.id] = [(node.ids, node.visits) for node in tree.nodes]
             growing.append(len(nursery._growing))
-        nursery.close()
+        machine.close()
         busy = counters.shares(machine.engine.counters)["busy_share"]
     return ended, sum(growing) / len(growing), busy, found
 
 
-def test_trees_end_in_a_steady_stream_and_slots_stay_busy(monkeypatch):
+def test_trees_end_in_a_steady_stream_and_slots_stay_busy(monkeypatch, tmp_path):
+    (tmp_path / "before").mkdir()
     count = 40
-    ended, growing, busy, trees = forest(count)
+    ended, growing, busy, trees = forest(count, tmp_path)
     init: Any = Growth.__init__
 
     def without_turns(self, prompt, root, tools, valuing=None, turn=0):
@@ -190,7 +191,7 @@ def test_trees_end_in_a_steady_stream_and_slots_stay_busy(monkeypatch):
     monkeypatch.setattr(Growth, "__init__", without_turns)
     monkeypatch.setattr(engine, "LEAST", 4)
     monkeypatch.setattr(engine, "WEAR", 1.0)
-    before, growing_before, busy_before, others = forest(count)
+    before, growing_before, busy_before, others = forest(count, tmp_path / "before")
     both = trees.keys() & others.keys()
     assert len(both) > count // 2
     assert all(trees[id] == others[id] for id in both)  # whoever went first
@@ -201,8 +202,8 @@ def test_trees_end_in_a_steady_stream_and_slots_stay_busy(monkeypatch):
     assert max(np.diff(ended)) < ended[0] / 2
 
 
-def test_a_tree_has_the_turn_of_its_planting():
-    machine = host.Machine(SIZE, 14.0)
+def test_a_tree_has_the_turn_of_its_planting(tmp_path):
+    machine = host.Machine(SIZE, 14.0, tmp_path)
     asked = []
     for one in machine.engine._engines:
         submit = one.submit
@@ -217,4 +218,4 @@ def test_a_tree_has_the_turn_of_its_planting():
     assert {request.turn for request in asked} == {int(request.id.prompt_id) for request in asked}
     assert all(request.turn == int(request.id.prompt_id) for request in asked)
     assert len({request.turn for request in asked}) > 3
-    machine.nursery.close()
+    machine.close()
