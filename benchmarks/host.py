@@ -1,10 +1,10 @@
 """The host of a search on eight GPUs: all is real but the devices, which only take time.
 
-The engine, its replicas, the trees' driver and the search's arrays are the product's own. A fake
-device draws tokens by hashing the request's key, and its chunk is ready after chunk x step seconds
-of a virtual clock. That clock counts the CPU time of this process, less what the fake devices
-themselves take, and skips what is slept. So the figures are those of a machine whose one thread
-runs as fast as this one's, and neighbours on this machine hardly move them.
+The engine, its replicas, the trees' driver, the log of results and the search's arrays are the
+product's own. A fake device draws tokens by hashing the request's key, and its chunk is ready after
+chunk x step seconds of a virtual clock. That clock counts the CPU time of this process, less what
+the fake devices themselves take, and skips what is slept. So the figures are those of a machine
+whose one thread runs as fast as this one's, and neighbours on this machine hardly move them.
 
 Left out: prefill takes no time, nothing is tokenized, a hash judges, and the call that starts a
 real program (some 0.2 ms with 300 parameters) is not made.
@@ -14,7 +14,9 @@ import argparse
 import contextlib
 import dataclasses
 import gc
+import pathlib
 import statistics
+import tempfile
 import time
 import zlib
 from collections.abc import Collection, Mapping, Sequence
@@ -36,8 +38,9 @@ from stair_jax.model.spec import Spec
 from stair_jax.records import Prompt
 from stair_jax.rewards.combine import Reward
 from stair_jax.rewards.judges import FunctionJudge, Score
-from stair_jax.search import driver
+from stair_jax.search import driver, result_log
 from stair_jax.search.growth import Tools
+from stair_jax.search.replay import ReplayEngine
 from stair_jax.sections import EngineConfig, RewardConfig, SearchConfig
 
 SPEC = Spec(
@@ -57,6 +60,7 @@ SPEC = Spec(
     tied=False,
     family="llama",
 )
+PROMPTS = 100_000  # there are always more
 STEP_END, END = 1, 2  # token ids; others are drawn from [FIRST, V)
 FIRST = 10
 STEP_TOKENS, ROLLOUT_TOKENS = 110, 170  # in the mean
@@ -235,6 +239,7 @@ class Machine:
 
     size: Size
     step_ms: float
+    folder: pathlib.Path  # of the log of results
 
     def __post_init__(self) -> None:
         size, defaults = self.size, config_lib.default()
@@ -270,15 +275,17 @@ class Machine:
         )
         search = SearchConfig.of(defaults.search)
         reward = Reward(search.reward, RewardConfig.of(defaults.reward))
+        ids = [str(i) for i in range(PROMPTS)]
+        self.results = result_log.ResultLog(self.folder / result_log.FILE, ids)
         tools = Tools(
-            engine=self.engine,
+            engine=ReplayEngine(self.engine, self.results),
             judge=FunctionJudge(_score),
             codec=codec,
             config=search,
             reward=reward,
             seed=0,
         )
-        prompts = (Prompt(id=str(i), question=str(i), type="safety") for i in range(100_000))
+        prompts = (Prompt(id=id, question=id, type="safety") for id in ids)
         self.nursery = driver.Nursery(prompts, tools)
         self.trees = 0
 
@@ -288,7 +295,14 @@ class Machine:
             for module in (engine_lib, replicas, driver):
                 stack.enter_context(mock.patch.object(module, "time", self.clock))
             while self.engine.counters["decoded"] < tokens:
-                self.trees += len(self.nursery.tick())
+                for tree in self.nursery.tick():
+                    self.results.drop(tree.prompt.id)
+                    self.trees += 1
+
+    def close(self) -> None:
+        """Ends the search, and closes its log."""
+        self.nursery.close()
+        self.results.close()
 
     def seconds(self) -> dict[str, float]:
         """Returns the clocks: virtual seconds, CPU seconds of the host, those of all devices."""
@@ -305,7 +319,12 @@ def search(size: Size, step_ms: float) -> dict[str, float]:
     `busy` is the share of the time that the devices decode, `busy_slots` the share of their
     slot-steps that draw a token; `tokens_per_s` counts what all devices decode.
     """
-    machine = Machine(size, step_ms)
+    with tempfile.TemporaryDirectory() as folder:
+        return _measured(Machine(size, step_ms, pathlib.Path(folder)))
+
+
+def _measured(machine: Machine) -> dict[str, float]:
+    size = machine.size
     machine.run(size.warm_tokens)
     before, clocks = dict(machine.engine.counters), machine.seconds()
     machine.run(size.warm_tokens + size.tokens)
@@ -322,7 +341,7 @@ def search(size: Size, step_ms: float) -> dict[str, float]:
         **passed,
         **{name: float(done[name]) for name in ("decoded", "chunks", "evicted", "preempted")},
     }
-    machine.nursery.close()
+    machine.close()
     return found
 
 

@@ -38,7 +38,8 @@ class ScriptedCodec:
         self.step_stop = self.end_stop | {self._id(STEP_END)}
 
     def _id(self, piece):
-        id = int.from_bytes(hashlib.blake2b(piece.encode(), digest_size=7).digest(), "big")
+        digest = hashlib.blake2b(piece.encode(), digest_size=4).digest()
+        id = int.from_bytes(digest, "big") >> 1  # an int32, as token ids are
         assert self._pieces.setdefault(id, piece) == piece
         return id
 

@@ -104,8 +104,9 @@ class EngineOperations(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), many=st.integers(1, 5), stop=st.sampled_from(list(STOPS)),
-          tokens=st.integers(1, 30), together=st.booleans(), logps=st.booleans())  # fmt: skip
-    def submit(self, data, many, stop, tokens, together, logps):
+          tokens=st.integers(1, 30), together=st.booleans(), logps=st.booleans(),
+          turn=st.integers(0, 3))  # fmt: skip
+    def submit(self, data, many, stop, tokens, together, logps, turn):
         """Siblings, as a rule: from one sequence, or from sequences with a common start."""
         parent = self.pick(data, self.held)
         path = self.path.get(parent, parent)
@@ -116,7 +117,7 @@ class EngineOperations(RuleBasedStateMachine):
             self.count += 1
             request = Request(
                 id=self.count, prefix=prefix, key=("k", self.count), stop=stop, max_tokens=tokens,
-                sampling=WARM, group=id(common), shared=len(common.ids),
+                sampling=WARM, group=id(common), shared=len(common.ids), turn=turn,
                 logps=logps or not self.scripted,  # programs for both would be compiled
             )  # fmt: skip
             self.engine.submit(request)
@@ -383,7 +384,7 @@ def test_a_step_starts_the_next_chunk_where_enough_requests_wait(mode, requests,
 
 
 def test_an_engine_is_hungry_until_enough_requests_wait():
-    for mode, waiting in (("views", 2 * CONFIG.slots), ("xla", 1)):
+    for mode, waiting in (("views", CONFIG.slots), ("xla", 1)):
         engine = make(scripted=True, **MODES[mode])
         root, told = engine.root([7]), []
         for i in range(2 * waiting):

@@ -13,6 +13,7 @@ from stair_jax.miniature import judging, splits, tokenizer, verifier
 from stair_jax.records import Prompt
 from stair_jax.rewards.judges import OPEN, Composite, FunctionJudge, Score
 from stair_jax.rewards.rubrics import Rubric
+from stair_jax.search import result_log
 from stair_jax.stages import judges, policies, prompts, search
 from stair_jax.stages.lineage import Lineage
 from stair_jax.stages.policies import Policy
@@ -310,3 +311,40 @@ def test_a_model_that_is_not_to_judge_has_no_words_for_it():
     assert more[: len(plain)] == plain
     assert set(more) - set(plain) <= set(judging.WORDS)
     assert {"conclusion", "SAFE", "UNSAFE"} <= set(more) - set(plain)
+
+
+def test_a_stopped_search_goes_on_where_its_engine_was(stage, tmp_path):
+    class Stopped(Exception):
+        """Ends the stage."""
+
+    class Mortal(Model):
+        left = 3  # steps
+
+        def step(self):
+            self.left -= 1
+            if self.left < 0:
+                raise Stopped
+            super().step()
+
+    folder, verdict = tmp_path / "round-1" / "trees", "conclusion : [ 4 ]"
+    first, second, whole = (
+        Mortal(lambda _: verdict),
+        Model(lambda _: verdict),
+        Model(lambda _: verdict),
+    )
+    with pytest.raises(Stopped):
+        stage(first)
+    assert (folder / result_log.FILE).stat().st_size > 0
+    assert (folder / "trees.jsonl").read_bytes() == b""
+    stage(second)
+    assert [path.name for path in sorted(folder.iterdir())] == ["rubrics.json", "trees.jsonl"]
+    trees = (folder / "trees.jsonl").read_text().splitlines()
+    for name in ("round-1", "lineage.json", "metrics.jsonl"):
+        (tmp_path / name).rename(tmp_path / f"old {name}")
+    stage(whole)
+    assert sorted((folder / "trees.jsonl").read_text().splitlines()) == sorted(trees)
+    under_way = collections.Counter({"step": 0, "end": 0, "judge": 0})
+    for kind in under_way:
+        under_way[kind] = first.kinds[kind] + second.kinds[kind] - whole.kinds[kind]
+    assert first.kinds["judge"] > 0
+    assert under_way == {"step": 0, "end": 0, "judge": 0}  # a step of this engine answers all

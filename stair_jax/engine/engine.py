@@ -1,6 +1,7 @@
 """Continuous batching over a fixed number of slots, with prefixes computed once and forked.
 
-A request waits in the queue; gets pages and waits at hand (`_ready`) or in a slot; runs; ends.
+A request waits in the queue, in the order of turns; gets pages and waits at hand (`_ready`) or in
+a slot; runs; ends.
 What runs and what is at hand goes to the device for a chunk of steps, in which a slot that ends
 takes up the next request at hand by itself.
 """
@@ -18,12 +19,16 @@ from stair_jax.engine.counters import COUNTERS
 from stair_jax.engine.device import Device, Wanted
 from stair_jax.engine.keys import Job, Keys
 from stair_jax.engine.pages import OutOfPages, Pages
+from stair_jax.engine.queue import RequestQueue
 from stair_jax.engine.request import Prefix, Request, Result, Sampling, generate
 from stair_jax.engine.runs import ALONE, Run, Runs
 from stair_jax.engine.sequences import Held, Store
 from stair_jax.engine.siblings import Siblings
 from stair_jax.model.spec import Spec
 from stair_jax.sections import EngineConfig
+
+LEAST = 16  # a share of the slots, as one in so many, for which a request waits at least
+WEAR = 0.9  # of the high mark of slots that a chunk frees, each chunk
 
 
 class Engine:
@@ -70,7 +75,7 @@ class Engine:
             context=config.max_context,
             page_size=config.page_size,
         )
-        self._queue: collections.deque[Request] = collections.deque()
+        self._queue = RequestQueue()
         self._ready: collections.deque[Run] = collections.deque()  # for slots that end in a chunk
         self._slots: list[Run | None] = [None] * config.slots
         self._unseen: list[int] = []  # slots whose requests the device's views do not show yet
@@ -78,6 +83,7 @@ class Engine:
         self._chunk: decode.Chunk | None = None  # under way
         self._at_hand: list[Run | None] = []  # in it, by row of the batch
         self._done: list[Result] = []
+        self._freed = float(min(config.slots, self._device.waiting_rows))  # see `hungry`
         self._logps = False  # once they were wanted, all chunks have them: one program
         self._clock, self._compiled = time.perf_counter(), decode.compiled()
 
@@ -98,9 +104,13 @@ class Engine:
 
     @property
     def hungry(self) -> bool:
-        """True where more requests would keep more slots busy."""
+        """True where more requests would keep more slots busy.
+
+        So many must wait as a chunk lets go, or slots idle until the next one. Any more would be
+        asked for too early: what is asked for later, by what runs now, goes before it.
+        """
         waiting = len(self._queue) + len(self._ready)
-        return not self._short and waiting < max(self._device.waiting_rows, self.config.slots // 4)
+        return not self._short and waiting < max(1, self.config.slots // LEAST, self._freed)
 
     @property
     def idle(self) -> bool:
@@ -164,7 +174,7 @@ class Engine:
         if request.max_tokens < 1:
             raise ValueError(f"max_tokens={request.max_tokens}, expected 1 or more")
         self._store.held(request.prefix).users += 1
-        self._queue.append(request)
+        self._queue.push(request)
 
     def step(self) -> None:
         """Takes up a chunk, and starts the next one where that is better done at once."""
@@ -226,8 +236,7 @@ class Engine:
     def cancel(self, request_id: Hashable) -> None:
         """Forgets a queued, running or uncollected request; it gives no result."""
         self.finish()
-        for request in [r for r in self._queue if r.id == request_id]:
-            self._queue.remove(request)
+        for request in self._queue.remove(request_id):
             self._store.leave(_held(request))
         for run in [run for run in self._at_work() if run.request.id == request_id]:
             self._withdraw(run)
@@ -254,7 +263,7 @@ class Engine:
         room = len(free) + self._device.waiting_rows - len(self._ready)
         requests: list[Request] = []
         while self._queue and len(requests) < room:
-            request = self._queue.popleft()
+            request = self._queue.pop()
             if self._room(request) > 0:
                 requests.append(request)
             else:
@@ -273,8 +282,10 @@ class Engine:
             copies += [copy] if copy else []
             started += 1
         self._short = started < len(requests)
-        self._queue.extendleft(reversed(requests[started:]))
+        for request in reversed(requests[started:]):
+            self._queue.push_back(request)
         self._device.copy(copies)
+        self._ready = collections.deque(sorted(self._ready, key=_order))
         for slot in free[: len(self._ready)]:
             self._slots[slot] = self._ready.popleft()
             self._unseen.append(slot)
@@ -310,9 +321,9 @@ class Engine:
         runs = list(self._at_work())
         if len(runs) == 1:
             raise RuntimeError("engine: one request alone finds no pages, some were lost")
-        run = max(runs, key=lambda run: run.age)
+        run = max(runs, key=_order)
         self._withdraw(run)
-        self._queue.appendleft(run.request)
+        self._queue.push_back(run.request)
         self._counters["preempted"] += 1
         self._counters["preempted_tokens"] += run.made
 
@@ -371,6 +382,7 @@ class Engine:
         rows = _rows(runs)
         self._runs.grow(rows, chunk, at)
         ended, stopped = self._runs.ended(rows, self._stops)
+        self._freed = max(float(ended.sum()), WEAR * self._freed)
         for i in np.flatnonzero(ended).tolist():
             self._end(runs[i], stopped=bool(stopped[i]))
         started = {id(run) for run in self._slots}
@@ -406,6 +418,11 @@ class Engine:
 def _held(request: Request) -> Held:
     assert isinstance(request.prefix, Held)  # `submit` has checked
     return request.prefix
+
+
+def _order(run: Run) -> tuple[int, int]:
+    """Returns what decides which of two requests goes first: its turn, then its age."""
+    return run.request.turn, run.age
 
 
 def _rows(runs: Sequence[Run]) -> np.ndarray:

@@ -48,8 +48,9 @@ class Request:
     """Continue `prefix` until a token of the stop set, or `max_tokens` new tokens.
 
     `key` alone decides the random draws: equal keys, prefix and sampling give equal tokens,
-    whatever else the engine is doing. `group` and `shared` are a hint, of use where siblings
-    run side by side: the keys of what they share need to be read once only.
+    whatever else the engine is doing. `turn` decides who waits: where slots are short, requests of
+    a lower turn are admitted first, and no result depends on it. `group` and `shared` are a hint,
+    of use where siblings run side by side: the keys of what they share need to be read once only.
     """
 
     id: Hashable
@@ -60,6 +61,7 @@ class Request:
     sampling: Sampling
     group: Hashable = None  # equal in requests that share their first tokens; None: alone
     shared: int = 0  # tokens at the front of `prefix` that all of the group have in common
+    turn: int = 0  # the lowest goes first; of equal ones, the one submitted first
     logps: bool = False  # whether the result is to have log-probs
 
 

@@ -21,6 +21,8 @@ from stair_jax.rewards.judges import Judge, Open
 from stair_jax.rewards.prm import Item, RewardModelLike
 from stair_jax.search import mcts
 from stair_jax.search.growth import CodecLike, Event, Growth, Statistics, Task, Tools
+from stair_jax.search.replay import remembering
+from stair_jax.search.result_log import ResultLog
 from stair_jax.search.tree import NONE, ROOT
 from stair_jax.search.valuing import FROM_MODEL, Valuing
 from stair_jax.sections import SearchConfig
@@ -48,6 +50,7 @@ def grow(
     seed: int,
     on_tree: Callable[[Tree], None],
     valuer: RewardModelLike | None = None,
+    results: ResultLog | None = None,
 ) -> Leftovers:
     """Grows a tree on every prompt; returns those without one.
 
@@ -55,7 +58,8 @@ def grow(
     engine has no room for is passed over. A tree with an answer that nobody judged (`OPEN`) is
     given up, and the others grow on. Without a judge, `reward` is not used, and the reward model
     says what answers are worth, as it does of steps (`config.value` is "prm" then). Whatever ends
-    the call early, all sequences are given back to the engine.
+    the call early, all sequences are given back to the engine. What is delivered to a tree stays in
+    `results` until `on_tree` has returned; what is there already is not asked for.
 
     Raises:
       ValueError: where two prompts have the same id (ids fix the random draws), no tree may be in
@@ -64,16 +68,15 @@ def grow(
     """
     if config.trees_in_flight < 1:
         raise ValueError(f"trees_in_flight: {config.trees_in_flight} found, 1 or more expected")
-    counts = collections.Counter(prompt.id for prompt in prompts)
-    for id, count in counts.items():
-        if count > 1:
-            raise ValueError(f"prompts: id {id!r} found {count} times, expected once")
+    _check_ids(prompts)
     if config.value not in FROM_MODEL:
         valuer = None
     elif valuer is None:
         raise ValueError(f"search.value {config.value!r} wants a reward model, found none")
     if (judge is None and config.value != "prm") or (judge is not None and reward is None):
         raise ValueError(f"search.value {config.value!r} wants a judge and a reward, found none")
+    if results is not None:
+        engine, judge = remembering(engine, judge, results)
     tools = Tools(
         engine=engine, judge=judge, codec=codec, config=config, reward=reward, seed=seed,
         valuer=valuer,
@@ -83,9 +86,18 @@ def grow(
         while nursery.busy:
             for tree in nursery.tick():
                 on_tree(tree)
+                if results is not None:
+                    results.drop(tree.prompt.id)
     finally:
         nursery.close()
     return Leftovers(nursery.passed_over, tuple(sorted(nursery.left_open)))
+
+
+def _check_ids(prompts: Sequence[Prompt]) -> None:
+    counts = collections.Counter(prompt.id for prompt in prompts)
+    for id, count in counts.items():
+        if count > 1:
+            raise ValueError(f"prompts: id {id!r} found {count} times, expected once")
 
 
 class Nursery:
@@ -233,7 +245,7 @@ class Nursery:
         ids, model = self.tools.codec.prompt_ids(prompt.question), self.tools.valuer
         valuing = None if model is None else Valuing(model, ids)
         try:
-            return Growth(prompt, self.tools.engine.root(ids), self.tools, valuing)
+            return Growth(prompt, self.tools.engine.root(ids), self.tools, valuing, self._count)
         except ValueError:
             if valuing is not None:
                 valuing.close()

@@ -131,8 +131,16 @@ class Growth:
     tree, None until then.
     """
 
-    def __init__(self, prompt: Prompt, root: Prefix, tools: Tools, valuing: Valuing | None = None):
+    def __init__(
+        self,
+        prompt: Prompt,
+        root: Prefix,
+        tools: Tools,
+        valuing: Valuing | None = None,
+        turn: int = 0,
+    ):
         self.prompt, self.tools, c = prompt, tools, tools.config
+        self.turn = turn  # of all its requests: that of the oldest tree is the lowest
         self.valuing = valuing  # None where all values are those of rollouts
         self._sampling = sampling_of(c)
         self.nodes = [
@@ -230,6 +238,7 @@ class Growth:
             stop="step" if step else "end",
             max_tokens=c.max_step_tokens if step else c.max_rollout_tokens,
             sampling=self._sampling,
+            turn=self.turn,
             logps=step and wants_logps(c),
             group=(self.prompt.id, group) if path else None,
             shared=len(path.ids) if path else 0,

@@ -1,4 +1,8 @@
-"""Stage search: prompts in, one search tree each out."""
+"""Stage search: prompts in, one search tree each out.
+
+A whole tree is a line of trees.jsonl. What came in for the others lies in a log until they are
+whole, so that a stop costs no more than what the engine was decoding.
+"""
 
 import collections
 import contextlib
@@ -14,6 +18,7 @@ from stair_jax.io import progress, trace
 from stair_jax.records import Prompt, Tree
 from stair_jax.rewards.combine import Reward
 from stair_jax.search import driver, growth, official
+from stair_jax.search.result_log import FILE, ResultLog
 from stair_jax.sections import RewardConfig, SearchConfig
 from stair_jax.stages import judges, policies, prompts, valuers
 from stair_jax.stages.hashes import digest_of
@@ -52,6 +57,7 @@ def run(run: Run, number: int) -> None:
         name, len(trees), totals | session | {"trees": len(trees), "passed_over": len(passed_over)}
     )
     judges.check_open(name, leftovers.left_open)
+    path.with_name(FILE).unlink(missing_ok=True)
     content = "\n".join(repr(tree.nodes) for tree in trees)
     run.lineage.finish(
         name, digest_of(content), trees=len(trees), passed_over=passed_over, rubrics=rubrics
@@ -84,6 +90,7 @@ def _grow(
     start, grown = time.perf_counter(), 0
     with (
         contextlib.closing(judges.judge_of(run, board, policy.codec)) as judge,
+        contextlib.closing(ResultLog(path.with_name(FILE), {p.id for p in left})) as results,
         progress.line(stage, have + len(left)) as show,
         trace.some(run.workdir / "profile" if run.config.profile else None) as traced,
     ):
@@ -99,6 +106,7 @@ def _grow(
             left, engine=board.line(), judge=judge, codec=policy.codec, config=config,
             reward=Reward(config.reward, RewardConfig.of(run.config.reward)),
             seed=run.config.seed, on_tree=on_tree, valuer=valuer,
+            results=results,
         )  # fmt: skip
     for prompt_id, reason in leftovers.passed_over.items():
         log.warning("%s: prompt %s passed over: %s", stage, prompt_id, reason)
