@@ -17,9 +17,9 @@ import pytest
 from stair_jax import chat, pipeline, records
 from stair_jax.io import checkpoint
 from stair_jax.model import lora
-from stair_jax.stages import policies, prompts
+from stair_jax.stages import policies, prompts, search
 from stair_jax.stages.lineage import Lineage
-from stair_jax.stages.run import CHECKPOINT, Run, need_disk
+from stair_jax.stages.run import CHECKPOINT, Run, need_disk, need_room
 from tests.test_config import tiny
 
 ANSWER = "<|Reasoning_step|>count<|/Reasoning_step|><|Output|>two<|/Output|>"
@@ -67,7 +67,7 @@ def base(tmp_path_factory):
 def mine(base, tmp_path):
     """Flags for a model and rows of a user's own."""
     data = write(tmp_path / "sft.jsonl", rows(8))
-    judge = {"judge__safety": "rule", "judge__helpfulness": "none", "judge__scope": "by_type"}
+    judge = {"judge__safety": "rule", "judge__helpfulness": "none"}
     return {"data__sft": data, "data__prompts": "p.jsonl", "model__checkpoint": str(base)} | judge
 
 
@@ -411,3 +411,57 @@ def test_a_lineage_that_cannot_be_read_is_told_in_one_line(tmp_path, content):
     (tmp_path / "lineage.json").write_text(content)
     with pytest.raises(ValueError, match=r"lineage\.json: "):
         Lineage(tmp_path / "lineage.json")
+
+
+def tree(prompt, text="two"):
+    node = records.Node(
+        parent=-1, ids=(), text=text, depth=0, visits=1, value_sum=0.0, reward=None,
+        terminal=False, p=1.0, tag="0",
+    )  # fmt: skip
+    return records.Tree(prompt=prompt, nodes=(node,))
+
+
+def test_trees_are_kept_for_the_questions_that_are_still_asked(tmp_path, caplog):
+    """A row that comes in front of the others costs its own tree alone."""
+    asked = [{"question": q, "type": "helpfulness"} for q in ("a", "b", "c")]
+    c = toy(tmp_path, data__prompts=write(tmp_path / "p.jsonl", asked))
+    before, path = prompts.for_round(c, 1), tmp_path / "trees.jsonl"
+    records.write_jsonl(path, map(tree, before))
+    write(tmp_path / "p.jsonl", [{"question": "new", "type": "helpfulness"}, *asked])
+    assert search._still_asked("trees", path, prompts.for_round(c, 1)) == {p.id for p in before}
+    assert not caplog.text
+    changed = [{**asked[0], "type": "safety"}, asked[2]]  # one is another question, one is gone
+    write(tmp_path / "p.jsonl", changed)
+    assert search._still_asked("trees", path, prompts.for_round(c, 1)) == {before[2].id}
+    assert "trees: 2 of 3 trees dropped" in caplog.text
+    assert [t.prompt for t in records.read_jsonl(path, records.Tree)] == [before[2]]
+    own = [{**asked[0], "id": "mine"}]
+    write(tmp_path / "p.jsonl", own)
+    (mine,) = prompts.for_round(c, 1)
+    records.write_jsonl(path, [tree(mine)])
+    write(tmp_path / "p.jsonl", [{**own[0], "question": "other"}])  # the same id
+    assert search._still_asked("trees", path, prompts.for_round(c, 1)) == set()
+
+
+def test_trees_begun_by_a_version_that_numbered_prompts_are_refused_in_one_line(tmp_path):
+    this = opened(tmp_path, data__prompts="p.jsonl")
+    this.begin("round-1/trees", "search")
+    search._refuse_numbered(this, "round-1/trees")
+    del this.lineage.entries["round-1/trees"]["inputs"]
+    search._refuse_numbered(this, "round-1/trees")  # nothing was made
+    records.write_text(tmp_path / "round-1" / "trees" / "trees.jsonl", "{}\n")
+    with pytest.raises(ValueError, match=r"was begun by a version that knew .* --config\.redo="):
+        search._refuse_numbered(this, "round-1/trees")
+
+
+def test_trees_that_do_not_fit_the_disk_are_refused_before_they_grow(tmp_path, monkeypatch):
+    this = opened(tmp_path, search__iterations=100, search__max_step_tokens=500)
+    path = tmp_path / "trees.jsonl"
+    path.write_bytes(b"x" * 6000)
+    assert search._tree_bytes(this, path, 3) == 2000
+    assert search._tree_bytes(this, path, 0) == 100 * 500 * 8
+    free = types.SimpleNamespace(free=10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    need_room(this, "9 trees", 10**9)
+    with pytest.raises(ValueError, match=r"1\.0 GB free, 9 trees need about 1\.2 GB"):
+        need_room(this, "9 trees", 12 * 10**8)

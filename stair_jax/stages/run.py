@@ -155,6 +155,20 @@ def need_disk(
         )
 
 
+def need_room(run: Run, what: str, needed: int) -> None:
+    """Refuses work whose rows would not fit the disk.
+
+    Raises:
+      ValueError: with what is needed and what is free, in GB.
+    """
+    free = shutil.disk_usage(run.workdir).free
+    if needed > free:
+        raise ValueError(
+            f"config.workdir: {run.workdir} has {free / 1e9:.1f} GB free, {what} need about"
+            f" {needed / 1e9:.1f} GB"
+        )
+
+
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
     """Holds the workdir for this process; the system lets go of it when the process ends.

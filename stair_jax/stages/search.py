@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import pathlib
 import time
+from collections.abc import Sequence
 
 from stair_jax import records
 from stair_jax.engine import counters
@@ -20,12 +21,13 @@ from stair_jax.rewards.combine import Reward
 from stair_jax.search import driver, growth, official
 from stair_jax.search.result_log import FILE, ResultLog
 from stair_jax.sections import RewardConfig, SearchConfig
-from stair_jax.stages import judges, policies, prompts, valuers
+from stair_jax.stages import inputs, judges, policies, prompts, valuers
 from stair_jax.stages.hashes import digest_of
-from stair_jax.stages.run import Run
+from stair_jax.stages.run import Run, need_room
 
 log = logging.getLogger(__name__)
 
+BYTES_A_TOKEN = 8  # of a tree on disk: its text, and its id; a node an iteration at most
 TREES_A_SLOT = 2  # in flight at most: more would only hold keys
 
 
@@ -33,6 +35,8 @@ def run(run: Run, number: int) -> None:
     """Grows the trees of a round with the round's policy, and appends each as it finishes."""
     name, parent = f"round-{number}/trees", policies.parent_of_round(run, number)
     artefact = policies.artefact_of(parent)
+    every = prompts.for_round(run.config, number)
+    _refuse_numbered(run, name)
     run.begin(name, "search", (artefact,) if artefact else ())
     folder = run.round_dir(number) / "trees"
     folder.mkdir(exist_ok=True)
@@ -40,11 +44,14 @@ def run(run: Run, number: int) -> None:
     path = folder / "trees.jsonl"
     path.touch()
     records.mend_jsonl(path)
-    have = {tree.prompt.id for tree in records.read_jsonl(path, Tree)}
-    every = prompts.for_round(run.config, number)
+    have = _still_asked(name, path, every)
+    run.lineage.note_inputs(name, {"data.prompts": inputs.of_rows(every)})
     left = [prompt for prompt in every if prompt.id not in have]
     leftovers, session = driver.Leftovers({}, ()), {}
     if left:
+        need_room(
+            run, f"{len(left)} trees of {name}", _tree_bytes(run, path, len(have)) * len(left)
+        )
         leftovers, session = _grow(run, number, parent, left, path, len(have))
     passed_over = leftovers.passed_over
     trees = sorted(records.read_jsonl(path, Tree), key=lambda tree: tree.prompt.id)
@@ -60,8 +67,45 @@ def run(run: Run, number: int) -> None:
     path.with_name(FILE).unlink(missing_ok=True)
     content = "\n".join(repr(tree.nodes) for tree in trees)
     run.lineage.finish(
-        name, digest_of(content), trees=len(trees), passed_over=passed_over, rubrics=rubrics
+        name, digest_of(content), [path], trees=len(trees), passed_over=passed_over, rubrics=rubrics
     )
+
+
+def _refuse_numbered(run: Run, name: str) -> None:
+    """Refuses trees that an earlier version has begun, which knew prompts of files by their row."""
+    entry = run.lineage.entries.get(name, {})
+    if run.config.data.prompts != "miniature" and "inputs" not in entry and run.lineage.binds(name):
+        raise ValueError(
+            f"{name} was begun by a version that knew prompts by row; finish it with that one,"
+            f" or {run.lineage.way_out(name)}"
+        )
+
+
+def _still_asked(name: str, path: pathlib.Path, every: Sequence[Prompt]) -> set[str]:
+    """Returns the ids of the trees that are there, without those whose question is asked no more.
+
+    The file loses these: rows of the prompts may come, go and move between two starts.
+    """
+    asked = {prompt.id: prompt for prompt in every}
+    trees = records.read_jsonl(path, Tree)
+    kept = [tree for tree in trees if asked.get(tree.prompt.id) == tree.prompt]
+    if len(kept) < len(trees):
+        log.warning(
+            "%s: %d of %d trees dropped, their prompts have changed or are gone",
+            name,
+            len(trees) - len(kept),
+            len(trees),
+        )
+        records.write_jsonl(path, kept)
+    return {tree.prompt.id for tree in kept}
+
+
+def _tree_bytes(run: Run, path: pathlib.Path, have: int) -> int:
+    """Returns about how many bytes a tree takes: as those that are there, or by the settings."""
+    if have:
+        return path.stat().st_size // have
+    s = run.config.search
+    return s.iterations * s.max_step_tokens * BYTES_A_TOKEN
 
 
 def trees_in_flight(run: Run, count: int) -> int:
@@ -105,7 +149,7 @@ def _grow(
         leftovers = driver.grow(
             left, engine=board.line(), judge=judge, codec=policy.codec, config=config,
             reward=Reward(config.reward, RewardConfig.of(run.config.reward)),
-            seed=run.config.seed, on_tree=on_tree, valuer=valuer,
+            seed=prompts.noise_seed(run.config, number), on_tree=on_tree, valuer=valuer,
             results=results,
         )  # fmt: skip
     for prompt_id, reason in leftovers.passed_over.items():

@@ -20,7 +20,7 @@ from stair_jax.sections import DpoConfig, PrmConfig, TrainConfig
 from stair_jax.stages import policies
 from stair_jax.stages.hashes import digest_of
 from stair_jax.stages.policies import Policy
-from stair_jax.stages.run import Run, need_disk
+from stair_jax.stages.run import Run, need_disk, need_room
 from stair_jax.train import loop, optimizer, probe, reference
 from stair_jax.train import step as step_lib
 from stair_jax.train.logprobs import Scorer
@@ -85,6 +85,8 @@ def dpo(
         )
     objective = Dpo.of(Scorer.of(policy.spec, config), loss)
     if loss.reference == "precomputed":
+        positions = sum(len(response) for _, response in data.trajectories().values())
+        need_room(run, f"the reference's log-probs for {name}", 4 * positions)
         scorer = dataclasses.replace(objective.scorer, lora_scale=0.0)
         key = reference.key_of(
             scorer, weights=policies.digest(run, policy.name), words=policy.codec.digest
