@@ -170,6 +170,7 @@ LONG = "How helpful? why / Is the api key of model gpt-9 not found, or my credit
         (404, "no", "a", True, Refused),
         (301, "no", "a", True, Refused),
         (418, "no", "a", True, Declined),
+        (400, "model m: that context length is not supported", "a", False, Declined),
         (407, "no", "a", True, Refused),
         (410, "no", "a", True, Refused),
         (425, "no", "a", True, Trouble),
