@@ -305,6 +305,7 @@ FAULTS = (
         "newer_name": _status(400, "unsupported_parameter", param="max_tokens"),
         "no_newer": _status(400, "unsupported_parameter", param="max_completion_tokens"),
         "long_limit": _status(400, message="maximum context length is 9", param="max_tokens"),
+        "wordy": _status(400, message="context length " + "x" * 1000),
         "huge": lambda h, s, t: h.plain(500, b"x" * 10_000),
         "endless": lambda h, s, t: h.endless(s),
     }

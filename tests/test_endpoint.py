@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stair_jax.rewards import endpoint
+from stair_jax.rewards import complaints, endpoint
 from stair_jax.rewards.complaints import (
     Complaint,
     Declined,
@@ -21,7 +21,7 @@ from stair_jax.rewards.endpoint import LONGEST_WAIT, seconds_of, wait_of
 from stair_jax.rewards.judges import OPEN
 from stair_jax.rewards.remote import Line
 from tests.openai_server import NOT_TAKEN, REFUSED, OpenAIServer, completion
-from tests.test_remote import _direct, config, four, rate
+from tests.test_remote import _direct, config, four, kept, rate
 
 __all__ = ["_direct"]  # a fixture that every test here uses, too
 
@@ -170,11 +170,57 @@ LONG = "How helpful? why / Is the api key of model gpt-9 not found, or my credit
         (404, "no", "a", True, Refused),
         (301, "no", "a", True, Refused),
         (418, "no", "a", True, Declined),
+        (400, "model m: that context length is not supported", "a", False, Declined),
+        (407, "no", "a", True, Refused),
+        (410, "no", "a", True, Refused),
+        (425, "no", "a", True, Trouble),
+        (400, "Your account is overdue", "a", True, Refused),
+        (400, "quota exceeded", "a", True, Refused),
+        (400, "unauthorized", "a", False, Refused),
+        (403, "against our policies", "a", True, Declined),
+        (500, "responsible AI", "a", True, Declined),
+        (503, "please retry: prompt too long", "a", True, Trouble),
+        (400, "please retry: prompt too long", "a", False, Declined),
     ],
 )
 def test_what_an_error_is_about(status, message, question, answered, about):
     complaint = complaint_of(status, json.dumps({"error": {"message": message}}).encode())
     assert type(exception_of(complaint, question, answered=answered)) is about
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "insufficient_quota",
+        "exceeded_current_quota_error",
+        "insufficient_balance",
+        "Arrearage",
+        "billing_not_active",
+        "billing_hard_limit_reached",
+        "payment_required",
+        "invalid_api_key",
+        "account_deactivated",
+        "authentication_error",
+        "model_not_found",
+        "unknown_model",
+    ],
+)
+@pytest.mark.parametrize("key", ["code", "type"])
+def test_codes_of_key_model_and_quota_are_about_every_question(code, key):
+    for status in (200, 400, 429, 500):
+        body = json.dumps({"error": {"message": "no", key: code}}).encode()
+        found = exception_of(complaint_of(status, body), "a", answered=True)
+        assert isinstance(found, Refused)
+        odd = body.replace(code.encode(), code.encode() + b"s")
+        assert not isinstance(exception_of(complaint_of(400, odd), "a", answered=True), Refused)
+
+
+def test_a_servers_words_are_cut_where_they_are_kept(tmp_path):
+    with OpenAIServer(four, lambda text, attempt: "wordy") as server:
+        rate(tmp_path, server.url)
+    [row] = kept(tmp_path)
+    assert row["why"] == ("HTTP 400: context length " + "x" * 1000)[:300]
+    assert complaints.LONGEST_REASON == 300
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ REPEATS = {
     "401": lambda h: h.plain(401, {"error": {"message": f"wrong key: {PLANTED}"}}),
     "400_odd": lambda h: h.plain(400, {"what": {"key": PLANTED, "b": "'"}}),
     "422_html": lambda h: h.plain(422, html.escape(f"<p>{PLANTED}").encode()),
-    "500": lambda h: h.plain(500, {"error": {"message": "x" * 290 + PLANTED}}),
+    "500": lambda h: h.plain(500, {"error": {"message": "x" * 275 + PLANTED}}),
     "header": lambda h: h.plain(200, b"{}", {"Content-Encoding": urllib.parse.quote(PLANTED)}),
     "redirect": lambda h: h.plain(
         307, b"", {"Location": f"http://{urllib.parse.quote(PLANTED, safe='')}@elsewhere/"}

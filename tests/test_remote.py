@@ -82,6 +82,7 @@ def test_a_reply_becomes_a_rating_and_the_settings_reach_the_request(tmp_path, m
         "top_p": 0.75, "max_tokens": 99,
     }  # fmt: skip
     assert headers["authorization"] == "Bearer sk-mine"
+    assert headers["accept-encoding"] == "identity"  # a compressed reply has no known size
     assert {name: n for name, n in counts.items() if n} == {"parsed": 1, "requests": 1}
     for path in tmp_path.rglob("*"):
         assert "sk-mine" not in path.read_text()
@@ -157,6 +158,18 @@ def test_what_a_broken_server_said_is_missing_until_it_is_mended(tmp_path, fault
         assert len(server.asked) == 1
 
 
+def test_one_session_asks_once_for_what_a_broken_server_has_no_text_for(tmp_path):
+    with OpenAIServer(four, lambda text, attempt: "null_text") as server:
+        line = Line(config(server.url), tmp_path, pause_s=0.001)
+        with contextlib.closing(line):
+            rater = RemoteRater(HELP, line)
+            for number in range(3):  # one after the other
+                rater.submit(number, PROMPT, "because")
+                assert collected(rater, 1) == {number: None}
+        assert server.attempts[TEXT] == 2
+    assert rater.counters["cached"] == 2
+
+
 def test_a_server_whose_replies_become_empty_ends_the_run_and_nothing_is_kept(tmp_path):
     answers = [str(i) for i in range(30)]
     with (
@@ -197,10 +210,15 @@ def test_a_question_that_is_turned_down_is_missing_though_no_try_is_left(tmp_pat
 def test_many_questions_in_a_row_that_are_turned_down_are_said_and_the_rest_is_asked(
     tmp_path, caplog
 ):
-    answers = ["first", *(f"long {i}" for i in range(20)), "last"]
+    answers = [
+        "first",
+        *(f"long {i}" for i in range(20)),
+        "last",
+        *map("long a{}".format, range(7)),
+    ]
     with OpenAIServer(four, lambda text, attempt: "422" * ("long" in text)) as server:
         found, _ = rate(tmp_path, server.url, answers, concurrency=1)
-    assert found == [0.5, *[None] * 20, 0.5]
+    assert found == [0.5, *[None] * 20, 0.5, *[None] * 7]
     said = [text for text in caplog.messages if "in a row" in text]
     assert [text.split(": ")[1][:20] for text in said] == [
         "8 questions in a row",
