@@ -13,6 +13,7 @@ FLOORS = [
         "validate_rewards",
         "text",
         "records",
+        "trees",
         "interrupt",
     },
     {"mesh", "startup", "xla_flags", "ops", "products", "linear_logp", "miniature", "kernels"},

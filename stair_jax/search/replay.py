@@ -128,7 +128,8 @@ class ReplayEngine:
 class ReplayJudge:
     """A judge of growing trees' answers, itself a `Judge`.
 
-    Scores are kept by question and response. What is missing or open is asked for again: whoever judges may have it by then.
+    Scores are kept by question and response. What is missing or open is asked for again: whoever
+    judges may have it by then.
     """
 
     def __init__(self, judge: Judge, log: ResultLog):

@@ -8,7 +8,6 @@ import collections
 import contextlib
 import dataclasses
 import logging
-import pathlib
 import time
 
 from stair_jax import records
@@ -21,7 +20,8 @@ from stair_jax.search import driver, growth, official
 from stair_jax.search.result_log import FILE, ResultLog
 from stair_jax.sections import RewardConfig, SearchConfig
 from stair_jax.stages import judges, policies, prompts, valuers
-from stair_jax.stages.run import Run, digest_of
+from stair_jax.stages.run import Run
+from stair_jax.trees import TreeFile, open_to_append
 
 log = logging.getLogger(__name__)
 
@@ -36,30 +36,25 @@ def run(run: Run, number: int) -> None:
     folder = run.round_dir(number) / "trees"
     folder.mkdir(exist_ok=True)
     rubrics = judges.hold_to(run.config, folder)
-    path = folder / "trees.jsonl"
-    path.touch()
-    records.mend_jsonl(path)
-    have = {tree.prompt.id for tree in records.read_jsonl(path, Tree)}
+    trees = open_to_append(folder)
     every = prompts.for_round(run.config, number)
-    left = [prompt for prompt in every if prompt.id not in have]
+    left = [prompt for prompt in every if prompt.id not in trees.ids]
     leftovers, session = driver.Leftovers({}, ()), {}
     if left:
-        leftovers, session = _grow(run, number, parent, left, path, len(have))
+        leftovers, session = _grow(run, number, parent, left, trees)
     passed_over = leftovers.passed_over
-    trees = sorted(records.read_jsonl(path, Tree), key=lambda tree: tree.prompt.id)
     if run.config.search.export_official:
         records.write_json(folder / "official.json", [official.to_official(t) for t in trees])
     # Sums over all trees, whichever session grew them; only what a clock says is this session's.
-    totals = sum((collections.Counter(tree.counters) for tree in trees), collections.Counter())
+    totals = sum(map(collections.Counter, trees.counters()), collections.Counter())
     run.metrics.rewind(name, -1)
     run.metrics.log(
         name, len(trees), totals | session | {"trees": len(trees), "passed_over": len(passed_over)}
     )
     judges.check_open(name, leftovers.left_open)
-    path.with_name(FILE).unlink(missing_ok=True)
-    content = "\n".join(repr(tree.nodes) for tree in trees)
+    (folder / FILE).unlink(missing_ok=True)
     run.lineage.finish(
-        name, digest_of(content), trees=len(trees), passed_over=passed_over, rubrics=rubrics
+        name, trees.digest(), trees=len(trees), passed_over=passed_over, rubrics=rubrics
     )
 
 
@@ -71,7 +66,7 @@ def trees_in_flight(run: Run, count: int) -> int:
 
 
 def _grow(
-    run: Run, number: int, parent: str, left: list[Prompt], path: pathlib.Path, have: int
+    run: Run, number: int, parent: str, left: list[Prompt], trees: TreeFile
 ) -> tuple[driver.Leftovers, dict[str, float]]:
     """Grows and appends the trees that are missing.
 
@@ -86,19 +81,17 @@ def _grow(
         [growth.sampling_of(config), *also], logps=growth.wants_logps(config), extends=bool(also)
     )
     board = Switchboard(engine)
-    start, grown = time.perf_counter(), 0
+    start, have, folder = time.perf_counter(), len(trees), trees.path.parent
     with (
         contextlib.closing(judges.judge_of(run, board, policy.codec)) as judge,
-        contextlib.closing(ResultLog(path.with_name(FILE), {p.id for p in left})) as results,
+        contextlib.closing(ResultLog(folder / FILE, {p.id for p in left})) as results,
         progress.line(stage, have + len(left)) as show,
         trace.some(run.workdir / "profile" if run.config.profile else None) as traced,
     ):
 
         def on_tree(tree: Tree) -> None:
-            nonlocal grown
-            records.append_jsonl(path, tree)
-            grown += 1
-            show(have + grown, f"{engine.counters['delivered']} tokens")
+            trees.append(tree)
+            show(len(trees), f"{engine.counters['delivered']} tokens")
             traced()
 
         leftovers = driver.grow(
@@ -115,4 +108,7 @@ def _grow(
     session |= judges.metrics(judge)
     if valuer is not None:
         session |= {f"valuer/{name}": float(count) for name, count in valuer.counters.items()}
-    return leftovers, session | {"seconds": seconds, "trees_per_hour": 3600 * grown / seconds}
+    return leftovers, session | {
+        "seconds": seconds,
+        "trees_per_hour": 3600 * (len(trees) - have) / seconds,
+    }
