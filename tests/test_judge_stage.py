@@ -337,7 +337,7 @@ def test_a_stopped_search_goes_on_where_its_engine_was(stage, tmp_path):
     assert (folder / result_log.FILE).stat().st_size > 0
     assert (folder / "trees.jsonl").read_bytes() == b""
     stage(second)
-    assert [path.name for path in sorted(folder.iterdir())] == ["rubrics.json", "trees.jsonl"]
+    assert not (folder / result_log.FILE).exists()
     trees = (folder / "trees.jsonl").read_text().splitlines()
     for name in ("round-1", "lineage.json", "metrics.jsonl"):
         (tmp_path / name).rename(tmp_path / f"old {name}")

@@ -13,6 +13,7 @@ FLOORS = [
         "validate_rewards",
         "text",
         "records",
+        "trees",
         "interrupt",
         "redaction",
     },

@@ -6,12 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from stair_jax import records
 from stair_jax.model import reward
 from stair_jax.model.reward import Readout
-from stair_jax.records import Tree
 from stair_jax.stages import policies, search, valuers
 from stair_jax.stages.policies import Policy
+from stair_jax.trees import open_to_append
 from tests import test_judge_stage
 from tests.test_hf_reward import TINY, codec, edit_config, our_scores, save, weights
 from tests.test_judge_stage import Model, run_of
@@ -39,11 +38,11 @@ def trees_of(tmp_path, monkeypatch):
         tmp_path.mkdir()
         run = run_of(tmp_path, search__value=value, data__round_prompts=4, **changes)
         (tmp_path / "round-1" / "trees").mkdir(parents=True)
-        path = tmp_path / "round-1" / "trees" / "trees.jsonl"
+        trees = open_to_append(tmp_path / "round-1" / "trees")
         asked = search.prompts.for_round(run.config, 1)[:1]
-        found = search._grow(run, 1, "sft", asked, path, 0)[1]
+        found = search._grow(run, 1, "sft", asked, trees)[1]
         assert not model.held
-        return next(iter(records.read_jsonl(path, Tree))), model, found
+        return next(iter(trees)), model, found
 
     return grow
 

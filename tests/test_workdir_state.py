@@ -20,6 +20,7 @@ from stair_jax.model import lora
 from stair_jax.stages import policies, prompts, search
 from stair_jax.stages.lineage import Lineage
 from stair_jax.stages.run import CHECKPOINT, Run, need_disk, need_room
+from stair_jax.trees import open_to_append
 from tests.test_config import tiny
 
 ANSWER = "<|Reasoning_step|>count<|/Reasoning_step|><|Output|>two<|/Output|>"
@@ -425,22 +426,29 @@ def test_trees_are_kept_for_the_questions_that_are_still_asked(tmp_path, caplog)
     """A row that comes in front of the others costs its own tree alone."""
     asked = [{"question": q, "type": "helpfulness"} for q in ("a", "b", "c")]
     c = toy(tmp_path, data__prompts=write(tmp_path / "p.jsonl", asked))
-    before, path = prompts.for_round(c, 1), tmp_path / "trees.jsonl"
-    records.write_jsonl(path, map(tree, before))
+    before, trees = prompts.for_round(c, 1), open_to_append(tmp_path)
+    for prompt in before:
+        trees.append(tree(prompt))
+
+    def kept():
+        search._keep_what_is_asked("trees", trees, prompts.for_round(c, 1))
+        assert set(open_to_append(tmp_path).ids) == set(trees.ids)
+        return set(trees.ids)
+
     write(tmp_path / "p.jsonl", [{"question": "new", "type": "helpfulness"}, *asked])
-    assert search._still_asked("trees", path, prompts.for_round(c, 1)) == {p.id for p in before}
+    assert kept() == {p.id for p in before}
     assert not caplog.text
     changed = [{**asked[0], "type": "safety"}, asked[2]]  # one is another question, one is gone
     write(tmp_path / "p.jsonl", changed)
-    assert search._still_asked("trees", path, prompts.for_round(c, 1)) == {before[2].id}
+    assert kept() == {before[2].id}
     assert "trees: 2 of 3 trees dropped" in caplog.text
-    assert [t.prompt for t in records.read_jsonl(path, records.Tree)] == [before[2]]
+    assert [t.prompt for t in trees] == [before[2]]
     own = [{**asked[0], "id": "mine"}]
     write(tmp_path / "p.jsonl", own)
     (mine,) = prompts.for_round(c, 1)
-    records.write_jsonl(path, [tree(mine)])
+    trees.append(tree(mine))
     write(tmp_path / "p.jsonl", [{**own[0], "question": "other"}])  # the same id
-    assert search._still_asked("trees", path, prompts.for_round(c, 1)) == set()
+    assert kept() == set()
 
 
 def test_trees_begun_by_a_version_that_numbered_prompts_are_refused_in_one_line(tmp_path):
@@ -456,10 +464,11 @@ def test_trees_begun_by_a_version_that_numbered_prompts_are_refused_in_one_line(
 
 def test_trees_that_do_not_fit_the_disk_are_refused_before_they_grow(tmp_path, monkeypatch):
     this = opened(tmp_path, search__iterations=100, search__max_step_tokens=500)
-    path = tmp_path / "trees.jsonl"
-    path.write_bytes(b"x" * 6000)
-    assert search._tree_bytes(this, path, 3) == 2000
-    assert search._tree_bytes(this, path, 0) == 100 * 500 * 8
+    trees = open_to_append(tmp_path)
+    assert search._tree_bytes(this, trees) == 100 * 500 * 8
+    for id in ("a", "b"):
+        trees.append(tree(records.Prompt(id=id, question="q", type="safety")))
+    assert search._tree_bytes(this, trees) == trees.path.stat().st_size // 2
     free = types.SimpleNamespace(free=10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     need_room(this, "9 trees", 10**9)

@@ -84,7 +84,7 @@ def _covers(keys: tuple[str, ...], key: str) -> bool:
 
 
 # In an artefact's folder: what every start writes anew, and what lies under names of its content.
-_REWRITTEN, _KEYED = ("preview.txt", "rubrics.json"), ("reference",)
+_REWRITTEN, _KEYED = ("preview.txt", "rubrics.json", "trees.index"), ("reference",)
 
 
 class Lineage:

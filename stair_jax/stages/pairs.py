@@ -4,12 +4,13 @@ import collections
 
 from stair_jax import records
 from stair_jax.io import exports
-from stair_jax.records import Pair, Response, Tree
+from stair_jax.records import Pair, Response
 from stair_jax.search import pairs as pairs_lib
 from stair_jax.sections import PairsConfig, words
 from stair_jax.stages import policies
 from stair_jax.stages.hashes import digest_of
 from stair_jax.stages.run import Run
+from stair_jax.trees import TreeFile
 
 
 def run(run: Run, number: int) -> None:
@@ -21,14 +22,14 @@ def run(run: Run, number: int) -> None:
     run.lineage.verify(f"round-{number}/trees", words(run.config.edited))
     run.begin(name, "pairs", (f"round-{number}/trees",))
     config, codec = PairsConfig.of(run.config.pairs), policies.frame(run)[1]
-    trees = records.read_jsonl(run.round_dir(number) / "trees" / "trees.jsonl", Tree)
+    trees = TreeFile(run.round_dir(number) / "trees")
     pairs: list[Pair] = []
     responses: list[Response] = []
     dropped: dict[str, collections.Counter[str]] = {
         "pairs": collections.Counter(), "responses": collections.Counter(),
     }  # fmt: skip
     with_pairs = 0
-    for tree in sorted(trees, key=lambda tree: tree.prompt.id):
+    for tree in trees:
         length = len(codec.prompt_ids(tree.prompt.question))
         found, left = pairs_lib.pairs_of(tree, config, prompt_tokens=length, seed=run.config.seed)
         with_pairs += bool(found)

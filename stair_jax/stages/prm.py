@@ -24,6 +24,7 @@ from stair_jax.sections import PrmConfig, RewardConfig, SearchConfig, TrainConfi
 from stair_jax.stages import policies, prompts, responses, training
 from stair_jax.stages.run import Run, train_config
 from stair_jax.text import Codec
+from stair_jax.trees import TreeFile
 
 log = logging.getLogger(__name__)
 
@@ -106,10 +107,9 @@ def bounds(reward: Reward) -> tuple[float, float]:
 
 
 def _trees(run: Run, rounds: Iterable[int]) -> Iterator[Tree]:
-    """Yields the trees of the rounds, in the order of their prompts' ids; a round in memory."""
+    """Yields the trees of the rounds, in the order of their prompts' ids; one is in memory."""
     for number in rounds:
-        path = run.round_dir(number) / "trees" / "trees.jsonl"
-        yield from sorted(records.read_jsonl(path, Tree), key=lambda tree: tree.prompt.id)
+        yield from TreeFile(run.round_dir(number) / "trees")
 
 
 def _sampled(run: Run, start: str, config: PrmConfig) -> list[Tree]:

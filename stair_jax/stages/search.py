@@ -8,7 +8,6 @@ import collections
 import contextlib
 import dataclasses
 import logging
-import pathlib
 import time
 from collections.abc import Sequence
 
@@ -22,8 +21,8 @@ from stair_jax.search import driver, growth, official
 from stair_jax.search.result_log import FILE, ResultLog
 from stair_jax.sections import RewardConfig, SearchConfig
 from stair_jax.stages import inputs, judges, policies, prompts, valuers
-from stair_jax.stages.hashes import digest_of
 from stair_jax.stages.run import Run, need_room
+from stair_jax.trees import TreeFile, open_to_append
 
 log = logging.getLogger(__name__)
 
@@ -41,33 +40,32 @@ def run(run: Run, number: int) -> None:
     folder = run.round_dir(number) / "trees"
     folder.mkdir(exist_ok=True)
     rubrics = judges.hold_to(run.config, folder)
-    path = folder / "trees.jsonl"
-    path.touch()
-    records.mend_jsonl(path)
-    have = _still_asked(name, path, every)
+    trees = open_to_append(folder)
+    _keep_what_is_asked(name, trees, every)
     run.lineage.note_inputs(name, {"data.prompts": inputs.of_rows(every)})
-    left = [prompt for prompt in every if prompt.id not in have]
+    left = [prompt for prompt in every if prompt.id not in trees.ids]
     leftovers, session = driver.Leftovers({}, ()), {}
     if left:
-        need_room(
-            run, f"{len(left)} trees of {name}", _tree_bytes(run, path, len(have)) * len(left)
-        )
-        leftovers, session = _grow(run, number, parent, left, path, len(have))
+        need_room(run, f"{len(left)} trees of {name}", _tree_bytes(run, trees) * len(left))
+        leftovers, session = _grow(run, number, parent, left, trees)
     passed_over = leftovers.passed_over
-    trees = sorted(records.read_jsonl(path, Tree), key=lambda tree: tree.prompt.id)
     if run.config.search.export_official:
         records.write_json(folder / "official.json", [official.to_official(t) for t in trees])
     # Sums over all trees, whichever session grew them; only what a clock says is this session's.
-    totals = sum((collections.Counter(tree.counters) for tree in trees), collections.Counter())
+    totals = sum(map(collections.Counter, trees.counters()), collections.Counter())
     run.metrics.rewind(name, -1)
     run.metrics.log(
         name, len(trees), totals | session | {"trees": len(trees), "passed_over": len(passed_over)}
     )
     judges.check_open(name, leftovers.left_open)
-    path.with_name(FILE).unlink(missing_ok=True)
-    content = "\n".join(repr(tree.nodes) for tree in trees)
+    (folder / FILE).unlink(missing_ok=True)
     run.lineage.finish(
-        name, digest_of(content), [path], trees=len(trees), passed_over=passed_over, rubrics=rubrics
+        name,
+        trees.digest(),
+        [trees.path],
+        trees=len(trees),
+        passed_over=passed_over,
+        rubrics=rubrics,
     )
 
 
@@ -81,29 +79,18 @@ def _refuse_numbered(run: Run, name: str) -> None:
         )
 
 
-def _still_asked(name: str, path: pathlib.Path, every: Sequence[Prompt]) -> set[str]:
-    """Returns the ids of the trees that are there, without those whose question is asked no more.
-
-    The file loses these: rows of the prompts may come, go and move between two starts.
-    """
-    asked = {prompt.id: prompt for prompt in every}
-    trees = records.read_jsonl(path, Tree)
-    kept = [tree for tree in trees if asked.get(tree.prompt.id) == tree.prompt]
-    if len(kept) < len(trees):
-        log.warning(
-            "%s: %d of %d trees dropped, their prompts have changed or are gone",
-            name,
-            len(trees) - len(kept),
-            len(trees),
-        )
-        records.write_jsonl(path, kept)
-    return {tree.prompt.id for tree in kept}
+def _keep_what_is_asked(name: str, trees: TreeFile, every: Sequence[Prompt]) -> None:
+    """Drops trees whose question is asked no more: rows come, go and move between two starts."""
+    there = len(trees)
+    if dropped := trees.keep(every):
+        said = "%s: %d of %d trees dropped, their prompts have changed or are gone"
+        log.warning(said, name, dropped, there)
 
 
-def _tree_bytes(run: Run, path: pathlib.Path, have: int) -> int:
+def _tree_bytes(run: Run, trees: TreeFile) -> int:
     """Returns about how many bytes a tree takes: as those that are there, or by the settings."""
-    if have:
-        return path.stat().st_size // have
+    if len(trees):
+        return trees.path.stat().st_size // len(trees)
     s = run.config.search
     return s.iterations * s.max_step_tokens * BYTES_A_TOKEN
 
@@ -116,7 +103,7 @@ def trees_in_flight(run: Run, count: int) -> int:
 
 
 def _grow(
-    run: Run, number: int, parent: str, left: list[Prompt], path: pathlib.Path, have: int
+    run: Run, number: int, parent: str, left: list[Prompt], trees: TreeFile
 ) -> tuple[driver.Leftovers, dict[str, float]]:
     """Grows and appends the trees that are missing.
 
@@ -131,19 +118,17 @@ def _grow(
         [growth.sampling_of(config), *also], logps=growth.wants_logps(config), extends=bool(also)
     )
     board = Switchboard(engine)
-    start, grown = time.perf_counter(), 0
+    start, have, folder = time.perf_counter(), len(trees), trees.path.parent
     with (
         contextlib.closing(judges.judge_of(run, board, policy.codec)) as judge,
-        contextlib.closing(ResultLog(path.with_name(FILE), {p.id for p in left})) as results,
+        contextlib.closing(ResultLog(folder / FILE, {p.id for p in left})) as results,
         progress.line(stage, have + len(left)) as show,
         trace.some(run.workdir / "profile" if run.config.profile else None) as traced,
     ):
 
         def on_tree(tree: Tree) -> None:
-            nonlocal grown
-            records.append_jsonl(path, tree)
-            grown += 1
-            show(have + grown, f"{engine.counters['delivered']} tokens")
+            trees.append(tree)
+            show(len(trees), f"{engine.counters['delivered']} tokens")
             traced()
 
         leftovers = driver.grow(
@@ -160,4 +145,7 @@ def _grow(
     session |= judges.metrics(judge)
     if valuer is not None:
         session |= {f"valuer/{name}": float(count) for name, count in valuer.counters.items()}
-    return leftovers, session | {"seconds": seconds, "trees_per_hour": 3600 * grown / seconds}
+    return leftovers, session | {
+        "seconds": seconds,
+        "trees_per_hour": 3600 * (len(trees) - have) / seconds,
+    }
