@@ -53,7 +53,7 @@ class PlainSearch:
             self.evaluate(node)
         if self.config.visit_all_nodes:
             for node in self.nodes:
-                if not node.visits:
+                if not (node.visits or (node.ends and node.draws)):
                     self.evaluate(node)
         return self
 
@@ -93,7 +93,7 @@ class PlainSearch:
         if self.config.value == "prm" and not node.ends:
             self.backup(node, self.worth(node))
             return
-        for _ in range(TRIES):
+        for _ in range(1 if node.ends else TRIES):  # a judge says the same of the same answer
             response = "".join(node.trajectory)
             if not node.ends:
                 response += self.script.rollout(self.prompt.question, node.trajectory, node.draws)

@@ -206,8 +206,13 @@ class Growth:
         self._settle()
 
     def _seek(self, node: int) -> None:
-        """Starts an evaluation of `node`, unless its outcome is there or under way."""
-        if node not in self._outcomes and node not in self._tries:
+        """Starts an evaluation of `node`, unless its outcome is there or under way, or is missing
+        for good: a node's own answer was judged before.
+        """
+        if node in self._outcomes or node in self._tries:
+            return
+        sprout = self.nodes[node]
+        if not (sprout.ends and sprout.draws and self.tools.judge is not None):
             self._begin(node)
 
     def _begin(self, node: int) -> None:
