@@ -259,6 +259,14 @@ def test_trees_that_are_begun_again_catch_up_before_others_are_planted(path):
         assert below.held == set()
 
 
+def test_whole_trees_leave_nothing_in_the_log(path, monkeypatch):
+    monkeypatch.setattr(result_log, "WASTE", 0)
+    session(path, last=30)
+    assert path.stat().st_size > 0
+    assert len(session(path)[0]) == 7
+    assert path.read_bytes() == b""
+
+
 def test_the_log_is_what_saves_the_work(path, undisturbed):
     _, plain, *_ = undisturbed
     session(path, last=100)
