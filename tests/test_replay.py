@@ -13,7 +13,7 @@ import pytest
 from benchmarks import host
 from stair_jax.engine import engine as engine_lib
 from stair_jax.engine import replicas
-from stair_jax.engine.request import EngineLike
+from stair_jax.engine.request import EngineLike, Request, Sampling
 from stair_jax.rewards.judges import OPEN, Judge, Score
 from stair_jax.search import driver, result_log
 from stair_jax.search.replay import ReplayEngine, ReplayJudge
@@ -226,6 +226,45 @@ def test_a_restart_asks_only_for_what_was_under_way(path, undisturbed, kills):
     assert sum(again.values()) <= 30 * len(kills)
     assert sum(again.values()) < len(plain_judge.asked) / 10
     assert path.stat().st_size < result_log.WASTE
+
+
+def test_trees_that_are_begun_again_catch_up_before_others_are_planted(path):
+    _, killed, *_ = session(path, last=30)
+    with opened(path, [row.id for row in prompts(7)]) as log:
+        below = ScriptedEngine(SCRIPT, CODEC)
+        engine = ReplayEngine(below, log)
+        key = next(key for key in killed.keys if key[2:] == ("0", "rollout", 0))
+        question = f"question {key[1][1:]}"
+        request = Request(
+            id=driver.Task(key[1], 0, "rollout", 0),
+            prefix=engine.root(CODEC.prompt_ids(question)),
+            key=key,
+            stop="end",
+            max_tokens=70,
+            sampling=Sampling(),
+        )
+        assert (engine.hungry, engine.idle) == (True, True)
+        engine.submit(request)
+        assert below.idle
+        assert (engine.hungry, engine.idle) == (False, False)
+        engine.step()
+        assert below.counters["steps"] == 0
+        [result] = engine.collect()
+        assert (engine.hungry, engine.idle) == (True, True)
+        engine.submit(request)
+        engine.cancel(request.id)
+        assert engine.collect() == []
+        for prefix in (result.prefix, request.prefix):
+            engine.release(prefix)
+        assert below.held == set()
+
+
+def test_whole_trees_leave_nothing_in_the_log(path, monkeypatch):
+    monkeypatch.setattr(result_log, "WASTE", 0)
+    session(path, last=30)
+    assert path.stat().st_size > 0
+    assert len(session(path)[0]) == 7
+    assert path.read_bytes() == b""
 
 
 def test_the_log_is_what_saves_the_work(path, undisturbed):
