@@ -18,6 +18,7 @@ from benchmarks.on_gpu.child import Job, Wrong
 from stair_jax import ops
 
 ROOT = pathlib.Path(__file__).parents[1]
+pytestmark = pytest.mark.slow  # a minute and a half of compiling
 
 
 STEPS = {
@@ -160,7 +161,6 @@ def test_large_search_finds_the_programs_of_decode():
     assert -(-sizes.FULL.engine.context // sizes.FULL.engine.page) == 16  # one width of tables
 
 
-@pytest.mark.slow
 def test_all_of_it_runs_at_toy_sizes(tmp_path):
     out = tmp_path / "o.json"
     command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--minutes=30", "--out", str(out)]

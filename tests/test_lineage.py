@@ -89,6 +89,18 @@ def test_a_changed_setting_is_refused_by_name(tmp_path):
         lineage.begin("round-1/trees", "search", settings_of(c, "search"), ())
 
 
+def test_a_setting_that_came_since_counts_as_its_default(tmp_path):
+    c = config_lib.default()
+    settings = settings_of(c, "search")
+    lineage = Lineage(tmp_path / "lineage.json")
+    before = {key: value for key, value in settings.items() if key != "search.c"}
+    lineage.begin("round-1/trees", "search", before, ())
+    lineage.check("round-1/trees", settings)
+    c.search.c = 2.0
+    with pytest.raises(ValueError, match=r"config\.search\.c: 2\.0, but .* made with 1\.5"):
+        lineage.check("round-1/trees", settings_of(c, "search"))
+
+
 def test_not_all_keys_need_be_compared(tmp_path):
     c = config_lib.default()
     lineage = Lineage(tmp_path / "lineage.json")

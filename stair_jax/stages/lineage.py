@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from stair_jax import records
-from stair_jax.config import Config
+from stair_jax.config import Config, default
 from stair_jax.io.checkpoint import UNFINISHED
 from stair_jax.stages import hashes
 
@@ -170,6 +170,9 @@ class Lineage:
           ValueError: naming the first key, both values, and the way out.
         """
         made = self.entries[name]["settings"]
+        if missing := settings.keys() - made.keys():  # keys that came since: as they are by default
+            usual = settings_of(default(), self.entries[name]["stage"])
+            made = {**{key: usual.get(key) for key in missing}, **made}
         for key in sorted(made.keys() | settings.keys()):
             if only(key) and made.get(key) != settings.get(key):
                 raise ValueError(
