@@ -474,3 +474,19 @@ def test_trees_that_do_not_fit_the_disk_are_refused_before_they_grow(tmp_path, m
     need_room(this, "9 trees", 10**9)
     with pytest.raises(ValueError, match=r"1\.0 GB free, 9 trees need about 1\.2 GB"):
         need_room(this, "9 trees", 12 * 10**8)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"judge__helpfulness": "reward_model", "judge__reward_model": "/nowhere/judge"},
+        {"search__value": "prm", "search__value_model": "/nowhere/prm"},
+    ],
+    ids=["judge", "value"],
+)
+def test_reward_models_of_later_stages_are_looked_at_before_the_first(tmp_path, mine, flags):
+    asked = write(tmp_path / "p.jsonl", [{"question": "a", "type": "safety"}])
+    path = next(value for value in flags.values() if value.startswith("/nowhere"))
+    with pytest.raises(ValueError, match=f"'{path}' is no folder"):
+        run(tmp_path / "w", **mine | flags | {"data__prompts": asked}, stages="sft,search")
+    assert not (tmp_path / "w" / "sft").exists()

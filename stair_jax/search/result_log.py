@@ -1,12 +1,13 @@
 """What an engine and a judge delivered to trees that still grow, on disk as it comes."""
 
-import errno
 import json
 import logging
 import os
 import pathlib
 from collections.abc import Collection
 from typing import Any
+
+from stair_jax import records
 
 log = logging.getLogger(__name__)
 
@@ -98,14 +99,9 @@ class ResultLog:
     def _write(self, data: bytes) -> None:
         """Appends whole lines, or nothing."""
         try:
-            written = self._file.write(data)
+            records.append(self._file, data)
         except OSError as error:
             raise OSError(error.errno, f"{self._path}: {error.strerror}") from error
-        if written != len(data):
-            self._file.truncate(self._size)
-            raise OSError(
-                errno.ENOSPC, f"{self._path}: {written} of {len(data)} bytes could be written"
-            )
 
     def drop(self, tree: str) -> None:
         """Forgets the entries of a tree that is whole, and on disk."""

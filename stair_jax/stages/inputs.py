@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from stair_jax.io import sources
+from stair_jax.config import Config
+from stair_jax.io import hf_reward, sources
+from stair_jax.search.valuing import FROM_MODEL
 from stair_jax.sections import words
 from stair_jax.stages import hashes, judges, policies, prompts
 from stair_jax.stages.run import Run
@@ -37,6 +39,8 @@ def _look_at(run: Run, stage: str, number: int | None) -> None:
     elif stage == "search" and number is not None:
         name = f"round-{number}/trees"
         judges.facts(c)
+        for path in _reward_models(c):
+            hf_reward.read_spec(path)
         if _wanted(run, name, data.prompts):
             _hold(run, name, "data.prompts", of_rows(prompts.for_round(c, number)))
     elif stage == "prm" and not run.lineage.finished("prm"):
@@ -44,6 +48,12 @@ def _look_at(run: Run, stage: str, number: int | None) -> None:
             prompts.for_prm(c)
     elif stage == "baselines" and sources.is_file(data.preferences):
         prompts.for_preferences(c)
+
+
+def _reward_models(c: Config) -> list[str]:
+    """Returns the checkpoints that a search asks for rewards and values."""
+    judge = [c.judge.reward_model] if c.judge.helpfulness == "reward_model" else []
+    return judge + ([c.search.value_model] if c.search.value in FROM_MODEL else [])
 
 
 def _wanted(run: Run, name: str, source: str) -> bool:
