@@ -18,7 +18,7 @@ def get_config(arg: str | None = None) -> config.Config:
     c.sft.train.update(lr=5e-6)
     c.dpo.update(beta=0.2)
     c.dpo.train.update(lr=1e-6)
-    for part in (c.sft, c.dpo, c.prm):  # 55 GB of a GPU, and 13 % faster than remat="full"
+    for part in (c.sft, c.dpo, c.prm):  # 53 GB of a GPU, and a tenth less time than "full"
         part.train.remat = "products"
     if a.smoke:
         c.data.update(sft_rows=16, round_prompts=4)
