@@ -218,7 +218,8 @@ def test_rounds_end_where_all_candidates_tie(stage, monkeypatch, caplog):
 def test_a_checkpoint_is_the_start_and_files_need_both_types(stage, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "q", "chosen": "a", "rejected": "b", "type": "safety"}\n')
-    real = {"model__checkpoint": "x", "data__preferences": str(path)}
+    (tmp_path / "model").mkdir()  # its content is hashed, and nothing else is read here
+    real = {"model__checkpoint": str(tmp_path / "model"), "data__preferences": str(path)}
     seen, run = stage(**real, baselines__names="sft,dpo")
     assert {given["start"] for given in seen.values()} == {"base"}
     assert "baselines/start" not in seen

@@ -116,6 +116,7 @@ def test_the_first_replica_compiles_alone_where_the_others_can_read_what_it_has_
     monkeypatch, cache_settings, tmp_path, backend, kept, alone
 ):
     begun, together = [], threading.Barrier(2 if alone else 3, timeout=60)
+    clocks = []
 
     class Part:
         def __init__(self, number):
@@ -126,11 +127,15 @@ def test_the_first_replica_compiles_alone_where_the_others_can_read_what_it_has_
             if self.number or not alone:
                 together.wait()  # for the others, which are at work at the same time
 
+        def start_clock(self):
+            clocks.append((self.number, len(begun)))
+
     engine = object.__new__(Replicas)
     monkeypatch.setattr(engine, "_engines", [Part(i) for i in range(3)], raising=False)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     jax.config.update("jax_compilation_cache_dir", str(tmp_path) if kept else None)
     engine.compile([GREEDY], extends=True)
+    assert clocks == [(0, 3), (1, 3), (2, 3)]  # compiling is no work of the host between chunks
     assert sorted(number for number, *_ in begun) == [0, 1, 2]
     for _, samplings, wanted in begun:
         assert (samplings, wanted) == ([GREEDY], {"logps": False, "extends": True})

@@ -1,5 +1,6 @@
 """What a run will read from outside, looked at before its first stage."""
 
+import pathlib
 from collections.abc import Iterable, Sequence
 
 from stair_jax.config import Config
@@ -41,7 +42,7 @@ def _look_at(run: Run, stage: str, number: int | None) -> None:
         judges.facts(c)
         for path in _reward_models(c):
             hf_reward.read_spec(path)
-        if _wanted(run, name, data.prompts):
+        if _wanted(run, name, data.prompts.replace("{round}", str(number))):
             _hold(run, name, "data.prompts", of_rows(prompts.for_round(c, number)))
     elif stage == "prm" and not run.lineage.finished("prm"):
         if c.prm.prompts:
@@ -57,8 +58,8 @@ def _reward_models(c: Config) -> list[str]:
 
 
 def _wanted(run: Run, name: str, source: str) -> bool:
-    """Returns whether rows are worth reading: they are needed still, or cost no download."""
-    return not run.lineage.finished(name) or sources.is_file(source)
+    """Returns whether rows are worth reading: they are needed still, or lie in a file here."""
+    return not run.lineage.finished(name) or pathlib.Path(source).is_file()
 
 
 def _hold(run: Run, name: str, key: str, digest: str) -> None:
