@@ -81,7 +81,7 @@ def dpo(
     if not data.pairs:
         raise ValueError(
             f"{name}: none of {len(pairs)} pairs is left to train on; lower"
-            " config.pairs.min_value_gap, or grow more trees"
+            " config.pairs.min_value_gap and add --config.redo=pairs, or grow more trees"
         )
     objective = Dpo.of(Scorer.of(policy.spec, config), loss)
     if loss.reference == "precomputed":
