@@ -75,7 +75,7 @@ def _config_of(workdir: pathlib.Path) -> Config:
         return restore(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path}: no configuration of this version: {str(error).splitlines()[0]}"
+            f"{path}: no configuration of this version: {(str(error).splitlines() or [''])[0]}"
         ) from None
 
 

@@ -97,7 +97,7 @@ def _train(c: Config) -> Config:
     t.clip_norm = 1.0  # global gradient norm; 0: no clipping (LLaMA-Factory's default is 1)
     t.param_dtype = "float32"  # of weights and moments; "bfloat16" loses small learning rates
     t.max_skipped = 3  # steps with a gradient that is not finite are skipped; one more stops
-    t.remat = "full"  # recomputed: all; "products": but these; "attention": its scores; or "none"
+    t.remat = "full"  # backwards layers are computed again; less: "products", "attention", "none"
     t.head_chunk = 1024  # positions whose logits a device holds at once
     t.buckets = (256, 512, 1024, 2048)  # tokens; a batch is padded to the smallest that fits
     t.save_every = 100  # optimiser steps between checkpoints

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -296,7 +297,9 @@ def append(file: io.RawIOBase, data: bytes) -> None:
     written = 0
     try:
         while written < len(data):
-            written += file.write(data[written:]) or 0
+            if not (part := file.write(data[written:])):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            written += part
     except OSError:
         if file.seek(0, os.SEEK_END) == begun + written:
             file.truncate(begun)

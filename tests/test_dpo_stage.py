@@ -26,13 +26,22 @@ def pairs_of(this, number):
     name, folder = f"round-{number}/pairs", this.round_dir(number) / "pairs"
     found = [
         Pair(
-            id=f"r{number}-{i}", question=f"what is {i} ?", type="helpfulness", prefix=(),
-            chosen=better, rejected=worse, chosen_value=1.0, rejected_value=-1.0,
-            chosen_terminal=False, rejected_terminal=False, chosen_text=STEPS[0],
-            rejected_text=STEPS[1], depth=1,
+            id=f"r{number}-{i}",
+            question=f"what is {i} ?",
+            type="helpfulness",
+            prefix=(),
+            chosen=better,
+            rejected=worse,
+            chosen_value=1.0,
+            rejected_value=-1.0,
+            chosen_terminal=False,
+            rejected_terminal=False,
+            chosen_text=STEPS[0],
+            rejected_text=STEPS[1],
+            depth=1,
         )
         for i in range(4)
-    ]  # fmt: skip
+    ]
     this.begin(name, "pairs")
     records.write_jsonl(folder / "pairs.jsonl", found)
     records.write_jsonl(folder / "responses.jsonl", [])

@@ -103,9 +103,15 @@ class EngineOperations(RuleBasedStateMachine):
         self.path[longer] = base
 
     @precondition(lambda self: self.held)
-    @rule(data=st.data(), many=st.integers(1, 5), stop=st.sampled_from(list(STOPS)),
-          tokens=st.integers(1, 30), together=st.booleans(), logps=st.booleans(),
-          turn=st.integers(0, 3))  # fmt: skip
+    @rule(
+        data=st.data(),
+        many=st.integers(1, 5),
+        stop=st.sampled_from(list(STOPS)),
+        tokens=st.integers(1, 30),
+        together=st.booleans(),
+        logps=st.booleans(),
+        turn=st.integers(0, 3),
+    )
     def submit(self, data, many, stop, tokens, together, logps, turn):
         """Siblings, as a rule: from one sequence, or from sequences with a common start."""
         parent = self.pick(data, self.held)

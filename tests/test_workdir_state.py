@@ -25,6 +25,14 @@ from tests.test_config import tiny
 
 ANSWER = "<|Reasoning_step|>count<|/Reasoning_step|><|Output|>two<|/Output|>"
 SIZE = {"L": 1, "D": 16, "N": 2, "K": 1, "H": 8, "F": 24}
+TRAIN = {"batch": 4, "micro_tokens": 192, "buckets": (192,), "epochs": 1.0, "lr": 1e-2}
+TOY = {
+    "stages": "sft",
+    "rounds": 1,
+    "data__sft_rows": 8,
+    **{f"model__size__{key}": value for key, value in SIZE.items()},
+    **{f"sft__train__{key}": value for key, value in TRAIN.items()},
+}
 
 
 def rows(count, answer=ANSWER):
@@ -38,17 +46,7 @@ def write(path, found):
 
 def toy(workdir, **changes):
     """Stage 1 of two steps on eight rows; `changes` by dotted keys, as flags give them."""
-    c = tiny("smoke", workdir=str(workdir), stages="sft", rounds=1)
-    c.model.size.update(SIZE)
-    c.data.sft_rows = 8
-    c.sft.train.update(batch=4, micro_tokens=192, buckets=(192,), epochs=1.0, lr=1e-2)
-    for key, value in changes.items():
-        *sections, name = key.split("__")
-        into = c
-        for section in sections:
-            into = into[section]
-        into[name] = value
-    return c
+    return tiny("smoke", workdir=str(workdir), **TOY | changes)
 
 
 def run(workdir, **flags):
@@ -418,9 +416,17 @@ def test_a_lineage_that_cannot_be_read_is_told_in_one_line(tmp_path, content):
 
 def tree(prompt, text="two"):
     node = records.Node(
-        parent=-1, ids=(), text=text, depth=0, visits=1, value_sum=0.0, reward=None,
-        terminal=False, p=1.0, tag="0",
-    )  # fmt: skip
+        parent=-1,
+        ids=(),
+        text=text,
+        depth=0,
+        visits=1,
+        value_sum=0.0,
+        reward=None,
+        terminal=False,
+        p=1.0,
+        tag="0",
+    )
     return records.Tree(prompt=prompt, nodes=(node,))
 
 

@@ -55,9 +55,8 @@ class Run:
         """
         entries = self.lineage.entries
         for name in sorted(entries, key=lambda name: name != "sft"):
-            if {CHECKPOINT, "seed"} <= entries[name]["settings"].keys() and self.lineage.binds(
-                name
-            ):
+            knows = {CHECKPOINT, "seed"} <= entries[name]["settings"].keys()
+            if knows and self.lineage.binds(name):
                 return self.made_with(name)
         return self.config
 
@@ -123,9 +122,7 @@ def dtype_of(setting: str) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def need_disk(
-    run: Run, name: str, parameters: int, *, keep: int, saves: int, more: int = 0
-) -> None:
+def need_disk(run: Run, name: str, parameters: int, *, keep: int, saves: int) -> None:
     """Refuses a training run of which what is still to be written would not fit the disk.
 
     A checkpoint holds weights and two moments in float32; one more than are kept is written
@@ -137,21 +134,19 @@ def need_disk(
       parameters: that are trained.
       keep: checkpoints that stay.
       saves: checkpoints of the whole training run.
-      more: further bytes that are still to be written.
 
     Raises:
       ValueError: with what is needed and what is free, in GB.
     """
     there = checkpoint.saved_steps(run.workdir / name / "checkpoints")
     states = max(min(keep + 1, saves) - len(there), 1 if len(there) < saves else 0)
-    needed = 12 * parameters * states + more
+    needed = 12 * parameters * states
     free = shutil.disk_usage(run.workdir).free
     if needed > free:
         raise ValueError(
             f"config.workdir: {run.workdir} has {free / 1e9:.1f} GB free, what is still to be"
             f" written of {name} needs {needed / 1e9:.1f} GB: {states} checkpoints of"
             f" {12 * parameters / 1e9:.1f} GB (fewer with a lower train.keep)"
-            + (f" and {more / 1e9:.1f} GB besides" if more else "")
         )
 
 
