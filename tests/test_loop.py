@@ -311,6 +311,37 @@ def test_ctrl_c_is_obeyed_between_two_passes_of_a_step(tmp_path, monkeypatch, ca
     assert equal(straight, fit(tmp_path / "b", config=config))
 
 
+@pytest.mark.parametrize("moment", ["in the last step", "while the last checkpoint is written"])
+def test_a_signal_at_the_very_end_of_training_is_obeyed_as_well(tmp_path, monkeypatch, moment):
+    straight = fit(tmp_path / "a", config=ONE_BUCKET)
+    step, close = step_lib.step, checkpoint.Checkpoints.close
+    steps = []
+
+    def signalled_step(*args, **kwargs):
+        steps.append(1)
+        if len(steps) == 10:
+            interrupt._wanted(15, None)  # what the signal calls
+        return step(*args, **kwargs)
+
+    def signalled_close(saves):
+        interrupt._wanted(15, None)
+        close(saves)
+
+    def leave(status):
+        raise AssertionError("left before the checkpoint was written")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(interrupt.os, "_exit", leave)
+        if moment == "in the last step":
+            patched.setattr(step_lib, "step", signalled_step)
+        else:
+            patched.setattr(checkpoint.Checkpoints, "close", signalled_close)
+        with pytest.raises(interrupt.Stopped, match="sft: stopped, step 10 of 10 is saved"):
+            fit(tmp_path / "b", config=ONE_BUCKET)
+    monkeypatch.setattr(step_lib, "step", None)  # nothing is left to be trained
+    assert equal(straight, fit(tmp_path / "b", config=ONE_BUCKET))
+
+
 def test_a_second_signal_ends_at_once_and_says_what_that_costs(monkeypatch, capfd):
     def leave(status):
         raise SystemExit(status)

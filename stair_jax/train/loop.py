@@ -111,10 +111,13 @@ def fit(
     best = config.result == "best"
     saves = Checkpoints(folder, keep=config.keep, best=best, fingerprint=marks)
     heard, bar = interrupt.granted_by_me(), progress.line(stage, steps)
-    with jax.set_mesh(mesh), saves, bar as show, heard as wish:
+    with heard as wish, jax.set_mesh(mesh), saves, bar as show:  # the last save is waited for, too
         run = _Fit(loss, data, config, mesh, saves, stage, frozen, AdamW.of(config), steps, wish)
         meter = Meter(loss.scorer.spec, config, reference=loss.reads_reference, mesh=mesh)
-        return run(params, StepLog(stage, data, metrics, folder, config, meter, show))
+        fitted = run(params, StepLog(stage, data, metrics, folder, config, meter, show))
+    if wish.is_set():  # since the last step began
+        raise interrupt.Stopped(f"{stage}: stopped, step {steps} of {steps} is saved")
+    return fitted
 
 
 @dataclasses.dataclass(frozen=True)
