@@ -342,6 +342,46 @@ def test_a_signal_at_the_very_end_of_training_is_obeyed_as_well(tmp_path, monkey
     assert equal(straight, fit(tmp_path / "b", config=ONE_BUCKET))
 
 
+@pytest.mark.parametrize("at", [2, 3])  # in the middle, and at the end
+def test_a_signal_while_held_out_rows_are_measured_is_obeyed_and_they_are_measured_later(
+    tmp_path, monkeypatch, at
+):
+    config = dataclasses.replace(
+        ONE_BUCKET, batch=4, eval_rows=9, result="best", lr=0.3, save_every=2, max_steps=6
+    )
+    data = sft_data(23, config)
+    straight = fit(tmp_path / "a", data=data, config=config, whole=True)
+    measure, calls, asked = step_lib.measure, [], []
+
+    def signalled(params, batches, mesh, **how):
+        def each():
+            for batch in batches:
+                asked.append(len(calls))
+                if asked.count(at) == 1 and len(calls) == at:
+                    interrupt._wanted(15, None)  # what the signal calls
+                yield batch
+
+        calls.append(1)
+        return measure(params, each(), mesh, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(step_lib, "measure", signalled)
+        with pytest.raises(interrupt.Stopped, match=f"step {2 * at} of 6 is saved"):
+            fit(tmp_path / "b", data=data, config=config)
+    assert [asked.count(number) for number in range(1, at)] == [3] * (at - 1)
+    assert asked.count(at) == 1  # of three batches
+    again = fit(tmp_path / "b", data=data, config=config, whole=True)
+    assert again.step == straight.step
+    assert equal(jax.device_get(straight.params), jax.device_get(again.params))
+    held = [
+        [(x["step"], x["eval_loss"]) for x in lines(tmp_path / name) if "eval_loss" in x]
+        for name in "ab"
+    ]
+    assert [step for step, _ in held[0]] == [2, 4, 6]
+    assert held[1] == held[0]
+    assert straight.step == checkpoint.best_step(tmp_path / "b" / "sft" / "saved")
+
+
 def test_a_second_signal_ends_at_once_and_says_what_that_costs(monkeypatch, capfd):
     def leave(status):
         raise SystemExit(status)

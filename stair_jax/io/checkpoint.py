@@ -19,6 +19,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from stair_jax import records
+
 log = logging.getLogger(__name__)
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # how Orbax names a step until it is complete
@@ -84,6 +86,17 @@ class Checkpoints:
         """The complete step with the lowest metric; None where none has a metric."""
         self.wait()
         return best_step(self.folder)
+
+    def metric(self, step: int) -> float | None:
+        """Returns the metric of a complete step; None where nothing was measured."""
+        self.wait()
+        return _meta(_chosen(self.folder, step))["metric"]
+
+    def note_metric(self, step: int, metric: float | None) -> None:
+        """Adds the metric of a complete step that was saved before it was measured."""
+        self.wait()
+        where = _chosen(self.folder, step)
+        records.write_json(where / _META, {**_meta(where), "metric": metric})
 
     def save(
         self,

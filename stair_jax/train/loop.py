@@ -148,6 +148,9 @@ class _Fit:
             state = step_lib.init(params, self.tx, self.mesh)
         del params
         out.rewind(start)
+        if start and self._owes_a_measurement(start):
+            metric = self._measure(start, state, begun, stream, out)
+            self.saves.note_metric(start, metric)
         for step in range(start, self.steps):
             here = stream.get_state()
             batch = out.waited(lambda: next(stream))
@@ -175,15 +178,31 @@ class _Fit:
         return self._result(state)
 
     def _save(self, done: int, state: step_lib.State, begun: Any, stream: Any, out: StepLog):
-        held_out = step_lib.measure(
-            state.params, self.data.eval_batches(), self.mesh, loss=self.loss, frozen=self.frozen
-        )
-        figures = {f"eval_{name}": x for name, x in held_out.items()}
-        out.more(done, figures | {"bf16_changed": float(_changed(begun, state.params))})
+        metric = self._measure(done, state, begun, stream, out)
         self.saves.save(
-            done, params=state.params, opt=state.opt, data=stream.get_state(),
-            metric=held_out.get("loss"),
-        )  # fmt: skip
+            done, params=state.params, opt=state.opt, data=stream.get_state(), metric=metric
+        )
+
+    def _measure(
+        self, done: int, state: step_lib.State, begun: Any, stream: Any, out: StepLog
+    ) -> float | None:
+        """Writes what the held-out rows say; returns their loss, None where there are none."""
+        held_out = self.data.eval_batches()
+        try:
+            found = step_lib.measure(
+                state.params, held_out, self.mesh, loss=self.loss, frozen=self.frozen,
+                stop=self.wish.is_set,
+            )  # fmt: skip
+        except step_lib.GivenUp:
+            self._stop(done, state, stream.get_state(), out)
+        figures = {f"eval_{name}": x for name, x in found.items()}
+        out.more(done, figures | {"bf16_changed": float(_changed(begun, state.params))})
+        return found.get("loss")
+
+    def _owes_a_measurement(self, done: int) -> bool:
+        """Returns whether a regular save was made unmeasured, because of a signal."""
+        regular = done == self.steps or done % self.config.save_every == 0
+        return regular and self.saves.metric(done) is None and bool(self.data.eval_batches())
 
     def _stop(self, done: int, state: step_lib.State, place: Any, out: StepLog) -> NoReturn:
         """Saves `done` steps, unmeasured, and ends the run."""

@@ -24,7 +24,7 @@ class State:
 
 
 class GivenUp(Exception):
-    """A step was not finished because it was asked to stop."""
+    """A step, or a measurement, was not finished because it was asked to stop."""
 
 
 def abstract(params: Any, tx: AdamW, mesh: Mesh) -> State:
@@ -191,13 +191,19 @@ def measure(
     *,
     loss: Loss,
     frozen: Any = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Returns the metrics of held-out batches and their `loss`; nothing where there are none.
 
     Means are over all batches together, as if they were one.
+
+    Raises:
+      GivenUp: where `stop`, asked before each batch, says so.
     """
     total: dict[str, float] = {}
     for batch in batches:
+        if stop():
+            raise GivenUp
         for name, x in _measured(params, frozen, place(batch, mesh), loss=loss).items():
             total[name] = total.get(name, 0.0) + float(x)
     if not total:
