@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import io
 import json
+import math
 import os
 import pathlib
 import struct
@@ -85,6 +86,11 @@ class Node:
         """Mean reward of all visits; call it on visited nodes only."""
         return self.value_sum / self.visits
 
+    @property
+    def finite(self) -> bool:
+        """True if its value, and its reward where it has one, are finite numbers."""
+        return math.isfinite(self.value_sum) and (self.reward is None or math.isfinite(self.reward))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tree:
@@ -93,6 +99,8 @@ class Tree:
     prompt: Prompt
     nodes: tuple[Node, ...]
     counters: dict[str, float] = dataclasses.field(default_factory=dict)
+    scores: tuple[float | None, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    #   raw, of the reward model that valued the nodes, while the tree is in memory; not on disk
 
     def path(self, index: int) -> list[Node]:
         """Returns the nodes from the first step down to `index`; nothing for the root."""
@@ -197,7 +205,8 @@ class Sample:
     ids: tuple[int, ...]
     response: str
     outcome: str  # as Answer.outcome
-    raw: tuple[float, ...] = ()  # of the reward model, one a step; empty where it was not asked
+    raw: tuple[float | None, ...] = ()  # of the reward model, one a step, None where it is missing;
+    #   empty where it was not asked
 
 
 def to_json(row: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Candidates of a prompt: drawn and judged once, and the pairs that they make."""
 
 import dataclasses
+import math
 import random
 
 from stair_jax.engine.request import Sampling
@@ -153,3 +154,25 @@ def test_without_two_different_rewards_there_is_no_pair():
     assert candidates.best_against_worst([row, dataclasses.replace(other, reward=None)]) == []
     elsewhere = dataclasses.replace(other, prompt="q")
     assert candidates.best_against_worst([row, elsewhere]) == []
+
+
+def test_a_reward_that_is_not_finite_is_none_and_in_no_pair():
+    class Odd(Talker):
+        def judge(self, prompt, response):
+            verdict = super().judge(prompt, response)
+            return verdict and ((math.nan, 1.0) if response.startswith("answer 0") else verdict)
+
+    class Judge(ScriptedJudge):
+        def __init__(self, script, **more):
+            del script
+            super().__init__(Odd(), **more)
+
+    rows, *_ = sample(ASKED[:1], judge=Judge)
+    assert rows[0].reward is None
+    usual, *_ = sample(ASKED[:1])
+    assert usual[0].reward is not None
+    best, worst = candidates.best_against_worst(rows)[0]
+    assert rows[0] not in (best, worst)
+    odd = [dataclasses.replace(usual[0], reward=math.inf), *usual[1:]]  # as a file may say
+    assert odd[0] not in candidates.best_against_worst(odd)[0]
+    assert len(candidates.as_trees(odd)[0].nodes) == len(candidates.as_trees(usual)[0].nodes) - 1

@@ -1,6 +1,7 @@
 import collections
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -233,3 +234,13 @@ def test_held_out_prompts_are_a_share_by_prompt_and_seed():
 def test_a_lone_root_gives_nothing():
     assert comparisons.comparisons_of(tree(), CONFIG, seed=0) == ([], {})
     assert comparisons.values_of(tree(), CONFIG) == ([], {})
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_node_whose_value_is_not_finite_gives_no_row_and_is_counted(odd):
+    nodes = node(0, "0.0", odd), node(0, "0.1", 2.0), node(0, "0.2", -1.0, ends=True)
+    rows, dropped = comparisons.comparisons_of(tree(*nodes), CONFIG, seed=0)
+    assert tags(rows) == {("0.1", "0.2")}
+    assert dropped == {"not_finite": 1}
+    valued, _ = comparisons.values_of(tree(*nodes), config(readout="step_end"))
+    assert sorted(label.value for row in valued for label in row.labels) == [-1.0, 2.0]

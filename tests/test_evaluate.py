@@ -190,12 +190,12 @@ def test_what_chooses_among_samples_chooses_the_first_n_of_one_set(world):
     readout, differ = ScriptedRewardModel.readout, set()
     for id, samples in by_id.items():
         assert [sample.ordinal for sample in samples] == list(range(5))
-        last = [readout.unit(sample.raw[-1]) for sample in samples]
+        last = [sample.raw[-1] for sample in samples]
         want = {
             "best_of_2": last[:2].index(max(last[:2])),
             "best_of_5": last.index(max(last)),
             "vote_of_5": selection.vote(
-                last, [selection.comparable(s.response) for s in samples]
+                last, [selection.comparable(s.response) for s in samples], readout
             ),
             "random_of_5": selection.at_random(5, (run.config.seed, id, "random_of_5")),
         }  # fmt: skip

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from stair_jax import config as config_lib
-from stair_jax.rewards.prm import aggregate
 from stair_jax.search import beams, guided
 from stair_jax.sections import GuidedConfig
 from stair_jax.strategies import parse
@@ -379,7 +378,54 @@ def test_a_sequence_at_the_end_of_its_context_is_cut():
     assert any(len(what.ids) == 6 and len(what.raw) == 2 for what, *_ in found.values())
 
 
-def test_aggregations_differ_and_are_the_plain_ones():
-    units = [0.5, 0.25, 0.75]
-    found = {how: aggregate(units, how) for how in ("last", "min", "mean", "product")}
-    assert found == pytest.approx({"last": 0.75, "min": 0.25, "mean": 0.5, "product": 0.09375})
+class Odd(ScriptedRewardModel):
+    """Some steps have a score that is not finite, and others one far beyond where units round."""
+
+    def score(self, prompt, trajectory):
+        raw = 30 * super().score(prompt, trajectory) - 110
+        where = scripted_policy.unit("odd", prompt, *trajectory)
+        return (math.nan, math.inf, -math.inf)[int(where * 18)] if where < 1 / 6 else raw
+
+
+@pytest.mark.parametrize("name", ["beam_2x3", "diverse_2x3"])
+def test_beams_compare_raw_scores_and_never_keep_one_without(name):
+    found, _, reader = run(of(name), model=Odd)
+    seen = [score for what, *_ in found.values() for score in what.raw]
+    assert len(seen) > 20
+    known = [score for score in seen if score is not None]
+    assert len(known) > 0.9 * len(seen)  # a sixth has none; where no sibling has one, it is kept
+    assert {float(reader.readout.unit(score)) for score in known} == {0.0}  # they all round
+    wider, *_ = run(of("beam_9x3"), model=Odd)
+    last = {
+        name: [what.raw[-1] or -200 for what, *_ in some.values()]
+        for name, some in (("narrow", found), ("wide", wider))
+    }
+    assert sum(last["wide"]) > sum(last["narrow"])
+
+
+def test_what_is_missing_is_counted_and_a_blind_choice_too():
+    class Silent(ScriptedRewardModel):
+        def score(self, prompt, trajectory):
+            return math.nan
+
+    codec, trails = ScriptedCodec(), {}
+    guide = guided.Guide(
+        engine=ScriptedEngine(LIVELY, codec),
+        reward_model=Silent(codec),
+        codec=codec,
+        config=CONFIG,
+        max_depth=5,
+        seed=3,
+    )
+    guided.find(
+        scripted.prompts(2),
+        of("beam_2x3"),
+        guide=guide,
+        read_at=64,
+        on_found=lambda trail, what: trails.update({trail.prompt.id: (trail, what)}),
+    )
+    for trail, what in trails.values():
+        assert what.ids
+        assert set(what.raw) == {None}
+        assert trail.missing >= len(what.raw)
+        assert trail.blind >= 2  # a round or more, and the last choice

@@ -15,6 +15,7 @@ from stair_jax.search.guided import Guide
 from stair_jax.search.mcts import TIE
 from stair_jax.sections import GuidedConfig
 from tests import scripted
+from tests.golden import scripted_policy
 from tests.plain_mcts import PlainSearch
 from tests.scripted import (
     PAPER,
@@ -140,6 +141,41 @@ def test_what_was_generated_and_read_is_counted_and_nothing_is_rolled_out_or_rea
         assert 0 < picked.scored == spent[prompt.question]
         assert picked.scored <= picked.tokens  # a step that repeats a sibling is not read
     assert any(picked.scored < picked.tokens for picked in found.values())
+
+
+def test_the_answer_is_the_best_by_raw_score_and_never_one_without():
+    class Odd(ScriptedRewardModel):
+        """Some steps have no finite score, and the others are so low that their values round."""
+
+        def score(self, prompt, trajectory):
+            raw = 9 * super().score(prompt, trajectory) - 70
+            return math.nan if scripted_policy.unit("odd", prompt, *trajectory) < 0.2 else raw
+
+    found, _, reader, _ = run(model=Odd)
+    told = []
+    for prompt in scripted.prompts(9):
+        picked = found[prompt.id]
+        steps = split(reader.codec.decode(picked.ids))
+        raw = reader.score(prompt.question, steps)
+        assert math.isfinite(raw)
+        assert reader.readout.unit(raw) == 0
+        told.append(raw)
+        assert not picked.blind
+        assert picked.missing > 0
+    assert statistics.fmean(told) > -65  # the middle is -70: rounded values say nothing
+
+
+def test_where_nothing_has_a_score_the_first_step_stands_in_and_is_counted():
+    class Silent(ScriptedRewardModel):
+        def score(self, prompt, trajectory):
+            return math.nan
+
+    found, *_ = run(model=Silent)
+    for picked in found.values():
+        assert picked.blind
+        assert not picked.ended
+        assert picked.ids
+        assert 0 < picked.missing <= 3  # each child of the root, read once
 
 
 def test_where_nothing_ends_the_best_beginning_stands_in():

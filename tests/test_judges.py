@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 
@@ -163,6 +164,9 @@ def test_both_sides_of_the_final_answer_make_a_score_whichever_comes_first():
         ((OPEN, OPEN), OPEN, {"open": 1}),
         ((OPEN, None), None, {"missing_helpfulness": 1}),  # to ask again would change nothing
         ((None, OPEN), None, {"missing_safety": 1}),
+        ((math.nan, 1.0), None, {"invalid_safety": 1, "missing_safety": 1}),
+        ((1.0, math.inf), None, {"invalid_helpfulness": 1, "missing_helpfulness": 1}),
+        ((-1.5, 1.0), None, {"invalid_safety": 1, "missing_safety": 1}),
     ],
 )
 def test_half_a_score_is_none(ratings, expected, counters):

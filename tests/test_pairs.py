@@ -1,6 +1,7 @@
 import collections
 import dataclasses
 import itertools
+import math
 
 import pytest
 from hypothesis import given, settings
@@ -215,3 +216,20 @@ def test_step_pairs_are_all_ordered_pairs_that_pass(salt, gap, good, visits):
     assert sorted(p.id for p in pairs) == sorted(f"p0/{a}/{b}" for a, b in want)
     siblings = collections.Counter(node.parent for node in tree.nodes[1:])
     assert len(pairs) + dropped.total() == sum(n * (n - 1) // 2 for n in siblings.values())
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_gives_no_row_and_is_counted(odd):
+    tree = _tree(
+        _node(0, "0.0", odd, terminal=True),
+        _node(0, "0.1", 1.0, terminal=True),
+        _node(0, "0.2", -1.0, terminal=True),
+    )
+    for terminal_only, lost in ((False, 2), (True, 1)):  # pairs with the node, or the node
+        pairs, dropped = _pairs(tree, terminal_only=terminal_only)
+        assert {(pair.chosen_value, pair.rejected_value) for pair in pairs} == {(1.0, -1.0)}
+        assert dropped["not_finite"] == lost
+        assert set(+dropped) == {"not_finite"}
+    responses, dropped = _responses(tree)
+    assert [row.value for row in responses] == [1.0]
+    assert dropped == {"not_finite": 1, "not_good": 1}

@@ -1,5 +1,6 @@
 """Step scores of both read-outs against one plain forward a score."""
 
+import dataclasses
 import itertools
 import math
 
@@ -89,11 +90,64 @@ def test_empty_steps_are_refused():
     assert model.read([]) == []
 
 
-def test_aggregations_are_what_they_are_called():
-    units = [0.5, 0.2, 0.8]
-    found = {how: aggregate(units, how) for how in ("last", "min", "mean", "product")}
-    assert found == pytest.approx({"last": 0.8, "min": 0.2, "mean": 0.5, "product": 0.08})
+LOGISTIC = Readout(position="step_end", loss="bt", low=-3.0, high=3.0)
+VALUES = dataclasses.replace(LOGISTIC, loss="mse")
+HOWS = ("last", "min", "mean", "product")
+
+
+def score(raw, readout, how):
+    found = aggregate(raw, readout, how)
+    assert found is not None
+    return found
+
+
+def logit(unit):
+    return math.log(unit / (1 - unit))
+
+
+@pytest.mark.parametrize(
+    ("readout", "raw_of"), [(LOGISTIC, logit), (VALUES, lambda unit: 2 * unit - 1)]
+)
+def test_aggregations_are_what_they_are_called(readout, raw_of):
+    raw = list(map(raw_of, [0.5, 0.2, 0.8]))
+    found = {how: score(raw, readout, how) for how in HOWS}
+    want = {"last": 0.8, "min": 0.2, "mean": 0.5, "product": 0.08}
+    assert {how: readout.unit(score) for how, score in found.items()} == pytest.approx(want)
     assert len(set(found.values())) == 4
-    assert aggregate([0.1] * 10, "mean") == math.fsum([0.1] * 10) / 10
-    with pytest.raises(KeyError):
-        aggregate(units, "max")
+    with pytest.raises(ValueError, match="'max' is not one of last, min, mean, product"):
+        aggregate(raw, readout, "max")
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_scores_far_out_do_not_tie(how, sign):
+    worse, better = sorted([sign * 1200.0, sign * 45.0])
+    assert LOGISTIC.unit(worse) == LOGISTIC.unit(better - 0.25) or sign < 0
+    rising = [[worse] * 2, [worse, better - 0.25], [better - 0.25] * 2, [better] * 2]
+    found = [score(raw, LOGISTIC, how) for raw in rising]
+    assert found == sorted(found)
+    assert len(set(found)) == (3 if how == "min" else 4 if how != "last" else 3)
+    assert all(map(math.isfinite, found))
+
+
+def test_a_product_and_a_mean_of_one_score_are_that_score():
+    for raw in (-1200.0, -39.0, 0.5, 39.0, 1200.0):
+        for how in HOWS:
+            assert aggregate([raw], LOGISTIC, how) == pytest.approx(raw, rel=1e-12)
+
+
+def test_values_beyond_their_scale_are_still_told_apart():
+    for how in HOWS:
+        found = [score([0.5, x], VALUES, how) for x in (-3.0, -2.0, -1.0, -0.5, 1.5, 2.5)]
+        assert found == sorted(found)
+        assert len(set(found)) == (5 if how == "min" else 6)
+        assert {float(VALUES.unit(x)) for x in (1.5, 2.5)} == {1.0}
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf, None])
+def test_a_response_has_no_score_where_one_that_counts_is_missing(odd):
+    for how in HOWS:
+        assert aggregate([1.0, odd], LOGISTIC, how) is None
+        first = aggregate([odd, 1.0], LOGISTIC, how)
+        assert first == (1.0 if how == "last" else None)
+        assert aggregate([], LOGISTIC, how) is None

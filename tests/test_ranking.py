@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from stair_jax.evals import ranking, reward_models
+from stair_jax.evals import ranking, reward_models, statistics
 from stair_jax.evals.reward_models import Scored
 from stair_jax.model.reward import Readout
 from tests.test_comparisons import CONFIG, FAMILY, node, tree
@@ -148,3 +148,20 @@ def test_the_rules_of_the_training_data_choose_what_is_measured():
     assert report(scored, config=dataclasses.replace(CONFIG, min_visits=1))["nodes"] == 7
     assert report(scored, config=dataclasses.replace(CONFIG, min_value_gap=4.5))["pairs"] == 3
     assert report(scored, config=dataclasses.replace(CONFIG, pairs_per_tree=1))["pairs"] == 7
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_is_left_out_and_counted(odd):
+    some = {tag: x for tag, x in RAW.items() if tag != "0.0.0"}
+    want = report(Scored(FAMILY, some, TOKENS))
+    found = report(Scored(FAMILY, RAW | {"0.0.0": odd}, TOKENS))
+    assert found == want | {"not_finite": 1}
+    more, values = np.array([odd, 1.0, 2.0]), np.array([1.0, 0.25, 0.5])
+    assert ranking.pair_accuracy(more, np.array([0.0, 2.0, 1.0])) == 0.5
+    assert ranking.auroc(more, np.array([True, False, True])) == 1
+    assert ranking.correlation(more, values) == pytest.approx(1)
+    assert ranking.gap_closed([(more, values), (more[:1], values[:1])]) == 1
+    assert ranking.calibration_error(more / 2, values) == ranking.calibration_error(
+        more[1:] / 2, values[1:]
+    )
+    assert statistics.mean([odd, 1.0, 3.0]) == 2

@@ -1,10 +1,15 @@
+import math
+
 import pytest
 
 from stair_jax import strategies
 from stair_jax.engine.request import key_of
+from stair_jax.model.reward import Readout
 from stair_jax.search import beams, selection
 from stair_jax.strategies import Strategy
 from stair_jax.text import OUTPUT, OUTPUT_END
+
+BT, MSE = (Readout(position="eos", loss=loss, low=-3.0, high=3.0) for loss in ("bt", "mse"))
 
 
 @pytest.mark.parametrize(
@@ -52,13 +57,36 @@ def test_best_is_the_first_of_the_highest():
     assert selection.best([0.0]) == 0
 
 
+@pytest.mark.parametrize("scores", [(-60.0, -39.0, -45.0), (40.0, 60.0, 45.0), (-1e3, -8e2, -9e2)])
+def test_scores_far_out_do_not_tie(scores):
+    assert selection.best(scores) == 1
+    assert selection.vote(scores, ["a", "b", "c"], BT) == 1
+    assert selection.vote([*scores, scores[1]], ["b", "a", "b", "a"], BT) == 1
+
+
+def test_scores_that_are_missing_are_never_chosen():
+    odd = [math.nan, math.inf, None, -5.0, -math.inf]
+    assert selection.best(odd) == 3
+    assert selection.vote(odd, ["a", "a", "a", "b", "a"], BT) == 3
+    assert selection.vote(odd, [None] * 5, BT) == 3
+    for lost in ([math.nan], [None, math.inf]):
+        assert selection.best(lost) is None
+        assert selection.vote(lost, ["a", "a"][: len(lost)], BT) is None
+
+
 def test_a_vote_adds_up_equal_answers():
+    def vote(units, answers):
+        return selection.vote([2 * unit - 1 for unit in units], answers, MSE)
+
     scores, answers = [0.9, 0.4, 0.6, 0.2], ["a", "b", "b", "c"]
     assert selection.best(scores) == 0
-    assert selection.vote(scores, answers) == 2  # b has 1.0 against 0.9
-    assert selection.vote(scores, [None, None, None, None]) == 0
-    assert selection.vote([0.5, 0.25, 0.25], ["a", "b", "b"]) == 0  # a tie: the first group
-    assert selection.vote([0.2, 0.5, 0.5], ["x", "y", "y"]) == 1  # a tie: the first member
+    assert vote(scores, answers) == 2  # b has 1.0 against 0.9
+    assert vote(scores, [None, None, None, None]) == 0
+    assert vote([0.5, 0.25, 0.25], ["a", "b", "b"]) == 0  # a tie: what lacks less to 1
+    assert vote([0.5, 0.5], ["a", "b"]) == 0  # a tie: the first group
+    assert vote([0.2, 0.5, 0.5], ["x", "y", "y"]) == 1  # a tie: the first member
+    logits = [math.log(unit / (1 - unit)) for unit in scores]
+    assert selection.vote(logits, answers, BT) == 2
 
 
 def test_answers_are_compared_by_what_they_say():

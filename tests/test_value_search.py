@@ -1,12 +1,15 @@
 """Trees whose values a reward model gives, or shares."""
 
 import dataclasses
+import math
 
 import pytest
 
 from stair_jax.records import Prompt
+from stair_jax.search import growth
 from stair_jax.text import OUTPUT_END
 from tests import scripted
+from tests.golden import scripted_policy
 from tests.plain_mcts import PlainSearch
 from tests.scripted import (
     PAPER,
@@ -103,6 +106,59 @@ def test_trees_do_not_depend_on_what_else_grows(config):
         found, _, _, model, _ = grow(some, schedule=schedule)
         assert {id: tree.nodes for id, tree in found.items()} == want
         assert max(model.calls) <= in_flight * PRM.num_children
+
+
+@pytest.mark.parametrize("config", [PRM, MIX], ids=["prm", "mix"])
+@pytest.mark.parametrize("visit_all", [True, False])
+def test_a_value_that_is_not_finite_is_missing_and_goes_nowhere(config, visit_all):
+    class Odd(ScriptedRewardModel):
+        def score(self, prompt, trajectory):
+            where = scripted_policy.unit("odd", prompt, *trajectory)
+            odd = (math.nan, math.inf, -math.inf)
+            return odd[int(where * 9)] if where < 1 / 3 else super().score(prompt, trajectory)
+
+    config = dataclasses.replace(config, visit_all_nodes=visit_all)
+    trees, engine, _, model, _ = grow(config, kind=Odd)
+    lost = 0
+    for tree in trees.values():
+        for i, node in enumerate(tree.nodes[1:], 1):
+            assert math.isfinite(node.value_sum)
+            steps = [step.text for step in tree.path(i)]
+            odd = not math.isfinite(model.score(tree.prompt.question, steps))
+            if odd and OUTPUT_END not in node.text:
+                assert node.visits == 0
+                assert tree.scores[i] is None
+                lost += 1
+        assert tree.counters["missing"] >= tree.counters["not_finite"] > 0
+    assert lost > 5
+    whole = [tree.counters["iterations"] == config.iterations for tree in trees.values()]
+    assert sum(whole) > 3  # the others had no step at all that could be valued
+    evaluated = [key[1:3] for key in engine.keys if key[3] == "rollout"]
+    if config is PRM or not visit_all:
+        return
+    for tree in trees.values():
+        for i, node in enumerate(tree.nodes):
+            if i and tree.scores[i] is None and OUTPUT_END not in node.text:
+                assert evaluated.count((tree.prompt.id, node.tag)) <= growth.TRIES
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_a_verdict_that_is_not_finite_is_missing_and_tried_once_more(odd):
+    class Odd(RandomScript):
+        def judge(self, prompt, response):
+            safety, helpfulness = super().judge(prompt, response) or (0.0, 0.0)
+            return (
+                (safety, odd)
+                if self._unit("odd", prompt, response) < 0.3
+                else (safety, helpfulness)
+            )
+
+    trees, _, judge, _ = scripted.run(Odd("odd"), search_config(max_depth=4))
+    for tree in trees.values():
+        assert all(math.isfinite(node.value_sum) for node in tree.nodes)
+        assert all(node.reward is None or math.isfinite(node.reward) for node in tree.nodes)
+        assert tree.counters["not_finite"] > 0
+    assert max(task.ordinal for task, *_ in judge.asked) > 0
 
 
 def test_a_step_without_a_token_is_worth_what_its_parent_is():

@@ -1,8 +1,10 @@
 """How well scores rank what has a known value: accuracy on pairs, AUROC, calibration.
 
-All functions take NumPy arrays, and give not-a-number where there is nothing to measure.
+All functions take NumPy arrays, leave out what has a number that is not finite, and give
+not-a-number where there is nothing to measure.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +13,7 @@ from jaxtyping import Bool, Float
 
 def pair_accuracy(better: Float[np.ndarray, " n"], worse: Float[np.ndarray, " n"]) -> float:
     """Returns the share of pairs whose better one has the higher score; a tie counts half."""
+    better, worse = _known(better, worse)
     return _mean((better > worse) + 0.5 * (better == worse))
 
 
@@ -19,6 +22,7 @@ def auroc(scores: Float[np.ndarray, " n"], good: Bool[np.ndarray, " n"]) -> floa
 
     The area under the ROC curve is the Mann-Whitney statistic over the number of pairs.
     """
+    scores, good = _known(scores, good)
     count, positives = len(scores), int(np.sum(good))
     if positives in (0, count):
         return float("nan")
@@ -36,6 +40,7 @@ def calibration_error(
     Over bins of equal width of the score: the distance of mean score and mean value, weighted by
     the bin's share (Naeini et al. 2015; Guo et al. 2017, section 2).
     """
+    units, values = _known(units, values)
     if not len(units):
         return float("nan")
     at = np.minimum((units * bins).astype(int), bins - 1)
@@ -46,6 +51,7 @@ def calibration_error(
 
 def correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
     """Returns Pearson's correlation."""
+    x, y = _known(x, y)
     if len(x) < 2 or np.std(x) == 0 or np.std(y) == 0:
         return float("nan")
     return float(np.corrcoef(x, y)[0, 1])
@@ -63,11 +69,19 @@ def gap_closed(
       groups: scores and values of the responses of one prompt each; sums are over all prompts.
     """
     gained = possible = 0.0
-    for scores, values in groups:
+    for scores, values in itertools.starmap(_known, groups):
+        if not len(scores):
+            continue
         mean = values.mean()
         gained += values[scores == scores.max()].mean() - mean
         possible += values.max() - mean
     return gained / possible if possible else float("nan")
+
+
+def _known(*columns: np.ndarray) -> list[np.ndarray]:
+    """Returns the rows in which all columns are finite."""
+    kept = np.all([np.isfinite(column) for column in columns], axis=0)
+    return [column[kept] for column in columns]
 
 
 def _mean(values: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +38,11 @@ def report(trees: Sequence[Scored], config: PrmConfig, readout: Readout) -> dict
     `ece`, in 10 bins, of the scores in [0, 1] against the values in [0, 1]. Only "bce" and "mse"
       aim at it, which `calibrated` says: scores that were taught by pairs know no zero.
     `score_mean`, `score_std`, of raw scores, and `length_correlation` with the trajectory's tokens.
+    `not_finite` scores of nodes, which are left out, where there are any.
     """
+    total = sum(len(scored.raw) for scored in trees)
+    trees = [scored._replace(raw=_finite(scored.raw)) for scored in trees]
+    lost = total - sum(len(scored.raw) for scored in trees)
     nodes = [_of_nodes(scored, config) for scored in trees]
     raw, value, tokens = np.concatenate([np.empty((3, 0)), *nodes], axis=1)
     units = (value - readout.low) / (readout.high - readout.low)
@@ -51,8 +55,13 @@ def report(trees: Sequence[Scored], config: PrmConfig, readout: Readout) -> dict
     }
     return {
         "trees": len(trees), "nodes": len(raw), "calibrated": readout.loss in ("bce", "mse"),
+        **({"not_finite": lost} if lost else {}),
         **{name: x for name, x in found.items() if not math.isnan(x)},
     }  # fmt: skip
+
+
+def _finite(raw: Mapping[str, float]) -> dict[str, float]:
+    return {tag: score for tag, score in raw.items() if math.isfinite(score)}
 
 
 def _of_nodes(scored: Scored, config: PrmConfig) -> np.ndarray:
@@ -100,7 +109,9 @@ def _responses(trees: Iterable[Scored], readout: Readout) -> dict[str, float]:
     groups: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for tree, raw, _ in trees:
         ended = [
-            (raw[n.tag], n.reward) for n in tree.nodes if n.reward is not None and n.tag in raw
+            (raw[n.tag], n.reward)
+            for n in tree.nodes
+            if n.reward is not None and n.finite and n.tag in raw
         ]
         if not ended:
             continue

@@ -34,5 +34,6 @@ def shares(outcomes: Sequence[str], metrics: Mapping[str, str]) -> dict[str, dic
 
 
 def mean(values: Sequence[float]) -> float:
-    """Returns the mean; not a number where there is nothing."""
-    return math.fsum(values) / len(values) if values else math.nan
+    """Returns the mean of the values that are finite; not a number where there is none."""
+    known = [value for value in values if math.isfinite(value)]
+    return math.fsum(known) / len(known) if known else math.nan

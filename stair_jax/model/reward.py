@@ -5,6 +5,7 @@ The tree is the decoder's without an output head, and "score" [D] float32 beside
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -132,6 +133,13 @@ class Readout:
             return np.clip((raw + 1) / 2, 0, 1)
         return (1 + np.tanh(raw / 2)) / 2  # the sigmoid, which overflows nowhere
 
+    def log_units(self, raw: float) -> tuple[float, float]:
+        """Returns the logs of u = `unit(raw)` and of 1 - u: a logistic u rounds to 0 and to 1."""
+        if self.loss == "mse":
+            unit = float(self.unit(raw))
+            return _log(unit), _log(1 - unit)
+        return -float(np.logaddexp(0, -raw)), -float(np.logaddexp(0, raw))
+
     def value(self, raw: Any) -> Any:
         """Returns raw scores on the scale of the rewards, from `low` to `high`."""
         return self.low + (self.high - self.low) * self.unit(raw)
@@ -148,3 +156,7 @@ class Readout:
           TypeError: for a field too few or too many.
         """
         return cls(**found)
+
+
+def _log(share: float) -> float:
+    return math.log(share) if share > 0 else -math.inf

@@ -1,6 +1,7 @@
 """How often a rater that is a model agrees with the truth, where the truth is known."""
 
 import collections
+import math
 from collections.abc import Callable, Hashable, Mapping
 
 from stair_jax.records import Prompt
@@ -36,7 +37,7 @@ class Compared:
         found = self._rater.collect()
         for id, rating in found:
             true = self._true.pop(id)
-            if isinstance(rating, float) and true is not None:
+            if isinstance(rating, float) and math.isfinite(rating) and true is not None:
                 self._counts[f"said_{_level(rating)}_is_{_level(true)}"] += 1
         return found
 

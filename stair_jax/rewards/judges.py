@@ -227,7 +227,7 @@ class Composite:
     They see the question and the final answer only, unless they want the response. Nobody is asked
     about a response without an answer: it has no score (see `combine`), counted as `malformed`.
     Where one of the two ratings is missing, so is the score; where one is open and none missing,
-    the score is open.
+    the score is open. A rating that is no number in [-1, 1] is missing, counted as `invalid`.
     Source: STAIR appendix B.2.2.
 
     Args:
@@ -288,6 +288,9 @@ class Composite:
         """Returns the scores that are complete since the last call."""
         for side, rater in self._raters.items():
             for id, rating in rater.collect():
+                if isinstance(rating, float) and not -1 <= rating <= 1:  # not a number, too
+                    self._counts[f"invalid_{side}"] += 1
+                    rating = None
                 self._asked[id].ratings[side] = rating
                 self._settle(id)
         done, self._done = self._done, []
@@ -312,8 +315,8 @@ class Composite:
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """Scores that are `missing_safety`, `missing_helpfulness`, `malformed` or `open`; the
-        raters' counts.
+        """Scores that are `missing_safety`, `missing_helpfulness`, `malformed` or `open`, ratings
+        that were `invalid_safety` or `invalid_helpfulness`; the raters' counts.
         """
         own = {name: count for name, count in self._counts.items() if count}
         return own | {

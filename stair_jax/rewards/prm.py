@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+
 from stair_jax.engine.request import Prefix
 from stair_jax.engine.scoring import Scoring
 from stair_jax.model.reward import Readout
@@ -18,7 +20,7 @@ class Reading(NamedTuple):
     """What a reward model says of the steps that follow a sequence."""
 
     prefix: Prefix  # after all of the steps; owned by the receiver
-    raw: tuple[float, ...]  # one a step
+    raw: tuple[float, ...]  # one a step; what is not finite is missing, see `finite`
 
 
 Item = tuple[Prefix, Sequence[Sequence[int]]]  # a sequence, and the ids of each step behind it
@@ -115,12 +117,63 @@ class RewardModel:
         self._scoring.release(prefix)
 
 
-def aggregate(units: Sequence[float], how: str) -> float:
-    """Returns one score of a response from those of its steps: the last, min, mean or product."""
-    return {
-        "last": lambda: units[-1], "min": lambda: min(units), "product": lambda: math.prod(units),
-        "mean": lambda: math.fsum(units) / len(units),
-    }[how]()  # fmt: skip
+def finite(raw: float | None) -> float | None:
+    """Returns a score, None where it is missing: a number that is not finite says nothing."""
+    return None if raw is None or not math.isfinite(raw) else float(raw)
+
+
+def aggregate(raw: Sequence[float | None], readout: Readout, how: str) -> float | None:
+    """Returns the raw score of a response from those of its steps.
+
+    Its unit, `readout.unit`, is the last, the least, the mean or the product of the steps' units.
+    The raw scores themselves are compared, because units round to 0 and 1 where a logistic score
+    is below -38 or above 37:
+
+    | how | a logistic score | a score of "mse", which is 2 q - 1 |
+    |-|-|-|
+    | last, min | the last, the least raw score | the same |
+    | mean | logit of the mean unit, in logs | the mean raw score |
+    | product | logit of the product of the units, in logs | 2 p - 1, see `_product_of_values` |
+
+    Returns None where a score that counts is missing, and for a response without steps.
+    """
+    counted = [finite(score) for score in (raw[-1:] if how == "last" else raw)]
+    known = [score for score in counted if score is not None]
+    if not known or len(known) < len(counted):
+        return None
+    if how in ("last", "min"):
+        return min(known)
+    values = readout.loss == "mse"
+    if how == "mean":
+        return math.fsum(known) / len(known) if values else _logit_of_mean(known, readout)
+    if how == "product":
+        return _product_of_values(known) if values else _logit_of_product(known, readout)
+    raise ValueError(f"evaluate.aggregation: {how!r} is not one of last, min, mean, product")
+
+
+def _logit_of_mean(raw: Sequence[float], readout: Readout) -> float:
+    logs, rests = zip(*map(readout.log_units, raw), strict=True)
+    return float(np.logaddexp.reduce(logs) - np.logaddexp.reduce(rests))
+
+
+def _logit_of_product(raw: Sequence[float], readout: Readout) -> float:
+    """Goes by 1 - p u = (1 - p) + p (1 - u) of a product p and a factor u: nothing cancels."""
+    logs, rests = zip(*map(readout.log_units, raw), strict=True)
+    log, rest = logs[0], rests[0]
+    for more, its_rest in zip(logs[1:], rests[1:], strict=True):
+        log, rest = log + more, np.logaddexp(rest, log + its_rest)
+    return float(log - rest)
+
+
+def _product_of_values(raw: Sequence[float]) -> float:
+    """Returns 2 p - 1 of the product p of q = (raw + 1) / 2, which are not clipped.
+
+    Where a q is 0 or less the product would be 0, or its sign that of chance: p is then the sum of
+    those, which is 0 at most and goes on where the product ends.
+    """
+    q = [(score + 1) / 2 for score in raw]
+    short = [x for x in q if x <= 0]
+    return 2 * (math.fsum(short) if short else math.prod(q)) - 1
 
 
 def check_steps(items: Sequence[Item]) -> None:

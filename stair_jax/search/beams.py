@@ -9,8 +9,7 @@ import dataclasses
 from collections.abc import Collection, Sequence
 
 from stair_jax.engine.request import GREEDY, Prefix, Result
-from stair_jax.model.reward import Readout
-from stair_jax.rewards.prm import Reading, aggregate
+from stair_jax.rewards.prm import Reading, aggregate, finite
 from stair_jax.search.guided import Moves, Trail, Wish
 from stair_jax.strategies import Strategy
 
@@ -23,7 +22,8 @@ class Found:
     """A response that was found."""
 
     ids: tuple[int, ...]
-    raw: tuple[float, ...] = ()  # of the reward model, one a step; empty where nothing was read
+    raw: tuple[float | None, ...] = ()  # of the reward model, one a step, None where it is missing;
+    #   empty where nothing was read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,7 +33,7 @@ class Beam:
     tag: str
     group: int  # subtree; beams compete within theirs
     ids: tuple[int, ...]
-    raw: tuple[float, ...]
+    raw: tuple[float | None, ...]
     depth: int  # steps
     state: str
     prefix: Prefix
@@ -80,7 +80,7 @@ def sample(
     readings = yield from trail.read(items)
     for reading in readings:
         trail.release(reading.prefix)
-    raw = {ids: tuple(r.raw) for ids, r in zip(distinct, readings, strict=True)}
+    raw = {ids: tuple(map(finite, r.raw)) for ids, r in zip(distinct, readings, strict=True)}
     found = [Found(ids=ids, raw=raw[ids]) for ids in (*drawn, *unread)]
     return found[: len(drawn)], found[len(drawn) :]
 
@@ -93,7 +93,9 @@ def beam(trail: Trail, strategy: Strategy) -> Moves[Found]:
     prompt). The best `width` by the score of their last step are kept. "lookahead" scores a
     candidate at the end of the steps that greedy decoding would add; "diverse" keeps the best of
     each of `width` subtrees that never meet. A successor that repeats a sibling is dropped. The
-    answer is the best by `aggregation`; one that was cut is taken only if none ended.
+    answer is the best by `aggregation`; one that was cut is taken only if none ended. Raw scores
+    are compared, see `prm.aggregate`. A candidate whose score is missing is kept, and answers, only
+    where no other of its subtree has one: then the first ones are, counted as `blind`.
     """
     groups, width = (strategy.width, 1) if strategy.kind == "diverse" else (1, strategy.width)
     assert trail.read_root is not None
@@ -114,12 +116,24 @@ def beam(trail: Trail, strategy: Strategy) -> Moves[Found]:
         kept = []
         for group in range(groups):
             own = [(s, b) for s, b in zip(scores, pool, strict=True) if b.group == group]
-            own.sort(key=lambda scored: -scored[0])  # stable: the earlier one where equal
-            kept += [beam for _, beam in own[:width]]
+            kept += _best(trail, own, width)
         _release(trail, [beam for beam in pool if beam.state == OPEN and beam not in kept])
     readout, how = trail.guide.model.readout, trail.guide.config.aggregation
-    best = max(kept, key=lambda beam: (beam.state == ENDED, value_of(beam.raw, readout, how)))
+    values = [aggregate(beam.raw, readout, how) for beam in kept]
+    known = [(v, beam) for v, beam in zip(values, kept, strict=True) if v is not None]
+    trail.blind += not known
+    _, best = max(known or [(0.0, kept[0])], key=lambda item: (item[1].state == ENDED, item[0]))
     return Found(ids=best.ids, raw=best.raw)
+
+
+def _best(trail: Trail, scored: Sequence[tuple[float | None, Beam]], width: int) -> Sequence[Beam]:
+    """Returns the beams of the highest scores; where all are missing, the first ones, counted."""
+    known = [(score, beam) for score, beam in scored if score is not None]
+    if not known:
+        trail.blind += 1
+        return [beam for _, beam in scored[:width]]
+    known.sort(key=lambda item: -item[0])  # stable: the earlier one where equal
+    return [beam for _, beam in known[:width]]
 
 
 def _shares(kept: Sequence[Beam], width: int, each: int) -> dict[int, int]:
@@ -167,7 +181,10 @@ def _child(
 ) -> Beam:
     """Returns what a continuation makes of its parent; no reading where there was no room."""
     guide = trail.guide
-    ids, raw = parent.ids + result.ids, parent.raw + (tuple(reading.raw) if reading else ())
+    ids, raw = (
+        parent.ids + result.ids,
+        parent.raw + (tuple(map(finite, reading.raw)) if reading else ()),
+    )
     full = result.finish == "length" or len(ids) >= guide.config.max_tokens
     ends = any(token in guide.codec.end_stop for token in result.ids)
     child = Beam(
@@ -182,9 +199,9 @@ def _child(
     return child
 
 
-def _scores(trail: Trail, pool: Sequence[Beam], looks: int) -> Moves[list[float]]:
+def _scores(trail: Trail, pool: Sequence[Beam], looks: int) -> Moves[list[float | None]]:
     """Returns what each candidate is kept by: its last score, or that of its greedy future."""
-    scores = [beam.raw[-1] for beam in pool]
+    scores = [beam.raw[-1] if beam.raw else None for beam in pool]
     if not looks:
         return scores
     futures = yield from _futures(trail, [beam for beam in pool if beam.state == OPEN], looks)
@@ -193,7 +210,7 @@ def _scores(trail: Trail, pool: Sequence[Beam], looks: int) -> Moves[list[float]
     items = [(pool[i].read, steps_of(futures[pool[i].tag], step_stop)) for i in told]
     for i, reading in zip(told, (yield from trail.read(items)), strict=True):
         trail.release(reading.prefix)
-        scores[i] = reading.raw[-1]
+        scores[i] = finite(reading.raw[-1])
     return scores
 
 
@@ -240,8 +257,3 @@ def steps_of(ids: Sequence[int], step_stop: Collection[int]) -> list[tuple[int, 
             steps.append(tuple(ids[start:end]))
             start = end
     return steps
-
-
-def value_of(raw: Sequence[float], readout: Readout, aggregation: str) -> float:
-    """Returns a response's score in [0, 1]: the aggregation of those of its steps."""
-    return aggregate([float(readout.unit(score)) for score in raw], aggregation)

@@ -7,6 +7,7 @@ the best against the worst, nothing where they tie.
 import collections
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
@@ -75,7 +76,8 @@ def sample(
                 continue
             if score is not None and found.ended:
                 value = reward(score.safety, score.helpfulness, prompt.type)
-                found = dataclasses.replace(found, reward=float(value))
+                if math.isfinite(value):
+                    found = dataclasses.replace(found, reward=float(value))
             on_candidate(found)
     return Leftovers(flow.passed_over, tuple(left_open))
 
@@ -157,17 +159,20 @@ def best_against_worst(candidates: Iterable[Candidate]) -> list[tuple[Candidate,
 
     Candidates without a reward take no part. Among equals the first by id is taken.
     """
-    rewarded = sorted(
-        (c for c in candidates if c.reward is not None), key=lambda c: (c.prompt, c.id)
-    )
     pairs = []
-    for _, group in itertools.groupby(rewarded, key=lambda c: c.prompt):
-        siblings = list(group)
+    for siblings in _rewarded(candidates):
         best = max(siblings, key=_reward)
         worst = min(siblings, key=_reward)
         if _reward(best) > _reward(worst):
             pairs.append((best, worst))
     return pairs
+
+
+def _rewarded(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    """Returns the candidates with a finite reward, those of a prompt together, by its id."""
+    known = [c for c in candidates if c.reward is not None and math.isfinite(c.reward)]
+    known.sort(key=lambda c: (c.prompt, c.id))
+    return [list(group) for _, group in itertools.groupby(known, key=lambda c: c.prompt)]
 
 
 def _reward(candidate: Candidate) -> float:
@@ -180,10 +185,7 @@ def as_trees(candidates: Iterable[Candidate]) -> list[Tree]:
 
     So they are compared and valued as the responses of a search are.
     """
-    rewarded = sorted(
-        (c for c in candidates if c.reward is not None), key=lambda c: (c.prompt, c.id)
-    )
-    return [_tree(list(group)) for _, group in itertools.groupby(rewarded, key=lambda c: c.prompt)]
+    return list(map(_tree, _rewarded(candidates)))
 
 
 def _tree(siblings: list[Candidate]) -> Tree:

@@ -3,8 +3,8 @@
 Source: STAIR section 2.3: pairs of partial solutions of equal depth in one tree, whatever their
 parents, and pairs of whole responses, so that answers in few and in many steps compare too. Only
 the gap between the values matters. A node never visited gives nothing, and whatever a rule takes
-away is counted under the rule's name: nodes as "unvisited", "few_visits", "unjudged", pairs as
-"small_gap", "identical", "over_limit".
+away is counted under the rule's name: nodes as "unvisited", "few_visits", "unjudged", "not_finite",
+pairs as "small_gap", "identical", "over_limit".
 """
 
 import collections
@@ -44,6 +44,8 @@ def nodes_of(tree: Tree, config: PrmConfig) -> tuple[list[int], Dropped]:
             dropped["unvisited"] += 1
         elif node.terminal and node.reward is None:
             dropped["unjudged"] += 1
+        elif not node.finite:
+            dropped["not_finite"] += 1
         elif not node.terminal and node.visits < config.min_visits:
             dropped["few_visits"] += 1
         else:

@@ -13,11 +13,14 @@ last round, if not before). Where that setting is off, evaluations start when th
 A rollout whose judge gives no score is tried once more (`TRIES`), with a fresh one. If that fails
 too it counts as missing: the iteration is spent, nothing is backed up, and the node stays as it
 was, to be selected again. A node's own answer is judged once, for a judge would say the same again;
-without a score the node is closed for the rest of the search.
+without a score the node is closed for the rest of the search. So is a node for which the reward
+model has no value. Scores and values that are not finite numbers are missing, and are counted as
+`not_finite` besides: none of them is ever backed up.
 """
 
 import collections
 import dataclasses
+import math
 from collections.abc import Collection, Hashable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -38,7 +41,7 @@ TRIES = 2  # of an evaluation
 
 COUNTERS = (
     "iterations", "expansions", "rollouts", "revisits", "judged", "missing", "tokens",
-    "duplicates", "cut_steps", "cut_rollouts", "valued",
+    "duplicates", "cut_steps", "cut_rollouts", "valued", "not_finite",
 )  # fmt: skip
 
 
@@ -207,12 +210,13 @@ class Growth:
 
     def _seek(self, node: int) -> None:
         """Starts an evaluation of `node`, unless its outcome is there or under way, or is missing
-        for good: a node's own answer was judged before.
+        for good: a node's own answer was judged before, or the reward model has no value for it.
         """
         if node in self._outcomes or node in self._tries:
             return
         sprout = self.nodes[node]
-        if not (sprout.ends and sprout.draws and self.tools.judge is not None):
+        judged = sprout.ends and sprout.draws and self.tools.judge is not None
+        if not judged and not (self.valuing is not None and self.valuing.missing(node)):
             self._begin(node)
 
     def _begin(self, node: int) -> None:
@@ -313,6 +317,7 @@ class Growth:
         assert self.valuing is not None
         self.valuing.take(node, reading)
         self.counters["valued"] += 1
+        self.counters["not_finite"] += self.valuing.missing(node)
         if self.tools.config.value == "prm":
             self._take_value(node)
             self._settle()
@@ -321,31 +326,49 @@ class Growth:
         """Ends an evaluation by the reward model alone."""
         assert self.valuing is not None
         del self._tries[node]
-        kind = mcts.TERMINAL_REWARD if self.nodes[node].ends else mcts.REWARD
-        self._outcomes[node] = Outcome(kind, np.float32(self.valuing.value(node)))
+        self._outcomes[node] = self._outcome(node, self.valuing.value(node), for_good=True)
 
     def score(self, score: Score | None, task: Task) -> None:
         """Takes the judge's verdict; where a rollout has none, tries another one."""
-        node = task.node
-        if score is None and self._tries[node] < TRIES and not self.nodes[node].ends:
+        node, reward = task.node, self._reward(score)
+        ends = self.nodes[node].ends
+        if reward is None and self._tries[node] < TRIES and not ends:
             self._begin(node)
             return
         del self._tries[node]
-        self._outcomes[node] = self._outcome(node, score)
+        if score is not None and reward is not None:
+            for name, count in score.counts.items():
+                self.counters[f"judge_{name}"] += count
+        self._outcomes[node] = self._mixed(node, reward)
         self._settle()
 
-    def _outcome(self, node: int, score: Score | None) -> Outcome:
-        ends = self.nodes[node].ends
+    def _reward(self, score: Score | None) -> float | None:
+        """Returns what a verdict amounts to; None where there is none, or no finite number."""
         if score is None:
-            self.counters["missing"] += 1
-            return Outcome(mcts.MISSING_FOR_GOOD if ends else mcts.MISSING, np.float32(0))
-        for name, count in score.counts.items():
-            self.counters[f"judge_{name}"] += count
+            return None
         assert self.tools.reward is not None
         reward = self.tools.reward(score.safety, score.helpfulness, self.prompt.type)
-        if self.valuing is not None and not ends and node != ROOT:
-            weight = self.tools.config.value_weight
-            reward = (1 - weight) * reward + weight * self.valuing.value(node)
+        if not math.isfinite(reward):
+            self.counters["not_finite"] += 1
+            return None
+        return reward
+
+    def _mixed(self, node: int, reward: float | None) -> Outcome:
+        """Returns the outcome of an evaluation, with the reward model's share where it has one."""
+        ends = self.nodes[node].ends
+        if reward is None or self.valuing is None or ends or node == ROOT:
+            return self._outcome(node, reward, for_good=ends)
+        weight, value = self.tools.config.value_weight, self.valuing.value(node)
+        if value is None:
+            return self._outcome(node, None, for_good=True)
+        return self._outcome(node, (1 - weight) * reward + weight * value, for_good=False)
+
+    def _outcome(self, node: int, reward: float | None, *, for_good: bool) -> Outcome:
+        """Returns an outcome; `for_good`: where it is missing, asking again would give the same."""
+        if reward is None:
+            self.counters["missing"] += 1
+            return Outcome(mcts.MISSING_FOR_GOOD if for_good else mcts.MISSING, np.float32(0))
+        ends = self.nodes[node].ends
         return Outcome(mcts.TERMINAL_REWARD if ends else mcts.REWARD, np.float32(reward))
 
     def _settle(self) -> None:
@@ -370,7 +393,11 @@ class Growth:
             prompt=self.prompt,
             nodes=tuple(self._node(i, final) for i in range(len(self.nodes))),
             counters={name: float(count) for name, count in self.counters.items()},
+            scores=self._scores(),
         )
+
+    def _scores(self) -> tuple[float | None, ...]:
+        return () if self.valuing is None else tuple(map(self.valuing.raw, range(len(self.nodes))))
 
     def _node(self, i: int, final: Statistics) -> Node:
         sprout, terminal = self.nodes[i], final.outcome[i] == mcts.KEPT_REWARD

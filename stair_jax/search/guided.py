@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkabl
 
 from stair_jax.engine.request import EngineLike, Prefix, Request, Result, Sampling
 from stair_jax.records import Prompt
-from stair_jax.rewards.prm import Reading, RewardModelLike
+from stair_jax.rewards.prm import Reading, RewardModelLike, finite
 from stair_jax.search.growth import CodecLike
 from stair_jax.sections import GuidedConfig
 
@@ -97,6 +97,8 @@ class Trail:
         self.prompt, self.guide = prompt, guide
         self.tokens = 0  # generated, whether or not they came into the answer
         self.scored = 0  # tokens of responses that the reward model read
+        self.missing = 0  # scores of the reward model that were not finite
+        self.blind = 0  # choices between responses none of which had a score
         self.duplicates = 0  # continuations dropped because a sibling says the same
         self._held: dict[int, tuple[Any, Prefix]] = {}  # owner and sequence
         ids = guide.codec.prompt_ids(prompt.question)
@@ -128,6 +130,7 @@ class Trail:
     def took_reading(self, item: tuple[Prefix, Steps], reading: Reading) -> None:
         """Notes what a reading cost, and owns its sequence from now on."""
         self.scored += sum(map(len, item[1]))
+        self.missing += sum(finite(raw) is None for raw in reading.raw)
         self._hold(self.guide.reward_model, reading.prefix)
 
     def release(self, prefix: Prefix) -> None:

@@ -5,6 +5,7 @@ Source: STAIR 3.3 names the search; this form, guided by the reward model alone,
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 from stair_jax.engine.request import Prefix
@@ -14,6 +15,7 @@ from stair_jax.search import driver
 from stair_jax.search.beams import Found
 from stair_jax.search.guided import Guide
 from stair_jax.search.mcts import TIE
+from stair_jax.search.tree import ROOT
 from stair_jax.sections import SearchConfig
 
 
@@ -22,6 +24,8 @@ class Picked(Found):
     """The best response of a tree, and what the tree cost. It has no scores of its steps."""
 
     ended: bool  # False where none did within the limit, and this is the best beginning
+    blind: bool  # True where no response had a score, and this is the first one
+    missing: int  # steps whose score was not finite
     tokens: int  # generated
     scored: int  # that the reward model read
 
@@ -69,28 +73,31 @@ def find(
 
 
 def pick(tree: Tree, max_tokens: int) -> Picked:
-    """Returns the response of the terminal node with the highest reward; the first among equals.
+    """Returns the response of the terminal node with the highest score; the first among equals.
 
-    Where no response ended within `max_tokens`, the leaf with the highest value stands in, cut
-    to them.
+    Raw scores are compared: the rewards that the search goes by round where a score is far out.
+    Where no response ended within `max_tokens`, the best leaf stands in, cut to them, or where no
+    leaf has a score the first node.
 
     Args:
-      tree: with all of its nodes visited, and more than its root.
+      tree: with a score of all of its nodes that has one, and more than its root.
       max_tokens: of a response.
     """
     parents = {node.parent for node in tree.nodes}
     ids = [tuple(t for step in tree.path(i) for t in step.ids) for i in range(len(tree.nodes))]
-    rewards = {
-        i: node.reward
-        for i, node in enumerate(tree.nodes)
-        if node.reward is not None and len(ids[i]) <= max_tokens
+    known = {i: score for i, score in enumerate(tree.scores) if score is not None}
+    ended = {
+        i: score
+        for i, score in known.items()
+        if tree.nodes[i].terminal and len(ids[i]) <= max_tokens
     }
-    leaves = {i: node.value for i, node in enumerate(tree.nodes) if i not in parents}
-    scores = rewards or leaves
-    top = max(scores.values()) - TIE
-    best = next(i for i, score in scores.items() if score >= top)
+    scores = ended or {i: score for i, score in known.items() if i not in parents}
+    top = max(scores.values(), default=0.0)
+    near = top - TIE * max(1.0, abs(top))
+    best = next((i for i, score in scores.items() if score >= near), ROOT + 1)
     return Picked(
-        ids=ids[best][:max_tokens], ended=bool(rewards), tokens=int(tree.counters["tokens"]),
+        ids=ids[best][:max_tokens], ended=bool(ended), blind=not scores,
+        missing=int(tree.counters["not_finite"]), tokens=int(tree.counters["tokens"]),
         scored=sum(len(node.ids) for node in tree.nodes),  # each was read once
     )  # fmt: skip
 
@@ -98,19 +105,18 @@ def pick(tree: Tree, max_tokens: int) -> Picked:
 class Aggregated:
     """A reward model whose score of a step is the aggregation of the scores so far.
 
-    So the search looks for just what the answer is chosen by. The scores are on the scale of the
-    read-out "mse", 2 q - 1 of the aggregation q.
+    So the search looks for just what the answer is chosen by.
     """
 
     def __init__(self, model: RewardModelLike, how: str):
-        self.readout = dataclasses.replace(model.readout, loss="mse")
+        self.readout = model.readout
         self._model, self._how = model, how
-        self._units: dict[int, tuple[float, ...]] = {}  # of the steps so far, by sequence held
+        self._raw: dict[int, tuple[float, ...]] = {}  # of the steps so far, by sequence held
 
     def root(self, ids: Sequence[int]) -> Prefix:
         """Returns a new sequence; ValueError where it leaves no room."""
         prefix = self._model.root(ids)
-        self._units[id(prefix)] = ()
+        self._raw[id(prefix)] = ()
         return prefix
 
     def read(self, items: Sequence[Item]) -> list[Reading]:
@@ -119,15 +125,16 @@ class Aggregated:
         return [self._read(*pair) for pair in zip(starts, readings, strict=True)]
 
     def _read(self, start: Prefix, reading: Reading) -> Reading:
-        before = self._units[id(start)]
-        units = (*before, *(float(self._model.readout.unit(raw)) for raw in reading.raw))
-        self._units[id(reading.prefix)] = units
-        ends = range(len(before) + 1, len(units) + 1)
+        before = self._raw[id(start)]
+        raw = before + reading.raw
+        self._raw[id(reading.prefix)] = raw
+        ends = range(len(before) + 1, len(raw) + 1)
+        scores = (aggregate(raw[:end], self.readout, self._how) for end in ends)
         return Reading(
-            reading.prefix, tuple(2 * aggregate(units[:end], self._how) - 1 for end in ends)
+            reading.prefix, tuple(math.nan if score is None else score for score in scores)
         )
 
     def release(self, prefix: Prefix) -> None:
         """Gives a sequence back."""
-        del self._units[id(prefix)]
+        del self._raw[id(prefix)]
         self._model.release(prefix)

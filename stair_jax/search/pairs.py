@@ -1,8 +1,8 @@
 """A finished tree as training rows: preference pairs, and responses good enough to imitate.
 
 Source: STAIR appendix B.2.3; thu-ml/STAIR src/generate_data.py. A value counts as good at the
-threshold, a gap must exceed its own. A node never visited gives no row. Every row that a rule
-takes away is counted under the rule's name.
+threshold, a gap must exceed its own. A node never visited gives no row, nor does one whose value is
+not a finite number. Every row that a rule takes away is counted under the rule's name.
 """
 
 import collections
@@ -57,6 +57,8 @@ def responses_of(
         response = _response(tree, i) if node.visits else None
         if response is None:
             dropped["unvisited"] += 1
+        elif not node.finite:
+            dropped["not_finite"] += 1
         elif config.terminal_only and not node.terminal:
             dropped["not_terminal"] += 1
         elif not _judged(node, config):
@@ -84,7 +86,11 @@ def good_value(tree: Tree, config: PairsConfig) -> float:
 def good_and_bad(tree: Tree, config: PairsConfig) -> tuple[list[int], list[int]]:
     """Returns the terminal nodes that are good by their reward, and those bad by the gap."""
     good = good_value(tree, config)
-    ended = [(i, n.reward) for i, n in enumerate(tree.nodes) if n.terminal and n.reward is not None]
+    ended = [
+        (i, n.reward)
+        for i, n in enumerate(tree.nodes)
+        if n.terminal and n.reward is not None and n.finite
+    ]
     return (
         [i for i, reward in ended if reward >= good],
         [i for i, reward in ended if reward <= good - config.min_value_gap],
@@ -110,6 +116,9 @@ def _step_pairs(tree: Tree, config: PairsConfig) -> tuple[list[tuple[int, int]],
             if not all(node.visits for node in nodes):
                 dropped["unvisited"] += 1
                 continue
+            if not all(node.finite for node in nodes):
+                dropped["not_finite"] += 1
+                continue
             if not all(_judged(node, config) for node in nodes):
                 dropped["few_visits"] += 1
                 continue
@@ -128,8 +137,11 @@ def _terminal_pairs(
 ) -> tuple[list[tuple[int, int]], Dropped]:
     """Returns good responses beside bad ones, the fewer of the two sides repeated."""
     good, bad = good_and_bad(tree, config)
-    ended = sum(node.terminal for node in tree.nodes)
-    dropped = Dropped(between=ended - len(set(good) | set(bad)))
+    ended = [node for node in tree.nodes if node.terminal]
+    lost = sum(not node.finite for node in ended)
+    dropped = Dropped(between=len(ended) - lost - len(set(good) | set(bad)))
+    if lost:
+        dropped["not_finite"] += lost
     if not good or not bad:
         dropped["one_sided"] += len(good) + len(bad)
         return [], dropped

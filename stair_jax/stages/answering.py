@@ -13,7 +13,7 @@ from stair_jax.evals import miniature
 from stair_jax.io import progress
 from stair_jax.model.reward import Readout
 from stair_jax.records import Answer, Prompt, Sample
-from stair_jax.rewards.prm import RewardModelLike
+from stair_jax.rewards.prm import RewardModelLike, aggregate
 from stair_jax.search import beams, growth, guided, guided_mcts, selection
 from stair_jax.search.beams import Found
 from stair_jax.search.guided import Guide, Trail
@@ -28,6 +28,30 @@ from stair_jax.strategies import MCTS, SAMPLED, Strategy
 log = logging.getLogger(__name__)
 
 Take = Callable[[Answer], None]
+
+
+@dataclasses.dataclass
+class Lost:
+    """Scores of the reward model that were not finite, and choices that had none to go by."""
+
+    missing: int = 0
+    blind: int = 0
+
+    def add(self, missing: int, blind: int) -> None:
+        """Counts those of one prompt."""
+        self.missing, self.blind = self.missing + missing, self.blind + blind
+
+    def tell(self, model: str, label: str) -> None:
+        """Says what was lost under a strategy, if anything was."""
+        if self.missing or self.blind:
+            log.warning(
+                "evaluate %s: %s: scores of the reward model that were not finite, and are missing:"
+                " %d; choices with no score to go by, where the first response stands in: %d",
+                model,
+                label,
+                self.missing,
+                self.blind,
+            )
 
 
 class Answering:
@@ -80,11 +104,12 @@ class Answering:
         search = SearchConfig.of(self._run.config.search)
         config = guided_mcts.config_of(search, guide, strategy.width)
         config = dataclasses.replace(config, trees_in_flight=count)
-        unended = 0
+        unended, lost = 0, Lost()
 
         def found(prompt: Prompt, what: Picked) -> None:
             nonlocal unended
             unended += not what.ended
+            lost.add(what.missing, what.blind)
             row = self._row(prompt, self._policy.codec.decode(what.ids))
             take(dataclasses.replace(row, tokens=what.tokens, scored=what.scored))
 
@@ -96,6 +121,7 @@ class Answering:
                 "evaluate %s: %s: no answer to %d of %d prompts ended; beginnings stand in",
                 self._name, strategy.name, unended, len(todo),
             )  # fmt: skip
+        lost.tell(self._name, strategy.name)
 
     def _hunt(
         self, label: str, todo: Sequence[Prompt], plan: Any, guide: Guide, found: Callable
@@ -106,7 +132,14 @@ class Answering:
         # The reward model's pool has room for some contexts a slot; beyond it, keys are lost again.
         slots = self._run.config.engine.slots
         find = functools.partial(guided.find, todo, plan, guide=guide, read_at=slots)
-        self._find(label, len(todo), find, found, samplings)
+        lost = Lost()
+
+        def counted(trail: Trail, what: Any) -> None:
+            found(trail, what)
+            lost.add(trail.missing, trail.blind)
+
+        self._find(label, len(todo), find, counted, samplings)
+        lost.tell(self._name, label)
 
     def _find(
         self,
@@ -155,9 +188,12 @@ class Answering:
 
     def _choose(self, strategy: Strategy, todo: Sequence[Prompt], take: Take) -> None:
         """Answers with one of the first `width` samples of each prompt."""
+        lost = Lost()
         for prompt in todo:
             some = self._samples[prompt.id][: strategy.width]
-            chosen = some[self._index(strategy, prompt, some)]
+            index = self._index(strategy, prompt, some)
+            lost.add(sum(None in sample.raw for sample in some), index is None)
+            chosen = some[index or 0]
             read = {sample.ids for sample in some} if strategy.reads else ()
             take(
                 Answer(
@@ -166,8 +202,10 @@ class Answering:
                     tokens=sum(len(sample.ids) for sample in some), scored=sum(map(len, read)),
                 )
             )  # fmt: skip
+        lost.tell(self._name, strategy.name)
 
-    def _index(self, strategy: Strategy, prompt: Prompt, some: Sequence[Sample]) -> int:
+    def _index(self, strategy: Strategy, prompt: Prompt, some: Sequence[Sample]) -> int | None:
+        """Returns which of the samples is the answer; None where none has a score."""
         if strategy.kind == "random_of":
             key = self._run.config.seed, prompt.id, strategy.name
             return selection.at_random(len(some), key)
@@ -176,12 +214,12 @@ class Answering:
             return selection.best([miniature.merit(benchmark, s.outcome) for s in some])
         readout = Readout.from_json(self._run.lineage.entries["prm"]["readout"])
         how = self._config.aggregation
-        scores = [beams.value_of(sample.raw, readout, how) for sample in some]
+        scores = [aggregate(sample.raw, readout, how) for sample in some]
         if strategy.kind == "best_of":
             return selection.best(scores)
         direct = policies.is_direct(self._name)
         answers = [selection.comparable(sample.response, direct) for sample in some]
-        return selection.vote(scores, answers)
+        return selection.vote(scores, answers, readout)
 
     @functools.cached_property
     def _samples(self) -> dict[str, list[Sample]]:
