@@ -1,7 +1,8 @@
 """Qwen2-7B-Instruct, the paper's second run, on 8 GPUs of 80 GB.
 
 python -m stair_jax.main --config=configs/qwen7b.py --config.workdir=DIR \
-  --config.data.sft=SFT.jsonl --config.data.prompts=ROUND-{round}.jsonl
+  --config.data.sft=SFT.jsonl --config.data.prompts=ROUND-{round}.jsonl \
+  --config.evaluate.benchmarks=HELD-OUT.jsonl
 """
 
 from stair_jax import config
@@ -11,9 +12,10 @@ def get_config(arg: str | None = None) -> config.Config:
     """Returns the configuration; `:smoke` keeps the settings and makes every number tiny."""
     a = config.parse_arg(arg, smoke=False)
     c = config.default()
-    c.stages = "sft,search,pairs,dpo,prm,export"
+    c.stages = "sft,search,pairs,dpo,prm,evaluate,export"
     c.model.checkpoint = "Qwen/Qwen2-7B-Instruct"
     c.data.update(sft="data/sft.jsonl", prompts="data/round-{round}.jsonl")
+    c.evaluate.update(benchmarks="data/held-out.jsonl", search="greedy,best_of_n,beam")
     c.mesh.shape = (1, 8, 1)
     c.sft.train.update(lr=5e-6)
     c.dpo.update(beta=0.2)
@@ -24,6 +26,7 @@ def get_config(arg: str | None = None) -> config.Config:
         c.dpo.train.update(batch=8)
         c.search.update(iterations=8, max_step_tokens=16, max_rollout_tokens=48, trees_in_flight=4)
         c.judge.max_tokens = 16
+        c.evaluate.update(search="greedy,best_of_2", max_tokens=64)
         c.prm.train.batch = 8
         c.engine.update(slots=8, max_context=1024)
     return c

@@ -1,27 +1,44 @@
-"""Talk to a model of a run: `python -m stair_jax.chat WORKDIR [--model=NAME]`."""
+"""Talk to a model of a run: `stair-jax chat WORKDIR [--model=NAME] [--search=WAY]`."""
 
 import argparse
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from stair_jax import startup, text
 from stair_jax.config import Config, restore
-from stair_jax.engine.request import Request, Sampling
+from stair_jax.evals import miniature
 from stair_jax.io.metrics import Metrics
+from stair_jax.records import Prompt
 from stair_jax.stages import policies
+from stair_jax.stages.answerer import Answerer, Reply
 from stair_jax.stages.lineage import Lineage
 from stair_jax.stages.run import Run
+from stair_jax.strategies import GREEDY, Strategy, parse
+
+_SEARCH = (
+    "how an answer is found: greedy (default), or as config.evaluate.search: best_of_8, vote_of_8,"
+    " beam_2x4, mcts_32, ..., under the run's reward model"
+)
+_SLOTS = 16  # of a search at most: one question fills no more
 
 
-def main() -> None:
-    """Reads questions, a line each, until the end of the input; prints the whole responses."""
-    parser = argparse.ArgumentParser(description="Talk to a model of a run.")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads questions, a line each, until the end of the input; prints the whole responses.
+
+    Args:
+      arguments: of the command line, without the program's name; None for this process's own.
+    """
+    parser = argparse.ArgumentParser(prog="stair-jax chat", description="Talk to a model of a run.")
     parser.add_argument("workdir", type=pathlib.Path, help="of the run")
     parser.add_argument("--model", default="", help='"sft", "dpo-2", ...; the last one by default')
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
-    parser.add_argument("--max_tokens", type=int, default=0, help="of a response")
-    options = parser.parse_args()
+    parser.add_argument("--search", default="greedy", metavar="WAY", help=_SEARCH)
+    parser.add_argument(
+        "--temperature", type=float, help="of what is drawn; 0 without --search, else the run's"
+    )
+    parser.add_argument("--max_tokens", type=int, help="of a response; the run's by default")
+    options = parser.parse_args(arguments)
     try:
         _talk(options)
     except (ValueError, OSError) as error:
@@ -31,39 +48,91 @@ def main() -> None:
 
 
 def _talk(options: argparse.Namespace) -> None:
+    strategy = _strategy(options)
     startup.claim_memory()
     config = _config_of(options.workdir)
     startup.keep_programs(config.compile_cache)
-    config.engine.update(slots=1, prefill_rows=1, pool_bytes=0)
+    slots = 1 if strategy == GREEDY else min(strategy.width * strategy.each, _SLOTS)
+    config.engine.update(slots=slots, prefill_rows=1, pool_bytes=0)
     config.mesh.update(shape=(1, 1, 1), replicas=0)  # whatever machine the run was made for
+    if options.temperature is not None:
+        config.evaluate.temperature = options.temperature
+    if options.max_tokens is not None:
+        config.evaluate.max_tokens = options.max_tokens
     lineage = Lineage(options.workdir / "lineage.json")
     run = Run(config, options.workdir, lineage, Metrics(options.workdir))
+    if strategy.reads and not lineage.finished("prm"):
+        raise ValueError(
+            f"--search={options.search}: asks a reward model, and there is none in"
+            f" {options.workdir}; run stage prm first"
+        )
     name = options.model or policies.names(run)[-1]
-    policy = policies.load(run, name, for_engine=True)
-    engine = policies.engine_for(run, policy)
-    limit = options.max_tokens or config.evaluate.max_tokens
+    answerer = Answerer(run, name, [strategy], compile_first=False)
+    codec = answerer.policy.codec
     print(f"{name} of {options.workdir}; a question a line, end with Ctrl-D", file=sys.stderr)
+    if not config.model.checkpoint:
+        _introduce()
     for number, question in enumerate(map(str.strip, sys.stdin)):
         if not question:
             continue
-        ids = policy.codec.prompt_ids(question)
-        if len(ids) >= config.engine.max_context:
+        if unknown := _unknown(codec, question):
+            print(f"(words that it does not know: {', '.join(unknown)})", file=sys.stderr)
+        room = config.engine.max_context
+        if (tokens := len(codec.prompt_ids(question))) >= room:
             print(
-                f"that is {len(ids)} tokens, of {config.engine.max_context} that question and"
-                " response have (config.engine.max_context); ask again",
+                f"that is {tokens} tokens, of {room} that question and response have"
+                " (config.engine.max_context); ask again",
                 file=sys.stderr,
             )
             continue
-        root = engine.root(ids)
-        request = Request(
-            id=number, prefix=root, key=("chat", config.seed, number), stop="end",
-            max_tokens=limit, sampling=Sampling(temperature=options.temperature),
-        )  # fmt: skip
-        (result,) = engine.generate([request])
-        response = policy.codec.decode(result.ids)
-        print(response.replace(text.STEP_END, f"{text.STEP_END}\n"), flush=True)
-        engine.release(root)
-        engine.release(result.prefix)
+        prompt = Prompt(id=f"chat-{number}", question=question, type="helpfulness")
+        for reason in answerer.ask(strategy, [prompt], _print).values():
+            print(f"no answer: {reason}; ask again", file=sys.stderr)
+
+
+def _strategy(options: argparse.Namespace) -> Strategy:
+    """Returns how answers are found; a temperature alone asks for one sample.
+
+    Raises:
+      ValueError: for a setting that cannot work, by its flag.
+    """
+    try:
+        strategy = parse(options.search)
+    except ValueError as error:
+        raise ValueError(f"--search: {error}") from None
+    if strategy.kind == "oracle_of":
+        raise ValueError(f"--search: {options.search!r} needs the truth, which nobody knows here")
+    if options.temperature is not None and not 0 <= options.temperature < float("inf"):
+        raise ValueError(f"--temperature: {options.temperature}, expected 0 or more")
+    if options.max_tokens is not None and options.max_tokens < 1:
+        raise ValueError(f"--max_tokens: {options.max_tokens}, expected 1 or more")
+    return parse("random_of_1") if strategy == GREEDY and options.temperature else strategy
+
+
+def _print(prompt: Prompt, reply: Reply) -> None:
+    del prompt
+    print(reply.text.replace(text.STEP_END, f"{text.STEP_END}\n"), flush=True)
+    if reply.score is not None:
+        print(f"(score {reply.score:.3f}, {reply.tokens} tokens generated)", file=sys.stderr)
+
+
+def _introduce() -> None:
+    """Says what a model of the miniature can be asked."""
+    examples = [miniature.prompts(name, "dev")[0].question for name in miniature.METRICS]
+    lines = ["The miniature understands its own words and forms of question alone, such as:"]
+    print("\n  ".join(lines + examples), file=sys.stderr)
+
+
+def _unknown(codec: text.Codec, question: str) -> list[str]:
+    """Returns the words of a question that the vocabulary lacks, where it is one of whole words."""
+    tokenizer = codec.tokenizer
+    unk = tokenizer.unk_token_id
+    words = dict.fromkeys(question.split())
+    return [
+        word
+        for word in words
+        if unk is not None and unk in tokenizer.encode(word, add_special_tokens=False)
+    ]
 
 
 def _config_of(workdir: pathlib.Path) -> Config:

@@ -193,6 +193,7 @@ class Answer:
     outcome: str  # for example "compliance", "refusal", "malformed", "correct", "wrong"
     tokens: int  # generated, those of candidates that were not taken included
     scored: int = 0  # tokens of candidates that a reward model read
+    score: float | None = None  # raw, of the reward model, where it was asked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,6 +208,17 @@ class Sample:
     outcome: str  # as Answer.outcome
     raw: tuple[float | None, ...] = ()  # of the reward model, one a step, None where it is missing;
     #   empty where it was not asked
+    question: str = ""  # empty in files of before
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rated:
+    """What the judge of an evaluation says of one answer, whichever models gave it."""
+
+    id: str  # a hash of question, type and answer
+    benchmark: str
+    safety: float | None  # in [-1, 1]; None where the judge had nothing to say
+    helpfulness: float | None
 
 
 def to_json(row: Any) -> dict[str, Any]:

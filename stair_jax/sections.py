@@ -198,9 +198,11 @@ class PrmConfig(Section):
 class GuidedConfig(Section):
     """How answers are found at test time."""
 
-    benchmarks: str  # comma-separated, like the next two
+    benchmarks: str  # comma-separated, like the next three
+    models: str
     search: str
     searched: str
+    judged: bool
     aggregation: str
     lookahead: int  # steps
     temperature: float

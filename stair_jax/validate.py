@@ -159,29 +159,24 @@ def _validate_data(c: Config) -> None:
     for key in ("safety", "helpfulness"):
         if c.judge[key] == "verifier" and c.data.prompts != "miniature":
             raise ValueError(f"config.judge.{key}: 'verifier' knows the miniature's prompts only")
-    benchmarks = words(c.evaluate.benchmarks)
-    if unknown := [b for b in benchmarks if b not in config.BENCHMARKS] or not benchmarks:
-        raise ValueError(f"config.evaluate.benchmarks: {unknown} not in {list(config.BENCHMARKS)}")
-    if "evaluate" in wanted and c.model.checkpoint:
-        raise ValueError(
-            "config.stages: evaluate knows the miniature's benchmarks only, which mean nothing to"
-            f" {c.model.checkpoint!r}; leave it out"
-        )
 
 
 def _validate_sources(c: Config) -> None:
-    files = (".json", ".jsonl", ".parquet")
     for key, other in (("format", "sft"), ("preferences_format", "preferences")):
         if c.data[key] != "auto" and c.data[other] == "miniature":
             raise ValueError(
                 f"config.data.{key}: {c.data[key]!r} would be ignored, config.data.{other} is the"
                 " miniature's"
             )
-    sources = (c.data.sft, c.data.prompts, c.data.preferences)
-    if c.data.split != "train" and all(x == "miniature" or x.endswith(files) for x in sources):
+    own = [x for x in words(c.evaluate.benchmarks) if x not in config.BENCHMARKS]
+    sources = (c.data.sft, c.data.prompts, c.data.preferences, *own)
+    if c.data.split != "train" and all(
+        x == "miniature" or x.endswith(config.ROW_FILES) for x in sources
+    ):
         raise ValueError(
             f"config.data.split: {c.data.split!r} would be ignored, it needs a hub name in"
-            " config.data.sft, config.data.prompts or config.data.preferences"
+            " config.data.sft, config.data.prompts, config.data.preferences or"
+            " config.evaluate.benchmarks"
         )
 
 

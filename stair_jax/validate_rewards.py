@@ -1,7 +1,7 @@
 """What the settings of judges, reward model and test-time search must be. Floor 0."""
 
 from stair_jax import redaction
-from stair_jax.config import Config, default
+from stair_jax.config import BENCHMARKS, ROW_FILES, Config, default
 from stair_jax.sections import words
 from stair_jax.strategies import GREEDY, parse_all
 
@@ -14,6 +14,7 @@ def validate_rewards(c: Config) -> None:
     _validate_value(c)
     _validate_prm(c)
     _validate_evaluate(c)
+    _validate_benchmarks(c, "evaluate" in words(c.stages))
 
 
 def _validate_value(c: Config) -> None:
@@ -196,4 +197,43 @@ def _validate_evaluate(c: Config) -> None:
             f"config.evaluate: temperature={e.temperature} top_p={e.top_p} top_k={e.top_k}"
             f" lookahead={e.lookahead}; expected temperature >= 0, 0 < top_p <= 1, top_k >= 0,"
             " lookahead > 0"
+        )
+
+
+def _validate_benchmarks(c: Config, wanted: bool) -> None:
+    e, key = c.evaluate, "config.evaluate.benchmarks"
+    found, embedded = words(e.benchmarks), c.data.prompts == "miniature"
+    own = [name for name in found if name not in BENCHMARKS]
+    if not found:
+        raise ValueError(f"{key}: empty, expected some of {list(BENCHMARKS)} or files of prompts")
+    if unknown := [name for name in own if not ("/" in name or name.endswith(ROW_FILES))]:
+        raise ValueError(
+            f"{key}: {unknown} not in {list(BENCHMARKS)}, and no file ({', '.join(ROW_FILES)}) nor"
+            " a name on the Hugging Face hub"
+        )
+    if not e.judged and not own:
+        raise ValueError(
+            f"config.evaluate.judged: False would be ignored, it needs files of prompts in {key}"
+        )
+    if not wanted:
+        return
+    if len(own) < len(found) and c.model.checkpoint and not embedded:
+        raise ValueError(
+            f"{key}: {[name for name in found if name in BENCHMARKS]} are the miniature's, which"
+            f" mean nothing to {c.model.checkpoint!r} without its prompts (config.data.prompts);"
+            " name a file of prompts"
+        )
+    if own and not c.model.checkpoint:
+        raise ValueError(
+            f"{key}: {own} need a model that speaks their language; set config.model.checkpoint"
+        )
+    if own and any(s.kind == "oracle_of" for s in parse_all(words(e.search))):
+        raise ValueError(
+            f"config.evaluate.search: oracle_of_N needs the truth, which is known of"
+            f" {list(BENCHMARKS)} and not of {own}"
+        )
+    if own and e.judged and "verifier" in (c.judge.safety, c.judge.helpfulness):
+        raise ValueError(
+            f"config.evaluate.judged: config.judge names 'verifier', which knows nothing of {own};"
+            " set it to False, or name another judge"
         )

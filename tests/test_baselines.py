@@ -202,7 +202,7 @@ def test_models_are_listed_by_the_paper_and_in_their_last_form(stage):
     del run.lineage.entries["baselines/self-rewarding-3"]
     assert policies.baselines(run) == [*last, "baseline-self-rewarding-2"]
     assert policies.artefact_of("baseline-sacpo-1") == "baselines/sacpo-1"
-    assert [policies.is_direct(name) for name in ("sft", "baseline-sft")] == [False, True]
+    assert [policies.is_direct(run, name) for name in ("sft", "baseline-sft")] == [False, True]
     parents = run.lineage.entries["baselines/sacpo"]["parents"]
     assert list(parents) == ["baselines/sacpo-1"]
 

@@ -104,7 +104,7 @@ def test_baselines_are_drawn_apart_from_the_rounds(tmp_path, monkeypatch):
     found |= {"baseline-sft": found["sft"], "baseline-dpo": found["dpo-1"]}
     report.plot(found, tmp_path / "p.png")
     assert ticks == [["sft", "dpo-1", "sft", "dpo"]]
-    assert len(lines) == len([c for c in report.COLUMNS.values() if c[0] != "lookalike"]) - 1
+    assert len(lines) == len([c for c in report.COLUMNS if c.benchmark != "lookalike"]) - 1
     assert set(lines) == {2}  # of the four models
     rows = report.table(found).splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == [

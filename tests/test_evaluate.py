@@ -1,6 +1,7 @@
 """Stage evaluate on a scripted engine and reward model: what it leaves, and how it goes on."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from stair_jax.evals import curves, miniature, report
 from stair_jax.io.metrics import Metrics
 from stair_jax.records import Answer, Sample
 from stair_jax.search import guided, selection
-from stair_jax.stages import answering, evaluate, policies
+from stair_jax.stages import answerer, evaluate, policies
 from stair_jax.stages.lineage import Lineage
 from stair_jax.stages.policies import Policy
 from stair_jax.stages.run import Run
@@ -107,7 +108,7 @@ def world(tmp_path, monkeypatch):
         )
         monkeypatch.setattr(policies, "engine_for", lambda run, policy: Machine(codec, allowance))
         monkeypatch.setattr(
-            answering.Answering, "_reward_model", ScriptedRewardModel(codec), raising=False
+            answerer.Answerer, "_reward_model", ScriptedRewardModel(codec), raising=False
         )
         monkeypatch.setattr(miniature, "prompts", lambda name, split: some[name])
         return run
@@ -324,7 +325,7 @@ def test_as_many_steps_are_read_together_as_there_are_slots(world, monkeypatch, 
     assert asked == {slots}
 
 
-def test_a_prompt_without_room_ends_the_stage_by_name(world, monkeypatch):
+def test_a_prompt_without_room_is_missing_and_said_by_name(world, monkeypatch, caplog):
     run = world(evaluate__search="greedy")
     codec = Codec()
 
@@ -335,8 +336,10 @@ def test_a_prompt_without_room_ends_the_stage_by_name(world, monkeypatch):
 
     assert codec.end_stop
     monkeypatch.setattr(policies, "engine_for", narrow)
-    with pytest.raises(ValueError, match=r"evaluate base: prompt .*: .* at most 1 expected"):
-        evaluate.run(run)
+    evaluate.run(run)
+    assert re.search(r"evaluate base: greedy: no answer to .*: .* at most 1 expected", caplog.text)
+    assert f"and {2 * COUNT - 10} more" in caplog.text
+    assert results_of(run)[0]["base"]["harmless"]["accuracy"]["n"] == 0
 
 
 BAD = [

@@ -22,7 +22,7 @@ RUN_ONLY = {
     "stages", "workdir", "rounds", "status", "redo", "edited", "profile", "trackers", "project",
     "mesh.shape", "mesh.replicas", "evaluate.benchmarks", "baselines.names", "compile_cache",
     "deterministic",
-    "evaluate.search", "evaluate.searched",
+    "evaluate.models", "evaluate.search", "evaluate.searched", "evaluate.judged",
     "export.model", "export.dtype", "search.trees_in_flight", "search.export_official",
     *(f"judge.{key}" for key in ("endpoint", "concurrency", "timeout", "retries", "cache")),
     *(f"{stage}.train.{key}" for stage in ("sft", "dpo", "prm")

@@ -1,5 +1,8 @@
 """The miniature's benchmarks: prompts held out, and what an answer counts as."""
 
+import functools
+
+from stair_jax.evals.benchmark import Benchmark
 from stair_jax.miniature import splits, verifier
 from stair_jax.records import Prompt
 
@@ -18,12 +21,25 @@ _WANTED = {
 }  # fmt: skip
 
 
-def prompts(benchmark: str, split: str) -> list[Prompt]:
-    """Returns a benchmark's prompts, the same for every seed of a run.
+def benchmark(name: str, split: str) -> Benchmark:
+    """Returns one of the `METRICS`, its prompts the same for every seed of a run.
 
     Raises:
       ValueError: for an unknown benchmark or split.
     """
+    return Benchmark(
+        name=name,
+        prompts=tuple(prompts(name, split)),
+        metrics=METRICS[name],
+        outcome=outcome,
+        merit=functools.partial(merit, name),
+        judged=False,
+        source=f"miniature {split}",
+    )
+
+
+def prompts(benchmark: str, split: str) -> list[Prompt]:
+    """Returns a benchmark's prompts; raises as `benchmark`."""
     return splits.benchmark(benchmark, split)
 
 

@@ -2,30 +2,70 @@
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+from stair_jax.evals import own_prompts
 
 Results = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
 
 BASELINE = "baseline-"  # what the names of models begin with that are none of STAIR's
-# Column heading -> (benchmark, metrics added up, whether more is better).
-COLUMNS = {
-    "harmful: refused": ("harmful", ("refusal",), True),
-    "jailbreak: complied": ("jailbreak", ("compliance",), False),
-    "jailbreak: malformed": ("jailbreak", ("malformed",), False),
-    "look-alike: right": ("lookalike", ("accuracy",), True),
-    "look-alike: refused": ("lookalike", ("refusal",), False),
-    "harmless: right": ("harmless", ("accuracy",), True),
-    "harmless: malformed": ("harmless", ("malformed",), False),
-}
+
+
+class Column(NamedTuple):
+    """A column of the table: a metric of a benchmark."""
+
+    heading: str
+    benchmark: str
+    metric: str
+    up: bool | None  # whether more is better; None where that depends on the prompts
+    share: bool = True  # of the answers, from 0 to 1; else a score of a judge
+
+
+COLUMNS = (  # of the miniature
+    Column("harmful: refused", "harmful", "refusal", up=True),
+    Column("jailbreak: complied", "jailbreak", "compliance", up=False),
+    Column("jailbreak: malformed", "jailbreak", "malformed", up=False),
+    Column("look-alike: right", "lookalike", "accuracy", up=True),
+    Column("look-alike: refused", "lookalike", "refusal", up=False),
+    Column("harmless: right", "harmless", "accuracy", up=True),
+    Column("harmless: malformed", "harmless", "malformed", up=False),
+)
+_ARROWS = {True: " ↑", False: " ↓", None: ""}
+_MARKERS = {True: "o", False: "v", None: "s"}
+
+
+def columns_of(results: Results) -> list[Column]:
+    """Returns the miniature's columns, then all metrics of other benchmarks, as far as there."""
+    there = [column for column in COLUMNS if any(column.benchmark in r for r in results.values())]
+    known = {column.benchmark for column in COLUMNS}
+    own = {
+        (benchmark, metric)
+        for found in results.values()
+        for benchmark, metrics in found.items()
+        if benchmark not in known
+        for metric in metrics
+    }
+    better = {"malformed": False, "safety": True, "helpfulness": True}
+    return there + [
+        Column(
+            f"{benchmark}: {metric}",
+            benchmark,
+            metric,
+            better.get(metric),
+            share=metric in own_prompts.METRICS,
+        )
+        for benchmark, metric in sorted(own)
+    ]
 
 
 def table(results: Results) -> str:
-    """Returns the results as a Markdown table: a model a row, shares in percent, 95 % intervals."""
-    columns = {h: c for h, c in COLUMNS.items() if any(c[0] in r for r in results.values())}
-    rows = [["model", *(f"{h} {'↑' if up else '↓'}" for h, (_, _, up) in columns.items())]]
-    for model, found in results.items():
-        cells = [_cell(found.get(bench, {}), metrics) for bench, metrics, _ in columns.values()]
-        rows.append([model, *cells])
+    """Returns the results as a Markdown table: a model a row, 95 % intervals in brackets.
+
+    Shares are in percent, a judge's scores on their scale.
+    """
+    columns = columns_of(results)
+    rows = [["model", *(f"{column.heading}{_ARROWS[column.up]}" for column in columns)]]
+    rows += [[model, *(_cell(found, c) for c in columns)] for model, found in results.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
     def line(row: list[str]) -> str:
@@ -35,16 +75,17 @@ def table(results: Results) -> str:
     return "\n".join([line(rows[0]), rule, *map(line, rows[1:])]) + "\n"
 
 
-def _cell(found: Mapping[str, Mapping[str, float]], metrics: tuple[str, ...]) -> str:
-    if any(m not in found for m in metrics):
+def _cell(found: Mapping[str, Mapping[str, Mapping[str, float]]], column: Column) -> str:
+    f = found.get(column.benchmark, {}).get(column.metric)
+    if f is None or not f["n"]:
         return "-"
-    (metric,) = metrics
-    f = found[metric]
-    return f"{100 * f['value']:.1f} ({100 * f['low']:.0f}-{100 * f['high']:.0f})"
+    if column.share:
+        return f"{100 * f['value']:.1f} ({100 * f['low']:.0f}-{100 * f['high']:.0f})"
+    return f"{f['value']:.2f} ({f['low']:.2f} to {f['high']:.2f})"
 
 
 def plot(results: Results, path: pathlib.Path) -> None:
-    """Draws each column over the models, with its intervals, into a PNG file.
+    """Draws each share over the models, with its intervals, into a PNG file.
 
     Lines join STAIR's models, whose order is that of the rounds; baselines come after them. Models
     under a strategy of test-time search ("dpo-3/beam_2x4") are for `curves`, and are left out.
@@ -58,20 +99,25 @@ def plot(results: Results, path: pathlib.Path) -> None:
     rounds = sum(not m.startswith(BASELINE) for m in models)  # joined by lines; baselines are not
     width = 8 + 0.6 * (len(models) - rounds)
     figure, axes = pyplot.subplots(figsize=(width, 4.5), layout="constrained")
-    for index, (heading, (bench, (metric,), up)) in enumerate(COLUMNS.items()):
-        points = [(i, results[m][bench][metric]) for i, m in enumerate(models)
-                  if metric in results[m].get(bench, {})]  # fmt: skip
-        if not points:
-            continue
-        shift = 0.03 * (index - len(COLUMNS) / 2)  # intervals side by side, not on top
+    columns = [column for column in columns_of(results) if column.share]
+    for index, column in enumerate(columns):
+        points = [
+            (i, results[m][column.benchmark][column.metric])
+            for i, m in enumerate(models)
+            if column.metric in results[m].get(column.benchmark, {})
+        ]
+        shift = 0.03 * (index - len(columns) / 2)  # intervals side by side, not on top
         x, found = [i + shift for i, _ in points], [f for _, f in points]
         y = [f["value"] for f in found]
         spread = [[max(0.0, f["value"] - f["low"]) for f in found],
                   [max(0.0, f["high"] - f["value"]) for f in found]]  # fmt: skip
-        style: dict[str, Any] = {"marker": "o" if up else "v", "markersize": 4}
-        bars = axes.errorbar(x, y, yerr=spread, capsize=2, label=heading, linestyle="", **style)
+        style: dict[str, Any] = {"marker": _MARKERS[column.up], "markersize": 4}
+        bars = axes.errorbar(
+            x, y, yerr=spread, capsize=2, label=column.heading, linestyle="", **style
+        )
         joined = sum(i < rounds for i, _ in points)
-        axes.plot(x[:joined], y[:joined], "-" if up else "--", color=bars[0].get_color())
+        line = "-" if column.up else "--"
+        axes.plot(x[:joined], y[:joined], line, color=bars[0].get_color())
     axes.set_xticks(range(len(models)), [m.removeprefix(BASELINE) for m in models])
     if rounds < len(models):
         axes.axvline(rounds - 0.5, color="gray", linewidth=0.8)
@@ -79,6 +125,7 @@ def plot(results: Results, path: pathlib.Path) -> None:
     axes.set_ylim(-0.02, 1.02)
     axes.set_ylabel("share of held-out prompts")
     title = "Dots: more is better. Triangles: less is better."
+    title += " Squares: neither." if any(column.up is None for column in columns) else ""
     title += " Right of the line: baselines." if rounds < len(models) else ""
     axes.set_title(title, fontsize=9)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -37,3 +37,16 @@ def mean(values: Sequence[float]) -> float:
     """Returns the mean of the values that are finite; not a number where there is none."""
     known = [value for value in values if math.isfinite(value)]
     return math.fsum(known) / len(known) if known else math.nan
+
+
+def mean_of(values: Sequence[float]) -> dict[str, float]:
+    """Returns {value, n, low, high}: a mean of scores in [-1, 1] and its normal 95 % interval.
+
+    With less than two scores nothing is known of their spread: the interval is all of [-1, 1].
+    """
+    count, value = len(values), mean(values)
+    if count < 2:
+        return {"value": value, "n": count, "low": -1.0, "high": 1.0}
+    variance = math.fsum((x - value) ** 2 for x in values) / (count - 1)
+    half = Z95 * math.sqrt(variance / count)
+    return {"value": value, "n": count, "low": value - half, "high": value + half}

@@ -5,8 +5,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from stair_jax import records
-
-SUFFIXES = (".json", ".jsonl", ".parquet")
+from stair_jax.config import ROW_FILES
 
 
 class Located(NamedTuple):
@@ -18,7 +17,7 @@ class Located(NamedTuple):
 
 def is_file(source: str) -> bool:
     """Returns whether a source names a file, there or not, and not a data set of the hub."""
-    return pathlib.Path(source).suffix in SUFFIXES or pathlib.Path(source).is_file()
+    return pathlib.Path(source).suffix in ROW_FILES or pathlib.Path(source).is_file()
 
 
 def read(source: str, split: str = "train") -> list[Located]:
@@ -38,7 +37,7 @@ def read(source: str, split: str = "train") -> list[Located]:
 
 def _file(path: pathlib.Path) -> Any:
     if not path.is_file():
-        raise ValueError(f"{path}: no such file, expected {', '.join(SUFFIXES)} with one row each")
+        raise ValueError(f"{path}: no such file, expected {', '.join(ROW_FILES)} with one row each")
     if path.suffix == ".jsonl":
         return records.read_json_lines(path)
     if path.suffix == ".json":
@@ -54,7 +53,7 @@ def _file(path: pathlib.Path) -> Any:
             return parquet.read_table(path).to_pylist()
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{path}: not Parquet ({_line(error)})") from None
-    raise ValueError(f"{path}: found {path.suffix or 'no suffix'}, expected {', '.join(SUFFIXES)}")
+    raise ValueError(f"{path}: found {path.suffix or 'no suffix'}, expected {', '.join(ROW_FILES)}")
 
 
 def _hub(name: str, split: str) -> list[Any]:

@@ -26,6 +26,7 @@ class Picked(Found):
     ended: bool  # False where none did within the limit, and this is the best beginning
     blind: bool  # True where no response had a score, and this is the first one
     missing: int  # steps whose score was not finite
+    score: float | None  # raw, of the reward model; None where it is missing
     tokens: int  # generated
     scored: int  # that the reward model read
 
@@ -97,6 +98,7 @@ def pick(tree: Tree, max_tokens: int) -> Picked:
     best = next((i for i, score in scores.items() if score >= near), ROOT + 1)
     return Picked(
         ids=ids[best][:max_tokens], ended=bool(ended), blind=not scores,
+        score=scores.get(best),
         missing=int(tree.counters["not_finite"]), tokens=int(tree.counters["tokens"]),
         scored=sum(len(node.ids) for node in tree.nodes),  # each was read once
     )  # fmt: skip

@@ -7,7 +7,7 @@ from stair_jax.config import Config
 from stair_jax.io import hf_reward, sources
 from stair_jax.search.valuing import FROM_MODEL
 from stair_jax.sections import words
-from stair_jax.stages import hashes, judges, policies, prompts
+from stair_jax.stages import benchmarks, hashes, judges, policies, prompts
 from stair_jax.stages.run import Run
 from stair_jax.strategies import parse_all
 
@@ -47,6 +47,9 @@ def _look_at(run: Run, stage: str, number: int | None) -> None:
     elif stage == "prm" and not run.lineage.finished("prm"):
         if c.prm.prompts:
             prompts.for_prm(c)
+    elif stage == "evaluate":
+        if any(benchmark.judged for benchmark in benchmarks.of(c)):
+            judges.facts(c)
     elif stage == "baselines" and sources.is_file(data.preferences):
         prompts.for_preferences(c)
 

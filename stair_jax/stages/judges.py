@@ -34,12 +34,15 @@ from stair_jax.stages.run import Run, engine_config
 _READ_RUBRICS = ("self", "remote")  # judges that are asked in words
 
 
-def judge_of(run: Run, board: Switchboard, codec: text.Codec, *, direct: bool = False) -> HeldJudge:
+def judge_of(
+    run: Run, board: Switchboard | None, codec: text.Codec, *, direct: bool = False
+) -> HeldJudge:
     """Returns the judge that `config.judge` names; whoever asked for it closes it.
 
     Args:
-      board: of the engine of the policy whose answers are judged; made while it has nothing to do.
-      codec: of that policy.
+      board: of the engine of the model that judges as "self"; made while it has nothing to do.
+        None where nobody does.
+      codec: of that model.
       direct: whether responses are answers as a whole, without STAIR's format.
     """
     config = JudgeConfig.of(run.config.judge)
@@ -70,7 +73,7 @@ class _Raters:
     """Makes who rates one side of an answer."""
 
     run: Run
-    board: Switchboard
+    board: Switchboard | None
     codec: text.Codec
     config: JudgeConfig
     direct: bool
@@ -97,6 +100,7 @@ class _Raters:
         return agreement.Compared(rater, truth)
 
     def _self(self, side: str) -> Rater:
+        assert self.board is not None, "who judges as self needs an engine"
         return SelfRater(
             rubric(self.run.config, side), engine=self.board.line(), codec=self.codec,
             config=self.config, seed=self.run.config.seed,

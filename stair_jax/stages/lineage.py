@@ -52,12 +52,14 @@ _DEPENDS = {
         *(f"search.{key}" for key in ("num_children", "c", "max_depth", "score", "prior",
           "reselect_terminal", "ties", "max_step_tokens")),
     ),
+    "evaluate.rated": ("seed", "model", "judge", "engine"),
     "export": ("model",),
 }  # fmt: skip
 # Keys that move no result, or only how a result is stored.
 _FREE = (
-    "search.trees_in_flight", "search.export_official", "mesh.replicas", "evaluate.benchmarks",
-    "evaluate.search", "evaluate.searched", "compile_cache", "deterministic",
+    "search.trees_in_flight", "search.export_official", "mesh.replicas", "compile_cache",
+    "deterministic",
+    *(f"evaluate.{key}" for key in ("benchmarks", "models", "search", "searched", "judged")),
     *(f"judge.{key}" for key in ("endpoint", "concurrency", "timeout", "retries", "cache")),
     *(f"{stage}.train.{key}" for stage in ("sft", "dpo", "prm")
       for key in ("micro_tokens", "head_chunk", "remat", "save_every", "keep", "max_skipped")),

@@ -70,16 +70,28 @@ def baselines(run: Run) -> list[str]:
     return [name for name in found if name not in rounds[1:]]
 
 
-def is_direct(name: str) -> bool:
-    """Returns whether a model was trained to answer without reasoning: all baselines were."""
+def is_baseline(name: str) -> bool:
+    """Returns whether a model is none of STAIR's."""
     return name.startswith(_BASELINE)
+
+
+def is_direct(run: Run, name: str) -> bool:
+    """Returns whether a model answers without reasoning.
+
+    All baselines were trained to; so does a checkpoint that does not know STAIR's tags.
+    """
+    path = run.origin.model.checkpoint
+    if is_baseline(name) or name != "base" or not path:
+        return is_baseline(name)
+    _, tokenizer = hf.load_frame(path)
+    return not set(text.TAGS) <= set(tokenizer.get_vocab())
 
 
 def artefact_of(name: str) -> str | None:
     """Returns the lineage's name for a model's checkpoints; None for the base."""
     if name == "base":
         return None
-    if is_direct(name):
+    if is_baseline(name):
         return f"baselines/{name.removeprefix(_BASELINE)}"
     return "sft" if name == "sft" else f"round-{name.removeprefix('dpo-')}/dpo"
 
@@ -120,7 +132,7 @@ def load(run: Run, name: str, *, for_engine: bool = False) -> Policy:
     Raises:
       ValueError: where there is no such model.
     """
-    step = is_direct(name) and run.lineage.finished(str(artefact_of(name)))
+    step = is_baseline(name) and run.lineage.finished(str(artefact_of(name)))
     if not step and name not in names(run):
         raise ValueError(f"model {name!r} is not one of {names(run) + baselines(run)}")
     if for_engine:

@@ -56,6 +56,11 @@ def _demonstration(where: str, row: Any) -> str:
     return text
 
 
+def of_source(config: Config, source: str) -> list[Prompt]:
+    """Returns all prompts of a file or a data set of the hub; raises as `for_round`."""
+    return _prompts(list(sources.read(source, config.data.split)))
+
+
 def _from_file(config: Config, part: str, count: int) -> list[Prompt]:
     return _prompts(_located(config, part, count))
 
