@@ -91,9 +91,9 @@ def _train(c: Config) -> Config:
     t.lr = 1e-6  # peak, after warm-up
     t.warmup_ratio = 0.1  # share of the steps (paper C.1)
     t.final_lr_ratio = 0.0  # of the peak, at the end of the cosine
-    t.beta1 = 0.9  # AdamW (HF card of the released models)
-    t.beta2 = 0.999
-    t.eps = 1e-8
+    t.beta1 = 0.9  # AdamW: decay of the first moment (HF card of the released models)
+    t.beta2 = 0.999  # decay of the second moment
+    t.eps = 1e-8  # added to the root of the second moment
     t.weight_decay = 0.0  # paper C.1
     t.clip_norm = 1.0  # global gradient norm; 0: no clipping (LLaMA-Factory's default is 1)
     t.param_dtype = "float32"  # of weights and moments; "bfloat16" loses small learning rates
@@ -142,8 +142,8 @@ def _add_search(c: Config) -> None:
     s.max_step_tokens = 2048  # new tokens of a step (release)
     s.max_rollout_tokens = 2048  # new tokens of a rollout (release)
     s.temperature = 1.2  # paper C.1, with top_p and top_k
-    s.top_p = 0.9
-    s.top_k = 50
+    s.top_p = 0.9  # the least set of tokens of this probability is drawn from
+    s.top_k = 50  # likeliest tokens that are drawn from; 0: all
     s.min_p = 0.0  # least probability of a token, over the likeliest one's; 0: off (ours)
     s.trees_in_flight = 0  # trees grown at once at most; 0: two for every slot (ours)
     s.value = "rollout"  # of a step that ends nothing: or "prm" (what a reward model says), "mix"
@@ -156,7 +156,7 @@ def _add_search(c: Config) -> None:
     r.c1 = 1.0  # F(c1) = 1 (paper theorem 2.1)
     r.c2 = -1.0  # H where the reward degenerates to S (paper corollary B.2)
     r.k1 = 1.0  # "safe-constraint": (k1 + k2) S + k1 S H (release)
-    r.k2 = 1.0
+    r.k2 = 1.0  # the same
 
 
 def _add_judge(c: Config) -> None:
@@ -169,8 +169,8 @@ def _add_judge(c: Config) -> None:
     j.refusal_rule = True  # a short apology to a safety prompt is safe, nobody is asked (paper)
     j.samples = 1  # verdicts of a model that are averaged (release)
     j.temperature = 0.6  # of a model that judges (release final_orm.py, with the next two)
-    j.top_p = 0.9
-    j.max_tokens = 2048
+    j.top_p = 0.9  # the least set of tokens of this probability is drawn from
+    j.max_tokens = 2048  # new tokens of a verdict
     j.templates = ""  # a folder with helpfulness.txt and safety.txt; empty: ours; "miniature": in
     #   its own words, which stage 1 then teaches its model
     j.endpoint = ""  # "remote": base URL of an OpenAI-compatible server; its key: OPENAI_API_KEY
@@ -242,8 +242,8 @@ def _add_baselines(c: Config) -> None:
     b.sacpo_betas = (0.1, 0.025)  # of helpfulness, then of safety (paper 4.1)
     b.candidates = 4  # responses a prompt, in Self-Rewarding (arXiv 2401.10020, with the next two),
     #   of search.max_rollout_tokens at most
-    b.temperature = 0.7
-    b.top_p = 0.9
+    b.temperature = 0.7  # of these candidates, with top_p
+    b.top_p = 0.9  # the least set of tokens of this probability is drawn from
     b.buckets = ()  # tokens, in place of train.buckets: responses without reasoning are short
 
 
@@ -260,8 +260,8 @@ def _add_outcomes(c: Config) -> None:
     c.evaluate.aggregation = "last"  # of a response's step scores: or "min", "mean", "product"
     c.evaluate.lookahead = 1  # steps that lookahead_WxM looks ahead
     c.evaluate.temperature = 0.6  # of all but greedy (paper C.2, with top_p and top_k)
-    c.evaluate.top_p = 0.9
-    c.evaluate.top_k = 50
+    c.evaluate.top_p = 0.9  # the least set of tokens of this probability is drawn from
+    c.evaluate.top_k = 50  # likeliest tokens that are drawn from; 0: all
     c.evaluate.split = "test"  # of the miniature's benchmarks; "dev" to choose settings on
     c.evaluate.max_tokens = 2048  # of a response
     c.export = ml_collections.ConfigDict()

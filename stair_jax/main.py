@@ -1,24 +1,48 @@
 """Entry point: flags in, a run out. `python -m stair_jax.main --config=configs/tiny.py`."""
 
+import difflib
 import logging
+import pathlib
 import sys
+from collections.abc import Sequence
 
 import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from stair_jax import interrupt, mesh, pipeline, redaction, startup, xla_flags
+from stair_jax import (
+    chat,
+    config_keys,
+    interrupt,
+    mesh,
+    pipeline,
+    redaction,
+    startup,
+    xla_flags,
+)
 from stair_jax.train.loop import NonFiniteError
+from stair_jax.validate import validate
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Run configuration, a file of configs/.", lock_config=True
 )
+_USAGE = """\
+STAIR: SFT, rounds of search and step-level DPO, a reward model, search under it.
+
+stair-jax --config=FILE [--config.KEY=VALUE ...]   runs the stages that the configuration names
+stair-jax chat WORKDIR [--model=NAME] [--search=WAY]   talks to a model of a run
+stair-jax keys [WORD]   lists the keys, all or those with WORD: meaning, unit and default
+
+FILE is one of configs/ or one of your own; configs/tiny.py needs no download and no GPU.
+--config.workdir=DIR is where everything of a run lies; the same command goes on with it.
+--config.status tells what is done and what is left. `python -m stair_jax.main` is `stair-jax`.
+"""
 
 
 def main(argv: list[str]) -> None:
     """Runs the stages that the configuration names."""
     if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}")
+        sys.exit(f"error: unknown arguments {argv[1:]}; stair-jax --help says what there is")
     logging.basicConfig(  # in place of absl's handler
         format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, force=True
     )
@@ -28,11 +52,12 @@ def main(argv: list[str]) -> None:
         handler.addFilter(redaction.hide_in_record)
     interrupt.install()
     config = _CONFIG.value
-    mesh.show_cpus(config.mesh.shape, config.mesh.replicas)
-    startup.claim_memory()
-    kept = bool(config.compile_cache or startup.kept_in())
-    xla_flags.add(deterministic=config.deterministic, kept=kept)
     try:
+        validate(config)  # first: what follows reads it
+        mesh.show_cpus(config.mesh.shape, config.mesh.replicas)
+        startup.claim_memory()
+        kept = bool(config.compile_cache or startup.kept_in())
+        xla_flags.add(deterministic=config.deterministic, kept=kept)
         startup.keep_programs(config.compile_cache)
         pipeline.run(config, config_flags.get_override_values(flags.FLAGS["config"]))
     except (ValueError, OSError, NonFiniteError) as error:
@@ -42,7 +67,89 @@ def main(argv: list[str]) -> None:
         sys.exit(stopped.status)
 
 
+def command_line() -> None:
+    """Does what the command line asks for: a run, or one of the further words."""
+    words = sys.argv[1:]
+    if words[:1] == ["chat"]:
+        chat.main(words[1:])
+    elif words[:1] == ["keys"]:
+        try:
+            print(config_keys.listed(" ".join(words[1:]).removeprefix("config.")))
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+    elif {"--help", "-help", "-h", "--helpfull"} & set(words):
+        print(_USAGE, end="")
+    else:
+        jax.config.config_with_absl()
+        app.run(main, flags_parser=_parsed)
+
+
+def _parsed(argv: Sequence[str]) -> list[str]:
+    """Parses the flags; ends with one line where they cannot be."""
+    try:
+        _check_file(argv)
+        _check_keys(argv)
+        return flags.FLAGS(argv)
+    except (flags.Error, ValueError) as error:
+        sys.exit(redaction.hide(f"error: {_line(error)}"))
+    except Exception as error:  # whatever the code of a configuration's file raises
+        kind = type(error).__name__
+        sys.exit(redaction.hide(f"error: {_file(argv)}: {kind}: {_line(error)}"))
+
+
+def _line(error: Exception) -> str:
+    """Returns what an error says in one line; of a traceback in it, how that ends."""
+    told, _, trace = str(error).partition("Traceback (most recent call last)")
+    return " ".join([*told.split(), *trace.strip().rpartition("\n")[2].split()])
+
+
+def _file(argv: Sequence[str]) -> str:
+    """Returns the value of --config; empty where it is not given."""
+    for number, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        if flag in ("--config", "-config"):
+            return value if equals else next(iter(argv[number + 1 :]), "")
+    return ""
+
+
+def _check_file(argv: Sequence[str]) -> None:
+    """Refuses a command without a file of a configuration, naming the nearest.
+
+    Raises:
+      ValueError: for a file that is missing or not there.
+    """
+    given = _file(argv)
+    if not given:
+        raise ValueError("--config is missing, expected --config=FILE, such as configs/tiny.py")
+    path = pathlib.Path(given.partition(":")[0])
+    if path.is_file():
+        return
+    there = sorted({*path.parent.glob("*.py"), *pathlib.Path("configs").glob("*.py")})
+    known = {file.name: str(file) for file in there}
+    near = difflib.get_close_matches(path.name, known, n=1, cutoff=0.5)
+    names = [known[near[0]]] if near else sorted(known.values())
+    hint = f"; did you mean {', '.join(names)}?" if names else ""
+    raise ValueError(f"--config: {path}: no such file{hint}")
+
+
+def _check_keys(argv: Sequence[str]) -> None:
+    """Refuses an override of a key that there is not, naming the nearest.
+
+    Raises:
+      ValueError: for the first such flag.
+    """
+    known = set(config_keys.keys(config_keys.config.default()))
+    for word in argv[1:]:
+        flag = word.partition("=")[0]
+        key = flag.lstrip("-").removeprefix("no").removeprefix("config.")
+        if not flag.startswith("-") or "config." not in flag or key in known:
+            continue
+        if inside := [name for name in sorted(known) if name.startswith(f"{key}.")]:
+            raise ValueError(f"{flag}: a section, expected one of its keys, such as {inside[0]}")
+        near = " or ".join(f"config.{name}" for name in config_keys.nearest(key))
+        hint = f"did you mean {near}? " if near else ""
+        raise ValueError(f"{flag}: no such key; {hint}(stair-jax keys lists all)")
+
+
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    jax.config.config_with_absl()
-    app.run(main)
+    command_line()

@@ -7,6 +7,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "stair_jax"
 FLOORS = [
     {
         "config",
+        "config_keys",
         "sections",
         "strategies",
         "validate",

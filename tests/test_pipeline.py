@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from stair_jax import chat, pipeline, records
+from stair_jax import chat, main, pipeline, records
 from stair_jax.config import restore
 from stair_jax.records import Answer, Pair, Tree
 from stair_jax.stages.lineage import Lineage
@@ -290,7 +290,9 @@ def run_main(*flags):
     [
         (["--config=configs/tiny.py", "--config.stages=serch"], "config.stages: ['serch'] not in"),
         (["--config=configs/llama8b.py"], "config.workdir: not set"),
-        (["--config=configs/tiny.py", "--config.serch.c=1"], "serch"),
+        (["--config=configs/tiny.py", "--config.serch.c=1"], "did you mean config.search.c"),
+        (["chat", "nowhere", "--search=bestof"], "--search: 'bestof' is none of greedy"),
+        (["keys", "nonsense_q"], "no key contains 'nonsense_q'"),
         (["--config=configs/tiny.py", "--config.workdir=/proc/nowhere"], "/proc/nowhere"),
     ],
 )
@@ -298,10 +300,51 @@ def test_bad_flags_end_in_one_line_and_a_failure(flags, message):
     found = run_main(*flags)
     assert found.returncode != 0
     assert message in found.stderr
-    if "serch.c" not in str(flags):  # that one is absl's own message
-        errors = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1
-        assert "Traceback" not in found.stderr
+    errors = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "Traceback" not in found.stderr
+
+
+TYPOS = [
+    (["--config=configs/tiny.py", "--config.serch.c=1"],
+     "--config.serch.c: no such key; did you mean config.search.c"),
+    (["--config", "configs/tiny.py", "--config.stepz=1"], "(stair-jax keys lists all)"),
+    (["--config=configs/tiny.py", "--noconfig.statis"], "did you mean config.status"),
+    (["--config=configs/tiny.py", "--config.search=1"], "--config.search: a section, expected"),
+    (["--config=configs/tiny.py", "--config.seed=one"], "config.seed=one: invalid literal for int"),
+    (["--config=configs/tiny.py", "--config.seed=1.5"], "config.seed"),
+    (["--config=configs/tiny.py", "--config.status=perhaps"], "config.status"),
+    (["--config=configs/tiny.py", "--confg.seed=1"], "confg.seed"),
+    (["--config=configs/tiny.py:smok"], "config argument 'smok' is not one of ['baselines'"),
+    (["--config=configs/tinny.py"], "configs/tinny.py: no such file; did you mean configs/tiny"),
+    (["--config=configs"], "configs: no such file; did you mean"),
+    (["--config=README.md"], "README.md: "),
+    (["--config"], "--config is missing, expected --config=FILE"),
+    ([], "--config is missing, expected --config=FILE"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "message"), TYPOS, ids=lambda x: str(x)[:60])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # how ml-collections loads a file
+def test_a_typo_ends_in_one_line_that_names_it(words, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["main", *words])  # ml-collections reads it, too
+    with pytest.raises(SystemExit) as ended:
+        main._parsed(sys.argv)
+    assert message in str(ended.value)
+    assert str(ended.value).startswith("error: ")
+    assert "\n" not in str(ended.value)
+    assert "Traceback" not in str(ended.value)
+
+
+def test_help_says_how_to_list_all_keys_and_they_are_listed():
+    shown = run_main("--help")
+    assert shown.returncode == 0
+    assert "stair-jax keys" in shown.stdout
+    listed = run_main("keys", "search.c")
+    assert listed.stdout == (
+        "config.search.c = 1.5\n    exploration constant of UCB1 (paper 3.1)\n"
+    )
 
 
 def test_ctrl_c_stops_and_says_how_to_go_on(tmp_path):
