@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 STEP, STEP_END = "<|Reasoning_step|>", "<|/Reasoning_step|>"
@@ -27,6 +27,11 @@ _CHATML = (
 )
 TEMPLATES = {"llama3": _LLAMA3, "chatml": _CHATML}
 TURN_ENDS = {"llama3": "<|eot_id|>", "chatml": "<|im_end|>"}
+_SYSTEM_TURN = re.compile(
+    r"(<\|im_start\|>system\n|<\|start_header_id\|>system<\|end_header_id\|>\n\n)"
+    r"(?P<text>.*?)(<\|im_end\|>|<\|eot_id\|>)",
+    re.DOTALL,
+)
 # Tokens that end a response in the official code, where a vocabulary has them.
 _END_TOKENS = ("<|eot_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>")
 TEMPLATE_OF_FAMILY = {"llama": "llama3", "qwen2": "chatml", "qwen3": "chatml"}
@@ -39,13 +44,17 @@ class Codec:
       tokenizer: a Hugging Face tokenizer whose vocabulary holds the four tags as single tokens.
       template: a name of `TEMPLATES`.
       system: text of a system turn put before every question; empty for none.
+      more_ends: ids that end a response of this checkpoint, beside those that are known by name.
+        The tags are none of them, whatever a checkpoint says: they end steps and answers.
 
     Raises:
       ValueError: for an unknown template, a tag that is not one token, a template whose tokens
         the vocabulary lacks, or padding that equals the end of a turn.
     """
 
-    def __init__(self, tokenizer: Any, template: str, system: str = ""):
+    def __init__(
+        self, tokenizer: Any, template: str, system: str = "", more_ends: Collection[int] = ()
+    ):
         if template not in TEMPLATES:
             raise ValueError(f"model.template: {template!r} is not one of {sorted(TEMPLATES)}")
         self.tokenizer, self.template, self.system = tokenizer, template, system
@@ -58,6 +67,7 @@ class Codec:
         ends = {vocabulary[t] for t in _END_TOKENS if t in vocabulary} | {self.eos_id}
         if tokenizer.eos_token_id is not None:
             ends.add(tokenizer.eos_token_id)
+        ends |= set(more_ends) - {vocabulary[tag] for tag in TAGS}
         self.end_stop = frozenset(ends | {vocabulary[OUTPUT_END]})
         self.step_stop = self.end_stop | {vocabulary[STEP_END]}
         self.stops = {"step": self.step_stop, "end": self.end_stop}
@@ -69,6 +79,12 @@ class Codec:
         self.specials = tuple(
             sorted(set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab()))
         )
+        # What an answer must not hold: words that were only added, as <think> in Qwen3, it may.
+        added = tokenizer.added_tokens_decoder.values()
+        controls = {str(token) for token in added if token.special}
+        self._controls = sorted((controls | set(tokenizer.all_special_tokens)) - {*TAGS})
+        self._written_ends = tuple(t for t in self._controls if vocabulary.get(t) in ends)
+        self.chat_template = _with_system(TEMPLATES[template], escape(system, self.specials))
 
     @property
     def digest(self) -> str:
@@ -84,27 +100,72 @@ class Codec:
           before: earlier turns; a system turn among them takes the place of the codec's own. An
             earlier answer keeps its tags, all other special tokens are broken up.
         """
-        plain = [token for token in self.specials if token not in TAGS]
         messages = [
-            {"role": role, "content": escape(x, plain if role == "assistant" else self.specials)}
+            {"role": role, "content": self._plain(role, x)}
             for role, x in (*before, ("user", question))
         ]
-        if self.system and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": self.system})
         return self.tokenizer.apply_chat_template(
-            messages, chat_template=TEMPLATES[self.template], add_generation_prompt=True,
+            messages, chat_template=self.chat_template, add_generation_prompt=True,
             tokenize=True, return_dict=False,
         )  # fmt: skip
 
+    def _plain(self, role: str, content: str) -> str:
+        if role == "assistant":
+            return escape(self._said(content), self._controls)
+        return escape(content, self.specials)
+
     def response_ids(self, response: str) -> list[int]:
-        """Returns the ids of a response; its tags become tags."""
-        return self.tokenizer.encode(response, add_special_tokens=False)
+        """Returns the ids of a teacher's response, as far as it says something.
+
+        Its tags become tags. Ends of sequence and white space behind it are left out, and other
+        special tokens within it are broken up: it is `closed` by the one end that is trained.
+        """
+        return self.encode(self._plain("assistant", response))
+
+    def holds_controls(self, response: str) -> bool:
+        """Returns whether `response_ids` breaks something up."""
+        return self._plain("assistant", response) != self._said(response)
+
+    def _said(self, response: str) -> str:
+        said = response.rstrip()
+        while said.endswith(self._written_ends):
+            end = next(end for end in self._written_ends if said.endswith(end))
+            said = said.removesuffix(end).rstrip()
+        return said
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of what a model said, special tokens and all: inverts `decode`."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`, tags included."""
         return self.tokenizer.decode(
             list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
+
+
+def _with_system(template: str, system: str) -> str:
+    """Returns a template that puts a system turn before conversations that have none."""
+    if not system:
+        return template
+    # Jinja reads the escapes of Python, in either kind of quotes.
+    text = system.encode("unicode_escape").decode().replace("'", "\\'")
+    return (
+        "{% if messages[0]['role'] != 'system' %}"
+        f"{{% set messages = [{{'role': 'system', 'content': '{text}'}}] + messages %}}"
+        "{% endif %}" + template
+    )
+
+
+def own_system(tokenizer: Any) -> str:
+    """Returns the system turn that a tokenizer's own chat template begins with, unasked."""
+    asked = [{"role": "user", "content": "?"}]
+    try:
+        shown = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    except Exception:  # there is no template, or one that wants more: it may raise anything
+        return ""
+    found = _SYSTEM_TURN.search(shown)
+    return found["text"].strip() if found else ""
 
 
 def template_for(tokenizer: Any, family: str) -> str:

@@ -3,6 +3,7 @@ import pytest
 from stair_jax import text
 from stair_jax.io import examples
 from stair_jax.io.examples import PairExample, SftExample
+from stair_jax.miniature import tokenizer as miniature_tokenizer
 from stair_jax.records import Pair, Response, SftRow
 from stair_jax.text import Codec
 
@@ -53,6 +54,29 @@ def test_a_teacher_row_is_finished_by_its_output_block():
     assert a == SftExample(id="a", prompt=(13, 11), response=(7, OUTPUT_END, EOS))
     assert b.response == (7, STEP_END)
     assert (chat.prompt, chat.response) == ((5, 13, 11), (7, 8, EOS))  # no tag, nothing to finish
+
+
+@pytest.mark.parametrize(
+    ("behind", "ends"),
+    [
+        ("", True),
+        ("\n", True),
+        (" \n\n ", True),
+        ("<|eot_id|>", True),
+        ("\n<|eot_id|><|eot_id|> ", True),
+        (" that is all", True),
+        (f" {text.STEP}once more", False),
+        (f" {text.OUTPUT}once more", False),
+    ],
+)
+def test_a_closed_answer_is_trained_to_end_once_whatever_stands_behind_it(behind, ends):
+    codec = Codec(miniature_tokenizer.build(), "llama3")
+    whole = f"{text.STEP} plan {text.STEP_END} {text.OUTPUT} 2 {text.OUTPUT_END}"
+    (row,) = examples.sft_examples([SftRow(id="a", question="q", response=whole + behind)], codec)
+    assert row.response.count(codec.eos_id) == ends
+    assert (row.response[-1] == codec.eos_id) == ends
+    if not behind.replace("<|eot_id|>", "").strip():
+        assert row.response == (*codec.encode(whole), codec.eos_id)
 
 
 @pytest.mark.parametrize("chosen_terminal", [True, False])

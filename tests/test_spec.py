@@ -169,6 +169,93 @@ def test_what_we_do_not_have_is_refused_by_name(message, change):
     assert "\n" not in str(error.value)
 
 
+NONSENSE = {
+    "num_attention_heads": [0, "2", True, 2.0, -4, [4], {}, 2**40],
+    "num_key_value_heads": [0, "2", True, 2.0, -2],
+    "num_hidden_layers": [0, "2", False, 2.5, -1, [2]],
+    "hidden_size": [0, None, "6", float("nan")],
+    "head_dim": [0, "8", -8, 8.0],
+    "intermediate_size": [0, "7", None],
+    "vocab_size": [0, "11", True, -11],
+    "rms_norm_eps": [0, "1e-5", True, -1e-5, float("nan"), float("inf"), [1e-5]],
+    "rope_theta": [0, "5e5", True, -1.0, float("inf"), 10**400],
+    "rope_parameters": ["llama3", [1], 7],
+    "rope_scaling": ["llama3", [1], True],
+    "tie_word_embeddings": ["false", 0, 1, []],
+    "attention_bias": ["false", 0, []],
+    "architectures": ["LlamaForCausalLM", {"LlamaForCausalLM": 1}, [1]],
+    "model_type": [["llama"], {}, 5],
+    "hidden_act": [["silu"], {}, True],
+    "quantization_config": ["gptq", ["gptq"]],
+    "layer_types": ["full_attention", [1], {"full_attention": 1}],
+    "sliding_window": ["9", -9, True],
+    "use_sliding_window": ["false", 0],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(key, value) for key, values in NONSENSE.items() for value in values],
+    ids=lambda x: str(x)[:20],
+)
+def test_nonsense_in_a_config_is_refused_by_name(key, value):
+    hf = SPECS["llama"].to_hf()
+    assert Spec.from_hf(hf) == SPECS["llama"]
+    where = "architecture" if key == "model_type" else key.removeprefix("quantization_")
+    with pytest.raises(ValueError, match=where) as error:
+        Spec.from_hf(hf | {key: value})
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 250
+
+
+STRETCHED = dict(SPECS["llama"].to_hf()["rope_scaling"])
+TWO_TRUTHS = {
+    "rope_parameters is .* and rope_scaling is": {"rope_scaling": STRETCHED | {"factor": 4.0}},
+    "rope_parameters is .*default.* and rope_scaling is .*llama3": {
+        "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}
+    },
+    "rope_scaling is .*default": {"rope_scaling": {"type": "default"}},
+    r"rope_theta is 500000\.0 and rope_parameters\.rope_theta is 10000\.0": {
+        "rope_parameters": STRETCHED | {"rope_theta": 1e4}
+    },
+    r"rope_theta is 500000\.0 and rope_scaling\.rope_theta is 10000\.0": {
+        "rope_scaling": STRETCHED | {"rope_theta": 1e4}
+    },
+    "rope_type is 'llama3' and type is 'default'": {
+        "rope_parameters": STRETCHED | {"type": "default"}
+    },
+    "rope factor 8.0 without a rope type": {"rope_parameters": {"rope_theta": 5e5, "factor": 8.0}},
+    "partial_rotary_factor": {"rope_parameters": STRETCHED | {"partial_rotary_factor": 0.5}},
+    r"low_freq_factor is 4\.0, expected it below": {
+        "rope_parameters": STRETCHED | {"low_freq_factor": 4.0}
+    },
+}
+
+
+@pytest.mark.parametrize(("message", "change"), TWO_TRUTHS.items(), ids=TWO_TRUTHS)
+def test_two_truths_about_the_rope_are_refused_by_name(message, change):
+    hf = SPECS["llama"].to_hf()
+    assert hf["rope_scaling"] == STRETCHED
+    assert STRETCHED["factor"] == 8.0
+    with pytest.raises(ValueError, match=message) as error:
+        Spec.from_hf(hf | change)
+    assert "\n" not in str(error.value)
+
+
+def test_what_agrees_may_stand_twice():
+    hf = SPECS["llama"].to_hf()
+    both = STRETCHED | {"rope_theta": 5e5, "type": "llama3", "partial_rotary_factor": 1.0}
+    again = hf | {"rope_parameters": both, "rope_scaling": both, "rope_theta": 500_000}
+    assert Spec.from_hf(again) == SPECS["llama"]
+
+
+def test_heads_that_do_not_divide_the_width_need_a_head_dim():
+    hf = SPECS["llama"].to_hf() | {"head_dim": None, "hidden_size": 16}
+    assert Spec.from_hf(hf).H == 4
+    with pytest.raises(ValueError, match="hidden_size 18 does not divide into num_attention_heads"):
+        Spec.from_hf(hf | {"hidden_size": 18})
+
+
 def test_a_qwen2_window_counts_only_where_a_layer_uses_it():
     hf = SPECS["qwen2"].to_hf() | {"sliding_window": 9, "max_window_layers": 2}
     assert Spec.from_hf(hf) == SPECS["qwen2"]

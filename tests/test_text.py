@@ -77,6 +77,102 @@ def test_tags_in_user_text_never_become_tokens(around, tag):
     assert spaced.replace(" ", "") == question.replace(" ", "")  # nothing else was changed
 
 
+@pytest.mark.parametrize("control", ["<|eot_id|>", "<|im_start|>", "<|pad|>"])
+def test_special_tokens_in_answers_stay_plain_text(control):
+    codec = text.Codec(bytewise(), "llama3")
+    tags = [codec.tokenizer.convert_tokens_to_ids(tag) for tag in text.TAGS]
+    ids = codec.response_ids(f"{''.join(text.TAGS)}say {control} now")
+    assert ids[:4] == tags
+    assert not set(ids[4:]) & set(codec.tokenizer.all_special_ids)
+    assert spoken(codec, ids[4:]) == f"say {text.escape(control, [control])} now"
+    turns = [("user", "a"), ("assistant", f"say {control}{text.STEP} now")]
+    plain = codec.prompt_ids("b", [("user", "a"), ("assistant", "say now")])
+    count = lambda ids: sum(ids.count(i) for i in codec.tokenizer.all_special_ids)  # noqa: E731
+    assert count(codec.prompt_ids("b", turns)) == count(plain) + 1
+    assert codec.holds_controls(f"say {control} now")
+    assert not codec.holds_controls(f"{text.STEP}say now<|eot_id|>")
+
+
+def test_what_stands_behind_an_answer_is_no_part_of_it():
+    codec = text.Codec(bytewise(), "llama3")
+    answer = f"{text.OUTPUT}a b{text.OUTPUT_END}"
+    for behind in ("", " ", "\n\n", "<|eot_id|>", " <|endoftext|>\n<|eot_id|> "):
+        assert codec.response_ids(answer + behind) == codec.encode(answer)
+    assert codec.response_ids(" \n") == []
+
+
+def test_an_end_that_is_an_ordinary_letter_stays_where_it_is():
+    codec = text.Codec(bytewise(), "llama3", more_ends=[bytewise().get_vocab()["x"]])
+    assert codec.response_ids("box") == codec.encode("box")
+
+
+def test_words_that_a_checkpoint_added_stay_words_in_answers_alone():
+    tokenizer = bytewise()
+    tokenizer.add_tokens(["<think>"])
+    codec = text.Codec(tokenizer, "chatml")
+    (think,) = codec.response_ids("<think>")
+    assert think == tokenizer.get_vocab()["<think>"]
+    assert think not in codec.prompt_ids("<think>")
+
+
+def test_ends_of_the_checkpoint_stop_and_are_kept():
+    vocabulary = bytewise().get_vocab()
+    codec = text.Codec(bytewise(), "llama3", more_ends=[5, 7, vocabulary[text.STEP_END]])
+    plain = text.Codec(bytewise(), "llama3")
+    assert codec.end_ids == plain.end_ids | {5, 7}
+    assert codec.stops == {name: ids | {5, 7} for name, ids in plain.stops.items()}
+    assert codec.eos_id == plain.eos_id
+    assert codec.pad_id not in codec.end_ids
+
+
+SYSTEMS = [
+    "be kind",
+    "two\nlines",
+    "both \"quotes\" and 'these'",
+    "back\\slash \\n",
+    "{{ a }} {% if b %}",
+    "a <|eot_id|> b",
+    " spaced ",
+]
+
+
+@pytest.mark.parametrize("template", text.TEMPLATES)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_exported_template_has_the_system_turn(template, system):
+    codec = text.Codec(bytewise(), template, system)
+    asked = [{"role": "user", "content": "hi?"}]
+    speak = lambda turns: codec.tokenizer.apply_chat_template(  # noqa: E731
+        turns, chat_template=codec.chat_template, add_generation_prompt=True, return_dict=False
+    )
+    assert speak(asked) == codec.prompt_ids("hi?")
+    plain = text.Codec(bytewise(), template)
+    said = text.escape(system, codec.specials)
+    assert speak(asked) == plain.prompt_ids("hi?", [("system", said)])
+    assert speak(asked) != plain.prompt_ids("hi?")
+    own = [{"role": "system", "content": "be brief"}, *asked]
+    assert speak(own) == plain.prompt_ids("hi?", [("system", "be brief")])
+
+
+def test_the_exported_template_says_what_no_ascii_can():
+    codec = text.Codec(bytewise(), "chatml", "caf\u00e9 \U0001f600 \u2028")
+    said = codec.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}], chat_template=codec.chat_template, tokenize=False
+    )
+    assert said.startswith("<|im_start|>system\ncaf\u00e9 \U0001f600<|im_end|>\n")
+
+
+@pytest.mark.parametrize("template", text.TEMPLATES)
+def test_a_system_turn_of_a_tokenizers_own_template_is_found(template):
+    tokenizer = bytewise()
+    assert text.own_system(tokenizer) == ""
+    tokenizer.chat_template = text.Codec(tokenizer, template, "You are Qwen.").chat_template
+    assert text.own_system(tokenizer) == "You are Qwen."
+    tokenizer.chat_template = text.TEMPLATES[template]
+    assert text.own_system(tokenizer) == ""
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert text.own_system(tokenizer) == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -8,7 +8,7 @@ import numpy as np
 
 from stair_jax.model.reward import Readout
 from stair_jax.records import Comparison, Pair, Response, SftRow, Valued
-from stair_jax.text import TAGS, Codec
+from stair_jax.text import OUTPUT_END, TAGS, Codec
 
 Ids = tuple[int, ...]
 
@@ -101,14 +101,15 @@ def closed(ids: Iterable[int], terminal: bool, codec: Codec) -> Ids:
 def sft_examples(rows: Iterable[SftRow], codec: Codec) -> list[SftExample]:
     """Tokenizes teacher rows.
 
-    A response in steps is finished by its Output block, and has no ending without one; a response
-    without any tag is ordinary chat, which is finished where it ends.
+    A response in steps is finished by its Output block, whatever stands behind it, and has no
+    ending without one; a response without any tag is ordinary chat, which is finished where it
+    ends.
     """
     examples = []
     for row in rows:
         ids = codec.response_ids(row.response)
-        terminal = bool(ids) and ids[-1] in codec.end_stop
-        terminal |= bool(ids) and not any(tag in row.response for tag in TAGS)
+        last = max(TAGS, key=row.response.rfind)
+        terminal = bool(ids) and (last == OUTPUT_END or last not in row.response)
         prompt = tuple(codec.prompt_ids(row.question, row.before))
         response = closed(ids, terminal, codec)
         examples.append(SftExample(id=row.id, prompt=prompt, response=response))

@@ -226,12 +226,16 @@ def _config(
 
 def _write_tokenizer(folder: pathlib.Path, tokenizer: Any, chat_template: str | None) -> None:
     tokenizer.save_pretrained(folder)
-    if chat_template is not None:
-        (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
     file = folder / "tokenizer_config.json"
     config = hf.read_json(file)
     if config.get("tokenizer_class") == "TokenizersBackend":  # a name that transformers 4 lacks
-        write_json(file, config | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if chat_template is not None:  # in the place of the tokenizer's, wherever it kept them
+        config.pop("chat_template", None)
+        _remove(folder / "additional_chat_templates")
+        (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+    config.pop("auto_map", None)
+    write_json(file, config)
 
 
 def write_json(file: pathlib.Path, content: Any) -> None:
@@ -339,6 +343,8 @@ def _logits_of_transformers(path: hf.Path, prompts: Sequence[Sequence[int]]) -> 
     """Returns the float32 logits [T, V] that transformers computes for each prompt."""
     import torch  # a heavy import of the parity check alone
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, trust_remote_code=False
+    ).eval()
     with torch.no_grad():
         return [model(torch.tensor([list(ids)])).logits[0].numpy() for ids in prompts]

@@ -1,10 +1,10 @@
 """Hugging Face import: tensor by tensor from the files into arrays on a mesh."""
 
+import collections
 import dataclasses
 import functools
-import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from typing import Any
 
 import flax.traverse_util
@@ -24,6 +24,7 @@ FLOATS = {
     "F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16),
     "F64": np.dtype(np.float64),
 }  # fmt: skip
+_ADAPTER = "adapter_config.json"  # of PEFT
 _COMPARED = 1 << 24  # values of a repeated head that are compared at once
 
 
@@ -71,12 +72,22 @@ def readers_of(
 
     Arguments and errors are those of `load_onto`.
     """
-    folder = hf.resolve(path)
-    spec = hf.read_spec(folder)
-    found = tensors_of(folder)
-    _check_names(folder, found, spec)
-    check_values(found, spec)
+    spec, found = look(path)
     return spec, _readers(found, spec, shardings, dtype, hf_names.POLICY)
+
+
+def look(path: hf.Path) -> tuple[Spec, dict[str, Tensor]]:
+    """Returns the sizes and the tensors of a checkpoint, read from the files' headers alone.
+
+    Raises:
+        ValueError: see `load_onto`; values that are not finite are found as they are read.
+    """
+    folder = hf.resolve(path)
+    spec, found = hf.read_spec(folder), tensors_of(folder)
+    # Some files of a tied model repeat the embedding.
+    check_names(folder, found, spec, ignored={hf_names.HEAD} if spec.tied else set())
+    check_values(found, spec)
+    return spec, found
 
 
 def placed(
@@ -110,35 +121,78 @@ def tensors_of(folder: pathlib.Path) -> dict[str, Tensor]:
     Raises:
         ValueError: files are missing or broken, or in another format.
     """
-    found = {}
-    for file in _files_of(folder):
-        try:
-            with safetensors.safe_open(file, framework="numpy"):
-                pass  # it compares the header with the file's length
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{file} is broken: {error}") from error
-        with file.open("rb") as raw:
-            length = int.from_bytes(raw.read(8), "little")
-            header = json.loads(raw.read(length))
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            begin = 8 + length + entry["data_offsets"][0]
-            found[name] = Tensor(file, name, entry["dtype"], tuple(entry["shape"]), begin)
+    if (folder / _ADAPTER).exists():
+        raise ValueError(f"{folder / _ADAPTER}: adapters are not read, merge them into the weights")
+    index = _index_of(folder)
+    found: dict[str, Tensor] = {}
+    holders = collections.defaultdict(set)
+    for file in sorted(set(index.values()) or {hf.WEIGHTS}):
+        for tensor in _header_of(folder / file):
+            there = found.setdefault(tensor.name, tensor)
+            if there is not tensor and not _same(there, tensor):
+                raise ValueError(
+                    f"{tensor.file}: {tensor.name} differs from that of {there.file.name}"
+                )
+            holders[tensor.name].add(file)
+    for name in sorted(index.keys() | found.keys()) if index else ():
+        if index.get(name) not in holders[name]:
+            raise ValueError(
+                f"{folder / hf.INDEX}: {name} is said to be in {index.get(name)}, found it in"
+                f" {sorted(holders[name])}"
+            )
     return found
 
 
-def _files_of(folder: pathlib.Path) -> list[pathlib.Path]:
-    if (folder / hf.INDEX).exists():
-        names = hf.read_json(folder / hf.INDEX).get("weight_map") or {}
-        absent = sorted({file for file in names.values() if not (folder / file).exists()})
-        if absent or not names:
-            raise ValueError(f"{folder / hf.INDEX} names missing files {absent}")
-        return [folder / file for file in sorted(set(names.values()))]
-    if (folder / hf.WEIGHTS).exists():
-        return [folder / hf.WEIGHTS]
-    binary = sorted(p.name for p in folder.glob("*.bin"))
-    hint = f", found {binary[0]}: .bin weights are not read, convert them" if binary else ""
-    raise ValueError(f"{folder}: expected {hf.WEIGHTS} or {hf.INDEX}{hint}")
+def dtype_of(path: hf.Path) -> str:
+    """Returns the dtype that loses nothing of a checkpoint's weights: their own, or float32."""
+    kinds = {tensor.dtype for tensor in tensors_of(hf.resolve(path)).values()}
+    return "bfloat16" if kinds == {"BF16"} else "float32"
+
+
+def _header_of(file: pathlib.Path) -> Iterator[Tensor]:
+    """Yields the tensors of a file, without their values."""
+    try:
+        with safetensors.safe_open(file, framework="numpy"):
+            pass  # it compares the header with the file's length
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is broken: {error}") from error
+    with file.open("rb") as raw:
+        length = int.from_bytes(raw.read(8), "little")
+        header = hf.parse_json(file, raw.read(length))
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        begin = 8 + length + entry["data_offsets"][0]
+        yield Tensor(file, name, entry["dtype"], tuple(entry["shape"]), begin)
+
+
+def _index_of(folder: pathlib.Path) -> dict[str, str]:
+    """Returns the file of each tensor that an index names; nothing where one file holds them all.
+
+    Raises:
+        ValueError: there are no weights, or two sets of them, or the index is not one.
+    """
+    index, single = folder / hf.INDEX, folder / hf.WEIGHTS
+    if not index.exists():
+        if single.exists():
+            return {}
+        binary = sorted(p.name for p in folder.glob("*.bin"))
+        hint = f", found {binary[0]}: .bin weights are not read, convert them" if binary else ""
+        raise ValueError(f"{folder}: expected {hf.WEIGHTS} or {hf.INDEX}{hint}")
+    names = hf.read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{index}: weight_map is {names!r:.80}, expected the files by tensor")
+    for tensor, file in names.items():
+        if not isinstance(file, str) or pathlib.PurePath(file).name != file:
+            raise ValueError(f"{index}: {tensor!r:.80} is in {file!r:.80}, expected a file's name")
+    absent = sorted({file for file in names.values() if not (folder / file).is_file()})
+    if absent:
+        raise ValueError(f"{index} names missing files {absent}")
+    if single.exists() and single.name not in names.values():
+        raise ValueError(
+            f"{folder}: found both {hf.WEIGHTS} and {hf.INDEX}, which does not name it; expected"
+            " one of the two"
+        )
+    return names
 
 
 def check_values(found: Mapping[str, Tensor], spec: Spec, kind: str = hf_names.POLICY) -> None:
@@ -163,16 +217,15 @@ def check_values(found: Mapping[str, Tensor], spec: Spec, kind: str = hf_names.P
         )
 
 
-def _check_names(folder: pathlib.Path, found: Iterable[str], spec: Spec) -> None:
-    # Some files of a tied model repeat the embedding.
-    check_names(folder, found, spec, ignored={hf_names.HEAD} if spec.tied else set())
-
-
 def check_names(
-    folder: pathlib.Path, found: Iterable[str], spec: Spec, *, kind: str = hf_names.POLICY,
+    folder: pathlib.Path, found: Collection[str], spec: Spec, *, kind: str = hf_names.POLICY,
     ignored: Set[str],
 ) -> None:  # fmt: skip
     """Raises ValueError, naming the difference, where a checkpoint has other tensors."""
+    if len(found) < spec.L:
+        raise ValueError(
+            f"{folder}: config.json names {spec.L} layers, the files hold {len(found)} tensors"
+        )
     want = set(hf_names.tensors_of(spec, kind))
     names = {name for name in found if not name.endswith("rotary_emb.inv_freq")} - ignored
     missing, unknown = sorted(want - names), sorted(names - want)
@@ -196,7 +249,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
             ).read()
             for t in (a, b)
         )  # fmt: skip
-        if not np.array_equal(x.astype(np.float64), y.astype(np.float64)):
+        if not np.array_equal(x.astype(np.float64), y.astype(np.float64), equal_nan=True):
             return False
     return True
 
@@ -214,12 +267,12 @@ def _parameter(
     # Without its names, so that parameters of one form share a program.
     how: Any = {"rule": hf_names.form(rule), "spec": spec, "place": place, "dtype": dtype}
     if "{l}" not in rule.theirs:
-        part = _place(found[rule.theirs].read(), rule, spec, place.mesh, place.spec)
+        part = _finite(found[rule.theirs], rule, spec, place.mesh, place.spec, dtype)
         return jax.block_until_ready(_turned(part, **how))
     stack = _empty(shape=hf_names.shapes_of(spec)[rule.ours], place=place, dtype=dtype)
     for layer in range(spec.L):
-        x = found[rule.theirs.format(l=layer)].read()
-        part = _place(x, rule, spec, place.mesh, place.spec[1:])
+        tensor = found[rule.theirs.format(l=layer)]
+        part = _finite(tensor, rule, spec, place.mesh, place.spec[1:], dtype)
         # Without waiting the host would read ahead of the devices, and hold what it has read.
         stack = jax.block_until_ready(_filled(stack, part, np.int32(layer), **how))
     return stack
@@ -248,6 +301,28 @@ def _filled(
     ours = hf_names.to_ours(rule, x, spec).astype(dtype)
     stack = jax.lax.dynamic_update_index_in_dim(stack, ours, layer, 0)
     return jax.lax.with_sharding_constraint(stack, place)
+
+
+def _finite(
+    tensor: Tensor, rule: Rule, spec: Spec, mesh: Any, axes: Any, dtype: np.dtype
+) -> jax.Array:
+    """Returns a tensor on the devices, see `_place`; they look at its values, not the host.
+
+    Raises:
+        ValueError: for NaN or an infinity, which would spread to all that the model says.
+    """
+    part = _place(tensor.read(), rule, spec, mesh, axes)
+    if wrong := int(_not_finite(part, dtype=dtype)):
+        raise ValueError(
+            f"{tensor.file}: {tensor.name} has {wrong} values that are NaN or infinite in {dtype},"
+            " expected finite ones"
+        )
+    return part
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _not_finite(x: jax.Array, *, dtype: np.dtype) -> jax.Array:
+    return jnp.sum(~jnp.isfinite(x.astype(dtype)), dtype=jnp.int32)
 
 
 def _place(x: np.ndarray, rule: Rule, spec: Spec, mesh: Any, axes: Any) -> jax.Array:

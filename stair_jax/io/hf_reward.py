@@ -64,15 +64,28 @@ def load(
     Raises:
         ValueError: whatever makes the folder unusable, in one line that names the file.
     """
+    found = look(path)
+    params = load_onto(path, found.spec, _places(found.spec, mesh), dtype)
+    return dataclasses.replace(found, params=params)
+
+
+def look(path: hf.Path) -> RewardCheckpoint:
+    """Returns a reward model without its parameters: all but their values is checked.
+
+    Raises:
+        ValueError: see `load`.
+    """
     folder = hf.resolve(path)
-    file = folder / "config.json"
+    file = folder / hf.CONFIG
     config = hf.read_json(file)
     spec, kind = _spec_and_kind(file, config)
     readout = _readout(file, config, kind)
     tokenizer = hf.load_tokenizer(folder, spec)
-    codec = _codec(file, config, tokenizer)
-    params = load_onto(folder, spec, _places(spec, mesh), dtype)
-    return RewardCheckpoint(spec, params, readout, tokenizer, codec, config.get("pad_token_id"))
+    codec, pad_id = _codec(file, config, tokenizer), config.get("pad_token_id")
+    if pad_id is not None and type(pad_id) is not int:
+        raise ValueError(f"{file}: pad_token_id is {pad_id!r:.80}, expected an id or null")
+    _check(folder, hf_import.tensors_of(folder), spec)
+    return RewardCheckpoint(spec, None, readout, tokenizer, codec, pad_id)
 
 
 def read_spec(path: hf.Path) -> Spec:
@@ -102,19 +115,23 @@ def _places(spec: Spec, mesh: jax.sharding.Mesh | None) -> Any:
 
 def _spec_and_kind(file: pathlib.Path, config: Mapping[str, Any]) -> tuple[Spec, str]:
     """Returns sizes and kind; ValueError for whatever is no reward model with one label."""
-    found = [*(config.get("architectures") or [])]
+    found = config.get("architectures")
     known = {
         _architecture(family, kind): (family, kind) for family in FAMILIES for kind in _POSITION_OF
     }
-    if len(found) != 1 or found[0] not in known:
-        raise ValueError(f"{file}: unsupported architecture {found}, expected one of {[*known]}")
-    family, kind = known[found[0]]
+    architecture = next((name for name in known if found == [name]), None)
+    if architecture is None:
+        raise ValueError(
+            f"{file}: unsupported architecture {found!r:.80}, expected one of {[*known]}"
+        )
+    family, kind = known[architecture]
     if (named := config.get("model_type")) != family:
-        raise ValueError(f"{file}: model_type is {named!r}, expected {family!r} for {found[0]}")
+        raise ValueError(f"{file}: model_type is {named!r}, expected {family!r} for {architecture}")
     # transformers writes num_labels as the length of id2label, and nothing where they are two.
-    labels = len(config["id2label"]) if config.get("id2label") else config.get("num_labels", 2)
-    if labels != 1:
-        raise ValueError(f"{file}: found {labels} labels, expected 1, the reward")
+    labels = config.get("id2label") or config.get("num_labels", 2)
+    count = len(labels) if isinstance(labels, dict) else labels
+    if count != 1 or type(count) is not int:
+        raise ValueError(f"{file}: found {count!r:.80} labels, expected 1, the reward")
     body = {key: x for key, x in config.items() if key != "architectures"}
     return reward.scalar(hf.spec_of(file, body)), kind
 
@@ -129,7 +146,7 @@ def _readout(file: pathlib.Path, config: Mapping[str, Any], kind: str) -> Readou
         return Readout(position=position, loss="bt", low=-1.0, high=1.0)
     try:
         readout = Readout.from_json(config[READOUT])
-    except (TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: {READOUT} cannot be read: {error}") from error
     if readout.position != position:
         raise ValueError(
@@ -143,7 +160,7 @@ def _codec(file: pathlib.Path, config: Mapping[str, Any], tokenizer: Any) -> tex
         return None
     try:
         return text.Codec(tokenizer, **config[CODEC])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: {CODEC} cannot be read: {error}") from error
 
 
@@ -202,11 +219,13 @@ def save(
     more = {
         "architectures": [_architecture(spec.family, kind)], "num_labels": 1,
         "id2label": {"0": "reward"}, "label2id": {"reward": 0}, "problem_type": "regression",
-        READOUT: readout.to_json(), CODEC: {"template": codec.template, "system": codec.system},
+        READOUT: readout.to_json(), CODEC: {
+            "template": codec.template, "system": codec.system, "more_ends": sorted(codec.end_ids)
+        },
     }  # fmt: skip
     hf_export.save(
         path, reward.scalar(spec), params, _padding(codec), end_ids=[codec.eos_id], dtype=dtype,
-        chat_template=text.TEMPLATES[codec.template], source=source, shard_bytes=shard_bytes,
+        chat_template=codec.chat_template, source=source, shard_bytes=shard_bytes,
         kind=kind, more=more,
     )  # fmt: skip
 
@@ -269,7 +288,7 @@ def _scores_of_transformers(
         transformers.AutoModelForSequenceClassification if once
         else transformers.AutoModelForTokenClassification
     )  # fmt: skip
-    model = auto.from_pretrained(path, dtype=torch.float32).eval()
+    model = auto.from_pretrained(path, dtype=torch.float32, trust_remote_code=False).eval()
     width = max(len(ids) for ids in sequences)
     pad = model.config.pad_token_id
     rows = torch.tensor([[*ids, *[pad] * (width - len(ids))] for ids in sequences])

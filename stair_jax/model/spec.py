@@ -1,6 +1,7 @@
 """Sizes and constants of a decoder of the Llama and Qwen families."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ FAMILIES = {
     "qwen2": ("Qwen2ForCausalLM", (True, False)),
     "qwen3": ("Qwen3ForCausalLM", (False, True)),
 }
+
+LARGEST = 2**31 - 1  # size: what an index of 32 bits counts to
+_FLOAT = 1e38  # bfloat16 and float32 end a little above
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,17 +89,15 @@ class Spec:
         family = _family(hf)
         _refuse_what_we_lack(hf, family)
         theta, scaling = _rope(hf)
-        if family == "qwen3" and hf.get("head_dim") is None:  # its default is not D / N
-            raise ValueError("key 'head_dim' is missing, a qwen3 model must state it")
         qkv_bias, qk_norm = FAMILIES[family][1]
-        heads = _need(hf, "num_attention_heads")
+        width, heads = _size(hf, "hidden_size"), _size(hf, "num_attention_heads")
+        vocab = _size(hf, "vocab_size")
         return cls(
-            L=_need(hf, "num_hidden_layers"), D=_need(hf, "hidden_size"), N=heads,
-            K=hf.get("num_key_value_heads") or heads,
-            H=hf.get("head_dim") or _need(hf, "hidden_size") // heads,
-            F=_need(hf, "intermediate_size"), V=_need(hf, "vocab_size"), vocab=hf["vocab_size"],
-            eps=float(_need(hf, "rms_norm_eps")), theta=theta, rope_scaling=scaling,
-            qkv_bias=qkv_bias, qk_norm=qk_norm, tied=bool(hf.get("tie_word_embeddings", False)),
+            L=_size(hf, "num_hidden_layers"), D=width, N=heads,
+            K=_size(hf, "num_key_value_heads", heads), H=_head_dim(hf, family, width, heads),
+            F=_size(hf, "intermediate_size"), V=vocab, vocab=vocab,
+            eps=_positive(hf, "rms_norm_eps"), theta=theta, rope_scaling=scaling,
+            qkv_bias=qkv_bias, qk_norm=qk_norm, tied=_flag(hf, "tie_word_embeddings", False),
             family=family,
         )  # fmt: skip
 
@@ -128,60 +130,159 @@ class Spec:
         return hf
 
 
+def agreed(found: Mapping[str, Any]) -> Any:
+    """Returns the value that several keys state, None where none does.
+
+    Raises:
+        ValueError: two of them state different ones.
+    """
+    stated = {key: value for key, value in found.items() if value is not None}
+    for (key, value), (other, another) in itertools.pairwise(stated.items()):
+        if value != another:
+            raise ValueError(
+                f"{key} is {value!r:.80} and {other} is {another!r:.80}, expected one of the two, "
+                f"or the same"
+            )
+    return next(iter(stated.values()), None)
+
+
 def _need(hf: Mapping[str, Any], key: str) -> Any:
     if hf.get(key) is None:
         raise ValueError(f"key {key!r} is missing")
     return hf[key]
 
 
+def _size(hf: Mapping[str, Any], key: str, default: int | None = None, *, least: int = 1) -> int:
+    """Returns a count, `default` where there is none; true and 2.0 are none."""
+    value = _need(hf, key) if default is None or hf.get(key) is not None else default
+    if type(value) is not int or not least <= value <= LARGEST:
+        raise ValueError(f"{key} is {value!r:.80}, expected a whole number of {least} to {LARGEST}")
+    return value
+
+
+def _positive(hf: Mapping[str, Any], key: str) -> float:
+    value = _need(hf, key)
+    if type(value) not in (int, float) or not 0 < value < _FLOAT:
+        raise ValueError(f"{key} is {value!r:.80}, expected a number above 0")
+    return float(value)
+
+
+def _flag(hf: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = default if hf.get(key) is None else hf[key]
+    if type(value) is not bool:
+        raise ValueError(f"{key} is {value!r:.80}, expected true or false")
+    return value
+
+
+def _table(hf: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = {} if hf.get(key) is None else hf[key]
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{key} is {value!r:.80}, expected a table of keys and values")
+    return value
+
+
+def _names(hf: Mapping[str, Any], key: str) -> list[str]:
+    value = [] if hf.get(key) is None else hf[key]
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{key} is {value!r:.80}, expected a list of names")
+    return [*value]
+
+
+def _head_dim(hf: Mapping[str, Any], family: str, width: int, heads: int) -> int:
+    if hf.get("head_dim") is not None:
+        return _size(hf, "head_dim")
+    if family == "qwen3":  # its default is not D / N
+        raise ValueError("key 'head_dim' is missing, a qwen3 model must state it")
+    if width % heads:
+        raise ValueError(
+            f"hidden_size {width} does not divide into num_attention_heads {heads}, and no "
+            f"head_dim is stated"
+        )
+    return width // heads
+
+
 def _family(hf: Mapping[str, Any]) -> str:
     """Returns the family, from `model_type` and, where stated, `architectures`."""
-    family = hf.get("model_type")
+    family, architectures = hf.get("model_type"), _names(hf, "architectures")
     known = [name for name, _ in FAMILIES.values()]
-    architectures = hf.get("architectures") or ()
-    if family not in FAMILIES:
-        found = [*architectures] or family
-        raise ValueError(f"unsupported architecture {found}, expected one of {known}")
+    if not isinstance(family, str) or family not in FAMILIES:
+        found = architectures or family
+        raise ValueError(f"unsupported architecture {found!r:.80}, expected one of {known}")
     if any(name != FAMILIES[family][0] for name in architectures):
-        raise ValueError(f"unsupported architecture {[*architectures]}, expected one of {known}")
+        raise ValueError(f"unsupported architecture {architectures}, expected one of {known}")
     return family
 
 
 def _refuse_what_we_lack(hf: Mapping[str, Any], family: str) -> None:
     """Raises ValueError, by name, for a feature that would change the output unseen."""
-    if hf.get("quantization_config"):
-        method = hf["quantization_config"].get("quant_method", "unknown")
-        raise ValueError(f"quantised weights ({method}) are not supported, expected plain floats")
-    for key in ("hidden_act", "hidden_activation"):
-        if hf.get(key, "silu") not in ("silu", "swish", None):
-            raise ValueError(f"{key} {hf[key]!r} is not supported, expected 'silu'")
+    if quantised := _table(hf, "quantization_config"):
+        method = quantised.get("quant_method", "unknown")
+        raise ValueError(
+            f"quantised weights ({method!s:.40}) are not supported, expected plain floats"
+        )
+    activations = {key: hf.get(key) for key in ("hidden_act", "hidden_activation")}
+    for key, name in activations.items():
+        if name not in ("silu", "swish", None):
+            raise ValueError(f"{key} {name!r:.80} is not supported, expected 'silu'")
     for key in ("attention_bias", "mlp_bias"):
-        if hf.get(key):
+        if _flag(hf, key, False):
             raise ValueError(f"{key} true is not supported for {family}, expected false")
-    if hf.get("layer_types"):
-        sliding = any(kind != "full_attention" for kind in hf["layer_types"])
+    if kinds := _names(hf, "layer_types"):
+        sliding = any(kind != "full_attention" for kind in kinds)
     else:
-        switched = hf.get("use_sliding_window", family == "llama")
-        first = hf.get("max_window_layers", 0)  # the layers before it see everything
-        sliding = switched and hf.get("sliding_window") and first < hf["num_hidden_layers"]
+        switched = _flag(hf, "use_sliding_window", family == "llama")
+        first = _size(hf, "max_window_layers", 0, least=0)  # those before it see everything
+        window = _size(hf, "sliding_window", 0, least=0)
+        sliding = switched and window and first < _size(hf, "num_hidden_layers")
     if sliding:
         raise ValueError(f"a sliding window of {hf.get('sliding_window')} tokens is not supported")
 
 
 def _rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Returns the rotary base and its scaling, of either style of `config.json`."""
-    either = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    rope = {"rope_theta": hf.get("rope_theta"), **either}
-    theta = float(_need(rope, "rope_theta"))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if rope.get("partial_rotary_factor", hf.get("partial_rotary_factor")) not in (None, 1, 1.0):
+    """Returns the rotary base and its scaling, of either style of `config.json`.
+
+    A file may have both styles, for transformers 4 and 5: what both state must be the same, since
+    one of the two versions would not read what we do.
+    """
+    tables = {key: _table(hf, key) for key in ("rope_parameters", "rope_scaling")}
+    places = {"": hf} | {f"{key}.": table for key, table in tables.items()}
+    scalings = {key: _scaling(table) for key, table in tables.items() if table}
+    if len(scalings) == 2 and scalings["rope_parameters"] != scalings["rope_scaling"]:
+        found = " and ".join(f"{key} is {dict(table)!r:.200}" for key, table in tables.items())
+        raise ValueError(f"{found}, expected one of the two, or the same")
+    if (theta := _stated(places, "rope_theta")) is None:
+        raise ValueError("key 'rope_theta' is missing")
+    if _stated(places, "partial_rotary_factor") not in (None, 1.0):
         raise ValueError("partial_rotary_factor is not supported, expected 1")
-    if kind == "default":
-        return theta, None
+    return theta, next(iter(scalings.values()), None)
+
+
+def _stated(places: Mapping[str, Mapping[str, Any]], key: str) -> float | None:
+    """Returns the number that all tables agree on; they go by what stands before their keys."""
+    stated = {
+        place + key: table[key] for place, table in places.items() if table.get(key) is not None
+    }
+    return agreed({name: _positive(stated, name) for name in stated})
+
+
+def _scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+    """Returns what a table says of the rotary frequencies beside their base."""
+    kind = agreed({key: rope.get(key) for key in ("rope_type", "type")})
+    if kind in (None, "default"):
+        if rope.get("factor") not in (None, 1):
+            raise ValueError(
+                f"a rope factor {rope['factor']!r:.40} without a rope type, expected 'llama3'"
+            )
+        return None
     if kind != "llama3":
-        raise ValueError(f"rope type {kind!r} is not supported, expected 'default' or 'llama3'")
-    return theta, RopeScaling(
-        factor=float(_need(rope, "factor")), low=float(_need(rope, "low_freq_factor")),
-        high=float(_need(rope, "high_freq_factor")),
-        original=int(_need(rope, "original_max_position_embeddings")),
+        raise ValueError(f"rope type {kind!r:.40} is not supported, expected 'default' or 'llama3'")
+    scaling = RopeScaling(
+        factor=_positive(rope, "factor"), low=_positive(rope, "low_freq_factor"),
+        high=_positive(rope, "high_freq_factor"),
+        original=_size(rope, "original_max_position_embeddings"),
     )  # fmt: skip
+    if scaling.low >= scaling.high:
+        raise ValueError(
+            f"low_freq_factor is {scaling.low}, expected it below high_freq_factor {scaling.high}"
+        )
+    return scaling

@@ -122,7 +122,7 @@ def of_response(codec: text.Codec, readout: Readout) -> Encode:
     end = [codec.eos_id] if readout.position == "eos" else []
 
     def encode(prompt: Prompt, response: str) -> Split:
-        ids = codec.response_ids(response)
+        ids = codec.encode(response)
         return codec.prompt_ids(prompt.question), ids if ids[-1:] == end else ids + end
 
     return encode

@@ -3,7 +3,7 @@
 import logging
 
 from stair_jax import text
-from stair_jax.io import hf, hf_export, hf_reward, peft
+from stair_jax.io import hf_export, hf_import, hf_reward, peft
 from stair_jax.model import lora
 from stair_jax.stages import policies
 from stair_jax.stages.hashes import digest_of
@@ -44,8 +44,7 @@ def run(run: Run) -> None:
     hf_export.save(
         folder, policy.spec, policy.params, policy.codec.tokenizer,
         end_ids=sorted(policy.codec.end_ids), dtype=dtype,
-        chat_template=text.TEMPLATES[policy.codec.template],
-        source=run.origin.model.checkpoint or None,
+        chat_template=policy.codec.chat_template, source=run.origin.model.checkpoint or None,
     )  # fmt: skip
     if name != PRM:
         _export_adapters(run, name, dtype)
@@ -60,7 +59,7 @@ def _dtype(run: Run) -> str:
     if run.config.export.dtype != "auto":
         return run.config.export.dtype
     source = run.origin.model.checkpoint
-    return hf.dtype_of(source) if source else "float32"
+    return hf_import.dtype_of(source) if source else "float32"
 
 
 def _export_reward_model(run: Run, model: RewardPolicy) -> None:

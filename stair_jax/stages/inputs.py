@@ -1,15 +1,19 @@
 """What a run will read from outside, looked at before its first stage."""
 
+import logging
 import pathlib
 from collections.abc import Iterable, Sequence
 
+from stair_jax import text
 from stair_jax.config import Config
-from stair_jax.io import hf_reward, sources
+from stair_jax.io import hf, hf_import, hf_reward, sources
 from stair_jax.search.valuing import FROM_MODEL
 from stair_jax.sections import words
 from stair_jax.stages import benchmarks, hashes, judges, policies, prompts
 from stair_jax.stages.run import Run
 from stair_jax.strategies import parse_all
+
+log = logging.getLogger(__name__)
 
 Work = tuple[str, int | None]  # a stage, and its round where it belongs to one
 
@@ -27,10 +31,30 @@ def look(run: Run, work: Sequence[Work]) -> None:
     Raises:
       ValueError: as the stage itself would, or for rows that have changed, by name.
     """
-    policies.frame(run)
+    _look_at_checkpoint(run)
     parse_all(words(run.config.evaluate.search))
     for stage, number in work:
         _look_at(run, stage, number)
+
+
+def _look_at_checkpoint(run: Run) -> None:
+    """Reads all of the model but the values of its weights, and says what of it is not used."""
+    _, codec = policies.frame(run)
+    if not (path := run.origin.model.checkpoint):
+        return
+    spec, _ = hf_import.look(path)
+    for name in hf.names_code(path):
+        log.warning("%s: auto_map of %s names Python of its own, which never runs", path, name)
+    for word in codec.tokenizer.convert_ids_to_tokens(sorted(hf.ends_of(path, spec))):
+        if word not in codec.specials:
+            log.warning("%s: eos_token_id ends a response at %r, an ordinary token", path, word)
+    if not codec.system and (own := text.own_system(codec.tokenizer)):
+        log.warning(
+            "%s: its own chat template puts a system turn first, %r, which is left out; to train"
+            " and export with it, set --config.model.system",
+            path,
+            own,
+        )
 
 
 def _look_at(run: Run, stage: str, number: int | None) -> None:
@@ -41,7 +65,7 @@ def _look_at(run: Run, stage: str, number: int | None) -> None:
         name = f"round-{number}/trees"
         judges.facts(c)
         for path in _reward_models(c):
-            hf_reward.read_spec(path)
+            hf_reward.look(path)
         if _wanted(run, name, data.prompts.replace("{round}", str(number))):
             _hold(run, name, "data.prompts", of_rows(prompts.for_round(c, number)))
     elif stage == "prm" and not run.lineage.finished("prm"):

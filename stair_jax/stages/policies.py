@@ -284,15 +284,17 @@ def frame(run: Run) -> tuple[Spec, text.Codec]:
     c = origin.model
     if c.checkpoint:
         spec, tokenizer = hf.load_frame(c.checkpoint)
+        ends = hf.ends_of(c.checkpoint, spec)
         spec, _ = tags.tag(tokenizer, spec)
     else:
+        ends = ()
         tokenizer = miniature_tokenizer.build(judging_too=origin.judge.templates == "miniature")
         spec = Spec(
             **c.size.to_dict(), V=len(tokenizer), vocab=len(tokenizer), rope_scaling=None,
             qkv_bias=False, qk_norm=False, tied=True, family="llama",
         )  # fmt: skip
     template = c.template or text.template_for(tokenizer, spec.family)
-    return spec, text.Codec(tokenizer, template, c.system)
+    return spec, text.Codec(tokenizer, template, c.system, ends)
 
 
 def _base(run: Run) -> Policy:

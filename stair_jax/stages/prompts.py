@@ -50,7 +50,7 @@ def for_prm(config: Config) -> tuple[list[Prompt], dict[str, str]]:
 
 
 def _demonstration(where: str, row: Any) -> str:
-    text = formats.text_of(where, row, "response")
+    text = formats.text_of(where, row, "response").rstrip()
     if final_answer(text) is None or not text.endswith(OUTPUT_END):
         raise ValueError(f"{where}: response does not end in a block {OUTPUT} ... {OUTPUT_END}")
     return text
