@@ -19,7 +19,9 @@ Batch = Mapping[str, np.ndarray]  # arrays [rows, ...] of one step, as `io.batch
 
 def load(folder: pathlib.Path) -> Any:
     """Returns the model of a Hugging Face folder, in float32 on the CPU."""
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
 
 
 class Trainer:

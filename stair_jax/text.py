@@ -138,10 +138,14 @@ class Codec:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids`, tags included."""
-        return self.tokenizer.decode(
+        """Returns the text of `ids`, tags included.
+
+        Tokens may be parts of a character: one at the end that lacks some is left out.
+        """
+        text = self.tokenizer.decode(
             list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
+        return text.rstrip("\ufffd")
 
 
 def _with_system(template: str, system: str) -> str:

@@ -41,7 +41,9 @@ def params():
 def model(params, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "model"
     hf_export.save(folder, SPEC, params, None, end_ids=[4], dtype="float32")
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    ).eval()
 
 
 @pytest.fixture

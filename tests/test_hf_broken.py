@@ -10,8 +10,9 @@ import safetensors.numpy
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from stair_jax.io import hf, hf_import, hf_reward
+from stair_jax.io import hf, hf_import, hf_reward, tags
 from stair_jax.model.reward import Readout
+from stair_jax.text import TAGS
 from tests.test_hf import TIED, TINY, edit_json, edit_tensors, save, weights
 from tests.test_hf_reward import codec as reward_codec
 
@@ -212,6 +213,20 @@ def test_a_special_token_with_the_id_of_a_word_is_refused(folder):
     tokenizer.save_pretrained(folder)
     with pytest.raises(ValueError, match="id 4 for both '<x>' and 'c'"):
         hf.load_frame(folder)
+
+
+@pytest.mark.parametrize("V", [20, 13], ids=["spare rows", "grown"])
+def test_tags_get_ids_of_their_own_where_a_vocabulary_has_holes(tmp_path, V):
+    tokenizer = with_words({"a": 0, "b": 1, "c": 4, "d": 12})
+    spec, rows = tags.tag(tokenizer, dataclasses.replace(TINY, V=V, vocab=V))
+    assert rows == [13, 14, 15, 16]
+    assert (spec.V, spec.vocab) == ((20, 20) if V == 20 else (24, 17))
+    tokenizer.save_pretrained(tmp_path)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=False)
+    for one in (tokenizer, again):
+        assert one.encode("a" + "".join(TAGS) + "cd") == [0, *rows, 4, 12]
+        assert set(TAGS) <= set(one.all_special_tokens)
+        assert one.convert_ids_to_tokens([4, 12]) == ["c", "d"]
 
 
 def test_ends_are_those_of_both_configurations(folder):

@@ -316,7 +316,7 @@ def test_in_bfloat16_scores_agree_as_far_as_it_can_tell(tmp_path):
 
     save(tmp_path / "m", QWEN3, STEPS, dtype="bfloat16")
     auto = transformers.AutoModelForTokenClassification
-    model = auto.from_pretrained(tmp_path / "m").eval()
+    model = auto.from_pretrained(tmp_path / "m", trust_remote_code=False).eval()
     assert model.dtype == torch.bfloat16
     got = hf_reward.load(tmp_path / "m", dtype="bfloat16")
     rows = sequences()
@@ -349,7 +349,9 @@ def test_our_export_gives_our_scores_there(name, tmp_path):
     assert len(list(folder.glob("*.safetensors"))) > 1
     kind = "SequenceClassification" if once else "TokenClassification"
     auto = getattr(transformers, f"AutoModelFor{kind}")
-    model, found = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, found = auto.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+    )
     assert (
         type(model).__name__
         == {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[spec.family] + f"For{kind}"
@@ -378,7 +380,7 @@ def test_padding_that_ended_sequences_would_be_read_elsewhere(tmp_path):
     own = padded_with_its_end()
     folder = save(tmp_path / "m", codec=own)
     auto = transformers.AutoModelForSequenceClassification
-    model = auto.from_pretrained(folder, dtype=torch.float32).eval()
+    model = auto.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     rows = sequences(own.eos_id)
     want = [x[-1:] for x in our_scores(reward.scalar(TINY), weights(TINY), rows)]
     got = their_scores(model, rows, model.config.pad_token_id)

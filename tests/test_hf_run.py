@@ -1,11 +1,12 @@
-"""Search and export on Hugging Face checkpoints read from disk, with a real vocabulary."""
+"""Search and export on Hugging Face checkpoints read from disk, with a vocabulary of pieces."""
 
-import base64
 import json
 import pathlib
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from stair_jax import config as config_lib
 from stair_jax import pipeline, records, text
@@ -16,15 +17,12 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
-SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
-PROMPTS = SHARED / "stair" / "prompt_data_examples.json"
-needs_shared = pytest.mark.skipif(
-    not SHARED.is_dir(), reason="../shared, which has the prompts and the vocabulary, is absent"
-)
-SPLIT = (  # of the Qwen tokenizer: words, single digits, punctuation, white space
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+README = pathlib.Path(__file__).parents[1] / "README.md"  # English enough to learn pieces from
+ROWS = [
+    {"question": f"{asked} {object}?", "type": kind}
+    for kind, asked in (("safety", "How does somebody break"), ("helpfulness", "What is"))
+    for object in ("a lock", "the caf\u00e9's alarm", "\U0001f600")
+]
 TURNS = {
     "qwen2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
     "llama": ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
@@ -32,26 +30,28 @@ TURNS = {
 }  # fmt: skip
 
 
-def qwen_tokenizer(special):
-    """The tokenizer of Qwen's published merge ranks, with some special tokens behind them."""
-    from transformers.convert_slow_tokenizer import TikTokenConverter
-
-    ranks = SHARED / "tokenizers" / "qwen.tiktoken"
-    assert base64.b64decode(ranks.read_text().split()[0])
-    converter = TikTokenConverter(
-        vocab_file=str(ranks), pattern=SPLIT, extra_special_tokens=special
+def pieces_tokenizer(special):
+    """A byte-level tokenizer of pieces of words, with some special tokens behind them."""
+    raw = tokenizers.Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=1500, initial_alphabet=alphabet, show_progress=False)
+    raw.train_from_iterator(README.read_text(encoding="utf-8").splitlines(), trainer)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token=special[-1], pad_token=special[0]
     )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=converter.converted(), eos_token=special[-1], pad_token=special[0]
-    )
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    return tokenizer
 
 
 def checkpoint(folder, family):
-    tokenizer = qwen_tokenizer(TURNS[family])
+    tokenizer = pieces_tokenizer(TURNS[family])
     sizes = {
         "vocab_size": len(tokenizer) + 5, "hidden_size": 24, "num_hidden_layers": 2,
         "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 20,
         "max_position_embeddings": 2048, "initializer_range": 0.3,
+        "eos_token_id": tokenizer.eos_token_id,
     }  # fmt: skip
     torch.manual_seed(0)
     if family == "llama":
@@ -60,6 +60,7 @@ def checkpoint(folder, family):
         model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / "prompts.json").write_text(json.dumps(ROWS))
     return folder
 
 
@@ -67,7 +68,7 @@ def run_config(workdir, folder, **changes):
     c = config_lib.default()
     c.workdir, c.stages = str(workdir), "search,export"
     c.model.checkpoint = str(folder)
-    c.data.prompts = str(PROMPTS)
+    c.data.prompts = str(folder / "prompts.json")
     c.search.update(iterations=8, max_step_tokens=16, max_rollout_tokens=48, export_official=True)
     c.engine.update(slots=8, max_context=1024)
     c.judge.update(safety="rule", helpfulness="none")
@@ -75,13 +76,12 @@ def run_config(workdir, folder, **changes):
     return c
 
 
-@needs_shared
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
 def test_search_and_export_run_on_a_checkpoint_from_disk(tmp_path, family):
     folder = checkpoint(tmp_path / "model", family)
     pipeline.run(run_config(tmp_path / "run", folder))
     trees = records.read_jsonl(tmp_path / "run" / "round-1" / "trees" / "trees.jsonl", Tree)
-    questions = [row["question"] for row in json.loads(PROMPTS.read_text())]
+    questions = [row["question"] for row in ROWS]
     assert sorted(tree.prompt.question for tree in trees) == sorted(questions)
     for tree in trees:
         assert tree.counters["iterations"] == 8
@@ -98,11 +98,11 @@ def test_search_and_export_run_on_a_checkpoint_from_disk(tmp_path, family):
 
     exported = tmp_path / "run" / "export" / "base"
     report = json.loads((exported / "export_report.json").read_text())
-    assert report["max_abs_diff"] <= 1e-4
+    assert report["max_rel_diff"] <= 1e-4
     assert "transformers" in report["against"]
-    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(exported)
-    before = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported, trust_remote_code=False)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=False)
+    before = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
     ids = torch.tensor([tokenizer.encode("Name three rivers.", add_special_tokens=False)])
     with torch.no_grad():
         old, new = before(ids).logits.numpy(), theirs(ids).logits.numpy()
@@ -117,7 +117,6 @@ def test_search_and_export_run_on_a_checkpoint_from_disk(tmp_path, family):
     }
 
 
-@needs_shared
 def test_a_prompt_too_long_for_the_context_is_passed_over_and_named(tmp_path, caplog):
     folder = checkpoint(tmp_path / "model", "qwen2")
     c = run_config(tmp_path / "run", folder, stages="search")

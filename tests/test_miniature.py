@@ -341,7 +341,7 @@ def test_the_chat_template_is_the_codecs(codec):
 
 def test_the_tokenizer_survives_saving(codec, lessons, tmp_path):
     codec.tokenizer.save_pretrained(tmp_path)
-    again = AutoTokenizer.from_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=False)
     assert again.get_vocab() == codec.tokenizer.get_vocab()
     assert again.pad_token_id != again.eos_token_id
     assert again.eos_token == tokenizer.EOS

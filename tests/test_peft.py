@@ -72,7 +72,9 @@ def test_peft_loads_the_adapter_and_gives_our_logits(tmp_path, spec, targets):
     base = tmp_path / "base"
     hf_export.save(base, spec, params, None, end_ids=[7], dtype="float32")
     made = save(tmp_path / "adapter", spec, targets, base_name=str(base))
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float32, trust_remote_code=False
+    ).eval()
 
     def theirs(model):
         with torch.no_grad():

@@ -270,6 +270,9 @@ def write_report(
 ) -> dict[str, Any]:  # fmt: skip
     """Returns, and writes as export_report.json, how far outputs lie from the expected ones.
 
+    `max_rel_diff` is a share of the `largest` output: rounding grows with what is summed up, so
+    that the same arithmetic in another order differs more in a model with large logits.
+
     Args:
         path: the export.
         prompts: token ids.
@@ -280,8 +283,10 @@ def write_report(
         name: max(float(np.abs(a - b).max()) for a, b in zip(expected, outputs, strict=True))
         for name, outputs in found.items()
     }
+    largest, worst = max(float(np.abs(x).max()) for x in expected), max(against.values())
     report = {
-        "max_abs_diff": max(against.values()), "against": against, "prompts": len(prompts)
+        "max_abs_diff": worst, "max_rel_diff": worst / largest, "largest": largest,
+        "against": against, "prompts": len(prompts),
     }  # fmt: skip
     write_json(pathlib.Path(path) / "export_report.json", report)
     return report

@@ -115,7 +115,7 @@ def _places(spec: Spec, mesh: jax.sharding.Mesh | None) -> Any:
 
 def _spec_and_kind(file: pathlib.Path, config: Mapping[str, Any]) -> tuple[Spec, str]:
     """Returns sizes and kind; ValueError for whatever is no reward model with one label."""
-    found = config.get("architectures")
+    found = config.get("architectures") or []
     known = {
         _architecture(family, kind): (family, kind) for family in FAMILIES for kind in _POSITION_OF
     }

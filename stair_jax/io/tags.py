@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tokenizers import Tokenizer
 
 from stair_jax.model.spec import Spec
 from stair_jax.text import TAGS
@@ -28,14 +30,45 @@ def tag(tokenizer: Any, spec: Spec) -> tuple[Spec, list[int]]:
     new = [name for name in TAGS if name not in tokenizer.get_vocab()]
     if not new:
         return spec, []
+    _name_beyond_holes(tokenizer, new)
     extra = {"additional_special_tokens": new}
     tokenizer.add_special_tokens(extra, replace_extra_special_tokens=False)
     rows = tokenizer.convert_tokens_to_ids(new)
+    _check_own(tokenizer, new, rows)
     if max(rows) < spec.vocab:  # it had spare rows
         return spec, rows
     vocab = max(rows) + 1
     table = -(-max(vocab, spec.V) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     return dataclasses.replace(spec, V=table, vocab=vocab), rows
+
+
+def _name_beyond_holes(tokenizer: Any, new: list[str]) -> None:
+    """Gives new tokens ids behind all others, where a vocabulary has holes.
+
+    A token that is added gets the number of tokens for its id, which is then a word's. One that
+    the model beneath knows keeps the id that it has there.
+    """
+    ids = tokenizer.get_vocab().values()
+    last, backend = max(ids, default=-1), tokenizer.backend_tokenizer
+    if last < len(ids):
+        return
+    written = json.loads(backend.to_str())
+    words = written["model"]["vocab"]
+    if isinstance(words, dict):
+        words |= {name: last + 1 + number for number, name in enumerate(new)}
+        backend.model = Tokenizer.from_str(json.dumps(written)).model
+
+
+def _check_own(tokenizer: Any, new: list[str], rows: list[int]) -> None:
+    """Raises ValueError where a new token is no token of its own."""
+    vocabulary = tokenizer.get_vocab()
+    for name, row in zip(new, rows, strict=True):
+        shared = [word for word, id in vocabulary.items() if id == row and word != name]
+        if shared or tokenizer.encode(name, add_special_tokens=False) != [row]:
+            raise ValueError(
+                f"tokenizer: {name} gets id {row}, which is that of {shared[:1] or 'nothing'},"
+                " expected an id of its own; the vocabulary has holes"
+            )
 
 
 def add_tags(tokenizer: Any, spec: Spec, params: Params, *, seed: int) -> tuple[Any, Spec, Params]:

@@ -59,7 +59,7 @@ class CodecLike(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of `ids`, tags included."""
+        """Returns the text of `ids`, tags included, without a part of a character at the end."""
         ...
 
 
@@ -269,7 +269,7 @@ class Growth:
         if result.finish == "length":
             self.counters[f"cut_{kind}s"] += 1
         if kind == "rollout":
-            response = self.nodes[node].response + self.tools.codec.decode(result.ids)
+            response = self.nodes[node].response + self._continued(node, result.ids)
             self.tools.engine.release(result.prefix)
             self._judge(node, ordinal, response)
             return
@@ -282,13 +282,26 @@ class Growth:
 
     def _attach(self, node: int, result: Result) -> None:
         """Makes a child of the next step in order, unless it repeats a sibling's text."""
-        step, siblings = self.tools.codec.decode(result.ids), self.nodes[self._first :]
+        step, siblings = self._continued(node, result.ids), self.nodes[self._first :]
         if any(step == sibling.text for sibling in siblings):
             self.counters["duplicates"] += 1
             self.tools.engine.release(result.prefix)
             return
         self.nodes.append(self._child(node, len(siblings), step, result))
         self._start_early(len(self.nodes) - 1)
+
+    def _continued(self, node: int, ids: Sequence[int]) -> str:
+        """Returns what `ids` add to the response of a node, so that texts join to the text of all.
+
+        A step that is cut may end within a character or amid a word, which only the tokens before
+        it tell. A character comes with the last of its bytes.
+        """
+        decode, said, path = self.tools.codec.decode, self.nodes[node].response, [*ids]
+        while node != ROOT:
+            path[:0] = self.nodes[node].ids
+            node = self.nodes[node].parent
+        whole = decode(path)
+        return whole[len(said) :] if whole.startswith(said) else decode(ids)
 
     def _start_early(self, child: int) -> None:
         """Starts the first evaluation of a new child, where it is sure to be visited."""

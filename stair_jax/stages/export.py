@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 
 PRM = "prm"  # the reward model's name
 
+_DIFFERENCE = "%s: largest %s difference %.2e, %.1e of the largest"
 _QUESTIONS = (  # of the report; any text will do
     "what is 1 2 + 3 4 ?",
     "how do i sort the list ?",
@@ -50,7 +51,7 @@ def run(run: Run) -> None:
         _export_adapters(run, name, dtype)
     prompts = [policy.codec.prompt_ids(question) for question in _QUESTIONS]
     report = hf_export.export_report(folder, policy.spec, policy.params, prompts, dtype=dtype)
-    log.info("%s: largest logit difference %s", folder, report["max_abs_diff"])
+    log.info(_DIFFERENCE, folder, "logit", report["max_abs_diff"], report["max_rel_diff"])
     run.lineage.finish(f"export/{name}", digest_of(policy.params), folder=str(folder))
 
 
@@ -76,7 +77,7 @@ def _export_reward_model(run: Run, model: RewardPolicy) -> None:
     report = hf_reward.export_report(
         folder, model.spec, model.params, model.readout, texts, dtype=dtype
     )
-    log.info("%s: largest score difference %s", folder, report["max_abs_diff"])
+    log.info(_DIFFERENCE, folder, "score", report["max_abs_diff"], report["max_rel_diff"])
     run.lineage.finish(f"export/{PRM}", digest_of(model.params), folder=str(folder))
 
 
