@@ -16,10 +16,12 @@ from stair_jax import (
     interrupt,
     mesh,
     pipeline,
+    progress,
     redaction,
     startup,
     xla_flags,
 )
+from stair_jax.io import bars
 from stair_jax.train.loop import NonFiniteError
 from stair_jax.validate import validate
 
@@ -44,8 +46,14 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: unknown arguments {argv[1:]}; stair-jax --help says what there is")
     logging.basicConfig(  # in place of absl's handler
-        format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, force=True
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        level=logging.INFO,
+        force=True,
+        handlers=[bars.StderrHandler()],
     )
+    if sys.stderr.isatty():
+        progress.show_on(bars.Bars())
     for noisy in ("absl", "httpx2", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for handler in logging.getLogger().handlers:

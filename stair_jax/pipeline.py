@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from stair_jax import ops, records
+from stair_jax import ops, progress, records
 from stair_jax.config import Config, with_values
 from stair_jax.io.metrics import Metrics
 from stair_jax.sections import words
@@ -106,7 +106,8 @@ def run(config: Config, flags: Collection[str] = ()) -> None:
             ops.keep_plans(workdir / "kernel_plans.json")
             records.write_text(workdir / "config.json", config.to_json(indent=1) + "\n")
             items = items_of(config)
-            inputs.look(this, [(item.stage, item.number) for item in items])
+            with progress.line("looking at what the run reads"):
+                inputs.look(this, [(item.stage, item.number) for item in items])
             dropping.carry_out()
             _run_items(this, items)
         dropping.close()
@@ -133,7 +134,7 @@ def _with_flags_of_before(config: Config, lineage: Lineage, flags: Collection[st
 
 def _run_items(run: Run, items: list[Item]) -> None:
     worked = waiting = False
-    for item in items:
+    for number, item in enumerate(items, start=1):
         if item.artefact and run.lineage.finished(item.artefact):
             log.info("%s: done already", item.artefact)
             worked = True
@@ -148,11 +149,12 @@ def _run_items(run: Run, items: list[Item]) -> None:
             log.info("rounds end here: %s needs %s", label, waits_for)
             waiting = True
             continue
-        start = time.perf_counter()
-        log.info("%s ...", item.artefact or item.stage)
+        start, name = time.perf_counter(), item.artefact or item.stage
+        log.info("%s ... (%d of %d)", name, number, len(items))
         module = importlib.import_module(f"stair_jax.stages.{item.stage}")
-        module.run(run) if item.number is None else module.run(run, item.number)
-        log.info("%s: %.1f s", item.artefact or item.stage, time.perf_counter() - start)
+        with progress.line(name):
+            module.run(run) if item.number is None else module.run(run, item.number)
+        log.info("%s: %.1f s", name, time.perf_counter() - start)
         worked = True
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from stair_jax import config as config_lib
-from stair_jax import startup
+from stair_jax import progress, startup
 from stair_jax.engine import decode, prefill
 from stair_jax.engine.device import Device, Wanted
 from stair_jax.engine.replicas import Replicas
@@ -172,20 +172,36 @@ def device(**change):
     return Device(SPEC, stacked(), config=config, stops=stops, vocab=31, mesh=None)
 
 
+class Seen:
+    """A view that notes how lines move."""
+
+    def __init__(self):
+        self.done = []
+
+    def opened(self, line):
+        pass
+
+    def moved(self, line):
+        self.done.append((line.label, line.done, line.total))
+
+    def closed(self, line):
+        pass
+
+
 def test_what_is_compiled_is_counted_and_said(monkeypatch, caplog):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr("stair_jax.engine.device._SAID_S", 0.0)
     made = device(page_size=1)
     kinds = [Wanted.of([GREEDY], logps=logps, vocab=31) for logps in (False, True)]
     assert made.widths == [16, 40]  # 64 would be more than a context
-    before = decode.compiled()
+    before, seen = decode.compiled(), Seen()
+    monkeypatch.setattr(progress._BOARD, "view", seen)
     with caplog.at_level(logging.INFO, "stair_jax.engine.device"):
         made.compile(kinds)
     said = [record.getMessage() for record in caplog.records]
     assert decode.compiled() - before == 2 + 1 + 2 * 2  # prompts, copy, decode
-    assert "compiled for 1 of 9 kinds of calls, " in said[0]
-    assert "compiled for all 9 kinds of calls in " in said[-1]
-    assert len(said) == 9
+    assert seen.done == [(f"compiling for {jax.devices()[0]}", n, 9) for n in range(1, 10)]
+    assert len(said) == 1
+    assert "compiled all 9 programs in " in said[0]
     made.compile(kinds)
     assert decode.compiled() - before == 7
 

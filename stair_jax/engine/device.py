@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from stair_jax import ops
+from stair_jax import ops, progress
 from stair_jax.engine import decode, placing, sampling
 from stair_jax.engine.batch import COLUMNS
 from stair_jax.engine.prefill import Prefill, shapes
@@ -28,7 +28,6 @@ from stair_jax.sections import EngineConfig
 log = logging.getLogger(__name__)
 
 ATTENTION = ("auto", "views", "xla", "pallas")
-_SAID_S = 10  # seconds between two lines about compiling, at least
 _SHARE = 0.85  # of a device's free memory that the pool takes; the rest is for temporaries
 
 
@@ -187,16 +186,12 @@ class Device(Prefill):
         Args:
           extends: whether sequences will be extended, too.
         """
-        begun = said = time.perf_counter()
+        begun = time.perf_counter()
         where, programs = placing.first_device(self._mesh), self._programs(wanted, extends)
-        for done, run in enumerate(programs, start=1):
+        for run in progress.over(programs, f"compiling for {where}", len(programs), "programs"):
             run()
-            now = time.perf_counter()
-            if now - said > _SAID_S and done < len(programs):
-                said, words = now, "%s: compiled for %d of %d kinds of calls, %.0f s"
-                log.info(words, where, done, len(programs), now - begun)
         seconds = time.perf_counter() - begun
-        log.info("%s: compiled for all %d kinds of calls in %.1f s", where, len(programs), seconds)
+        log.info("%s: compiled all %d programs in %.1f s", where, len(programs), seconds)
 
     def _programs(self, wanted: Sequence["Wanted"], extends: bool) -> list[Callable[[], Any]]:
         """Returns what runs each program once, idle, in the order in which it may be called."""

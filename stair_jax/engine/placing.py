@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 
 from stair_jax import mesh as mesh_lib
+from stair_jax import progress
 from stair_jax.model import transformer
 from stair_jax.model.spec import Spec
 
@@ -69,7 +70,8 @@ def place(
     axes["layers"] = axes["layers"][0] | {name: j.axes for name, j in transformer.JOINED.items()}
     trees: list[Any] = [{"layers": [{} for _ in range(spec.L)]} for _ in places]
     tensor = max(1 if where is None else where.shape["tensor"] for where in places)
-    for group in _groups(params, joined, spec.K % tensor == 0):
+    groups = _groups(params, joined, spec.K % tensor == 0)
+    for group in progress.over(groups, "loading weights", len(groups), "kinds"):
         layered, own = group.holder is not params, jnp.dtype(dtype)
         parts = _placed_parts(
             [_taken(group.holder, name, give_away) for name in group.names],

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from stair_jax import records
+from stair_jax import progress, records
 
 log = logging.getLogger(__name__)
 
@@ -241,7 +241,8 @@ def load_params(folder: str | os.PathLike, abstract: Any, step: int | None = Non
       ValueError: where there is no such checkpoint.
     """
     where = _chosen(pathlib.Path(folder).absolute(), step)
-    with ocp.StandardCheckpointer() as checkpointer:
+    line = progress.line(f"reading {where}")
+    with line, ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(where / "params", abstract)
 
 

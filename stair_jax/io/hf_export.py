@@ -19,6 +19,7 @@ import numpy as np
 import transformers
 from jax.sharding import NamedSharding, PartitionSpec
 
+from stair_jax import progress
 from stair_jax.io import hf, hf_import, hf_names
 from stair_jax.io.hf_names import Rule
 from stair_jax.model import heads, transformer
@@ -175,7 +176,8 @@ def _write_file(
     text += b" " * (-len(text) % 8)
     with file.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
-        for rule, layer in tensors.values():
+        written = progress.over(tensors.values(), f"writing {file.name}", len(tensors), "tensors")
+        for rule, layer in written:
             for part in _parts(flat[rule.ours], layer, rule, spec, kind):
                 out.write(part)
         out.flush()

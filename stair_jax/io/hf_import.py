@@ -15,6 +15,7 @@ import numpy as np
 import safetensors
 from jax.sharding import NamedSharding, PartitionSpec
 
+from stair_jax import progress
 from stair_jax.io import hf, hf_names
 from stair_jax.io.hf_names import Rule
 from stair_jax.model.spec import Spec
@@ -61,8 +62,7 @@ def load_onto(path: hf.Path, shardings: Any = None, dtype: str = "float32") -> t
         ValueError: whatever makes the folder unusable, in one line that names the file.
     """
     spec, readers = readers_of(path, shardings, dtype)
-    flat = {name: read() for name, read in readers.items()}
-    return spec, flax.traverse_util.unflatten_dict(flat, sep="/")
+    return spec, read_all(readers)
 
 
 def readers_of(
@@ -98,8 +98,13 @@ def placed(
 
     The score of a reward model is float32 in any case.
     """
-    readers = _readers(found, spec, shardings, dtype, kind)
-    flat = {name: read() for name, read in readers.items()}
+    return read_all(_readers(found, spec, shardings, dtype, kind))
+
+
+def read_all(readers: Mapping[str, Callable[[], jax.Array]]) -> Params:
+    """Returns the tree of what the readers of `readers_of` read."""
+    items = progress.over(readers.items(), "reading weights", len(readers), "kinds")
+    flat = {name: read() for name, read in items}
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 

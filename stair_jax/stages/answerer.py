@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from stair_jax import progress
 from stair_jax.engine.request import GREEDY, Sampling
-from stair_jax.io import progress
 from stair_jax.model.reward import Readout
 from stair_jax.records import Prompt
 from stair_jax.rewards.prm import RewardModelLike, aggregate
@@ -299,7 +299,7 @@ class Answerer:
         if self._compile_first:
             self._engine.compile(samplings, logps=logps)
         done = 0
-        with progress.line(f"evaluate {self.name} {label}", count) as show:
+        with progress.line(f"evaluate {self.name} {label}", count, "prompts") as show:
 
             def counted(who: Any, what: Any) -> None:
                 nonlocal done

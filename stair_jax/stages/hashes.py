@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -10,27 +9,30 @@ from typing import Any
 import jax
 import numpy as np
 
-from stair_jax import records
+from stair_jax import progress, records
 
-log = logging.getLogger(__name__)
-
-_PART = 1 << 26  # bytes of an array that are hashed at once
+_PART = 1 << 26  # bytes of an array or a file that are hashed at once
 _DIGITS = 32
 # Of a checkpoint's folder, what a model or its words are read from.
 _READ = (".safetensors", ".json", ".jinja", ".model", ".txt")
-_LONG = 1 << 30  # bytes of weights whose hashing is announced
 
 
 def digest_of(tree: Any) -> str:
     """Returns a hash of the content of a tree of arrays, or of a string."""
     if isinstance(tree, str):
         return of_text(tree)
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        digest.update(jax.tree_util.keystr(path).encode())
-        for part in _parts(leaf):
-            digest.update(np.ascontiguousarray(part).tobytes())
+    digest, leaves = hashlib.sha256(), jax.tree_util.tree_leaves_with_path(tree)
+    with progress.line("hashing weights", _gb(sum(x.nbytes for _, x in leaves)), "GB") as show:
+        for path, leaf in leaves:
+            digest.update(jax.tree_util.keystr(path).encode())
+            for part in _parts(leaf):
+                digest.update(np.ascontiguousarray(part).tobytes())
+                show(show.done + _gb(part.nbytes))
     return digest.hexdigest()[:_DIGITS]
+
+
+def _gb(bytes_: int) -> float:
+    return bytes_ / 1e9
 
 
 def _parts(leaf: Any) -> Iterator[Any]:
@@ -48,10 +50,19 @@ def of_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
-def of_file(path: pathlib.Path) -> str:
-    """Returns a hash of a file's bytes."""
+def of_file(path: pathlib.Path, show: progress.Line | None = None) -> str:
+    """Returns a hash of a file's bytes; the line counts them in GB."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
+        while part := file.read(_PART):
+            digest.update(part)
+            if show is not None:
+                show(show.done + _gb(len(part)))
+    return digest.hexdigest()[:_DIGITS]
+
+
+def _size(path: pathlib.Path) -> int:
+    return path.stat().st_size
 
 
 def of_checkpoint(folder: pathlib.Path, known: pathlib.Path) -> str:
@@ -67,11 +78,10 @@ def of_checkpoint(folder: pathlib.Path, known: pathlib.Path) -> str:
     now = {}
     marks = {path: f"{path.stat().st_size} {path.stat().st_mtime_ns}" for path in files}
     fresh = [path for path in files if before.get(str(path), [""])[0] != marks[path]]
-    if (size := sum(path.stat().st_size for path in fresh)) > _LONG:
-        log.info("%s: hashing %.0f GB of weights, once", folder, size / 1e9)
-    for path in files:
-        digest = of_file(path) if path in fresh else before[str(path)][1]
-        now[str(path)] = [marks[path], digest]
+    with progress.line(f"hashing {folder}", _gb(sum(map(_size, fresh))), "GB") as show:
+        for path in files:
+            digest = of_file(path, show) if path in fresh else before[str(path)][1]
+            now[str(path)] = [marks[path], digest]
     if now != before:
         records.write_json(known, now)
     return of_text(json.dumps([(path.name, now[str(path)][1]) for path in files]))

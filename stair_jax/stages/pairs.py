@@ -2,7 +2,7 @@
 
 import collections
 
-from stair_jax import records
+from stair_jax import progress, records
 from stair_jax.io import exports
 from stair_jax.records import Pair, Response
 from stair_jax.search import pairs as pairs_lib
@@ -29,7 +29,7 @@ def run(run: Run, number: int) -> None:
         "pairs": collections.Counter(), "responses": collections.Counter(),
     }  # fmt: skip
     with_pairs = 0
-    for tree in trees:
+    for tree in progress.over(trees, name, len(trees), "trees"):
         length = len(codec.prompt_ids(tree.prompt.question))
         found, left = pairs_lib.pairs_of(tree, config, prompt_tokens=length, seed=run.config.seed)
         with_pairs += bool(found)

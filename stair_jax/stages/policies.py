@@ -301,8 +301,7 @@ def _base(run: Run) -> Policy:
     """Returns the model that the run starts from: a checkpoint's, or random weights."""
     spec, codec = frame(run)
     if run.origin.model.checkpoint:
-        flat = {name: read() for name, read in _checkpoint_readers(run, "float32").items()}
-        params = flax.traverse_util.unflatten_dict(flat, sep="/")
+        params = hf_import.read_all(_checkpoint_readers(run, "float32"))
     else:
         draw = jax.jit(_weights(spec), out_shardings=_places(spec, run.mesh))
         params = draw(jax.random.key(run.origin.seed))

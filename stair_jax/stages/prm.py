@@ -4,12 +4,12 @@ import collections
 import dataclasses
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from stair_jax import records
+from stair_jax import progress, records
 from stair_jax.config import Config
 from stair_jax.evals import reward_models
 from stair_jax.evals.reward_models import Scored
@@ -47,7 +47,10 @@ def run(run: Run) -> None:
     config, readout = PrmConfig.of(run.config.prm), readout_of(run.config)
     sampled = _sampled(run, start, config)
     policy, train = policies.load(run, start), train_config(run.config, "prm")
-    trees = itertools.chain(_trees(run, rounds), sampled)
+    files = [TreeFile(run.round_dir(number) / "trees") for number in rounds]
+    trees = progress.over(
+        itertools.chain(*files, sampled), NAME, sum(map(len, files)) + len(sampled), "trees"
+    )
     rows, held, counts = _mined(trees, config, seed=run.config.seed)
     counts["sampled"] = len(sampled)
     frame = {"seed": run.config.seed, **training.frame(run, policy)}
@@ -106,12 +109,6 @@ def bounds(reward: Reward) -> tuple[float, float]:
     return min(found), max(found)
 
 
-def _trees(run: Run, rounds: Iterable[int]) -> Iterator[Tree]:
-    """Yields the trees of the rounds, in the order of their prompts' ids; one is in memory."""
-    for number in rounds:
-        yield from TreeFile(run.round_dir(number) / "trees")
-
-
 def _sampled(run: Run, start: str, config: PrmConfig) -> list[Tree]:
     """Returns further prompts, with whole responses sampled and judged, as trees of one step."""
     if not config.prompts:
@@ -163,7 +160,8 @@ def _scored(
     named = [dataclasses.replace(row, id=str(i)) for i, (_, row) in enumerate(every)]
     examples = examples_lib.valued_examples(named, codec, readout)
     data = ValuedData(examples, dataclasses.replace(train, eval_rows=0), **frame)
-    for members, batch in data.in_order():
+    batches, count = data.in_order(), -(-len(examples) // train.batch)
+    for members, batch in progress.over(batches, f"{NAME}, trees set aside", count, "batches"):
         raw = score(batch).reshape(-1, batch["read"].shape[-1])
         for example, scores in zip(members, raw, strict=False):  # what follows is padding
             at, row = every[int(example.id)]

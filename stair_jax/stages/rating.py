@@ -8,10 +8,9 @@ import pathlib
 import time
 from collections.abc import Iterable, Iterator
 
-from stair_jax import records
+from stair_jax import progress, records
 from stair_jax.engine.request import EngineLike
 from stair_jax.engine.switchboard import Switchboard
-from stair_jax.io import progress
 from stair_jax.records import Prompt, Rated
 from stair_jax.rewards.judges import HeldJudge, Open
 from stair_jax.search.driver import PAUSE_S
@@ -72,7 +71,7 @@ def rate(run: Run, given: Iterable[Given]) -> dict[str, Rated]:
     todo = [one for id, one in wanted.items() if id not in have]
     if todo:
         log.info("%s: %d answers, judged by %s", ARTEFACT, len(todo), judge_name(run))
-        with records.Journal() as journal, progress.line(ARTEFACT, len(todo)) as show:
+        with records.Journal() as journal, progress.line(ARTEFACT, len(todo), "answers") as show:
             for row in _ask(run, todo, left_open):
                 journal.add(folder / f"{row.benchmark}.jsonl", row)
                 have[row.id] = row

@@ -4,9 +4,8 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from stair_jax import records
+from stair_jax import progress, records
 from stair_jax.engine.switchboard import Switchboard
-from stair_jax.io import progress
 from stair_jax.records import Candidate, Prompt
 from stair_jax.rewards.combine import Reward
 from stair_jax.search import candidates
@@ -60,14 +59,14 @@ def sample(
             contextlib.closing(
                 judges.judge_of(run, board, policy.codec, direct=draw.direct)
             ) as judge,
-            progress.line(artefact, wanted) as show,
+            progress.line(artefact, wanted, "responses", done=len(have)) as show,
             records.Journal() as journal,
         ):
 
             def keep(row: Candidate) -> None:
                 journal.add(path, row)
                 have.add(row.id)
-                show(len(have), "responses")
+                show(len(have), f"{engine.counters['delivered']:,} tokens")
 
             leftovers = candidates.sample(
                 prompts, draw, engine=board.line(), codec=policy.codec, judge=judge,

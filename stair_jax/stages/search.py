@@ -11,10 +11,10 @@ import logging
 import time
 from collections.abc import Sequence
 
-from stair_jax import records
+from stair_jax import progress, records
 from stair_jax.engine import counters
 from stair_jax.engine.switchboard import Switchboard
-from stair_jax.io import progress, trace
+from stair_jax.io import trace
 from stair_jax.records import Prompt, Tree
 from stair_jax.rewards.combine import Reward
 from stair_jax.search import driver, growth, official
@@ -109,7 +109,7 @@ def _grow(
 
     Returns the prompts without one, and what engine and judge did in this session.
     """
-    policy, stage = policies.load(run, parent, for_engine=True), f"round-{number}/search"
+    policy, name = policies.load(run, parent, for_engine=True), f"round-{number}/trees"
     config, valuer = SearchConfig.of(run.config.search), valuers.valuer_of(run, policy)
     engine = policies.engine_for(run, policy)
     config = dataclasses.replace(config, trees_in_flight=trees_in_flight(run, len(left)))
@@ -122,13 +122,13 @@ def _grow(
     with (
         contextlib.closing(judges.judge_of(run, board, policy.codec)) as judge,
         contextlib.closing(ResultLog(folder / FILE, {p.id for p in left})) as results,
-        progress.line(stage, have + len(left)) as show,
+        progress.line(name, have + len(left), "trees", done=have) as show,
         trace.some(run.workdir / "profile" if run.config.profile else None) as traced,
     ):
 
         def on_tree(tree: Tree) -> None:
             trees.append(tree)
-            show(len(trees), f"{engine.counters['delivered']} tokens")
+            show(len(trees), f"{engine.counters['delivered']:,} tokens")
             traced()
 
         leftovers = driver.grow(
@@ -138,7 +138,7 @@ def _grow(
             results=results,
         )  # fmt: skip
     for prompt_id, reason in leftovers.passed_over.items():
-        log.warning("%s: prompt %s passed over: %s", stage, prompt_id, reason)
+        log.warning("%s: prompt %s passed over: %s", name, prompt_id, reason)
     seconds = time.perf_counter() - start
     counted = {**engine.counters, **counters.shares(engine.counters)}
     session = {f"engine/{name}": float(count) for name, count in counted.items()}

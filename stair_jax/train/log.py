@@ -10,8 +10,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import jax
 import numpy as np
 
-from stair_jax import records
-from stair_jax.io import progress
+from stair_jax import progress, records
 from stair_jax.io.metrics import Metrics
 from stair_jax.sections import TrainConfig
 from stair_jax.train.meter import Meter
@@ -45,7 +44,7 @@ class StepLog:
     """Writes the step before, so that the host never waits for the step just dispatched."""
 
     def __init__(self, stage: str, data: Rows, metrics: Metrics, folder: pathlib.Path,
-                 config: TrainConfig, meter: Meter, show: progress.Show):  # fmt: skip
+                 config: TrainConfig, meter: Meter, show: progress.Line):  # fmt: skip
         self.stage, self.data, self.metrics, self.folder = stage, data, metrics, folder
         self.config, self.meter, self.show = config, meter, show
         self.skipped = 0
@@ -101,7 +100,7 @@ class StepLog:
             "data_wait_ms": 1e3 * waited, "skipped_steps": self.skipped,
         }  # fmt: skip
         self.metrics.log(self.stage, step + 1, found | more | speed)
-        self.show(step + 1, f"loss {found['loss']:.4f}  {speed['tokens_per_s']:,.0f} tokens/s"
+        self.show(step + 1, f"loss {found['loss']:.4f}, {speed['tokens_per_s']:,.0f} tokens/s"
                   if "loss" in found else "skipped")  # fmt: skip
 
     def _check_start(self, found: Mapping[str, float]) -> None:

@@ -1,5 +1,6 @@
 """The loop around the step: resume, feed, log, evaluate, save, stop."""
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -12,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stair_jax import interrupt
-from stair_jax.io import progress
+from stair_jax import compiling, interrupt, progress
 from stair_jax.io.checkpoint import Checkpoints, Fingerprint
 from stair_jax.io.metrics import Metrics
 from stair_jax.sections import TrainConfig
@@ -110,9 +110,12 @@ def fit(
     params = jax.tree.map(lambda x: x.astype(config.param_dtype), step_lib.on_mesh(params, mesh))
     best = config.result == "best"
     saves = Checkpoints(folder, keep=config.keep, best=best, fingerprint=marks)
-    heard, bar = interrupt.granted_by_me(), progress.line(stage, steps)
+    before = saves.latest or 0
+    log.info("%s: %d steps of %d rows, %d are done", stage, steps, config.batch, before)
+    heard, bar = interrupt.granted_by_me(), progress.line(stage, steps, "steps", done=before)
     with heard as wish, jax.set_mesh(mesh), saves, bar as show:  # the last save is waited for, too
-        run = _Fit(loss, data, config, mesh, saves, stage, frozen, AdamW.of(config), steps, wish)
+        tx = AdamW.of(config)
+        run = _Fit(loss, data, config, mesh, saves, stage, frozen, tx, steps, wish, show)
         meter = Meter(loss.scorer.spec, config, reference=loss.reads_reference, mesh=mesh)
         fitted = run(params, StepLog(stage, data, metrics, folder, config, meter, show))
     if wish.is_set():  # since the last step began
@@ -134,6 +137,8 @@ class _Fit:
     tx: AdamW
     steps: int
     wish: threading.Event
+    show: progress.Line
+    met: set[Any] = dataclasses.field(default_factory=set)  # shapes of batches, by what was called
 
     def __call__(self, params: Any, out: StepLog) -> Fitted:
         start = self.saves.latest or 0
@@ -156,15 +161,16 @@ class _Fit:
             batch = out.waited(lambda: next(stream))
             lr = optimizer.learning_rate(self.config, step, self.steps)
             try:
-                state, figures = step_lib.step(
-                    state,
-                    step_lib.place(batch, self.mesh),
-                    lr,
-                    loss=self.loss,
-                    tx=self.tx,
-                    frozen=self.frozen,
-                    stop=self.wish.is_set,
-                )
+                with self._first("a step", [batch]):
+                    state, figures = step_lib.step(
+                        state,
+                        step_lib.place(batch, self.mesh),
+                        lr,
+                        loss=self.loss,
+                        tx=self.tx,
+                        frozen=self.frozen,
+                        stop=self.wish.is_set,
+                    )
             except step_lib.GivenUp:
                 self._stop(step, state, here, out)
             # The device works on this step while the host looks at the one before it.
@@ -177,11 +183,29 @@ class _Fit:
                 self._stop(step + 1, state, stream.get_state(), out)
         return self._result(state)
 
+    def _first(
+        self, what: str, batches: Sequence[Mapping[str, np.ndarray]]
+    ) -> contextlib.AbstractContextManager:
+        """Returns a block that tells of compiling, where the first batch has a new shape."""
+        if not batches:
+            return contextlib.nullcontext()
+        passes, *rows = batches[0]["tokens"].shape
+        if (what, passes, *rows) in self.met:
+            return contextlib.nullcontext()
+        self.met.add((what, passes, *rows))
+        number = sum(name == what for name, *_ in self.met)
+        most = len(self.config.buckets) if self.config.batching == "bucket" else 1
+        size = f"{passes} x " * (passes > 1) + " x ".join(map(str, rows))
+        return compiling.told(
+            self.show, f"{what} of {size} tokens (shape {number} of at most {most})"
+        )
+
     def _save(self, done: int, state: step_lib.State, begun: Any, stream: Any, out: StepLog):
         metric = self._measure(done, state, begun, stream, out)
-        self.saves.save(
-            done, params=state.params, opt=state.opt, data=stream.get_state(), metric=metric
-        )
+        with self.show.doing(f"saving step {done}"):
+            self.saves.save(
+                done, params=state.params, opt=state.opt, data=stream.get_state(), metric=metric
+            )
 
     def _measure(
         self, done: int, state: step_lib.State, begun: Any, stream: Any, out: StepLog
@@ -189,10 +213,18 @@ class _Fit:
         """Writes what the held-out rows say; returns their loss, None where there are none."""
         held_out = self.data.eval_batches()
         try:
-            found = step_lib.measure(
-                state.params, held_out, self.mesh, loss=self.loss, frozen=self.frozen,
-                stop=self.wish.is_set,
-            )  # fmt: skip
+            with (
+                self.show.doing("measuring the rows set aside"),
+                self._first("a measure", held_out),
+            ):
+                found = step_lib.measure(
+                    state.params,
+                    held_out,
+                    self.mesh,
+                    loss=self.loss,
+                    frozen=self.frozen,
+                    stop=self.wish.is_set,
+                )
         except step_lib.GivenUp:
             self._stop(done, state, stream.get_state(), out)
         figures = {f"eval_{name}": x for name, x in found.items()}

@@ -8,7 +8,6 @@ shares it, read the same row.
 
 import hashlib
 import json
-import logging
 import os
 import pathlib
 from collections.abc import Mapping
@@ -21,11 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stair_jax import mesh as mesh_lib
+from stair_jax import progress
 from stair_jax.io.trajectories import score_batches
 from stair_jax.sections import TrainConfig
 from stair_jax.train.logprobs import Scorer
-
-log = logging.getLogger(__name__)
 
 Ids = tuple[int, ...]
 PART_BATCHES = 64  # forward passes between two files: what a kill costs at most
@@ -71,17 +69,18 @@ def table(
     path = folder / key
     found = _read(path)
     missing = {name: ids for name, ids in trajectories.items() if name not in found}
-    if missing:
-        log.info("reference: %d of %d trajectories to score", len(missing), len(trajectories))
     where = jax.sharding.NamedSharding(mesh, mesh_lib.spec("batch"))
     shards, fresh, passes = mesh.shape["data"] * mesh.shape["fsdp"], {}, 0
     batches = score_batches(missing, config, pad_id=pad_id, row_shards=shards)
-    with jax.set_mesh(mesh):
+    done, total = len(trajectories) - len(missing), len(trajectories)
+    line = progress.line("log-probs of the reference", total, "trajectories", done=done)
+    with jax.set_mesh(mesh), line as show:
         for passes, (names, batch) in enumerate(batches, start=1):
             placed = jax.device_put(batch, where)
             logp_BT = np.asarray(_score(scorer, params, placed["tokens"], placed["loss_mask"]))
             for name, row, mask in zip(names, logp_BT, batch["loss_mask"], strict=False):
                 fresh[name] = row[mask]
+            show(show.done + len(names))
             if passes % PART_BATCHES == 0:
                 _write(path, fresh)
                 found, fresh = found | fresh, {}
