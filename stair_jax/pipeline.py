@@ -14,7 +14,7 @@ from stair_jax import ops, progress, records
 from stair_jax.config import Config, with_values
 from stair_jax.io.metrics import Metrics
 from stair_jax.sections import words
-from stair_jax.stages import inputs, policies
+from stair_jax.stages import inputs, needs, policies
 from stair_jax.stages.lineage import Lineage, settings_of
 from stair_jax.stages.redo import Redo
 from stair_jax.stages.run import CHECKPOINT, Run, locked
@@ -109,6 +109,8 @@ def run(config: Config, flags: Collection[str] = ()) -> None:
             with progress.line("looking at what the run reads"):
                 inputs.look(this, [(item.stage, item.number) for item in items])
             dropping.carry_out()
+            if left := [item for item in items if not _done(this, item)]:
+                needs.tell(this, [item.stage for item in left])
             _run_items(this, items)
         dropping.close()
 
@@ -132,10 +134,14 @@ def _with_flags_of_before(config: Config, lineage: Lineage, flags: Collection[st
     return changed
 
 
+def _done(run: Run, item: Item) -> bool:
+    return item.artefact is not None and run.lineage.finished(item.artefact)
+
+
 def _run_items(run: Run, items: list[Item]) -> None:
     worked = waiting = False
     for number, item in enumerate(items, start=1):
-        if item.artefact and run.lineage.finished(item.artefact):
+        if _done(run, item):
             log.info("%s: done already", item.artefact)
             worked = True
             continue

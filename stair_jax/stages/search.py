@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 
 from stair_jax import progress, records
+from stair_jax.config import Config
 from stair_jax.engine import counters
 from stair_jax.engine.switchboard import Switchboard
 from stair_jax.io import trace
@@ -91,7 +92,12 @@ def _tree_bytes(run: Run, trees: TreeFile) -> int:
     """Returns about how many bytes a tree takes: as those that are there, or by the settings."""
     if len(trees):
         return trees.path.stat().st_size // len(trees)
-    s = run.config.search
+    return tree_bytes(run.config)
+
+
+def tree_bytes(config: Config) -> int:
+    """Returns about how many bytes a tree takes on disk, by the settings."""
+    s = config.search
     return s.iterations * s.max_step_tokens * BYTES_A_TOKEN
 
 
