@@ -50,7 +50,7 @@ def test_what_does_not_fit_is_warned_of_with_the_knobs_that_help(tmp_path, said,
     run = run_of(tmp_path, engine__slots=4096)
     needs.tell(run, STAGES)
     warned = [text for text in said() if "hardly fits" in text]
-    assert [text.split()[1] for text in warned] == ["search", "evaluate"]
+    assert [text.split()[1] for text in warned] == ["search", "prm", "evaluate"]
     assert "this machine has 2.0 GB; change engine.slots, engine.max_context" in warned[0]
 
 

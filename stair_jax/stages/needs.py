@@ -51,7 +51,7 @@ def tell(run: Run, stages: Iterable[str]) -> None:
         total = sum(found.values())
         log.info("  %s: %s of %s (%s)", stage, _gb(total), place, _parts(found))
         if has and total > has:
-            short.append((stage, total, _KNOBS["engine" if stage in _ENGINE else "train"]))
+            short.append((stage, total, _KNOBS["engine" if "pool of keys" in found else "train"]))
     disk, free = disk_of(run, wanted, spec), shutil.disk_usage(run.workdir).free
     log.info("  disk: %s (%s)", _gb(sum(disk.values())), _parts(disk))
     mesh = " x ".join(f"{n} {axis}" for axis, n in run.mesh.shape.items())
