@@ -17,7 +17,6 @@ def get_config(arg: str | None = None) -> config.Config:
     c.stages = "sft,search,pairs,dpo,prm,evaluate"
     c.mesh.shape = (1, 1, 1)
     c.model.compute_dtype = "float32"
-    c.model.size.theta = 100.0  # a context of a hundred tokens: slower waves would carry nothing
     c.data.update(sft_rows=30_000, round_prompts=400, preference_rows=2000)
     c.sft.train.update(
         batch=32, epochs=1.5, lr=3e-3, beta2=0.98, remat="none", head_chunk=4096,
@@ -34,7 +33,7 @@ def get_config(arg: str | None = None) -> config.Config:
     )  # fmt: skip
     c.prm.train.update(
         batch=64, lr=5e-4, epochs=2.0, beta2=0.98, batching="tree", remat="none",
-        head_chunk=4096, buckets=(192,), micro_tokens=576, save_every=100,
+        buckets=(192,), micro_tokens=576, save_every=100,
     )  # fmt: skip
     c.search.update(
         iterations=24, top_p=0.95, max_depth=4, max_step_tokens=40, max_rollout_tokens=64,
@@ -44,7 +43,7 @@ def get_config(arg: str | None = None) -> config.Config:
         slots=48, chunk=16, page_size=8, pool_bytes=100_000_000, max_context=104, prefill_rows=32,
         dtype="float32",
     )  # fmt: skip
-    c.pairs.update(min_value_gap=1.0, min_visits=1, max_per_prompt=4)
+    c.pairs.update(min_value_gap=1.0, min_visits=1, max_per_prompt=4, max_tokens=96)
     c.evaluate.max_tokens = 64
     c.evaluate.search = (
         "greedy,best_of_2,best_of_4,best_of_8,vote_of_8,random_of_8,oracle_of_8,beam_2x4"

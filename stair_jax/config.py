@@ -62,7 +62,7 @@ def _add_model(c: Config) -> None:
     c.model.size.H = 32  # head dim
     c.model.size.F = 352  # feed-forward width
     c.model.size.eps = 1e-5  # RMSNorm (Llama 3)
-    c.model.size.theta = 10_000.0  # RoPE base
+    c.model.size.theta = 100.0  # RoPE base, for contexts of a hundred tokens (ours)
 
 
 def _add_data(c: Config) -> None:
@@ -153,7 +153,7 @@ def _add_search(c: Config) -> None:
 
     r = c.reward = ml_collections.ConfigDict()
     r.F = "identity"  # "paper": R = F(S) H + S - C2 F(S); or "power" (2^S - 1), "quadratic"
-    r.c1 = 1.0  # F(c1) = 1 (paper theorem 2.1)
+    r.c1 = 1.0  # F(c1) = 1 (paper theorem 2.1), which holds at 1 alone for every F above
     r.c2 = -1.0  # H where the reward degenerates to S (paper corollary B.2)
     r.k1 = 1.0  # "safe-constraint": (k1 + k2) S + k1 S H (release)
     r.k2 = 1.0  # the same

@@ -1,12 +1,12 @@
 """What a configuration must be to be run: refused by key, value and expectation. Floor 0."""
 
-from collections.abc import Callable
 from typing import Any
 
-from stair_jax import config, redaction
+from stair_jax import config, ignored, ranges, redaction
 from stair_jax.config import Config, default
 from stair_jax.sections import words
 from stair_jax.validate_rewards import validate_rewards
+from stair_jax.validate_thresholds import validate_thresholds
 
 _CHOICES = {
     "search.score": ("ucb", "pucb"),
@@ -40,22 +40,6 @@ _CHOICES = {
     "dpo.train.batching": ("bucket", "tree"),
     "prm.train.batching": ("bucket", "tree"),
 }
-_POSITIVE = (
-    "rounds", "search.iterations", "search.num_children", "search.max_depth",
-    "search.max_step_tokens", "search.max_rollout_tokens",
-    "engine.slots", "engine.page_size", "engine.max_context", "engine.chunk",
-    "engine.prefill_rows", "pairs.max_tokens", "pairs.max_good_bad_ratio", "evaluate.max_tokens",
-    "dpo.beta", "judge.samples", "judge.max_tokens",
-)  # fmt: skip
-
-
-# Keys that only count under another setting: changed without it, they would be ignored.
-_ONLY_UNDER = {
-    "reward.F": ("search.reward", "paper"), "reward.c1": ("search.reward", "paper"),
-    "reward.c2": ("search.reward", "paper"), "reward.k1": ("search.reward", "safe-constraint"),
-    "reward.k2": ("search.reward", "safe-constraint"), "search.prior": ("search.score", "pucb"),
-    "pairs.max_good_bad_ratio": ("pairs.terminal_only", True),
-}  # fmt: skip
 
 
 def validate(c: Config) -> None:
@@ -65,74 +49,93 @@ def validate(c: Config) -> None:
       ValueError: for the first such setting.
     """
     redaction.check_settings(c.to_dict())  # first: other messages show values
+    ranges.check_types(c, default())
     if not c.workdir or c.workdir == "None":
         raise ValueError("config.workdir: not set; pass --config.workdir=PATH")
-    if unknown := [s for s in words(c.stages) if s not in config.STAGES]:
-        raise ValueError(f"config.stages: {unknown} not in {list(config.STAGES)}")
-    if not words(c.stages):
-        raise ValueError(f"config.stages: empty, expected some of {list(config.STAGES)}")
-    _validate_values(c)
-    _validate_search(c)
-    _validate_data(c)
-    _validate_baselines(c)
-    if unknown := [name for name in words(c.pairs.export) if name not in config.EXPORTS]:
-        raise ValueError(f"config.pairs.export: {unknown} not in {list(config.EXPORTS)}")
-    if len(c.mesh.shape) != 3:
-        raise ValueError(f"config.mesh.shape: {c.mesh.shape}, expected 3: data, fsdp, tensor")
-    for stage in ("sft", "dpo", "prm"):
-        validate_training(f"config.{stage}.train", c[stage].train)
-        _validate_adapters(f"{stage}.train", c[stage].train)
-    _validate_reference(c)
-    _validate_trackers(c)
-    validate_rewards(c)
-
-
-def _validate_values(c: Config) -> None:
+    _validate_names(c)
     for key, allowed in _CHOICES.items():
         if _get(c, key) not in allowed:
             raise ValueError(f"config.{key}: {_get(c, key)!r} is not one of {list(allowed)}")
-    for key in _POSITIVE:
-        if not _get(c, key) > 0:
-            raise ValueError(f"config.{key}: {_get(c, key)!r}, expected a number above 0")
-    usual = default()
-    for key, (other, value) in _ONLY_UNDER.items():
-        if _get(c, key) != _get(usual, key) and _get(c, other) != value:
-            raise ValueError(
-                f"config.{key}: {_get(c, key)!r} would be ignored, it needs config.{other}={value}"
-            )
+    ranges.check(c)
+    validate_rewards(c)  # the names of strategies before what counts under them
+    ignored.check(c)
+    _validate_sizes(c)
+    _validate_rooms(c)
+    _validate_data(c)
+    _validate_baselines(c)
+    for stage in ("sft", "dpo", "prm"):
+        validate_training(f"config.{stage}.train", c[stage].train)
+        _validate_targets(f"config.{stage}.train", c[stage].train)
+    _validate_reference(c)
+    _validate_trackers(c)
+    validate_thresholds(c)
+    ranges.check_keys(c, default())
+
+
+def _validate_names(c: Config) -> None:
+    """Refuses words of a list that stand for nothing."""
+    for key, known in (
+        ("stages", config.STAGES),
+        ("baselines.names", config.BASELINES),
+        ("pairs.export", config.EXPORTS),
+        ("trackers", config.TRACKERS),
+    ):
+        if unknown := [name for name in words(_get(c, key)) if name not in known]:
+            raise ValueError(f"config.{key}: {unknown} not in {list(known)}")
+    if not words(c.stages):
+        raise ValueError(f"config.stages: empty, expected some of {list(config.STAGES)}")
+    if bool(words(c.baselines.names)) != ("baselines" in words(c.stages)):
+        raise ValueError(
+            f"config.baselines.names: {c.baselines.names!r} with config.stages={c.stages!r},"
+            " expected names if and only if baselines is among the stages"
+        )
+
+
+def _validate_sizes(c: Config) -> None:
+    """Refuses a mesh and sizes of a model that no device and no model can have."""
+    shape, size = c.mesh.shape, c.model.size
+    whole = all(type(x) is int and (x == -1 or x > 0) for x in shape)
+    if len(shape) != 3 or not whole or shape.count(-1) > 1:
+        raise ValueError(
+            f"config.mesh.shape: {shape}, expected 3 whole numbers above 0: data, fsdp, tensor;"
+            " one of them may be -1"
+        )
+    if size.N % size.K:
+        raise ValueError(
+            f"config.model.size.N: {size.N} query heads, expected a multiple of the"
+            f" {size.K} of config.model.size.K"
+        )
+    if size.H % 2:
+        raise ValueError(
+            f"config.model.size.H: {size.H}, expected an even number, for positions turn pairs"
+        )
+
+
+def _validate_rooms(c: Config) -> None:
+    """Refuses lengths that cannot hold what other settings would put there."""
+    wanted, e, p = words(c.stages), c.engine, c.pairs
+    if "search" in wanted and c.search.max_step_tokens >= e.max_context:
+        raise ValueError(
+            f"config.engine.max_context: {e.max_context} tokens of prompt and response have no room"
+            f" for a step of config.search.max_step_tokens={c.search.max_step_tokens}"
+        )
+    if e.page_size > e.max_context:
+        raise ValueError(
+            f"config.engine.page_size: {e.page_size}, expected at most the {e.max_context} tokens"
+            " of config.engine.max_context"
+        )
+    longest = max(c.dpo.train.buckets, default=0)
+    if {"pairs", "dpo"} & set(wanted) and longest < p.max_tokens:
+        raise ValueError(
+            f"config.dpo.train.buckets: {longest} tokens at most, and pairs have up to"
+            f" {p.max_tokens}: training would drop the longer ones. Expected a bucket of that many,"
+            " or a lower config.pairs.max_tokens"
+        )
 
 
 def _validate_trackers(c: Config) -> None:
-    found = words(c.trackers)
-    if unknown := [name for name in found if name not in config.TRACKERS]:
-        raise ValueError(f"config.trackers: {unknown} not in {list(config.TRACKERS)}")
-    if {"wandb", "trackio"} & set(found):
-        if not c.project:
-            raise ValueError("config.project: empty, wandb and trackio want a name")
-    elif c.project != default().project:
-        raise ValueError(
-            f"config.project: {c.project!r} would be ignored, it needs wandb or trackio in"
-            " config.trackers"
-        )
-
-
-def _validate_search(c: Config) -> None:
-    s = c.search
-    if not (0 < s.top_p <= 1 and 0 <= s.min_p <= 1 and s.top_k >= 0 and s.temperature >= 0):
-        raise ValueError(
-            f"config.search: temperature={s.temperature} top_k={s.top_k} top_p={s.top_p}"
-            f" min_p={s.min_p}; expected temperature >= 0, top_k >= 0, 0 < top_p <= 1,"
-            " 0 <= min_p <= 1"
-        )
-    if s.trees_in_flight < 0:
-        raise ValueError(f"config.search.trees_in_flight: {s.trees_in_flight}, expected 0 or more")
-    if c.profile and "search" not in words(c.stages):
-        raise ValueError("config.profile: True would be ignored, it traces the stage search")
-    if c.engine.share_prefix == "on" and c.engine.attention == "views":
-        raise ValueError(
-            "config.engine.share_prefix: 'on' would be ignored, engine.attention='views' keeps"
-            " every slot's keys apart (expected xla or pallas)"
-        )
+    if {"wandb", "trackio"} & set(words(c.trackers)) and not c.project:
+        raise ValueError("config.project: empty, wandb and trackio want a name")
 
 
 def _validate_data(c: Config) -> None:
@@ -155,62 +158,19 @@ def _validate_data(c: Config) -> None:
                 f"config.data.{key}: {c.data[key]!r} needs a model that speaks its language; set"
                 " config.model.checkpoint (empty stands for the miniature's own model)"
             )
-    _validate_sources(c)
     for key in ("safety", "helpfulness"):
         if c.judge[key] == "verifier" and c.data.prompts != "miniature":
             raise ValueError(f"config.judge.{key}: 'verifier' knows the miniature's prompts only")
 
 
-def _validate_sources(c: Config) -> None:
-    for key, other in (("format", "sft"), ("preferences_format", "preferences")):
-        if c.data[key] != "auto" and c.data[other] == "miniature":
-            raise ValueError(
-                f"config.data.{key}: {c.data[key]!r} would be ignored, config.data.{other} is the"
-                " miniature's"
-            )
-    own = [x for x in words(c.evaluate.benchmarks) if x not in config.BENCHMARKS]
-    sources = (c.data.sft, c.data.prompts, c.data.preferences, *own)
-    if c.data.split != "train" and all(
-        x == "miniature" or x.endswith(config.ROW_FILES) for x in sources
-    ):
-        raise ValueError(
-            f"config.data.split: {c.data.split!r} would be ignored, it needs a hub name in"
-            " config.data.sft, config.data.prompts, config.data.preferences or"
-            " config.evaluate.benchmarks"
-        )
-
-
 def _validate_baselines(c: Config) -> None:
-    b, names, usual = c.baselines, words(c.baselines.names), default()
-    if unknown := [name for name in names if name not in config.BASELINES]:
-        raise ValueError(f"config.baselines.names: {unknown} not in {list(config.BASELINES)}")
-    if bool(names) != ("baselines" in words(c.stages)):
-        raise ValueError(
-            f"config.baselines.names: {b.names!r} with config.stages={c.stages!r}, expected names"
-            " if and only if baselines is among the stages"
-        )
-    needs = {"baselines.sacpo_betas": "sacpo", "baselines.buckets": "", "baselines.sft_lr": ""} | {
-        f"baselines.{key}": "self-rewarding" for key in ("candidates", "temperature", "top_p")
-    }
-    for key, name in needs.items():
-        if _get(c, key) != _get(usual, key) and (name not in names if name else not names):
-            raise ValueError(
-                f"config.{key}: {_get(c, key)!r} would be ignored, it needs"
-                f" {name or 'a name'} in config.baselines.names"
-            )
-    if len(b.sacpo_betas) != 2 or not all(beta > 0 for beta in b.sacpo_betas):
+    b, names = c.baselines, words(c.baselines.names)
+    if len(b.sacpo_betas) != 2 or not all(beta in ranges.ABOVE_0 for beta in b.sacpo_betas):
         raise ValueError(
             f"config.baselines.sacpo_betas: {b.sacpo_betas}, expected two numbers above 0"
         )
-    if b.candidates < 2 or not b.temperature > 0 or not 0 < b.top_p <= 1:
-        raise ValueError(
-            f"config.baselines: candidates={b.candidates} temperature={b.temperature}"
-            f" top_p={b.top_p}, expected 2 or more that can differ"
-        )
-    if b.sft_lr < 0:
-        raise ValueError(f"config.baselines.sft_lr: {b.sft_lr}, expected 0 or more")
-    if list(b.buckets) != sorted(set(b.buckets)):
-        raise ValueError(f"config.baselines.buckets: {b.buckets}, expected rising lengths")
+    if b.buckets:
+        _validate_buckets("config.baselines.buckets", b.buckets)
     reads = {"sft", "dpo", "sacpo"} & set(names)
     if reads and c.data.preferences == "miniature" and c.model.checkpoint:
         raise ValueError(
@@ -219,20 +179,12 @@ def _validate_baselines(c: Config) -> None:
         )
 
 
-_TRAINING: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (("batch", "micro_tokens", "head_chunk", "epochs", "lr", "eps", "save_every", "keep",
-      "lora_alpha"), lambda x: x > 0, "a number above 0"),
-    (("warmup_ratio", "final_lr_ratio"), lambda x: 0 <= x <= 1, "a number in [0, 1]"),
-    (("beta1", "beta2"), lambda x: 0 <= x < 1, "a number in [0, 1)"),
-    (("max_steps", "weight_decay", "clip_norm", "max_skipped", "eval_rows", "lora_rank"),
-     lambda x: x >= 0, "0 or more"),
-    (("buckets",), lambda x: bool(x) and list(x) == sorted(set(x)), "rising lengths"),
-    (("batching",), lambda x: x in ("bucket", "pack", "tree"), "bucket, pack or tree"),
-    (("remat",), lambda x: x in ("none", "attention", "products", "full"),
-     "none, attention, products or full"),
-    (("param_dtype",), lambda x: x in ("float32", "bfloat16"), "float32 or bfloat16"),
-    (("result",), lambda x: x in ("last", "best"), "last or best"),
-)  # fmt: skip
+_TRAINING_CHOICES = {
+    "batching": ("bucket", "pack", "tree"),
+    "remat": ("none", "attention", "products", "full"),
+    "param_dtype": ("float32", "bfloat16"),
+    "result": ("last", "best"),
+}
 LEAST_BF16_LR = 1e-5
 
 
@@ -246,10 +198,14 @@ def validate_training(name: str, t: Any) -> None:
     Raises:
       ValueError: naming the key, what was found and what was expected.
     """
-    for keys, holds, expected in _TRAINING:
-        for key in keys:
-            if not holds(value := getattr(t, key)):
-                raise ValueError(f"{name}.{key}: {value!r}, expected {expected}")
+    for key, among in ranges.TRAINING.items():
+        if (value := getattr(t, key)) not in among:
+            raise ValueError(f"{name}.{key}: {value!r}, expected {among}")
+    for key, allowed in _TRAINING_CHOICES.items():
+        if (value := getattr(t, key)) not in allowed:
+            *others, last = allowed
+            raise ValueError(f"{name}.{key}: {value!r}, expected {', '.join(others)} or {last}")
+    _validate_buckets(f"{name}.buckets", t.buckets)
     if t.param_dtype == "bfloat16" and t.lr < LEAST_BF16_LR:
         raise ValueError(
             f"{name}.param_dtype: 'bfloat16' with lr={t.lr:g}; at 5e-7 Adam's steps move 0.4 % of"
@@ -263,28 +219,22 @@ def validate_training(name: str, t: Any) -> None:
         )
 
 
-def _validate_adapters(name: str, t: Config) -> None:
-    usual = _get(default(), name)
-    for key in ("lora_alpha", "lora_targets"):
-        if t[key] != usual[key] and not t.lora_rank:
-            raise ValueError(
-                f"config.{name}.{key}: {t[key]!r} would be ignored, it needs a"
-                f" config.{name}.lora_rank above 0"
-            )
-    known, found = words(usual.lora_targets), words(t.lora_targets)  # the default is all
+def _validate_buckets(name: str, buckets: tuple[float | int, ...]) -> None:
+    whole = all(type(x) is int and x in ranges.FROM_1 for x in buckets)
+    if not buckets or not whole or list(buckets) != sorted(set(buckets)):
+        raise ValueError(f"{name}: {buckets}, expected rising lengths, whole numbers above 0")
+
+
+def _validate_targets(name: str, t: Config) -> None:
+    known, found = words(default().sft.train.lora_targets), words(t.lora_targets)  # it is all
     if not found or not set(found) <= set(known):
         raise ValueError(
-            f"config.{name}.lora_targets: {t.lora_targets!r}, expected some of {','.join(known)}"
+            f"{name}.lora_targets: {t.lora_targets!r}, expected some of {','.join(known)}"
         )
 
 
 def _validate_reference(c: Config) -> None:
     kind, rank = c.dpo.reference, c.dpo.train.lora_rank
-    if c.dpo.label_smoothing and c.dpo.loss != "sigmoid":
-        raise ValueError(
-            f"config.dpo.label_smoothing: {c.dpo.label_smoothing} would be ignored, it needs"
-            " config.dpo.loss=sigmoid"
-        )
     if kind == "lora_base" and not rank:
         raise ValueError(
             "config.dpo.reference: 'lora_base' is the model without its adapters, it needs a"

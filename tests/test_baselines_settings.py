@@ -12,7 +12,7 @@ from tests.test_config import tiny
 CODEC = Codec(tokenizer.build(), "llama3")
 
 
-REAL = {"model__checkpoint": "x", "stages": "baselines", "search__judge": "rule"}
+REAL = {"model__checkpoint": "x", "stages": "baselines"}
 BAD = [
     ({"baselines__names": "sft,orpo"}, r"baselines\.names: \['orpo'\] not in"),
     ({"baselines__names": ""}, r"baselines\.names: '' with config\.stages=.*if and only if"),
@@ -31,9 +31,9 @@ BAD = [
     ),
     ({"baselines__sacpo_betas": (0.1,)}, r"sacpo_betas: \(0\.1,\), expected two"),
     ({"baselines__sacpo_betas": (0.1, 0.0)}, r"sacpo_betas: .* expected two numbers above 0"),
-    ({"baselines__candidates": 1}, r"baselines: candidates=1 .*expected 2 or more"),
-    ({"baselines__temperature": 0.0}, r"baselines: .*temperature=0\.0.*expected"),
-    ({"baselines__top_p": 0.0}, r"baselines: .*top_p=0\.0, expected"),
+    ({"baselines__candidates": 1}, r"baselines\.candidates: 1, expected 2 or more"),
+    ({"baselines__temperature": 0.0}, r"baselines\.temperature: 0\.0, expected a number above 0"),
+    ({"baselines__top_p": 0.0}, r"baselines\.top_p: 0\.0, expected a number in \(0, 1\]"),
     ({"baselines__sft_lr": -1.0}, r"baselines\.sft_lr: -1\.0, expected 0 or more"),
     ({"baselines__buckets": (9, 3)}, r"baselines\.buckets: \(9, 3\), expected rising"),
     ({"data__preference_rows": 0}, r"data\.preference_rows: 0, the miniature needs"),

@@ -4,7 +4,8 @@ import itertools
 import numpy as np
 import pytest
 
-from stair_jax.rewards.combine import FORMS, WEIGHTS, Reward
+from stair_jax.reward_forms import FORMS, WEIGHTS
+from stair_jax.rewards.combine import Reward
 from stair_jax.sections import RewardConfig
 
 GRID = np.linspace(-1, 1, 21)

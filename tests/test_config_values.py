@@ -130,7 +130,7 @@ DEFAULTS = {
         "model.size.K": 2,
         "model.size.H": 32,
         "model.size.F": 352,
-        "model.size.theta": 10_000.0,
+        "model.size.theta": 100.0,  # a context of a hundred tokens
     },
     "no more than the paper's method unless somebody asks": {
         "dpo.anchors_per_pair": 0.0,
@@ -276,7 +276,7 @@ TINY = {
         "judge.helpfulness": "verifier",
     },
     "a context of a hundred tokens": {
-        "model.size.theta": 100.0,
+        "pairs.max_tokens": 96,
         "sft.train.buckets": (64, 80, 96),
         "dpo.train.buckets": (64, 80, 96),
         "prm.train.buckets": (192,),  # a tree of comparisons
@@ -329,7 +329,9 @@ TINY = {
         "prm.train.batching": "tree",
     },
     "how work is laid out": {
-        **trainers(remat="none", head_chunk=4096),
+        **trainers(remat="none"),
+        "sft.train.head_chunk": 4096,
+        "dpo.train.head_chunk": 4096,
         "sft.train.save_every": 200,
         "dpo.train.save_every": 20,
         "prm.train.save_every": 100,

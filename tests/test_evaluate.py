@@ -358,10 +358,19 @@ BAD = [
         {"evaluate__lookahead": 2, "evaluate__search": "beam"},
         r"config\.evaluate\.lookahead: 2 would be ignored, it needs lookahead_WxM",
     ),
-    ({"evaluate__search": "beam", "evaluate__temperature": -1.0}, r"config\.evaluate: temp"),
-    ({"evaluate__search": "beam", "evaluate__top_p": 0.0}, r"config\.evaluate: .* top_p=0\.0"),
-    ({"evaluate__search": "beam", "evaluate__top_k": -1}, r"config\.evaluate: .* top_k=-1"),
-    ({"evaluate__search": "lookahead_2x2", "evaluate__lookahead": 0}, r".* lookahead=0"),
+    (
+        {"evaluate__search": "beam", "evaluate__temperature": -1.0},
+        r"config\.evaluate\.temperature: -1\.0, expected 0 or more",
+    ),
+    (
+        {"evaluate__search": "beam", "evaluate__top_p": 0.0},
+        r"config\.evaluate\.top_p: 0\.0, expected",
+    ),
+    ({"evaluate__search": "beam", "evaluate__top_k": -1}, r"config\.evaluate\.top_k: -1, expected"),
+    (
+        {"evaluate__search": "lookahead_2x2", "evaluate__lookahead": 0},
+        r"config\.evaluate\.lookahead: 0, expected",
+    ),
 ]
 
 

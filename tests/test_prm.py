@@ -9,11 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from stair_jax import pipeline, records
+from stair_jax import pipeline, records, reward_forms
 from stair_jax.config import default, restore
 from stair_jax.io.metrics import Metrics
 from stair_jax.model import reward
-from stair_jax.rewards.combine import Reward
 from stair_jax.sections import PrmConfig, RewardConfig
 from stair_jax.stages import policies, prm, responses
 from stair_jax.stages.lineage import Lineage
@@ -220,7 +219,8 @@ def test_every_node_of_a_tree_set_aside_is_scored_at_its_own_token(finished, pos
 )
 def test_the_range_of_rewards(form, constants, want):
     usual = {"F": "identity", "c1": 1.0, "c2": -1.0, "k1": 1.0, "k2": 1.0}
-    assert prm.bounds(Reward(form, RewardConfig(**(usual | constants)))) == pytest.approx(want)
+    found = reward_forms.bounds(form, RewardConfig(**(usual | constants)))
+    assert found == pytest.approx(want)
 
 
 def test_the_read_out_comes_from_the_configuration():
@@ -258,7 +258,8 @@ def test_what_is_missing_is_said_in_one_line(tmp_path):
         pipeline.run(c)
     shutil.rmtree(tmp_path / "w")
     (tmp_path / "w").mkdir()
-    c = make(tmp_path / "w", prm__min_value_gap=99.0)
+    beyond = {"search__value": "prm", "search__value_model": "x"}  # a range that nobody knows
+    c = make(tmp_path / "w", prm__min_value_gap=99.0, **beyond)
     with pytest.raises(ValueError, match=r"give no row to train on, .*small_gap.*; lower config"):
         pipeline.run(c)
 

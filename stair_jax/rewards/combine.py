@@ -17,28 +17,18 @@ helps. Without a reward no value is backed up, and no pair holds the response.
 Only a verifier that knows the truth may rate a malformed response itself: the miniature's puts it
 last among the answers to its prompt.
 
-Source: STAIR section 2.2 and theorem 2.1 (form "paper"); thu-ml/STAIR src/generate_tree.py
-`_get_reward` (forms "safe-constraint" and "outcome").
+The formulas and their sources are in `reward_forms`.
 """
 
 import dataclasses
-from collections.abc import Callable
 
+from stair_jax import reward_forms
 from stair_jax.sections import RewardConfig
-
-FORMS = ("paper", "safe-constraint", "outcome")
-
-# F of theorem 2.1: continuous, of the sign of S. All three have F(1) = 1, and only there.
-WEIGHTS: dict[str, Callable[[float], float]] = {
-    "identity": lambda s: s,
-    "power": lambda s: 2.0**s - 1.0,
-    "quadratic": lambda s: -s * s + 2.0 * s,
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
-    """The reward of a final answer, in one of the `FORMS`.
+    """The reward of a final answer, in one of `reward_forms.FORMS`.
 
     Raises:
       ValueError: for constants that break the conditions of theorem 2.1 or turn a sign round.
@@ -48,36 +38,8 @@ class Reward:
     constants: RewardConfig
 
     def __post_init__(self):
-        if self.form not in FORMS:
-            raise ValueError(f"search.reward: {self.form!r} is not one of {FORMS}")
-        if self.form == "paper":
-            _check_theorem(self.constants)
-        for name in ("k1", "k2"):
-            value = getattr(self.constants, name)
-            if self.form == "safe-constraint" and value <= 0:
-                raise ValueError(f"reward.{name}: {value} found, a positive number expected")
+        reward_forms.check(self.form, self.constants)
 
     def __call__(self, safety: float, helpfulness: float, kind: str) -> float:
         """Returns R(H, S) for a prompt of type `kind` ("safety" or "helpfulness")."""
-        c = self.constants
-        if self.form == "outcome":
-            return safety if kind == "safety" else helpfulness
-        if self.form == "safe-constraint":
-            return (c.k1 + c.k2) * safety + c.k1 * safety * helpfulness
-        weight = WEIGHTS[c.F](safety)
-        return weight * helpfulness + safety - c.c2 * weight
-
-
-def _check_theorem(c: RewardConfig) -> None:
-    """Refuses what theorem 2.1 rules out: then the reward would not degenerate to H or to S."""
-    if c.F not in WEIGHTS:
-        raise ValueError(f"reward.F: {c.F!r} is not one of {tuple(WEIGHTS)}")
-    for name in ("c1", "c2"):
-        value = getattr(c, name)
-        if not -1 <= value <= 1:
-            raise ValueError(f"reward.{name}: {value} found, a number in [-1, 1] expected")
-    at_c1 = WEIGHTS[c.F](c.c1)
-    if abs(at_c1 - 1) > 1e-6:
-        raise ValueError(
-            f"reward.c1: F(c1) = 1 expected (theorem 2.1), {c.F}({c.c1}) = {at_c1:.4g} found"
-        )
+        return reward_forms.reward(self.form, self.constants, safety, helpfulness, kind)

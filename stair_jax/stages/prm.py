@@ -7,9 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from stair_jax import progress, records
+from stair_jax import progress, records, reward_forms
 from stair_jax.config import Config
 from stair_jax.evals import reward_models
 from stair_jax.evals.reward_models import Scored
@@ -91,22 +89,8 @@ def _data(
 def readout_of(config: Config) -> Readout:
     """Returns how the scores of the reward model of a run are to be read."""
     reward = Reward(config.search.reward, RewardConfig.of(config.reward))
-    low, high = bounds(reward)
+    low, high = reward_forms.bounds(reward.form, reward.constants)
     return Readout(position=config.prm.readout, loss=config.prm.loss, low=low, high=high)
-
-
-def bounds(reward: Reward) -> tuple[float, float]:
-    """Returns the least and the greatest reward that S and H in [-1, 1] can come to.
-
-    A reward is a line in H, so that its ends are enough; in S it may bend, and S goes through
-    steps of 1/200.
-    """
-    found = [
-        reward(float(safety), helpfulness, kind)
-        for safety in np.linspace(-1, 1, 401) for helpfulness in (-1.0, 1.0)
-        for kind in ("safety", "helpfulness")
-    ]  # fmt: skip
-    return min(found), max(found)
 
 
 def _sampled(run: Run, start: str, config: PrmConfig) -> list[Tree]:
