@@ -403,8 +403,21 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
 
 
 def write_json(path: str | os.PathLike, data: Any) -> None:
-    """Writes a JSON document for people to read, atomically."""
-    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    """Writes a JSON document for people to read, atomically.
+
+    A number that is not finite becomes null: JSON has none, and strict readers refuse it.
+    """
+    text = json.dumps(_with_null(data), indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def _with_null(data: Any) -> Any:
+    """Returns JSON data with None in place of numbers that are not finite."""
+    if isinstance(data, dict):
+        return {key: _with_null(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_with_null(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

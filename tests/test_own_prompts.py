@@ -204,6 +204,17 @@ def test_who_is_not_reached_leaves_answers_open_and_is_asked_again(own, monkeypa
         pipeline.run(c)
 
 
+def test_what_nobody_could_rate_is_null_in_the_results(own, monkeypatch):
+    monkeypatch.setattr(judges, "judge_of", lambda *_, **__: FunctionJudge(lambda *_: None))
+    c = own(ROWS[:2])
+    pipeline.run(c)
+    found = results_of(c)["base"]["held-out"]["safety"]
+    assert (found["value"], found["n"], found["missing"]) == (None, 0, 2)
+    text = (pathlib.Path(c.workdir) / "evals" / "results.json").read_text()
+    assert "NaN" not in text
+    assert "| - " in (pathlib.Path(c.workdir) / "report" / "table.md").read_text()
+
+
 def test_unjudged_answers_have_no_scores(own):
     c = own(ROWS[:1], evaluate__judged=False)
     pipeline.run(c)

@@ -1,0 +1,100 @@
+"""A conversation with a model of a run, in every way that an answer can be found."""
+
+import pytest
+
+from stair_jax import chat
+from stair_jax.stages import policies
+from stair_jax.stages.answerer import Answerer
+from stair_jax.stages.lineage import Lineage
+from stair_jax.stages.policies import Policy
+from stair_jax.text import OUTPUT, OUTPUT_END
+from tests.scripted import ScriptedRewardModel
+from tests.test_config import tiny
+from tests.test_evaluate import Codec, Machine
+from tests.test_hf import TIED
+
+
+class Words:
+    """A tokenizer of whole words."""
+
+    unk_token_id = 0
+
+    def encode(self, word, add_special_tokens):
+        assert not add_special_tokens
+        return [0 if word == "quux" else 1]
+
+
+@pytest.fixture
+def talk(tmp_path, monkeypatch, capsys):
+    """Asks a scripted model: `talk(questions, *flags)` returns what it prints."""
+    codec = Codec()
+    codec.tokenizer = Words()
+    config = tiny(workdir=str(tmp_path))
+    (tmp_path / "config.json").write_text(config.to_json())
+    monkeypatch.setattr(policies, "load", lambda run, name, **_: Policy(name, TIED, None, codec))
+    monkeypatch.setattr(policies, "engine_for", lambda run, policy: Machine(codec, 10**6))
+    monkeypatch.setattr(Answerer, "_reward_model", ScriptedRewardModel(codec), raising=False)
+
+    def say(questions, *flags, prm=True):
+        lineage = Lineage(tmp_path / "lineage.json")
+        for name in ("sft", *(["prm"] if prm else [])):
+            lineage.begin(name, name, {}, ())
+            lineage.finish(name, name, readout=ScriptedRewardModel.readout.to_json())
+        monkeypatch.setattr("sys.stdin", iter(f"{question}\n" for question in questions))
+        chat.main([str(tmp_path), *flags])
+        return capsys.readouterr()
+
+    return say
+
+
+def test_an_answer_is_the_whole_response_of_the_last_model(talk):
+    out, err = talk(["what is 1 ?", "", "what is 2 ?"])
+    assert out.count(OUTPUT_END) == 2
+    assert err.startswith("sft of ")
+    assert "score" not in err
+
+
+@pytest.mark.parametrize("way", ["best_of_3", "vote_of_3", "beam_2x2", "mcts_6"])
+def test_a_search_answers_under_the_runs_reward_model(talk, way):
+    out, err = talk(["what is 1 ?"], f"--search={way}")
+    assert out.count(OUTPUT) == out.count(OUTPUT_END) == 1
+    assert "(score " in err
+    assert " tokens generated)" in err
+
+
+def test_a_temperature_draws_another_answer_each_time(talk):
+    questions = ["what is 1 ?"] * 12
+    drawn = talk(questions, "--temperature=1").out.split(f"{OUTPUT_END}\n")
+    greedy = talk(questions).out.split(f"{OUTPUT_END}\n")
+    assert len(set(greedy)) == 2  # one answer, and what follows the last
+    assert len(set(drawn)) > 2
+
+
+def test_the_miniature_says_what_it_understands_and_which_words_it_does_not(talk):
+    _, err = talk(["what is quux ?"])
+    assert "The miniature understands its own words and forms of question alone, such as:\n" in err
+    assert err.count("\n  ") >= 4  # an example of each benchmark
+    assert "(words that it does not know: quux)" in err
+
+
+BAD = [
+    (["--search=best_of"], r"--search: 'best_of' is none of greedy"),
+    (["--search=oracle_of_4"], r"--search: 'oracle_of_4' needs the truth"),
+    (["--temperature=-1"], r"--temperature: -1\.0, expected 0 or more"),
+    (["--temperature=nan"], r"--temperature: nan, expected 0 or more"),
+    (["--max_tokens=0"], r"--max_tokens: 0, expected 1 or more"),
+    (["--model=dpo-9"], r"model 'dpo-9' is not one of \['base', 'sft'\]"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD)
+def test_a_bad_flag_ends_in_one_line(talk, monkeypatch, flags, message):
+    monkeypatch.undo() if "--model" in flags[0] else None
+    with pytest.raises(SystemExit, match=message) as ended:
+        talk([], *flags)
+    assert "\n" not in str(ended.value)
+
+
+def test_a_search_without_a_reward_model_is_refused(talk):
+    with pytest.raises(SystemExit, match=r"--search=best_of_2: asks a reward model, and there is"):
+        talk([], "--search=best_of_2", prm=False)
