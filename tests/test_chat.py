@@ -54,7 +54,7 @@ def test_an_answer_is_the_whole_response_of_the_last_model(talk):
     assert "score" not in err
 
 
-@pytest.mark.parametrize("way", ["best_of_3", "vote_of_3", "beam_2x2", "mcts_6"])
+@pytest.mark.parametrize("way", ["best_of_3", "vote_of_3", "beam_2x2", "mcts_16"])
 def test_a_search_answers_under_the_runs_reward_model(talk, way):
     out, err = talk(["what is 1 ?"], f"--search={way}")
     assert out.count(OUTPUT) == out.count(OUTPUT_END) == 1
