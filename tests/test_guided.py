@@ -11,7 +11,7 @@ from stair_jax import config as config_lib
 from stair_jax.search import beams, guided
 from stair_jax.sections import GuidedConfig
 from stair_jax.strategies import parse
-from stair_jax.text import OUTPUT, OUTPUT_END
+from stair_jax.text import OUTPUT, OUTPUT_END, STEP
 from tests import scripted
 from tests.golden import scripted_policy
 from tests.scripted import RandomScript, ScriptedCodec, ScriptedEngine, ScriptedRewardModel
@@ -194,12 +194,44 @@ def test_sampling_reaches_the_requests():
     assert {how.temperature for how in Watched.seen} == {0.0}
 
 
-def test_a_response_that_ended_is_preferred_to_one_that_was_cut():
-    found, _, _ = run(of("beam_2x4"), config=dataclasses.replace(CONFIG, max_tokens=8))
-    end = ScriptedCodec().encode(OUTPUT_END)[0]
-    ended = [what.ids[-1] == end for what, *_ in found.values()]
-    assert {True, False} == set(ended)
-    assert all(len(what.ids) <= 8 for what, *_ in found.values())
+class Worded:
+    """Continues with one text after the other; one that closes no tag has run out of room."""
+
+    def __init__(self, *texts):
+        self.texts = texts
+
+    def expand(self, prompt, trajectory, k):
+        return self.texts[k % len(self.texts)]
+
+    def prior(self, prompt, trajectory, k):
+        return 1.0
+
+
+LOW, HIGH = f"{OUTPUT}low{OUTPUT_END}", f"{OUTPUT}high{OUTPUT_END}"
+CUT, CUT_HIGH = f"{STEP}cut low", f"{STEP}cut high"
+
+
+@pytest.mark.parametrize(
+    ("texts", "want"),
+    [
+        ((LOW, CUT_HIGH), LOW),
+        ((CUT_HIGH, LOW), LOW),
+        ((LOW, HIGH), HIGH),
+        ((HIGH, LOW), HIGH),
+        ((CUT, CUT_HIGH), CUT_HIGH),  # none ended
+        ((CUT_HIGH, CUT), CUT_HIGH),
+    ],
+)
+@pytest.mark.parametrize("name", ["beam_2x1", "diverse_2x1"])
+def test_a_response_that_ended_is_preferred_to_one_that_was_cut(name, texts, want):
+    class Liking(ScriptedRewardModel):
+        def score(self, prompt, trajectory):
+            return 5.0 if "high" in trajectory[-1] else -5.0
+
+    rows = scripted.prompts(1)
+    found, _, _ = run(of(name), Worded(*texts), rows=rows, model=Liking)
+    (what, *_) = found[rows[0].id]
+    assert what.ids == tuple(ScriptedCodec().encode(want))
 
 
 @pytest.mark.parametrize("name", ["beam_2x4", "diverse_3x2", "lookahead_2x3"])

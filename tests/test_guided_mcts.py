@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 import statistics
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from stair_jax import config as config_lib
-from stair_jax.records import Prompt
+from stair_jax.records import Node, Prompt, Tree
 from stair_jax.search import driver, guided_mcts
 from stair_jax.search.guided import Guide
 from stair_jax.search.mcts import TIE
@@ -163,6 +164,30 @@ def test_the_answer_is_the_best_by_raw_score_and_never_one_without():
         assert not picked.blind
         assert picked.missing > 0
     assert statistics.fmean(told) > -65  # the middle is -70: rounded values say nothing
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen"),
+    [
+        ((0.25, 0.25 + 2e-6), 0),  # equal: rounding
+        ((0.25, 0.25 + 4e-5), 1),
+        ((-40.0, -40.0 + 2e-4), 0),  # as close, for their size
+        ((-40.0, -40.0 + 2e-3), 1),
+    ],
+)
+def test_the_first_of_equal_scores_is_picked_and_of_others_the_best(scores, chosen):
+    node = functools.partial(Node, text="", visits=1, value_sum=0.0, p=1.0)
+    root = node(parent=-1, ids=(), depth=0, reward=None, terminal=False, tag="0")
+    ended = [
+        node(parent=0, ids=(i,), depth=1, reward=0.0, terminal=True, tag=f"0.{i}") for i in (0, 1)
+    ]
+    counters = dict.fromkeys(("not_finite", "tokens"), 0.0)
+    nodes = (root, *ended)
+    tree = Tree(
+        prompt=scripted.prompts(1)[0], nodes=nodes, counters=counters, scores=(0.0, *scores)
+    )
+    picked = guided_mcts.pick(tree, max_tokens=1)
+    assert (picked.ids, picked.score) == ((chosen,), scores[chosen])
 
 
 def test_where_nothing_has_a_score_the_first_step_stands_in_and_is_counted():

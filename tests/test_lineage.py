@@ -7,16 +7,12 @@ import pytest
 from stair_jax import config as config_lib
 from stair_jax import records
 from stair_jax.io.metrics import Metrics
+from stair_jax.stages import lineage as lineage_lib
 from stair_jax.stages.hashes import digest_of
 from stair_jax.stages.lineage import Lineage, settings_of
 from stair_jax.stages.run import Run, locked, need_disk
 from tests.test_config import keys
 
-BASELINES = ("start", "sft", "dpo", "sacpo", "candidates", "self-rewarding")
-STAGES = (
-    "sft", "search", "pairs", "dpo", "prm", *(f"baselines.{name}" for name in BASELINES),
-    "evaluate", "evaluate.guided", "evaluate.mcts", "export",
-)  # fmt: skip
 # Which stage is run, where it lies, how it is watched, and how work is laid out.
 RUN_ONLY = {
     "stages", "workdir", "rounds", "status", "redo", "edited", "profile", "trackers", "project",
@@ -30,49 +26,80 @@ RUN_ONLY = {
 }  # fmt: skip
 
 
-def test_every_setting_guards_some_result_or_is_known_to_move_none():
-    c = config_lib.default()
-    guarded = {key for stage in STAGES for key in settings_of(c, stage)}
-    assert guarded == set(keys(c)) - RUN_ONLY
-
-
-# Settings that more stages than their own must have, one by one: the union above would not miss
-# them. By stage, some keys that its results depend on and that another stage has as well.
-SHARED = {
-    "seed": {"sft", "search", "pairs", "dpo", "prm", "evaluate.guided", "evaluate.mcts"},
-    "model.checkpoint": {
-        "sft",
-        "search",
-        "dpo",
-        "prm",
-        "evaluate",
-        "evaluate.guided",
-        "evaluate.mcts",
-        "export",
+# Which results each setting moves, by its key or the longest section that is named here: of every
+# stage that reads it itself. What a parent read is guarded by the parent's hash.
+_TREES = {"search", "prm"}  # prm samples, judges and values as the search does
+_SFT = {"sft", "baselines.start"}
+_PREFERENCES = {"baselines.sft", "baselines.dpo", "baselines.sacpo"}
+_DPO = {"dpo", "baselines.dpo", "baselines.sacpo", "baselines.self-rewarding"}
+_TRAINED = {*_SFT, *_DPO, "baselines.sft", "prm"}
+_FOUND = {"evaluate.guided", "evaluate.mcts"}  # answers that are not greedy
+_ANSWERS = {"evaluate", *_FOUND}
+_CANDIDATES = "baselines.candidates"
+GUARDS = {
+    "seed": {*_TRAINED, "search", "pairs", _CANDIDATES, *_FOUND, "evaluate.rated"},
+    "model": {*_TRAINED, "search", _CANDIDATES, *_ANSWERS, "evaluate.rated", "export"},
+    "data.sft": _SFT,
+    "data.sft_rows": _SFT,
+    "data.format": _SFT,
+    "data.prompts": {*_TREES, _CANDIDATES},
+    "data.round_prompts": {"search", _CANDIDATES},
+    "data.preferences": _PREFERENCES,
+    "data.preference_rows": _PREFERENCES,
+    "data.preferences_format": _PREFERENCES,
+    "data.split": {*_SFT, *_TREES, *_PREFERENCES, _CANDIDATES},
+    "sft": {*_SFT, "baselines.sft"},
+    "dpo": _DPO,
+    "search": _TREES,
+    "search.reward": {*_TREES, _CANDIDATES},
+    "search.max_rollout_tokens": {*_TREES, _CANDIDATES},
+    "search.max_depth": {*_TREES, *_FOUND},
+    **{
+        f"search.{key}": {*_TREES, "evaluate.mcts"}
+        for key in ("num_children", "c", "score", "prior", "reselect_terminal", "ties")
     },
-    "judge.templates": {"sft", "search", "prm"},
-    "judge.safety": {"search", "prm"},
-    "reward.c2": {"search", "prm"},
-    "data.prompts": {"search", "prm"},
-    "data.split": {"sft", "search", "prm"},
-    "search.c": {"search", "prm", "evaluate.mcts"},
-    "search.max_depth": {"search", "prm", "evaluate.guided", "evaluate.mcts"},
-    "search.temperature": {"search", "prm"},
-    "engine.dtype": {"search", "prm", "evaluate", "evaluate.guided", "evaluate.mcts"},
-    "evaluate.max_tokens": {"evaluate", "evaluate.guided", "evaluate.mcts"},
-    "evaluate.temperature": {"evaluate.guided", "evaluate.mcts"},
-    "dpo.beta": {"dpo"},
-    "prm.beta": {"prm"},
-    "pairs.min_value_gap": {"pairs"},
+    "search.max_step_tokens": {*_TREES, "evaluate.mcts"},
+    "reward": {*_TREES, _CANDIDATES},
+    "judge": {*_TREES, _CANDIDATES, "evaluate.rated"},
+    "judge.templates": {*_TREES, _CANDIDATES, "evaluate.rated", *_SFT},  # what stage 1 teaches
+    "engine": {*_TREES, _CANDIDATES, *_ANSWERS, "evaluate.rated"},
+    "pairs": {"pairs"},
+    "prm": {"prm"},
+    "baselines.sft_lr": {"baselines.sft"},
+    "baselines.sacpo_betas": {"baselines.sacpo"},
+    "baselines.buckets": {"baselines.start", *_PREFERENCES, "baselines.self-rewarding"},
+    "baselines.candidates": {_CANDIDATES},
+    "baselines.temperature": {_CANDIDATES},
+    "baselines.top_p": {_CANDIDATES},
+    "evaluate": _FOUND,
+    "evaluate.split": _ANSWERS,
+    "evaluate.max_tokens": _ANSWERS,
 }
+KEYS = list(keys(config_lib.default()))
 
 
-@pytest.mark.parametrize("key", SHARED)
-def test_a_setting_guards_each_stage_that_it_moves(key):
-    """`test_baselines` has the baselines'."""
+def moved_by(key):
+    """The stages whose results a setting moves, as stated above."""
+    if key in RUN_ONLY:
+        return set()
+    named = [name for name in GUARDS if key == name or key.startswith(f"{name}.")]
+    assert named, f"config.{key}: say in GUARDS or RUN_ONLY of {__file__} what it moves"
+    return GUARDS[max(named, key=len)]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_setting_guards_exactly_the_stages_that_it_moves(key):
     c = config_lib.default()
-    guarded = {stage for stage in STAGES if key in settings_of(c, stage)}
-    assert {stage for stage in guarded if "baselines" not in stage} == SHARED[key]
+    assert {stage for stage in lineage_lib._DEPENDS if key in settings_of(c, stage)} == moved_by(
+        key
+    )
+
+
+def test_what_is_stated_of_settings_is_of_settings_that_there_are():
+    assert set(KEYS) >= RUN_ONLY
+    for name in GUARDS:
+        assert any(key == name or key.startswith(f"{name}.") for key in KEYS), name
+    assert {stage for stages in GUARDS.values() for stage in stages} == set(lineage_lib._DEPENDS)
 
 
 def test_a_changed_setting_is_refused_by_name(tmp_path):

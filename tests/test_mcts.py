@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stair_jax.search import mcts
+from stair_jax.search import tree as tree_lib
 from stair_jax.search.tree import NONE
 from tests.plain_mcts import PlainSearch
 from tests.scripted import PAPER, RandomScript, prompts, run, search_config
@@ -292,3 +294,21 @@ def test_rounding_does_not_break_a_tie():
         search, asks = _tell(search, config, outcomes=[(node, mcts.REWARD, value)])
     assert search.tree.value_sum[0, 2] > search.tree.value_sum[0, 1]
     np.testing.assert_array_equal(asks[0, :3], [mcts.EXPAND, 1, 4])
+
+
+@pytest.mark.parametrize("ties", ["first", "random"])
+@pytest.mark.parametrize(("apart", "best"), [(0.0, {1, 2, 3}), (2e-6, {1, 2, 3}), (4e-5, {3})])
+def test_scores_a_thousandth_of_a_percent_apart_are_equal_and_no_further_ones(ties, apart, best):
+    """Three children of as many visits, the last one better by so much."""
+    config, seeds = search_config(ties=ties, c=1e-3), jnp.arange(20, dtype=jnp.uint32)
+    search = mcts.empty(20, config)
+    zeros_B = jnp.zeros(20, jnp.int32)
+    tree = tree_lib.expand(search.tree, zeros_B, zeros_B + 3, jnp.ones((20, 3)))
+    tree = dataclasses.replace(
+        tree,
+        visits=tree.visits.at[:, :4].set(jnp.array([6, 2, 2, 2])),
+        value_sum=tree.value_sum.at[:, :4].set(2 * jnp.array([0.0, 0.25, 0.25, 0.25 + apart])),
+    )
+    search = dataclasses.replace(search, tree=tree, seed=seeds)
+    chosen = set(np.asarray(mcts.best_child(search, zeros_B, config=config)).tolist())
+    assert chosen == (best if ties == "random" else {min(best)})
