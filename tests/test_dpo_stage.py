@@ -48,6 +48,54 @@ def pairs_of(this, number):
     this.lineage.finish(name, f"pairs {number}", [folder / "pairs.jsonl"])
 
 
+def finished(workdir, *names):
+    """A run of three rounds in which these artefacts are finished."""
+    lineage = Lineage(workdir / "lineage.json")
+    for name in names:
+        lineage.begin(name, "dpo", {}, ())
+        lineage.finish(name, f"hash of {name}")
+    return Run(toy(workdir, rounds=3), workdir, lineage, Metrics(workdir))
+
+
+def policy_of(run, name):
+    """A model without weights."""
+    spec, codec = policies.frame(run)
+    return policies.Policy(name, spec, None, codec)
+
+
+MODELS = {"sft": "sft", "dpo-1": "round-1/dpo", "dpo-2": "round-2/dpo", "dpo-3": "round-3/dpo"}
+
+
+@pytest.mark.parametrize(("number", "before"), [(1, "sft"), (2, "dpo-1"), (3, "dpo-2")])
+def test_each_round_hands_the_trainer_the_model_before_it(tmp_path, monkeypatch, number, before):
+    """Which is start and reference in one; models of later rounds are there as well."""
+    name, given = f"round-{number}/dpo", []
+    this = finished(tmp_path, *(made for made in MODELS.values() if made != name))
+    pairs_of(this, number)
+    monkeypatch.setattr(policies, "load", policy_of)
+    monkeypatch.setattr(
+        training,
+        "dpo",
+        lambda run, name, policy, pairs, *_, seed: given.append((name, policy.name, seed, pairs)),
+    )
+    dpo.run(this, number)
+    ((artefact, start, seed, pairs),) = given
+    assert (artefact, start, seed) == (name, before, this.config.seed + number)
+    assert [pair.id for pair in pairs] == [f"r{number}-{i}" for i in range(4)]
+    parents = this.lineage.entries[name]["parents"]
+    assert parents[MODELS[before]] == f"hash of {MODELS[before]}"
+    assert set(parents) == {MODELS[before], f"round-{number}/pairs"}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_round_waits_for_the_model_before_it(tmp_path, number):
+    missing = list(MODELS.values())[number - 1]
+    this = finished(tmp_path, *(made for made in MODELS.values() if made != missing))
+    assert policies.before_round(this, number) is None
+    with pytest.raises(ValueError, match=f"round {number}: the model that it starts from"):
+        policies.parent_of_round(this, number)
+
+
 @pytest.fixture(scope="module")
 def rounds(tmp_path_factory):
     """Two rounds, and what the trainer and the table of the reference got in each."""
