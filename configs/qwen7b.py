@@ -25,6 +25,7 @@ def get_config(arg: str | None = None) -> config.Config:
         c.sft.train.update(batch=8, epochs=1.0)
         c.dpo.train.update(batch=8)
         c.search.update(iterations=8, max_step_tokens=16, max_rollout_tokens=48, trees_in_flight=4)
+        c.search.first_answers = 0  # all of them are cut
         c.judge.max_tokens = 16
         c.evaluate.update(search="greedy,best_of_2", max_tokens=64)
         c.prm.train.batch = 8

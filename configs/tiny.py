@@ -58,7 +58,7 @@ def get_config(arg: str | None = None) -> config.Config:
         c.data.update(sft_rows=1920, round_prompts=12, preference_rows=64)
         c.sft.train.update(epochs=1.0, save_every=10)
         c.dpo.train.update(batch=8, save_every=2)
-        c.search.update(iterations=8, trees_in_flight=6)
+        c.search.update(iterations=8, trees_in_flight=6, first_answers=0)
         c.prm.update(prompts=24, min_value_gap=0.1)
         c.evaluate.search = "greedy,best_of_2,oracle_of_2,beam_1x2"
         c.prm.train.update(batch=8, epochs=1.0, save_every=4)

@@ -89,6 +89,8 @@ def _train(c: Config) -> Config:
     t.epochs = 1.0  # passes over the rows
     t.max_steps = 0  # optimiser steps at most; 0: as many as `epochs` says
     t.lr = 1e-6  # peak, after warm-up
+    t.new_rows_lr = 0.0  # likewise, of the rows of tags that the checkpoint did not know: a part of
+    #   the standard deviation of their table; 0: lr (ours)
     t.warmup_ratio = 0.1  # share of the steps (paper C.1)
     t.final_lr_ratio = 0.0  # of the peak, at the end of the cosine
     t.beta1 = 0.9  # AdamW: decay of the first moment (HF card of the released models)
@@ -113,7 +115,9 @@ def _train(c: Config) -> Config:
 
 def _add_training(c: Config) -> None:
     c.sft = ml_collections.ConfigDict()
-    _train(c.sft).update(lr=5e-6, epochs=3.0)  # paper C.1; lr from the HF card of the same authors
+    _train(c.sft).update(
+        lr=5e-6, epochs=3.0, new_rows_lr=0.02
+    )  # paper C.1; lr from the HF card of the same authors
     c.dpo = ml_collections.ConfigDict()
     c.dpo.loss = "sigmoid"  # or "ipo" (length-normalised), "hinge"
     c.dpo.beta = 0.1  # one of {0.1, 0.2, 0.4} (paper C.1); the chosen value is unpublished
@@ -149,6 +153,10 @@ def _add_search(c: Config) -> None:
     s.value = "rollout"  # of a step that ends nothing: or "prm" (what a reward model says), "mix"
     s.value_weight = 0.5  # of the reward model in "mix"; the rest is the rollout's
     s.value_model = ""  # a reward model's Hugging Face folder or hub name, for "prm" and "mix"
+    s.first_answers = (
+        32  # of a round that are looked at: do they have STAIR's format; 0: none (ours)
+    )
+    s.least_well_formed = 0.02  # share of them below which the round stops (ours)
     s.export_official = False  # also write each round's trees in the official file format
 
     r = c.reward = ml_collections.ConfigDict()

@@ -122,6 +122,16 @@ RULES: tuple[Rule, ...] = (
         " config.evaluate.benchmarks",
     ),
     *map(_lora, ("sft", "dpo", "prm")),
+    Rule(
+        tuple(f"{stage}.train.new_rows_lr" for stage in ("sft", "dpo", "prm")),
+        lambda c: c.model.checkpoint,
+        "a config.model.checkpoint, the miniature's model knows all tags",
+    ),
+    Rule(
+        ("search.least_well_formed",),
+        lambda c: c.search.first_answers,
+        "a config.search.first_answers above 0",
+    ),
     Rule(("dpo.label_smoothing",), lambda c: c.dpo.loss == "sigmoid", "config.dpo.loss=sigmoid"),
     Rule(
         _under("dpo", "sft_scope", "sft_reduction", "anchors_per_pair"),

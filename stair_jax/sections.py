@@ -41,6 +41,7 @@ class TrainConfig(Section):
     epochs: float
     max_steps: int
     lr: float
+    new_rows_lr: float
     warmup_ratio: float
     final_lr_ratio: float
     beta1: float
@@ -103,6 +104,8 @@ class SearchConfig(Section):
     value: str = "rollout"
     value_weight: float = 0.5
     value_model: str = ""
+    first_answers: int = 0
+    least_well_formed: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,7 @@ def run_config(workdir, folder, **changes):
     c.model.checkpoint = str(folder)
     c.data.prompts = str(folder / "prompts.json")
     c.search.update(iterations=8, max_step_tokens=16, max_rollout_tokens=48, export_official=True)
+    c.search.first_answers = 0  # the model knows no format
     c.engine.update(slots=8, max_context=1024)
     c.judge.update(safety="rule", helpfulness="none")
     c.update(changes)

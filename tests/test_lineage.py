@@ -20,6 +20,7 @@ RUN_ONLY = {
     "deterministic",
     "evaluate.models", "evaluate.search", "evaluate.searched", "evaluate.judged",
     "export.model", "export.dtype", "search.trees_in_flight", "search.export_official",
+    "search.first_answers", "search.least_well_formed",
     *(f"judge.{key}" for key in ("endpoint", "concurrency", "timeout", "retries", "cache")),
     *(f"{stage}.train.{key}" for stage in ("sft", "dpo", "prm")
       for key in ("micro_tokens", "head_chunk", "remat", "save_every", "keep", "max_skipped")),

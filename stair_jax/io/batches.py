@@ -157,6 +157,12 @@ class SftData(Data):
     def _order(self) -> order.Order:
         return self._by_bucket
 
+    @property
+    def teacher_rows(self) -> list[SftExample]:
+        """What the trained model is looked at on: the rows set aside, or all where none are."""
+        rows = self.eval_examples or self.examples
+        return [row for row in rows if isinstance(row, SftExample)]
+
     def pieces(self, indices: np.ndarray) -> list[Piece]:
         """Returns these rows as pieces of packed batches."""
         rows = [(self._all[i], int(i)) for i in indices]

@@ -13,6 +13,7 @@ from stair_jax.model import lora
 from stair_jax.model.spec import Spec
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+TOKENS = "token_adapter.trainable_tokens_delta"  # rows themselves, whatever the name says
 PREFIX = "base_model.model."  # PEFT wraps the model twice
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -27,6 +28,7 @@ def save(
     targets: Sequence[str],
     base_name: str,
     dtype: str,
+    new_rows: lora.Rows = (),
 ) -> None:
     """Writes a folder that `peft.PeftModel.from_pretrained` loads; it appears whole or not at all.
 
@@ -39,9 +41,10 @@ def save(
         targets: names of `lora.TARGETS`, those of the factors.
         base_name: folder or hub name of the base model.
         dtype: of the written factors, "float32" or "bfloat16".
+        new_rows: tokens whose rows were trained as well; PEFT calls them trainable tokens.
 
     Raises:
-        ValueError: an unknown dtype, or factors that do not fit sizes, rank and targets.
+        ValueError: an unknown dtype, or factors that do not fit sizes, rank, targets and tokens.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"export dtype {dtype!r} is unknown, expected one of {[*_DTYPES]}")
@@ -59,15 +62,32 @@ def save(
             for layer in range(spec.L):
                 key = f"{PREFIX}{name.format(l=layer)}.lora_{part}.weight"
                 tensors[key] = np.ascontiguousarray(x[layer].astype(_DTYPES[dtype]))
+    for table, rows in _rows(spec, factors, new_rows).items():
+        key = f"{PREFIX}{rules[table].theirs.removesuffix('.weight')}.{TOKENS}"
+        tensors[key] = np.ascontiguousarray(rows.astype(_DTYPES[dtype]))
+    tokens = {rules[table].theirs.split(".")[-2]: list(new_rows) for table in lora.tables_of(spec)}
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name,
         "r": rank, "lora_alpha": alpha, "target_modules": sorted(modules), "lora_dropout": 0.0,
         "bias": "none", "fan_in_fan_out": False, "use_rslora": False, "use_dora": False,
         "init_lora_weights": True, "inference_mode": True, "modules_to_save": None,
+        "trainable_token_indices": tokens if new_rows else None,
     }  # fmt: skip
     with hf_export.whole(pathlib.Path(path)) as folder:
         safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         hf_export.write_json(folder / CONFIG, config)
+
+
+def _rows(spec: Spec, factors: lora.Factors, new_rows: lora.Rows) -> dict[str, np.ndarray]:
+    """Returns the trained rows of each table, [tokens, D]; PEFT puts them in the place of its own.
+
+    A tied head is the embedding there, too.
+    """
+    found = {name: np.asarray(x) for name, x in factors.get(lora.ROWS, {}).items()}
+    expected = dict.fromkeys(lora.tables_of(spec), (len(new_rows), spec.D)) if new_rows else {}
+    if (shapes := {name: x.shape for name, x in found.items()}) != expected:
+        raise ValueError(f"adapters with rows {shapes} of new tokens, expected {expected}")
+    return found
 
 
 def _theirs(factor: Any, rank: int, sizes: tuple[int, int, int], target: str) -> dict[str, Any]:

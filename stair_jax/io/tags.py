@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
+from stair_jax.model import lora
 from stair_jax.model.spec import Spec
 from stair_jax.text import TAGS
 
 log = logging.getLogger(__name__)
 
 Params = Any  # the tree of `transformer.init`
+START = "tags start as the mean of their pieces"  # where what is made from the base is told apart
 TAG_NOISE = 0.1  # of the spread of the other rows; ours
 VOCAB_MULTIPLE = 8  # rows of a grown table still divide over a tensor axis of 2, 4 or 8
 
@@ -74,9 +76,10 @@ def _check_own(tokenizer: Any, new: list[str], rows: list[int]) -> None:
 def add_tags(tokenizer: Any, spec: Spec, params: Params, *, seed: int) -> tuple[Any, Spec, Params]:
     """Returns a tokenizer that holds STAIR's tags as special tokens, and a model with their rows.
 
-    The rows of a new one (embedding and head) are the mean of the trained rows plus a little
-    noise, whether the vocabulary had spare rows there or must grow; rows that only pad the table
-    are 0. The arguments are not changed, except that `tokenizer` is the one returned.
+    The row of a new one (embedding and head) is the mean of those of the tokens that spelled the
+    tag before, plus a little noise, whether the vocabulary had spare rows there or must grow; rows
+    that only pad the table are 0. The arguments are not changed, except that `tokenizer` is the one
+    returned.
     """
     after, growths = growths_of(tokenizer, spec, seed=seed)
     return tokenizer, after, {**params, **{name: g(params[name]) for name, g in growths.items()}}
@@ -91,32 +94,53 @@ def growths_of(
     open. Nothing is returned by name where the tokenizer, which is changed, has all tags.
     """
     trained = len(tokenizer)
+    spelled = {name: tokenizer.encode(name, add_special_tokens=False) for name in TAGS}
     after, rows = tag(tokenizer, spec)
     if not rows:
         return spec, {}
     fresh = np.union1d(rows, np.arange(spec.vocab, after.vocab))
+    pieces = [spelled.get(name, ()) for name in tokenizer.convert_ids_to_tokens(fresh.tolist())]
     random = np.random.default_rng(seed)
     growths = {}
-    for name in ("embed",) if spec.tied else ("embed", "head"):
+    for name in lora.tables_of(spec):
         noise = random.normal(size=(len(fresh), spec.D)).astype(np.float32) * TAG_NOISE
         more = after.V - spec.V
         how = {"fresh": fresh, "noise": noise, "trained": trained, "more": more}
-        growths[name] = functools.partial(_grown, **how)
+        growths[name] = functools.partial(_grown, **how, **_flat(pieces))
     sizes = spec.vocab, after.vocab
     log.info("%d tags added as tokens %s, vocabulary %d -> %d", len(rows), rows, *sizes)
     return after, growths
 
 
+def _flat(pieces: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    """Returns the pieces of all new rows one after the other, and whose each one is."""
+    owners = [row for row, ids in enumerate(pieces) for _ in ids]
+    ids = [i for row in pieces for i in row]
+    return {"pieces": np.array(ids, np.int32), "owners": np.array(owners, np.int32)}
+
+
 @functools.partial(jax.jit, static_argnames=("trained", "more", "place"))
 def _grown(
-    table: Any, fresh: Any, noise: Any, *, trained: int, more: int, place: Any = None
+    table: Any,
+    fresh: Any,
+    noise: Any,
+    pieces: Any,
+    owners: Any,
+    *,
+    trained: int,
+    more: int,
+    place: Any = None,
 ) -> jax.Array:
-    """Returns a table with `more` rows of 0 below, and the rows `fresh` near the mean.
+    """Returns a table with `more` rows of 0 below, and the rows `fresh` near their pieces' mean.
 
-    On the devices of the table: of a large model no row comes to the host.
+    A row without pieces, which is no tag, is near the mean of all. On the devices of the table: of
+    a large model no row comes to the host.
     """
     old = table[:trained].astype(jnp.float32)
-    rows = old.mean(axis=0, keepdims=True) + noise * old.std()
+    sums = jnp.zeros(noise.shape).at[owners].add(table[pieces].astype(jnp.float32))
+    counts = jnp.zeros((len(noise), 1)).at[owners].add(1)
+    means = jnp.where(counts, sums / jnp.maximum(counts, 1), old.mean(axis=0, keepdims=True))
+    rows = means + noise * old.std()
     longer = jnp.pad(table, ((0, more), (0, 0)))
     grown = longer.at[fresh].set(rows.astype(table.dtype))
     return grown if place is None else jax.lax.with_sharding_constraint(grown, place)

@@ -4,6 +4,9 @@ Source: Hu et al. 2021, LoRA, section 4.1. The factors are a tree of their own, 
 takes as the collection "lora" beside the frozen "params"; B starts at zero, so that training
 starts at the model itself. `merge` makes them part of the weights.
 
+No adapter reaches the tables of tokens. Where a vocabulary has grown, the new tokens' rows are
+trained beside the factors, as themselves: {"layers": factors, "rows": {"embed", "head"}}.
+
 Shape letters: L layers  R rank; a factor keeps the axes of its weight: A its inputs, B its outputs
 """
 
@@ -19,8 +22,13 @@ from stair_jax import ops
 from stair_jax.model.spec import Spec
 from stair_jax.sections import TrainConfig, words
 
-Factors = Any  # {"layers": {target: {"a": [L, inputs.., R], "b": [L, R, outputs..]}}}
+# {"layers": {target: {"a": [L, inputs.., R], "b": [L, R, outputs..]}}}, "rows" maybe beside it
+Factors = Any
+Rows = tuple[int, ...]  # tokens whose rows are trained as well
 Axes = tuple[tuple[str, str], ...]  # (letter of `Spec`, logical axis) of each dimension
+
+TABLES = ("embed", "head")  # whose rows are tokens
+ROWS = "rows"
 
 _D, _F, _H = ("D", "embed"), ("F", "ffn"), ("H", "head")
 _N, _K = ("N", "q_head"), ("K", "kv_head")
@@ -58,10 +66,13 @@ def parse(targets: str) -> tuple[str, ...]:
     return tuple(name for name in TARGETS if name in found)
 
 
-def init(spec: Spec, key: jax.Array, *, rank: int, targets: Iterable[str]) -> Factors:
+def init(
+    spec: Spec, key: jax.Array, *, rank: int, targets: Iterable[str], new_rows: int = 0
+) -> Factors:
     """Returns fresh float32 factors; `key` is consumed. May be jitted.
 
-    A is uniform in ± 1 / sqrt(fan-in) and B zero, as PEFT starts them (Kaiming, a = sqrt 5).
+    A is uniform in ± 1 / sqrt(fan-in) and B zero, as PEFT starts them (Kaiming, a = sqrt 5). There
+    is room for so many new tokens' rows, which `rows_of` takes from the model.
     """
     layers = {}
     for name, key_of in zip(TARGETS, jax.random.split(key, len(TARGETS)), strict=True):
@@ -71,7 +82,17 @@ def init(spec: Spec, key: jax.Array, *, rank: int, targets: Iterable[str]) -> Fa
             shape = (spec.L, *inputs, rank)
             a = jax.random.uniform(key_of, shape, jnp.float32, -bound, bound)
             layers[name] = {"a": a, "b": jnp.zeros((spec.L, rank, *outputs), jnp.float32)}
-    return {"layers": layers}
+    if not new_rows:
+        return {"layers": layers}
+    return {
+        "layers": layers,
+        ROWS: {name: jnp.zeros((new_rows, spec.D)) for name in tables_of(spec)},
+    }
+
+
+def tables_of(spec: Spec) -> tuple[str, ...]:
+    """Returns the names of the tables that have a row a token; one where they are tied."""
+    return TABLES[:1] if spec.tied else TABLES
 
 
 def scale_of(config: TrainConfig) -> float:
@@ -79,13 +100,18 @@ def scale_of(config: TrainConfig) -> float:
     return config.lora_alpha / config.lora_rank if config.lora_rank else 0.0
 
 
-def logical_axes(targets: Iterable[str]) -> Any:
-    """Returns the tree of `init` with a tuple of logical axis names for each factor."""
+def logical_axes(targets: Iterable[str], grown: Spec | None = None) -> Any:
+    """Returns the tree of `init` with a tuple of logical axis names for each factor.
+
+    With rows of new tokens for a model of the sizes `grown`, where they are given.
+    """
     layers = {}
     for name in targets:
         inputs, outputs = (tuple(axis for _, axis in a) for a in _sides(name))
         layers[name] = {"a": ("layer", *inputs, None), "b": ("layer", None, *outputs)}
-    return {"layers": layers}
+    if grown is None:
+        return {"layers": layers}
+    return {"layers": layers, ROWS: dict.fromkeys(tables_of(grown), (None, "embed"))}
 
 
 def product(x: jax.Array, factor: Any, *, over: int = 1) -> jax.Array:
@@ -93,8 +119,31 @@ def product(x: jax.Array, factor: Any, *, over: int = 1) -> jax.Array:
     return ops.matmul(ops.matmul(x, factor["a"], over=over, out=x.dtype), factor["b"])
 
 
-def merge(params: Any, factors: Factors, scale: float) -> Any:
-    """Returns the parameters W + scale A B in the place of W; all others are the same arrays."""
+def rows_of(params: Any, new_rows: Rows) -> Any:
+    """Returns the rows of some tokens, float32, of each table that the parameters have."""
+    at = jnp.array(new_rows)
+    return {name: params[name][at].astype(jnp.float32) for name in TABLES if name in params}
+
+
+def with_rows(params: Any, factors: Factors, new_rows: Rows) -> Any:
+    """Returns the parameters with the trained rows in their tables, if there are any."""
+    if ROWS not in factors:
+        return params
+    trained = factors[ROWS].items()
+    return params | {name: set_rows(params[name], rows, new_rows) for name, rows in trained}
+
+
+def set_rows(table: jax.Array, rows: jax.Array, new_rows: Rows) -> jax.Array:
+    """Returns a table of tokens with other rows for some of them."""
+    return table.at[jnp.array(new_rows)].set(rows.astype(table.dtype))
+
+
+def merge(params: Any, factors: Factors, scale: float, new_rows: Rows = ()) -> Any:
+    """Returns the parameters W + scale A B in the place of W, and the trained rows in theirs.
+
+    All others are the same arrays.
+    """
+    params = with_rows(params, factors, new_rows)
     layers = dict(params["layers"])
     for name, factor in factors["layers"].items():
         w, rank = layers[TARGETS[name].weight], factor["a"].shape[-1]

@@ -81,17 +81,21 @@ def logical_axes(spec: Spec) -> Any:
 def adapted(params: Any, factors: lora.Factors) -> Any:
     """Returns what is trained of a reward model under adapters: these, and the score head.
 
-    A head that stayed at its random start would say nothing.
+    A head that stayed at its random start would say nothing. Of new tokens' rows those of the
+    embedding are kept, the output head's are left out with it.
     """
-    return {"layers": factors["layers"], "score": params["score"]}
+    trained = {"layers": factors["layers"], "score": params["score"]}
+    if lora.ROWS in factors:
+        trained[lora.ROWS] = {name: x for name, x in factors[lora.ROWS].items() if name in params}
+    return trained
 
 
-def merge(base: Any, trained: Any, scale: float) -> Any:
+def merge(base: Any, trained: Any, scale: float, new_rows: lora.Rows = ()) -> Any:
     """Returns the reward model that `trained`, of `adapted`, makes of the weights `base`.
 
-    `base` may be those of a policy, its output head is left out; `scale` is that of `lora.merge`.
+    `base` may be those of a policy, its output head is left out; the others are `lora.merge`'s.
     """
-    return lora.merge(body(base), trained, scale) | {"score": trained["score"]}
+    return lora.merge(body(base), trained, scale, new_rows) | {"score": trained["score"]}
 
 
 def scores(params: Any, hidden: Float[Array, "*B D"]) -> Float[Array, "*B"]:

@@ -51,6 +51,7 @@ def grow(
     on_tree: Callable[[Tree], None],
     valuer: RewardModelLike | None = None,
     results: ResultLog | None = None,
+    on_answer: Callable[[str], None] | None = None,
 ) -> Leftovers:
     """Grows a tree on every prompt; returns those without one.
 
@@ -59,7 +60,8 @@ def grow(
     given up, and the others grow on. Without a judge, `reward` is not used, and the reward model
     says what answers are worth, as it does of steps (`config.value` is "prm" then). Whatever ends
     the call early, all sequences are given back to the engine. What is delivered to a tree stays in
-    `results` until `on_tree` has returned; what is there already is not asked for.
+    `results` until `on_tree` has returned; what is there already is not asked for. `on_answer` gets
+    each response that is to be judged, before it is; what it raises ends the call.
 
     Raises:
       ValueError: where two prompts have the same id (ids fix the random draws), no tree may be in
@@ -79,7 +81,7 @@ def grow(
         engine, judge = remembering(engine, judge, results)
     tools = Tools(
         engine=engine, judge=judge, codec=codec, config=config, reward=reward, seed=seed,
-        valuer=valuer,
+        valuer=valuer, on_answer=on_answer,
     )  # fmt: skip
     nursery = Nursery(prompts, tools)
     try:

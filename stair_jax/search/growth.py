@@ -21,7 +21,7 @@ model has no value. Scores and values that are not finite numbers are missing, a
 import collections
 import dataclasses
 import math
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -83,6 +83,7 @@ class Tools:
     reward: Reward | None  # what a judge's score amounts to
     seed: int
     valuer: RewardModelLike | None = None  # where `config.value` wants one
+    on_answer: Callable[[str], None] | None = None  # sees each response that is to be judged
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -258,6 +259,8 @@ class Growth:
     def _judge(self, node: int, ordinal: int, response: str) -> None:
         assert self.tools.judge is not None
         self.counters["judged"] += 1
+        if self.tools.on_answer is not None:
+            self.tools.on_answer(response)
         task = Task(self.prompt.id, node, "judge", ordinal)
         self.tools.judge.submit(task, self.prompt, response)
 

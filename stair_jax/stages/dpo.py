@@ -5,6 +5,7 @@ from stair_jax.io import examples
 from stair_jax.records import Pair, Response
 from stair_jax.sections import DpoConfig, words
 from stair_jax.stages import policies, training
+from stair_jax.stages.pairs import NO_PAIR
 from stair_jax.stages.run import Run, train_config
 
 
@@ -14,9 +15,16 @@ def run(run: Run, number: int) -> None:
     above = policies.artefact_of(parent)
     run.lineage.verify(f"round-{number}/pairs", words(run.config.edited))
     run.begin(name, "dpo", (*((above,) if above else ()), f"round-{number}/pairs"))
-    policy, folder = policies.load(run, parent), run.round_dir(number) / "pairs"
+    folder = run.round_dir(number) / "pairs"
     pairs = records.read_jsonl(folder / "pairs.jsonl", Pair)
     anchors = records.read_jsonl(folder / "responses.jsonl", Response)
+    if not pairs:
+        why = run.lineage.entries[f"round-{number}/pairs"].get(NO_PAIR, "there are no trees")
+        raise ValueError(
+            f"{name}: round {number} has no pair to train on: {why}; --config.redo=pairs, or"
+            " search, makes them again"
+        )
+    policy = policies.load(run, parent)
     training.dpo(
         run, name, policy, examples.pair_examples(pairs, policy.codec),
         examples.response_examples(anchors, policy.codec), train_config(run.config, "dpo"),

@@ -93,7 +93,7 @@ def _export_adapters(run: Run, name: str, dtype: str) -> None:
     peft.save(
         folder / f"{name}-adapters", found.spec, found.factors, alpha=found.config.lora_alpha,
         rank=found.config.lora_rank, targets=lora.parse(found.config.lora_targets),
-        base_name=str(below.absolute()), dtype=dtype,
+        base_name=str(below.absolute()), dtype=dtype, new_rows=found.new_rows,
     )  # fmt: skip
     if not below.exists():
         log.info("%s: adapters over %s, which --config.export.model=%s writes",

@@ -2,10 +2,10 @@
 
 import logging
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from stair_jax import text
-from stair_jax.config import Config
+from stair_jax.config import Config, default
 from stair_jax.io import hf, hf_import, hf_reward, sources
 from stair_jax.search.valuing import FROM_MODEL
 from stair_jax.sections import words
@@ -32,9 +32,22 @@ def look(run: Run, work: Sequence[Work]) -> None:
       ValueError: as the stage itself would, or for rows that have changed, by name.
     """
     _look_at_checkpoint(run)
+    _refuse_idle_rates(run, {stage for stage, _ in work} & {"sft", "dpo", "prm"})
     parse_all(words(run.config.evaluate.search))
     for stage, number in work:
         _look_at(run, stage, number)
+
+
+def _refuse_idle_rates(run: Run, stages: Collection[str]) -> None:
+    """Refuses a rate for the rows of new tags where the checkpoint has none."""
+    usual = default()
+    for stage in stages:
+        rate = run.config[stage].train.new_rows_lr
+        if rate != usual[stage].train.new_rows_lr and not policies.new_rows(run):
+            raise ValueError(
+                f"config.{stage}.train.new_rows_lr: {rate} would be ignored,"
+                f" {run.config.model.checkpoint} knows all tags"
+            )
 
 
 def _look_at_checkpoint(run: Run) -> None:

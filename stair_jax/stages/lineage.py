@@ -57,8 +57,8 @@ _DEPENDS = {
 }  # fmt: skip
 # Keys that move no result, or only how a result is stored.
 _FREE = (
-    "search.trees_in_flight", "search.export_official", "mesh.replicas", "compile_cache",
-    "deterministic",
+    "search.trees_in_flight", "search.export_official", "search.first_answers",
+    "search.least_well_formed", "mesh.replicas", "compile_cache", "deterministic",
     *(f"evaluate.{key}" for key in ("benchmarks", "models", "search", "searched", "judged")),
     *(f"judge.{key}" for key in ("endpoint", "concurrency", "timeout", "retries", "cache")),
     *(f"{stage}.train.{key}" for stage in ("sft", "dpo", "prm")

@@ -1,6 +1,8 @@
 """Stage pairs: trees in, preference pairs and good responses out."""
 
 import collections
+import logging
+from typing import Any
 
 from stair_jax import progress, records
 from stair_jax.io import exports
@@ -8,9 +10,14 @@ from stair_jax.records import Pair, Response
 from stair_jax.search import pairs as pairs_lib
 from stair_jax.sections import PairsConfig, words
 from stair_jax.stages import policies
+from stair_jax.stages.causes import Causes
 from stair_jax.stages.hashes import digest_of
 from stair_jax.stages.run import Run
 from stair_jax.trees import TreeFile
+
+log = logging.getLogger(__name__)
+
+NO_PAIR = "no_pair"  # of the lineage's facts: why there is none
 
 
 def run(run: Run, number: int) -> None:
@@ -28,11 +35,12 @@ def run(run: Run, number: int) -> None:
     dropped: dict[str, collections.Counter[str]] = {
         "pairs": collections.Counter(), "responses": collections.Counter(),
     }  # fmt: skip
-    with_pairs = 0
+    with_pairs, causes = 0, Causes(config)
     for tree in progress.over(trees, name, len(trees), "trees"):
         length = len(codec.prompt_ids(tree.prompt.question))
         found, left = pairs_lib.pairs_of(tree, config, prompt_tokens=length, seed=run.config.seed)
         with_pairs += bool(found)
+        causes.note(tree)
         pairs += found
         dropped["pairs"] += left
         good, left = pairs_lib.responses_of(tree, config, prompt_tokens=length)
@@ -52,4 +60,8 @@ def run(run: Run, number: int) -> None:
     run.metrics.rewind(name, -1)
     run.metrics.log(name, 0, counts)
     files = [folder / "pairs.jsonl", folder / "responses.jsonl"]
-    run.lineage.finish(name, digest_of(repr(pairs) + repr(responses)), files, **counts)
+    facts: dict[str, Any] = dict(counts)
+    if trees and not pairs:
+        facts[NO_PAIR] = causes.of_none(dropped["pairs"])
+        log.warning("%s: no pair in %d trees: %s", name, len(trees), facts[NO_PAIR])
+    run.lineage.finish(name, digest_of(repr(pairs) + repr(responses)), files, **facts)

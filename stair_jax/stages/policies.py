@@ -143,7 +143,7 @@ def load(run: Run, name: str, *, for_engine: bool = False) -> Policy:
     spec, codec = frame(run)
     entry, folder = run.lineage.entries[str(artefact_of(name))], folder_of(run, name)
     if found := adapters_of(run, name):
-        merge = jax.jit(functools.partial(lora.merge, scale=lora.scale_of(found.config)))
+        merge = jax.jit(functools.partial(lora.merge, **_merging(run, found.config)))
         return Policy(name, spec, merge(load(run, found.parent).params, found.factors), codec)
     like = _abstract(_weights(spec), transformer.logical_axes(spec), run.mesh)
     return Policy(name, spec, checkpoint.load_params(folder, like, entry["step"]), codec)
@@ -191,16 +191,17 @@ def reward_model(run: Run, *, for_engine: bool = False) -> RewardPolicy:
     parent = entry.get("adapters_of")
     if parent is None:
         return RewardPolicy(spec, read(_abstract(draw, axes, run.mesh)), readout, codec)
+    _refuse_other_rows(run, "prm")
     config = train_config(made, "prm")
-    axes = reward.adapted(axes, _adapter_axes(config))
-    like = _abstract(lambda key: reward.adapted(draw(key), _adapters(spec, config)(key)), axes,
-                     run.mesh)  # fmt: skip
+    adapters, its_axes = _adapters(run, spec, config)
+    axes = reward.adapted(axes, its_axes)
+    like = _abstract(lambda key: reward.adapted(draw(key), adapters(key)), axes, run.mesh)
     trained = checkpoint.load_params(folder, like, entry["step"])
     if for_engine:
         base = reward.body(_later(run, parent, "float32"))
-        body = _merged_later(base, trained, lora.scale_of(config))
+        body = _merged_later(base, trained, **_merging(run, config))
         return RewardPolicy(spec, body | {"score": trained["score"]}, readout, codec)
-    merge = jax.jit(functools.partial(reward.merge, scale=lora.scale_of(config)))
+    merge = jax.jit(functools.partial(reward.merge, **_merging(run, config)))
     return RewardPolicy(spec, merge(load(run, parent).params, trained), readout, codec)
 
 
@@ -222,6 +223,7 @@ class Adapters:
     spec: Spec
     factors: lora.Factors
     config: TrainConfig
+    new_rows: lora.Rows  # tokens whose rows were trained as well
 
 
 def adapters_of(run: Run, name: str) -> Adapters | None:
@@ -229,25 +231,45 @@ def adapters_of(run: Run, name: str) -> Adapters | None:
     entry = run.lineage.entries.get(str(artefact_of(name)), {})
     if (parent := entry.get("adapters_of")) is None:
         return None
+    _refuse_other_rows(run, str(artefact_of(name)))
     made = run.made_with(str(artefact_of(name)))
     spec, config = frame(run)[0], train_config(made, entry["stage"])
-    like = _abstract(_adapters(spec, config), _adapter_axes(config), run.mesh)
+    like = _abstract(*_adapters(run, spec, config), run.mesh)
     factors = checkpoint.load_params(folder_of(run, name), like, entry["step"])
-    return Adapters(parent, spec, factors, config)
+    return Adapters(parent, spec, factors, config, new_rows(run))
 
 
-def fresh_adapters(run: Run, spec: Spec, config: TrainConfig) -> Any:
-    """Returns fresh adapters on the run's mesh, as the trainer's configuration wants them."""
-    like = _abstract(_adapters(spec, config), _adapter_axes(config), run.mesh)
-    places = jax.tree.map(lambda x: x.sharding, like)
-    return jax.jit(_adapters(spec, config), out_shardings=places)(jax.random.key(run.config.seed))
+def _refuse_other_rows(run: Run, artefact: str) -> None:
+    """Refuses adapters of an earlier version, which left the rows of new tags as they started."""
+    trained, rows = run.lineage.entries[artefact].get("new_rows", []), list(new_rows(run))
+    if trained != rows:
+        raise ValueError(
+            f"{artefact}: its adapters were trained with the rows of tokens {trained}, expected"
+            f" those of the new tags, {rows}: an earlier version made them;"
+            f" {run.lineage.way_out(artefact)}"
+        )
+
+
+def fresh_adapters(run: Run, policy: Policy, config: TrainConfig) -> Any:
+    """Returns fresh adapters on the run's mesh, as the trainer's configuration wants them.
+
+    Beside them are the rows of new tags, as the policy has them.
+    """
+    draw, axes = _adapters(run, policy.spec, config)
+    places = jax.tree.map(lambda x: x.sharding, _abstract(draw, axes, run.mesh))
+    made = jax.jit(draw, out_shardings=places)(jax.random.key(run.config.seed))
+    if rows := new_rows(run):
+        take = functools.partial(lora.rows_of, new_rows=rows)
+        made[lora.ROWS] = jax.jit(take, out_shardings=places[lora.ROWS])(policy.params)
+    return made
 
 
 def digest(run: Run, name: str) -> str:
     """Returns the hash of a model's weights, or for the base of what they come from."""
     if artefact := artefact_of(name):
         return run.lineage.entries[artefact]["hash"]
-    return digest_of(f"{run.origin.model} seed {run.origin.seed} {run.checkpoint}")
+    grown = f" {tags.START}" if new_rows(run) else ""
+    return digest_of(f"{run.origin.model} seed {run.origin.seed} {run.checkpoint}{grown}")
 
 
 def engine_for(run: Run, policy: Policy) -> Engine | Replicas:
@@ -280,21 +302,33 @@ def engine_places(run: Run) -> list[jax.sharding.Mesh]:
 
 def frame(run: Run) -> tuple[Spec, text.Codec]:
     """Returns the sizes and the codec that all models of the run share, without any weights."""
-    origin = run.origin
-    c = origin.model
-    if c.checkpoint:
-        spec, tokenizer = hf.load_frame(c.checkpoint)
-        ends = hf.ends_of(c.checkpoint, spec)
-        spec, _ = tags.tag(tokenizer, spec)
-    else:
-        ends = ()
-        tokenizer = miniature_tokenizer.build(judging_too=origin.judge.templates == "miniature")
-        spec = Spec(
-            **c.size.to_dict(), V=len(tokenizer), vocab=len(tokenizer), rope_scaling=None,
-            qkv_bias=False, qk_norm=False, tied=True, family="llama",
-        )  # fmt: skip
+    spec, tokenizer, _, ends = _tagged(run)
+    c = run.origin.model
     template = c.template or text.template_for(tokenizer, spec.family)
     return spec, text.Codec(tokenizer, template, c.system, ends)
+
+
+def new_rows(run: Run) -> lora.Rows:
+    """Returns the ids of the tags that the run's checkpoint did not have."""
+    return _tagged(run)[2]
+
+
+def _tagged(run: Run) -> tuple[Spec, Any, lora.Rows, Any]:
+    """Returns sizes and tokenizer with STAIR's tags, the ids of those that are new, and the ends
+    that the checkpoint names.
+    """
+    origin = run.origin
+    if origin.model.checkpoint:
+        spec, tokenizer = hf.load_frame(origin.model.checkpoint)
+        ends = hf.ends_of(origin.model.checkpoint, spec)
+        spec, rows = tags.tag(tokenizer, spec)
+        return spec, tokenizer, tuple(rows), ends
+    tokenizer = miniature_tokenizer.build(judging_too=origin.judge.templates == "miniature")
+    spec = Spec(
+        **origin.model.size.to_dict(), V=len(tokenizer), vocab=len(tokenizer), rope_scaling=None,
+        qkv_bias=False, qk_norm=False, tied=True, family="llama",
+    )  # fmt: skip
+    return spec, tokenizer, (), ()
 
 
 def _base(run: Run) -> Policy:
@@ -311,7 +345,7 @@ def _base(run: Run) -> Policy:
 def _checkpoint_readers(run: Run, dtype: str) -> dict[str, Callable[[], jax.Array]]:
     """Returns by its path what reads each weight of the run's checkpoint, tags and all.
 
-    A table that grows is read in float32, whatever `dtype` says: new rows follow its mean.
+    A table that grows is read in float32, whatever `dtype` says: new rows follow others' mean.
     """
     (spec, _), path = frame(run), run.origin.model.checkpoint
     plain, tokenizer = hf.load_frame(path)
@@ -345,7 +379,7 @@ def _later(run: Run, name: str, dtype: str) -> Any:
         return flax.traverse_util.unflatten_dict(flat, sep="/")
     if found := adapters_of(run, name):
         base = _later(run, found.parent, "float32")
-        return _merged_later(base, found.factors, lora.scale_of(found.config))
+        return _merged_later(base, found.factors, **_merging(run, found.config))
     like = _abstract(_weights(spec), transformer.logical_axes(spec), run.mesh)
     step = run.lineage.entries[str(artefact_of(name))]["step"]
     return _leaves_later(folder_of(run, name), like, step, dtype)
@@ -364,21 +398,39 @@ def _leaves_later(folder: pathlib.Path, like: Any, step: int, dtype: str) -> Any
     return jax.tree_util.tree_map_with_path(later, like)
 
 
-def _merged_later(base: Any, factors: lora.Factors, scale: float) -> Any:
+def _merging(run: Run, config: TrainConfig) -> dict[str, Any]:
+    """Returns what `lora.merge` must know of a training run."""
+    return {"scale": lora.scale_of(config), "new_rows": new_rows(run)}
+
+
+def _merged_later(base: Any, factors: lora.Factors, scale: float, new_rows: lora.Rows) -> Any:
     """Returns the weights of `lora.merge`, each merged when its turn comes."""
-    layers = dict(base["layers"])
+    tables, layers = {}, dict(base["layers"])
+    for name, rows in factors.get(lora.ROWS, {}).items():
+        below = base[name]
+        put = functools.partial(_with_rows, below, rows, new_rows)
+        tables[name] = Later(below.shape, below.dtype, put)
     for target, factor in factors["layers"].items():
         weight = lora.TARGETS[target].weight
         below = base["layers"][weight]
         merge = functools.partial(_merged, below, factor, weight=weight, target=target, scale=scale)
         layers[weight] = Later(below.shape, below.dtype, merge)
-    return {**base, "layers": layers}
+    return {**base, **tables, "layers": layers}
+
+
+def _with_rows(below: Any, rows: jax.Array, new_rows: lora.Rows) -> jax.Array:
+    put = jax.jit(lora.set_rows, static_argnames="new_rows")
+    return put(_made(below), rows, new_rows=new_rows)
 
 
 def _merged(below: Any, factor: Any, *, weight: str, target: str, scale: float) -> jax.Array:
     merge = jax.jit(functools.partial(lora.merge, scale=scale))
-    whole = below.make() if isinstance(below, Later) else below
-    return merge({"layers": {weight: whole}}, {"layers": {target: factor}})["layers"][weight]
+    of = {"layers": {weight: _made(below)}}
+    return merge(of, {"layers": {target: factor}})["layers"][weight]
+
+
+def _made(weight: Any) -> jax.Array:
+    return weight.make() if isinstance(weight, Later) else weight
 
 
 def _places(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
@@ -393,13 +445,11 @@ def _weights(spec: Spec) -> Draw:
     return functools.partial(transformer.init, spec)
 
 
-def _adapters(spec: Spec, config: TrainConfig) -> Draw:
-    targets = lora.parse(config.lora_targets)
-    return functools.partial(lora.init, spec, rank=config.lora_rank, targets=targets)
-
-
-def _adapter_axes(config: TrainConfig) -> Any:
-    return lora.logical_axes(lora.parse(config.lora_targets))
+def _adapters(run: Run, spec: Spec, config: TrainConfig) -> tuple[Draw, Any]:
+    """Returns what draws adapters, rows of new tags beside them, and their logical axes."""
+    targets, rows = lora.parse(config.lora_targets), len(new_rows(run))
+    draw = functools.partial(lora.init, spec, rank=config.lora_rank, targets=targets, new_rows=rows)
+    return draw, lora.logical_axes(targets, spec if rows else None)
 
 
 def _abstract(draw: Draw, axes: Any, mesh: jax.sharding.Mesh) -> Any:

@@ -22,6 +22,7 @@ from stair_jax.search import driver, growth, official
 from stair_jax.search.result_log import FILE, ResultLog
 from stair_jax.sections import RewardConfig, SearchConfig
 from stair_jax.stages import inputs, judges, policies, prompts, valuers
+from stair_jax.stages.first_answers import FirstAnswers
 from stair_jax.stages.run import Run, need_room
 from stair_jax.trees import TreeFile, open_to_append
 
@@ -124,6 +125,7 @@ def _grow(
         [growth.sampling_of(config), *also], logps=growth.wants_logps(config), extends=bool(also)
     )
     board = Switchboard(engine)
+    first = FirstAnswers(run, number, parent, policy.codec, trees)
     start, have, folder = time.perf_counter(), len(trees), trees.path.parent
     with (
         contextlib.closing(judges.judge_of(run, board, policy.codec)) as judge,
@@ -141,8 +143,9 @@ def _grow(
             left, engine=board.line(), judge=judge, codec=policy.codec, config=config,
             reward=Reward(config.reward, RewardConfig.of(run.config.reward)),
             seed=prompts.noise_seed(run.config, number), on_tree=on_tree, valuer=valuer,
-            results=results,
+            results=results, on_answer=first,
         )  # fmt: skip
+    first.close()
     for prompt_id, reason in leftovers.passed_over.items():
         log.warning("%s: prompt %s passed over: %s", name, prompt_id, reason)
     seconds = time.perf_counter() - start

@@ -21,4 +21,4 @@ def run(run: Run) -> None:
             len(found),
         )
     rows = examples.sft_examples(found, base.codec)
-    training.sft(run, "sft", base, rows, train_config(run.config, "sft"))
+    training.sft(run, "sft", base, rows, train_config(run.config, "sft"), in_steps=True)

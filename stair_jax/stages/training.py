@@ -17,7 +17,7 @@ from stair_jax.io.pair_batches import DpoData
 from stair_jax.io.reward_batches import ComparisonData, ComparisonTrees, ValuedData
 from stair_jax.model import reward
 from stair_jax.sections import DpoConfig, PrmConfig, TrainConfig
-from stair_jax.stages import policies
+from stair_jax.stages import policies, standing
 from stair_jax.stages.hashes import digest_of
 from stair_jax.stages.policies import Policy
 from stair_jax.stages.run import Run, need_disk, need_room
@@ -25,6 +25,7 @@ from stair_jax.train import loop, optimizer, probe, reference
 from stair_jax.train import step as step_lib
 from stair_jax.train.logprobs import Scorer
 from stair_jax.train.losses import Dpo, Loss, Sft
+from stair_jax.train.optimizer import AdamW
 from stair_jax.train.reward_losses import Prm
 from stair_jax.train.values import Ratios, Values
 
@@ -32,12 +33,13 @@ log = logging.getLogger(__name__)
 
 Score = Callable[[Batch], np.ndarray]  # a batch with "read" [A, m, R] in, raw scores [A, m, R] out
 RewardData = ComparisonData | ComparisonTrees | ValuedData | DpoData
-After = Callable[[loop.Fitted, Mapping[str, Any]], None]  # also gets the frozen weights
+# Gets the frozen weights as well; returns more facts for the lineage.
+After = Callable[[loop.Fitted, Mapping[str, Any]], Mapping[str, Any]]
 
 
 def sft(
-    run: Run, name: str, policy: Policy, examples: Sequence[SftExample], config: TrainConfig,
-    **facts: Any,
+    run: Run, name: str, policy: Policy, examples: Sequence[SftExample], config: TrainConfig, *,
+    in_steps: bool = False, **facts: Any,
 ) -> None:  # fmt: skip
     """Trains a model on the responses of `examples`, and finishes its artefact.
 
@@ -47,12 +49,28 @@ def sft(
       policy: to start from; its weights are given away.
       examples: prompts and responses.
       config: of the trainer.
+      in_steps: whether STAIR's format is to be learned; then what came of that is measured.
       facts: more for the lineage.
     """
     data = SftData(examples, config, seed=run.config.seed, **frame(run, policy))
     _report_dropped(name, data.dropped, len(examples))
-    loss = Sft(Scorer.of(policy.spec, config))
-    _train(run, name, policy, data, loss, config, facts | {"rows": len(data.examples)})
+    loss = Sft(Scorer.of(policy.spec, config, policies.new_rows(run)))
+
+    def after(fitted: loop.Fitted, frozen: Mapping[str, Any]) -> Mapping[str, Any]:
+        return standing.measure(
+            run,
+            name,
+            policy.codec,
+            data.teacher_rows,
+            scorer=loss.scorer,
+            params=fitted.params,
+            base=frozen.get("base"),
+            config=config,
+            step=fitted.step,
+        )
+
+    facts |= {"rows": len(data.examples)}
+    _train(run, name, policy, data, loss, config, facts, after if in_steps else None)
 
 
 def dpo(
@@ -80,10 +98,11 @@ def dpo(
     _report_dropped(name, data.dropped, len(pairs) + len(anchors))
     if not data.pairs:
         raise ValueError(
-            f"{name}: none of {len(pairs)} pairs is left to train on; lower"
-            " config.pairs.min_value_gap and add --config.redo=pairs, or grow more trees"
+            f"{name}: none of {len(pairs)} pairs is left to train on:"
+            f" {', '.join(f'{len(ids)} {reason}' for reason, ids in data.dropped.items())}; the"
+            f" longest bucket of its trainer has {config.buckets[-1]} tokens"
         )
-    objective = Dpo.of(Scorer.of(policy.spec, config), loss)
+    objective = Dpo.of(Scorer.of(policy.spec, config, policies.new_rows(run)), loss)
     if loss.reference == "precomputed":
         positions = sum(len(response) for _, response in data.trajectories().values())
         need_room(run, f"the reference's log-probs for {name}", 4 * positions)
@@ -124,13 +143,13 @@ def prm(
         head = jax.device_put(jax.random.key(run.config.seed), everywhere)
         spec = reward.scalar(start.spec)
         start = Policy(policy.name, spec, reward.from_policy(start.params, head), policy.codec)
-        scorer: Any = Values.of(spec, config)
+        scorer: Any = Values.of(spec, config, policies.new_rows(run))
         trained: Loss = Prm.of(scorer, loss)
     else:
         trained = Dpo.of(Scorer.of(start.spec, config), objective)
         scorer = Ratios(scorer=trained.scorer, beta=loss.beta)
 
-    def after(fitted: loop.Fitted, frozen: Mapping[str, Any]) -> None:
+    def after(fitted: loop.Fitted, frozen: Mapping[str, Any]) -> Mapping[str, Any]:
         under = frozen.get("base" if objective is None else "reference")
 
         def score(batch: Batch) -> np.ndarray:
@@ -140,6 +159,7 @@ def prm(
                 return np.asarray(_raw(fitted.params, under, on_mesh, scorer=scorer))
 
         measure(score, fitted.step)
+        return {}
 
     facts |= {"rows": len(data.examples)}
     _train(run, name, start, data, trained, config, facts, after)
@@ -173,9 +193,10 @@ def _train(
         probe.check_packing(policy.spec, config.compute_dtype)
     preview.show(data, policy.codec, folder / "preview.txt")
     params, frozen = policy.params, {}
+    tx, new = _optimizer(run, policy, config)
     if config.lora_rank:
         frozen["base"] = _shown(params, config.compute_dtype)
-        factors = policies.fresh_adapters(run, policy.spec, config)
+        factors = policies.fresh_adapters(run, policy, config)
         params = reward.adapted(params, factors) if isinstance(loss, Prm) else factors
     elif isinstance(loss, Dpo) and loss.reference == "on_the_fly":
         frozen["reference"] = _shown(params, config.compute_dtype)
@@ -187,12 +208,26 @@ def _train(
     fitted = loop.fit(
         params, data, loss=loss, config=config, mesh=run.mesh, folder=folder / "checkpoints",
         metrics=run.metrics, stage=name, frozen=frozen or None,
-        more={f"parent {parent}": digest for parent, digest in parents.items()},
+        more={f"parent {parent}": digest for parent, digest in parents.items()} | new, tx=tx,
     )  # fmt: skip
+    made: dict[str, Any] = {"step": fitted.step}
     if after:
-        after(fitted, frozen)
-    made = {"step": fitted.step} | ({"adapters_of": policy.name} if config.lora_rank else {})
+        made |= after(fitted, frozen)
+    if config.lora_rank:
+        made |= {"adapters_of": policy.name, "new_rows": list(policies.new_rows(run))}
     run.lineage.finish(name, digest_of(fitted.params), **facts, **made)
+
+
+def _optimizer(run: Run, policy: Policy, config: TrainConfig) -> tuple[AdamW, dict[str, Any]]:
+    """Returns the optimiser, and what a continued run must share where it has new tags to train.
+
+    That is so where their rows have a rate of their own, or lie beside adapters.
+    """
+    rows = policies.new_rows(run)
+    if not rows or not (config.new_rows_lr or config.lora_rank):
+        return AdamW.of(config), {}
+    tx = AdamW.of(config, rows, optimizer.spreads_of(policy.params))
+    return tx, {"new rows": list(rows), "train.new_rows_lr": config.new_rows_lr}
 
 
 @functools.partial(jax.jit, static_argnames="scorer")

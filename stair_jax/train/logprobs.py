@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from stair_jax import ops
 from stair_jax.model import heads, lora
@@ -32,13 +32,15 @@ class Scorer:
     remat: str
     head_chunk: int  # positions whose logits a device holds at once
     lora_scale: float  # of the adapters, where there are any
+    new_rows: lora.Rows = ()  # tokens whose rows are trained beside them
 
     @classmethod
-    def of(cls, spec: Spec, config: TrainConfig) -> "Scorer":
+    def of(cls, spec: Spec, config: TrainConfig, new_rows: lora.Rows = ()) -> "Scorer":
         """Takes precision, remat, chunk and the scale of adapters from the configuration."""
         return cls(
             spec=spec, compute_dtype=config.compute_dtype, remat=config.remat,
             head_chunk=config.head_chunk, lora_scale=lora.scale_of(config),
+            new_rows=new_rows if config.lora_rank else (),
         )  # fmt: skip
 
     def __call__(
@@ -62,12 +64,7 @@ class Scorer:
           base: the frozen weights under the adapters.
         """
         spec = self.spec
-        weights = params if base is None else base
-        variables = {"params": weights} if base is None else {"params": base, "lora": params}
-        decoder = Decoder(
-            spec, jnp.dtype(self.compute_dtype), self.remat, lora_scale=self.lora_scale
-        )
-        hidden_BTD: Any = decoder.apply(variables, tokens, layout=layout)[0]
+        weights, hidden_BTD = self.hidden(params, tokens, layout=layout, base=base)
         B, T = tokens.shape
         if layout is None:  # shifting numbers is cheaper than shifting hidden states
             target_BT, wanted_BT = (jnp.roll(x, -1, axis=1) for x in (tokens, wanted))
@@ -83,3 +80,16 @@ class Scorer:
         )  # fmt: skip
         back = 0 if layout else 1
         return Scores(*(jnp.roll(x_X.reshape(B, T), back, axis=1) for x_X in scores))
+
+    def hidden(
+        self, params: Any, tokens: Int[Array, "B T"], *, layout: Layout | None, base: Any
+    ) -> tuple[Any, Float[Array, "B T D"]]:
+        """Returns the weights that the head is read from, and the last hidden states."""
+        variables = weights = {"params": params}
+        if base is not None:
+            weights = {"params": lora.with_rows(base, params, self.new_rows)}
+            variables = weights | {"lora": {"layers": params["layers"]}}
+        decoder = Decoder(
+            self.spec, jnp.dtype(self.compute_dtype), self.remat, lora_scale=self.lora_scale
+        )
+        return weights["params"], decoder.apply(variables, tokens, layout=layout)[0]

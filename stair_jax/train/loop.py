@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 # Settings that a continued run may change: they move no result but for rounding.
 FREE = ("micro_tokens", "head_chunk", "remat", "save_every", "keep", "max_skipped")
+GIVEN = ("new_rows_lr",)  # whoever knows the new rows tells of it, where there are any
 
 
 @runtime_checkable
@@ -58,7 +59,7 @@ class Fitted:
 
 def fingerprint(config: TrainConfig, loss: Loss, data: Data) -> dict[str, Any]:
     """Returns what must not change between the parts of one training run, by name."""
-    fixed = {k: v for k, v in vars(config).items() if k not in FREE}
+    fixed = {k: v for k, v in vars(config).items() if k not in FREE + GIVEN}
     fixed["buckets"] = list(config.buckets)  # as JSON gives it back
     settings = {k: v for k, v in vars(loss).items() if k != "scorer"}
     return {
@@ -80,6 +81,7 @@ def fit(
     stage: str,
     frozen: Frozen = None,
     more: Fingerprint | None = None,
+    tx: AdamW | None = None,
 ) -> Fitted:
     """Returns the trained parameters; continues from the newest checkpoint where there is one.
 
@@ -94,6 +96,7 @@ def fit(
       stage: name of the run in the metrics, the progress line and messages.
       frozen: weights that the loss reads, by name.
       more: further settings that a continued run must share, such as the parent model's hash.
+      tx: the optimiser, where it knows more than the configuration.
 
     Raises:
       NonFiniteError: at a loss that is not finite, or one skipped step too many; the rows lie
@@ -114,7 +117,7 @@ def fit(
     log.info("%s: %d steps of %d rows, %d are done", stage, steps, config.batch, before)
     heard, bar = interrupt.granted_by_me(), progress.line(stage, steps, "steps", done=before)
     with heard as wish, jax.set_mesh(mesh), saves, bar as show:  # the last save is waited for, too
-        tx = AdamW.of(config)
+        tx = tx or AdamW.of(config)
         run = _Fit(loss, data, config, mesh, saves, stage, frozen, tx, steps, wish, show)
         meter = Meter(loss.scorer.spec, config, reference=loss.reads_reference, mesh=mesh)
         fitted = run(params, StepLog(stage, data, metrics, folder, config, meter, show))

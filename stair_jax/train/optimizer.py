@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from stair_jax.model import lora
 from stair_jax.sections import TrainConfig
 
+_NONE: Mapping[str, float] = {}
 BIASES = ("bq", "bk", "bv")
 
 
@@ -27,11 +30,27 @@ class AdamW:
     eps: float
     weight_decay: float
     clip_norm: float  # global norm; 0: no clipping
+    new_rows: lora.Rows = ()  # tokens whose rows have a rate of their own
+    ratios: tuple[tuple[str, float], ...] = ()  # of that rate over all others', by table
 
     @classmethod
-    def of(cls, config: TrainConfig) -> "AdamW":
-        """Takes its constants from the training configuration."""
-        return cls(**{f.name: getattr(config, f.name) for f in dataclasses.fields(cls)})
+    def of(
+        cls, config: TrainConfig, new_rows: lora.Rows = (), spreads: Mapping[str, float] = _NONE
+    ) -> "AdamW":
+        """Takes its constants from the training configuration.
+
+        Args:
+          config: of the trainer.
+          new_rows: tokens that the checkpoint did not have.
+          spreads: of the tables of tokens, by name; see `spreads_of`.
+        """
+        names = {f.name for f in dataclasses.fields(cls)} - {"new_rows", "ratios"}
+        own = {name: getattr(config, name) for name in names}
+        if not (new_rows and config.new_rows_lr):
+            return cls(**own)
+        ratio = config.new_rows_lr / config.lr
+        ratios = tuple((table, ratio * spread) for table, spread in spreads.items())
+        return cls(**own, new_rows=new_rows, ratios=ratios)
 
     def _adam(self) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.beta1, self.beta2, self.eps)
@@ -64,7 +83,7 @@ class AdamW:
 
         def change(path, p, u):
             decay = 0.0 if _is_gain_or_bias(path) else self.weight_decay
-            return -lr * (u + decay * p.astype(jnp.float32))
+            return -lr * self._ratio(path, p) * (u + decay * p.astype(jnp.float32))
 
         changes = jax.tree_util.tree_map_with_path(change, params, updates)
         new = jax.tree.map(
@@ -72,6 +91,24 @@ class AdamW:
         )
         ratio = optax.tree.norm(changes) / jnp.maximum(optax.tree.norm(_float32(params)), 1e-12)
         return new, opt, {"grad_norm": norm, "update_ratio": ratio}
+
+    def _ratio(self, path: tuple, p: jax.Array) -> jax.Array | float:
+        """Returns the rates of a parameter over that of the step, one a row of a table."""
+        ratio = dict(self.ratios).get(str(path[-1].key))
+        if ratio is None:
+            return 1.0
+        if str(path[0].key) == lora.ROWS:  # beside adapters: none but the new ones
+            return ratio
+        return jnp.ones((len(p), 1)).at[jnp.array(self.new_rows)].set(ratio)
+
+
+def spreads_of(params: Any) -> dict[str, float]:
+    """Returns the standard deviation of each table of tokens, to two digits.
+
+    So that what counts as the same run does not hang on the last bits of a sum over devices.
+    """
+    spread = jax.jit(lambda table: jnp.std(table, dtype=jnp.float32))
+    return {name: float(f"{spread(params[name]):.2g}") for name in lora.TABLES if name in params}
 
 
 def _float32(tree: Any) -> Any:

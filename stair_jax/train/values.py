@@ -22,9 +22,10 @@ class Values:
     compute_dtype: str
     remat: str
     lora_scale: float  # of the adapters, where there are any
+    new_rows: lora.Rows = ()  # tokens whose rows are trained beside them
 
     @classmethod
-    def of(cls, spec: Spec, config: TrainConfig) -> "Values":
+    def of(cls, spec: Spec, config: TrainConfig, new_rows: lora.Rows = ()) -> "Values":
         """Takes precision, remat and the scale of adapters from the configuration.
 
         `spec` may be that of the policy; `head_chunk` is not read, there is no vocabulary head.
@@ -32,6 +33,7 @@ class Values:
         return cls(
             spec=reward.scalar(spec), compute_dtype=config.compute_dtype, remat=config.remat,
             lora_scale=lora.scale_of(config),
+            new_rows=new_rows if config.lora_rank else (),
         )  # fmt: skip
 
     def __call__(
@@ -57,7 +59,8 @@ class Values:
         """
         variables = {"params": params}
         if base is not None:
-            variables = {"params": base, "lora": {"layers": params["layers"]}}
+            weights = lora.with_rows(base, params, self.new_rows)
+            variables = {"params": weights, "lora": {"layers": params["layers"]}}
         decoder = Decoder(
             self.spec, jnp.dtype(self.compute_dtype), self.remat, lora_scale=self.lora_scale
         )

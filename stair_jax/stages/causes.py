@@ -1,0 +1,85 @@
+"""Why the trees of a round gave no pair, and what would change that."""
+
+from collections.abc import Mapping
+
+from stair_jax import text
+from stair_jax.records import Tree
+from stair_jax.sections import PairsConfig
+
+
+class Causes:
+    """Notes of each tree what pairs hang on; says at the end what stood in their way."""
+
+    def __init__(self, config: PairsConfig):
+        self._config = config
+        self._trees = self._alike = self._whole = self._closed = self._answers = self._missing = 0
+        self._widest, self._best = 0.0, -float("inf")  # gap of siblings, value of a step
+
+    def note(self, tree: Tree) -> None:
+        """Takes a tree."""
+        visited = [(node.parent, node.value) for node in tree.nodes[1:] if node.visits]
+        values = [value for _, value in visited]
+        self._trees += 1
+        self._alike += len(set(values)) < 2
+        self._answers += int(tree.counters.get("judged", 0))
+        self._missing += int(tree.counters.get("missing", 0))
+        self._best = max([self._best, *values])
+        siblings: dict[int, list[float]] = {}
+        for parent, value in visited:
+            siblings.setdefault(parent, []).append(value)
+        gaps = [max(found) - min(found) for found in siblings.values()]
+        self._widest = max([self._widest, *gaps])
+        ends = [i for i, node in enumerate(tree.nodes) if node.terminal]
+        answers = ["".join(step.text for step in tree.path(i)) for i in ends]
+        self._whole += len(answers)
+        self._closed += sum(text.final_answer(answer) is not None for answer in answers)
+
+    def of_none(self, dropped: Mapping[str, int]) -> str:
+        """Returns why there is no pair, and what to change.
+
+        Args:
+          dropped: candidates by the rule that dropped them; see `search.pairs`.
+        """
+        c = self._config
+        if self._best == -float("inf"):
+            return (
+                f"no step has a value, {self._missing} scores of {self._answers} answers are"
+                " missing: either the answers have no closed block"
+                f" {text.OUTPUT} ... {text.OUTPUT_END}, then teach the format longer in stage sft,"
+                " or the judge gives no score (judge/ in metrics.jsonl)"
+            )
+        if self._alike == self._trees and not self._closed:
+            return (
+                f"all values of a tree are equal, for none of {self._whole} whole responses in the"
+                f" trees has a closed block {text.OUTPUT} ... {text.OUTPUT_END}; teach the format"
+                " longer in stage sft, or raise config.search.max_depth, max_step_tokens and"
+                " max_rollout_tokens where responses are cut"
+            )
+        if self._alike == self._trees:
+            return (
+                "all values of a tree are equal, the judge finds its answers alike; ask another"
+                " judge (config.judge), harder questions, or draw more widely"
+                " (config.search.temperature)"
+            )
+        advice = {
+            # The rule that the best candidates failed, the last one first.
+            "too_long": f"what is left is longer than config.pairs.max_tokens={c.max_tokens}",
+            "not_good": f"the best value of a step is {self._best:.3g}, a chosen one needs"
+            f" config.pairs.good_value_safety={c.good_value_safety:g} or"
+            f" good_value_helpfulness={c.good_value_helpfulness:g}; lower them, or grow more trees",
+            "small_gap": f"the widest gap between siblings is {self._widest:.3g}, it must exceed"
+            f" config.pairs.min_value_gap={c.min_value_gap:g}; lower that, or grow more trees",
+            "few_visits": f"steps have fewer than config.pairs.min_visits={c.min_visits} visits;"
+            " lower that, or raise config.search.iterations",
+            "unvisited": "steps were not visited; raise config.search.iterations",
+            "one_sided": "no tree has good and bad whole responses; lower"
+            f" config.pairs.min_value_gap={c.min_value_gap:g}, take steps too"
+            " (config.pairs.terminal_only=false), or grow more trees",
+            "between": "whole responses are neither good nor bad; lower"
+            f" config.pairs.min_value_gap={c.min_value_gap:g} or the good values",
+        }
+        alone = (
+            "no step has a sibling to be compared with; raise config.search.num_children or"
+            " config.search.temperature"
+        )
+        return next((said for rule, said in advice.items() if dropped.get(rule)), alone)
