@@ -228,7 +228,8 @@ def _add_prm(c: Config) -> None:
     p.sft_coef = 0.0  # "implicit": weight of the SFT term on the better trajectory (ours)
     p.min_value_gap = 0.5  # of pairs: between the two (ours)
     p.min_visits = 1  # of a node that ends nothing
-    p.pairs_per_tree = 2  # drawn at most, 0 all; 70k from 33k trees (paper C.1)
+    p.pairs_per_tree = 3  # drawn at most, 0 all; the paper has 70k of 33k trees (C.1): 2.2 of each
+    #   that eval_share leaves, and not every tree has as many
     p.full_share = 0.5  # of them, pairs of whole responses of any depths (ours)
     p.centering = 0.0  # "bt": weight of the squared sum of both scores (TRL's centre_rewards)
     p.visit_weights = False  # "bce", "mse": a node counts by its visits

@@ -205,3 +205,14 @@ def final_answer(response: str) -> str | None:
     if not blocks:
         return None
     return re.sub(r"^\s*final answer\s*:", "", blocks[-1], flags=re.IGNORECASE).strip()
+
+
+def tags_close(response: str) -> bool:
+    """Returns whether each tag that a response opens is closed before the next one is opened."""
+    closes = {STEP: STEP_END, OUTPUT: OUTPUT_END}
+    due = None
+    for tag in re.findall("|".join(map(re.escape, TAGS)), response):
+        if tag != due and (due is not None or tag not in closes):
+            return False
+        due = closes.get(tag)
+    return due is None

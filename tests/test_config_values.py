@@ -67,7 +67,9 @@ DEFAULTS = {
         "prm.loss": "bt",
         "prm.readout": "eos",
     },
-    "paper C.1: 70k pairs of 33k trees, two a tree": {"prm.pairs_per_tree": 2},
+    "paper C.1: 70k pairs of 33k trees, of which .95 train: more than two a tree": {
+        "prm.pairs_per_tree": 3
+    },
     "paper 4 and C.2: greedy; what is sampled, by .6, .9 and 50; the last score": {
         "evaluate.search": "greedy",
         "evaluate.temperature": 0.6,

@@ -11,6 +11,7 @@ from stair_jax import records, text
 from stair_jax.io import formats
 from stair_jax.records import Preference, SftRow
 from tests.test_exports import pair
+from tests.test_text import bytewise, spoken
 
 DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"
 
@@ -237,28 +238,25 @@ def test_real_files_are_read(path, count):
         assert loaded.rows[0].response.count(text.STEP) > 1
 
 
-class Turns:
-    """A tokenizer that keeps the messages it is given."""
-
-    def apply_chat_template(self, messages, **_):
-        self.messages = messages
-        return [0]
-
-
 @pytest.mark.parametrize("system", ["", "of the codec"])
 def test_earlier_turns_are_part_of_the_prompt_and_cannot_end_it(system):
-    codec = text.Codec.__new__(text.Codec)
-    codec.tokenizer, codec.template, codec.system = Turns(), "chatml", system
-    codec.specials = (text.STEP, "<|im_end|>")
-    own = [{"role": "system", "content": system}] if system else []
-    codec.prompt_ids("why?<|im_end|>")
-    assert codec.tokenizer.messages == [*own, {"role": "user", "content": "why?< |im_end|>"}]
-    codec.prompt_ids("why?", [("user", text.STEP), ("assistant", text.STEP + "<|im_end|>")])
-    assert codec.tokenizer.messages == [
-        *own, {"role": "user", "content": "< |Reasoning_step|>"},
-        {"role": "assistant", "content": text.STEP + "< |im_end|>"},
-        {"role": "user", "content": "why?"},
-    ]  # fmt: skip
-    codec.prompt_ids("why?", [("system", "of the row")])
-    assert codec.tokenizer.messages[0] == {"role": "system", "content": "of the row"}
-    assert len(codec.tokenizer.messages) == 2
+    codec = text.Codec(bytewise(), "chatml", system)
+
+    def shown(question, before=()):
+        return spoken(codec, codec.prompt_ids(question, before))
+
+    def turn(role, content):
+        return f"<|im_start|>{role}\n{content}<|im_end|>\n"
+
+    own, ask = turn("system", system) if system else "", "<|im_start|>assistant\n"
+    assert shown("why?<|im_end|>") == own + turn("user", "why?< |im_end|>") + ask
+    before = [("user", text.STEP), ("assistant", f"{text.STEP}<|im_end|> so")]
+    assert shown("why?", before) == (
+        own
+        + turn("user", "< |Reasoning_step|>")
+        + turn("assistant", f"{text.STEP}< |im_end|> so")
+        + turn("user", "why?")
+        + ask
+    )
+    of_row = shown("why?", [("system", "of the row")])
+    assert of_row == turn("system", "of the row") + turn("user", "why?") + ask

@@ -99,7 +99,11 @@ def test_the_miniature_gives_as_many_as_asked_by_the_seed():
 BAD = [
     ("p.json", '[{"type": "safety"}]', r"p\.json:1: no text under 'question' or 'prompt'"),
     ("p.json", '[{"question": " ", "type": "safety"}]', r"p\.json:1: no text under"),
-    ("p.jsonl", '{"question": "a", "type": "safety"}\n{"question": "a"}\n', r"p\.jsonl:2: type is"),
+    (
+        "p.jsonl",
+        '{"question": "a", "type": "safety"}\n{"question": "a", "type": 1}\n',
+        r"p\.jsonl:2: type is",
+    ),
     ("p.json", '["a"]', r"p\.json:1: found str, expected an object"),
     ("p.json", "[]", r"p\.json: found no rows"),
     ("p.json", '{"question": "a"}', r"p\.json: found no rows"),

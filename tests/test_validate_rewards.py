@@ -6,7 +6,7 @@ from stair_jax.validate import validate
 from tests.test_config import tiny
 
 BT = {"prm__loss": "bt", "prm__beta": 0.1, "prm__sft_coef": 0.0, "prm__reference": "start"}
-BCE = BT | {"prm__loss": "bce", "prm__pairs_per_tree": 2, "prm__train__batching": "bucket"}
+BCE = BT | {"prm__loss": "bce", "prm__pairs_per_tree": 3, "prm__train__batching": "bucket"}
 BAD = [
     ({"search__value": "oracle"}, r"config\.search\.value: 'oracle' is not one of"),
     ({"search__value": "prm"}, r"config\.search\.value_model: empty"),
@@ -28,7 +28,7 @@ BAD = [
     ({"prm__reference": "other"}, r"config\.prm\.reference: 'other' is not one of"),
     (BT | {"prm__sft_coef": 1.0}, r"sft_coef: 1\.0 would be ignored"),
     (BCE | {"prm__min_value_gap": 0.1}, r"min_value_gap: 0\.1 would be ignored"),
-    (BCE | {"prm__pairs_per_tree": 3}, r"pairs_per_tree: 3 would be ignored"),
+    (BCE | {"prm__pairs_per_tree": 4}, r"pairs_per_tree: 4 would be ignored"),
     (BCE | {"prm__full_share": 0.1}, r"full_share: 0\.1 would be ignored"),
     (BCE | {"prm__train__batching": "tree"}, r"batching: 'tree' packs pairs"),
     ({"prm__train__batching": "pack"}, r"config\.prm\.train\.batching: 'pack' is not one of"),

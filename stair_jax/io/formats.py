@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from stair_jax.io import sources
 from stair_jax.records import Preference, SftRow
-from stair_jax.text import Turn
+from stair_jax.text import Turn, tags_close
 
 Row = Mapping[str, Any]
 Kept = TypeVar("Kept", SftRow, Preference)
@@ -69,15 +69,46 @@ def _load(
 ) -> Loaded[Kept]:
     kept: list[Kept] = []
     dropped: dict[str, list[str]] = {}
+    seen: dict[str, tuple[str, Row]] = {}  # where an id stands, and its row
     for number, (where, row) in enumerate(rows, start=1):
         fields = _object(where, row)
-        given = fields.get("id")
-        name = f"{letter}{number:05d}" if given is None else str(given)
+        given = id_of(where, fields)
+        name = given or f"{letter}{number:05d}"
+        before, same = seen.setdefault(name, (where, fields))
+        if same != fields:
+            raise ValueError(f"{where}: id is {name!r}, which {before} has with other content")
         try:
-            kept.append(convert(where, name, fields))
+            if before != where:
+                raise _LeftOut("a row that is there already, id and all")
+            kept.append(_whole(convert(where, name, fields)))
         except _LeftOut as reason:
             dropped.setdefault(str(reason), []).append(name)
     return Loaded(kept, dropped)
+
+
+def id_of(where: str, row: Row) -> str | None:
+    """Returns a row's own id as a text; None where it has none.
+
+    Raises:
+      ValueError: for anything but a text that is not blank, a whole number or null.
+    """
+    given = row.get("id")
+    if given is None:
+        return None
+    if (
+        isinstance(given, bool | float)
+        or not isinstance(given, str | int)
+        or not str(given).strip()
+    ):
+        raise ValueError(f"{where}: id is {given!r:.60}, expected a text, a whole number or none")
+    return str(given)
+
+
+def _whole(row: Kept) -> Kept:
+    """Returns a row; leaves it out where its answer opens a tag that it does not close."""
+    if isinstance(row, SftRow) and not tags_close(row.response):
+        raise _LeftOut("a tag of the answer is opened and not closed, or closed and not opened")
+    return row
 
 
 # Formats of teacher rows.

@@ -1,10 +1,10 @@
 """Rows of any kind from a file or from the Hugging Face hub, each with where it stands."""
 
+import codecs
 import json
 import pathlib
 from typing import Any, NamedTuple
 
-from stair_jax import records
 from stair_jax.config import ROW_FILES
 
 
@@ -32,19 +32,19 @@ def read(source: str, split: str = "train") -> list[Located]:
         rows, name = _hub(source, split), f"{source}[{split}]"
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{name}: found no rows, expected a list of at least one")
-    return [Located(f"{name}:{number}", row) for number, row in enumerate(rows, start=1)]
+    found = [Located(f"{name}:{number}", row) for number, row in enumerate(rows, start=1)]
+    for where, row in found:
+        _check_texts(where, row)
+    return found
 
 
 def _file(path: pathlib.Path) -> Any:
     if not path.is_file():
         raise ValueError(f"{path}: no such file, expected {', '.join(ROW_FILES)} with one row each")
     if path.suffix == ".jsonl":
-        return records.read_json_lines(path)
+        return _json_lines(path)
     if path.suffix == ".json":
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+        return _parsed(str(path), _text(path), rows=False)
     if path.suffix == ".parquet":
         import pyarrow  # only where such a file is read
         from pyarrow import parquet
@@ -54,6 +54,82 @@ def _file(path: pathlib.Path) -> Any:
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{path}: not Parquet ({_line(error)})") from None
     raise ValueError(f"{path}: found {path.suffix or 'no suffix'}, expected {', '.join(ROW_FILES)}")
+
+
+def _text(path: pathlib.Path) -> str:
+    """Returns the text of a file in UTF-8, or in UTF-16 where its first bytes say so.
+
+    Raises:
+      ValueError: for any other, naming the first byte that does not fit.
+    """
+    data = path.read_bytes()
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return data.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        row, column = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
+        raise ValueError(
+            f"{path}:{row}: byte {data[error.start]:#04x} in column {column} is not"
+            f" {'UTF-16' if utf16 else 'UTF-8'} ({error.reason}); save the file as UTF-8"
+        ) from None
+
+
+def _json_lines(path: pathlib.Path) -> list[Any]:
+    """Returns the rows of a file with one a line; a last one that is cut is an error as any."""
+    lines = _text(path).split("\n")
+    return [
+        _parsed(f"{path}:{number}", line)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+
+
+def _parsed(where: str, text: str, *, rows: bool = True) -> Any:
+    """Returns what JSON says; ValueError that names the place where it is none.
+
+    Args:
+      where: the text stands.
+      text: of one row, or with `rows` off of a whole file, whose lines are then told.
+    """
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except json.JSONDecodeError as error:
+        line = "" if rows else f":{error.lineno}"
+        cut = (
+            "; the row is cut"
+            if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg
+            else ""
+        )
+        raise ValueError(
+            f"{where}{line}: not JSON ({error.msg} in column {error.colno}){cut}"
+        ) from None
+    except RecursionError:
+        raise ValueError(f"{where}: not JSON that can be read (nested too deeply)") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from None
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _check_texts(where: str, value: Any, key: str = "") -> None:
+    """Refuses texts that cannot be written down: halves of a surrogate pair, from a cut escape."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{where}: {key or 'the row'}: character {error.start + 1} is"
+                f" {value[error.start]!a}, half of a surrogate pair, which no text can hold"
+            ) from None
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            _check_texts(where, inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _check_texts(where, inner, f"{key}[{number}]")
 
 
 def _hub(name: str, split: str) -> list[Any]:

@@ -16,6 +16,7 @@ from stair_jax.text import OUTPUT, OUTPUT_END, final_answer
 log = logging.getLogger(__name__)
 
 _ID_DIGITS = 16  # of a hash: among a million questions two alike by chance are one in 10^7
+_SAFETY_SOURCE = "saferlhf"  # in the name of a row's source
 _BETWEEN_ROUNDS = 1_000_003  # seeds; runs have small ones
 
 
@@ -42,11 +43,34 @@ def for_prm(config: Config) -> tuple[list[Prompt], dict[str, str]]:
         lessons = splits.prm_lessons(config.seed, count)
         asked = [prompt for prompt, _ in lessons]
         return asked, {prompt.id: text for prompt, text in lessons} if shown else {}
-    located = _located(config, "prm", count)
+    located = _further(config, count)
     if not shown:
         return _prompts(located), {}
     given = {_prompt(where, row).id: _demonstration(where, row) for where, row in located}
     return _prompts(located), given
+
+
+def _further(config: Config, count: int) -> list[sources.Located]:
+    """Returns `count` rows that no round asks.
+
+    Raises:
+      ValueError: where there are not as many.
+    """
+    if "{round}" in config.data.prompts:
+        return _located(config, "prm", count)
+    asked = {prompt.question for prompt in for_round(config, 1)}  # all rounds have the same
+    left = [
+        (where, row)
+        for where, row in _located(config, "", 0)
+        if _prompt(where, row).question not in asked
+    ]
+    if len(left) < count:
+        raise ValueError(
+            f"config.prm.prompts: {count}, but the rounds leave {len(left)} of the prompts of"
+            f" {config.data.prompts}; set config.data.round_prompts lower, or give each round a"
+            " file of its own with {round} in config.data.prompts (here it becomes prm)"
+        )
+    return [sources.Located(*row) for row in left[:count]]
 
 
 def _demonstration(where: str, row: Any) -> str:
@@ -94,6 +118,16 @@ def _prompts(located: Sequence[sources.Located]) -> list[Prompt]:
         if same != prompt:
             raise ValueError(f"{where}: id is {prompt.id!r}, which {before} has with other content")
         twice += before != where
+    untyped = sum(isinstance(row, Mapping) and row.get("type") is None for _, row in located)
+    if untyped:
+        log.warning(
+            "%s: %d of %d rows have no type; by their source %d of all are safety prompts, the"
+            " others helpfulness",
+            located[0].where.rpartition(":")[0],
+            untyped,
+            len(located),
+            sum(prompt.type == "safety" for _, prompt in found.values()),
+        )
     if twice:
         log.warning(
             "%s: %d of %d rows ask what another row asks, one tree serves both",
@@ -153,15 +187,22 @@ def _used(source: str, loaded: formats.Loaded[formats.Kept], count: int) -> list
 def _prompt(where: str, row: Any) -> Prompt:
     """Returns a row's prompt, by its own id or one of what it asks: rows may move in their file."""
     question = formats.text_of(where, row, "question", "prompt")
-    kind, truth, own = _type(where, row), row.get("ground_truth"), row.get("id")
+    kind, truth, own = _type(where, row), row.get("ground_truth"), formats.id_of(where, row)
     truth = None if truth is None else str(truth)
     asked = json.dumps([question, kind, truth])
-    name = f"p{hashes.of_text(asked)[:_ID_DIGITS]}" if own is None else str(own)
+    name = own or f"p{hashes.of_text(asked)[:_ID_DIGITS]}"
     return Prompt(id=name, question=question, type=kind, ground_truth=truth)
 
 
 def _type(where: str, row: Mapping[str, Any]) -> str:
+    """Returns a prompt's type; of a row that does not say, what its source says.
+
+    Source: the loaders of STAIR-SFT and STAIR-Prompts take PKU-SafeRLHF as safety and all else as
+    helpfulness.
+    """
     kind = row.get("type")
+    if kind is None:
+        return "safety" if _SAFETY_SOURCE in str(row.get("source", "")).lower() else "helpfulness"
     if kind not in formats.TYPES:
         raise ValueError(f"{where}: type is {kind!r}, expected one of {list(formats.TYPES)}")
     return kind
