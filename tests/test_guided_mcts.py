@@ -181,7 +181,7 @@ def test_the_first_of_equal_scores_is_picked_and_of_others_the_best(scores, chos
     ended = [
         node(parent=0, ids=(i,), depth=1, reward=0.0, terminal=True, tag=f"0.{i}") for i in (0, 1)
     ]
-    counters = dict.fromkeys(("not_finite", "tokens"), 0.0)
+    counters: dict[str, float] = dict.fromkeys(("not_finite", "tokens"), 0.0)
     nodes = (root, *ended)
     tree = Tree(
         prompt=scripted.prompts(1)[0], nodes=nodes, counters=counters, scores=(0.0, *scores)

@@ -146,6 +146,7 @@ def test_adapters_train_the_rows_of_new_tags_and_no_others(trained):
     this, tables = trained
     base, sft = policies.load(this, "base"), policies.load(this, "sft")
     found = policies.adapters_of(this, "sft")
+    assert found is not None
     assert found.new_rows == policies.new_rows(this) == (259, 260, 261, 262)
     assert this.lineage.entries["sft"]["new_rows"] == [259, 260, 261, 262]
     assert set(found.factors[lora.ROWS]) == set(tables)
@@ -186,6 +187,7 @@ def test_a_checkpoint_that_knows_the_tags_gets_adapters_alone(tmp_path):
     c = config_of(tmp_path)
     pipeline.run(c)
     found = policies.adapters_of(of(c), "sft")
+    assert found is not None
     assert lora.ROWS not in found.factors
     assert found.new_rows == ()
 

@@ -38,8 +38,7 @@ class FirstAnswers:
 
     def __post_init__(self, trees: Iterable[Tree]) -> None:
         self.answers = self.well_formed = self.tagless = self.cut = 0
-        vocabulary = self.codec.tokenizer.convert_ids_to_tokens(sorted(self.codec.end_stop))
-        self._ends = tuple(vocabulary)
+        self._ends = tuple(self.codec.decode([id]) for id in sorted(self.codec.end_stop))
         for tree in trees:
             if not self.looking:
                 return
