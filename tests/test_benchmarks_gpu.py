@@ -422,6 +422,7 @@ def test_the_search_is_the_papers_in_smaller():
     default = config_lib.default()
     config = random_search.search_config(SHAPE)
     own = {"iterations": 4, "trees_in_flight": 2, "max_step_tokens": 12, "max_rollout_tokens": 18}
+    own |= {"first_answers": 0, "least_well_formed": 0.0}  # random weights have no format
     assert config == dataclasses.replace(SearchConfig.of(default.search), **own)
     assert RewardConfig.of(default.reward) == random_search.REWARD
 

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from stair_jax import config as config_lib
-from stair_jax import pipeline, records
+from stair_jax import pipeline, records, text
 from stair_jax.evals import curves, own_prompts, report, statistics
 from stair_jax.io.metrics import Metrics
 from stair_jax.records import Answer, Prompt, Rated, Sample
@@ -54,6 +54,8 @@ def own(tmp_path, monkeypatch):
     The checkpoint is there; what it says is scripted, as if it had been taught to reason.
     """
     folder, codec = folder_of(tmp_path / "model"), Codec()
+    monkeypatch.setattr(text, "own_system", lambda tokenizer: "")
+    codec.tokenizer, codec.specials, codec.system = make_tokenizer(), TAGS, ""
 
     def engine_for(run, policy):
         machine = Machine(codec, 10**6)

@@ -9,7 +9,8 @@ from unittest.mock import Mock
 import jax
 import pytest
 
-from stair_jax import config, main, xla_flags
+from stair_jax import main, xla_flags
+from tests.test_config import tiny
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def test_this_xla_knows_every_flag():
 )
 def test_the_entry_point_asks_for_what_the_configuration_says(monkeypatch, change, given, want):
     """And before anything starts JAX's backend."""
-    settings = config.default()
+    settings = tiny(workdir="w")
     settings.update(change)
     calls = Mock()
     monkeypatch.setattr(main, "_CONFIG", Mock(value=settings))
