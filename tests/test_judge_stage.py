@@ -259,8 +259,8 @@ def test_an_artefact_is_held_to_its_rubrics(tmp_path):
         ({"judge__reward_model": "somewhere"}, "judge.reward_model"),
         ({**SELF, "judge__samples": 0}, "judge.samples"),
         ({**SELF, "judge__max_tokens": 0}, "judge.max_tokens"),
-        ({**SELF, "judge__temperature": -1.0}, "judge"),
-        ({**SELF, "judge__top_p": 0.0}, "judge"),
+        ({**SELF, "judge__temperature": -1.0}, "judge.temperature"),
+        ({**SELF, "judge__top_p": 0.0}, "judge.top_p"),
     ],
 )
 def test_settings_of_a_judge_that_cannot_work_are_refused(changes, key):

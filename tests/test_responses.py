@@ -28,6 +28,10 @@ class Codec(test_evaluate.Codec):
 
 
 class Machine(ScriptedEngine):
+    def __init__(self, *args, **how):
+        super().__init__(*args, **how)
+        self.counters["delivered"] = 0
+
     def compile(self, samplings, extends=False):
         self.compiled = samplings
 
