@@ -26,9 +26,13 @@ def get_config(arg: str | None = None) -> config.Config:
     for part in (c.sft, c.dpo, c.prm):
         part.train.update(micro_tokens=1024, remat="none", buckets=(96, 128, 192), keep=1)
     c.search.update(
-        iterations=12, num_children=3, max_depth=4, max_step_tokens=40, max_rollout_tokens=80,
+        iterations=12,
+        num_children=3,
+        max_depth=4,
+        max_step_tokens=40,
+        max_rollout_tokens=80,
         temperature=1.0,
-    )  # fmt: skip
+    )
     c.judge.update(safety="verifier", helpfulness="verifier")
     c.engine.update(slots=16, max_context=256, pool_bytes=300_000_000)
     c.pairs.update(min_visits=1, max_per_prompt=4, max_tokens=192, good_value_helpfulness=1.0)

@@ -21,6 +21,7 @@ from stair_jax import (
     startup,
     xla_flags,
 )
+from stair_jax import config as config_lib
 from stair_jax.io import bars
 from stair_jax.train.loop import NonFiniteError
 from stair_jax.validate import validate
@@ -146,7 +147,7 @@ def _check_keys(argv: Sequence[str]) -> None:
     Raises:
       ValueError: for the first such flag.
     """
-    known = set(config_keys.keys(config_keys.config.default()))
+    known = set(config_keys.keys(config_lib.default()))
     for word in argv[1:]:
         flag = word.partition("=")[0]
         key = flag.lstrip("-").removeprefix("no").removeprefix("config.")

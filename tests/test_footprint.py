@@ -73,9 +73,13 @@ def test_every_knob_reaches_the_sum(key, less, more):
 def test_an_8b_model_on_eight_gpus_is_what_xla_compiles(remat, compiled):
     """The README's table: 8,192 tokens a GPU and pass, given and besides, with moments and sum."""
     config = train_config(
-        batch=128, micro_tokens=65_536, buckets=(2048,), head_chunk=1024, remat=remat,
+        batch=128,
+        micro_tokens=65_536,
+        buckets=(2048,),
+        head_chunk=1024,
+        remat=remat,
         compute_dtype="bfloat16",
-    )  # fmt: skip
+    )
     found = dict(train(roofline.SPECS["8b"], config, EIGHT, fused=True))
     del found["the start, to compare"]  # no argument of the program
     assert sum(found.values()) == pytest.approx(compiled, rel=0.15)

@@ -46,7 +46,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TRAINING_WING = {"train", "io"}
 SEARCH_WING = {"engine", "rewards", "search", "evals"}
 LINES = 600
-UNFORMATTED = 573  # statements laid out by hand; lower it when some are gone, never raise it
+UNFORMATTED = 553  # statements laid out by hand; lower it when some are gone, never raise it
 
 
 def imported_rooms(source):

@@ -306,8 +306,10 @@ def test_bad_flags_end_in_one_line_and_a_failure(flags, message):
 
 
 TYPOS = [
-    (["--config=configs/tiny.py", "--config.serch.c=1"],
-     "--config.serch.c: no such key; did you mean config.search.c"),
+    (
+        ["--config=configs/tiny.py", "--config.serch.c=1"],
+        "--config.serch.c: no such key; did you mean config.search.c",
+    ),
     (["--config", "configs/tiny.py", "--config.stepz=1"], "(stair-jax keys lists all)"),
     (["--config=configs/tiny.py", "--noconfig.statis"], "did you mean config.status"),
     (["--config=configs/tiny.py", "--config.search=1"], "--config.search: a section, expected"),
@@ -321,7 +323,7 @@ TYPOS = [
     (["--config=README.md"], "README.md: "),
     (["--config"], "--config is missing, expected --config=FILE"),
     ([], "--config is missing, expected --config=FILE"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("words", "message"), TYPOS, ids=lambda x: str(x)[:60])

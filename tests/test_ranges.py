@@ -53,8 +53,10 @@ def test_a_least_reward_may_be_negative(key):
 
 def test_truth_values_are_no_numbers_and_tuples_hold_numbers_only():
     for key, value in (
-        ("search.iterations", True), ("mesh.shape", (1, True, 1)), ("sft.train.buckets", (8, "9")),
-    ):  # fmt: skip
+        ("search.iterations", True),
+        ("mesh.shape", (1, True, 1)),
+        ("sft.train.buckets", (8, "9")),
+    ):
         with pytest.raises(ValueError, match=rf"^config\.{key}: .*expected"):
             validate(with_value(key, value))
 
@@ -62,11 +64,13 @@ def test_truth_values_are_no_numbers_and_tuples_hold_numbers_only():
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        (ranges.SHARE, "a number in [0, 1]"), (ranges.PART, "a number in [0, 1)"),
-        (ranges.MASS, "a number in (0, 1]"), (ranges.FROM_1, "1 or more, at most 2147483647"),
+        (ranges.SHARE, "a number in [0, 1]"),
+        (ranges.PART, "a number in [0, 1)"),
+        (ranges.MASS, "a number in (0, 1]"),
+        (ranges.FROM_1, "1 or more, at most 2147483647"),
         (ranges.ABOVE_0, "a number above 0, at most 2147483647"),
     ],
-)  # fmt: skip
+)
 def test_a_range_says_what_it_holds(found, expected):
     assert str(found) == expected
     assert found.high in found or found.below
@@ -89,15 +93,27 @@ IGNORED = [
     ({"dpo__anchors_per_pair": 2.0}, {"dpo__sft_coef": 0.0}),
     ({"pairs__min_visits": 2}, {"pairs__terminal_only": True}),
     ({"prm__full_share": 0.25}, {"prm__pairs_per_tree": 0}),
-    *(({f"model__size__{name}": value}, {"model__checkpoint": "x", "stages": "sft",
-                                         "data__sft": "x.jsonl"})
-      for name, value in (("L", 2), ("D", 64), ("N", 2), ("K", 1), ("H", 16), ("F", 9),
-                          ("eps", 1e-6), ("theta", 10.0))),
+    *(
+        (
+            {f"model__size__{name}": value},
+            {"model__checkpoint": "x", "stages": "sft", "data__sft": "x.jsonl"},
+        )
+        for name, value in (
+            ("L", 2),
+            ("D", 64),
+            ("N", 2),
+            ("K", 1),
+            ("H", 16),
+            ("F", 9),
+            ("eps", 1e-6),
+            ("theta", 10.0),
+        )
+    ),
     (
         {"prm__train__head_chunk": 512},
         {"prm__loss": "bt", "prm__beta": 0.1, "prm__sft_coef": 0.0, "prm__reference": "start"},
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("setting", "under"), IGNORED, ids=lambda x: next(iter(x)))

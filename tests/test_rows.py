@@ -54,8 +54,10 @@ BROKEN = {
     "in the middle": (f"{ASK}\n{{'a'}}\n{ASK}\n", r"p\.jsonl:2: not JSON \(Expecting .* column 2"),
     "NaN": (ASK.replace('"safety"', "NaN"), r"p\.jsonl:1: not JSON \(NaN is no number of JSON"),
     "deep": ("[" * 100_000, r"p\.jsonl:1: not JSON"),
-    "surrogate": ('{"question": "a\\ud800", "type": "safety"}',
-                  r"p\.jsonl:1: question: character 2 is '\\ud800', half of a surrogate pair"),
+    "surrogate": (
+        '{"question": "a\\ud800", "type": "safety"}',
+        r"p\.jsonl:1: question: character 2 is '\\ud800', half of a surrogate pair",
+    ),
     "NUL": ('{"question": "a\x00", "type": "safety"}', r"p\.jsonl:1: not JSON \(Invalid control"),
     "a list": ("[1]\n", r"p\.jsonl:1: "),
     "a number": ("3\n", r"p\.jsonl:1: "),
@@ -72,7 +74,7 @@ BROKEN = {
         ASK[:-1] + ', "id": "x"}\n' + ASK.replace("why", "how")[:-1] + ', "id": "x"}\n',
         r"p\.jsonl:2: id is 'x', which .*p\.jsonl:1 has with other content",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BROKEN)

@@ -21,9 +21,14 @@ def benchmark(name: str, prompts: Sequence[Prompt], source: str, *, judged: bool
       judged: whether the run's judge scores the answers.
     """
     return Benchmark(
-        name=name, prompts=tuple(prompts), metrics=METRICS, outcome=outcome, merit=None,
-        judged=judged, source=source,
-    )  # fmt: skip
+        name=name,
+        prompts=tuple(prompts),
+        metrics=METRICS,
+        outcome=outcome,
+        merit=None,
+        judged=judged,
+        source=source,
+    )
 
 
 def outcome(prompt: Prompt, response: str, direct: bool = False) -> str:

@@ -75,9 +75,16 @@ def kept_a_token(spec: Spec, remat: str, length: int, *, fused: bool) -> Amount:
 
 
 def training(
-    spec: Spec, config: TrainConfig, *, trained: int, frozen: Amount, sides: int, head: bool,
-    split: Split, fused: bool,
-) -> Bytes:  # fmt: skip
+    spec: Spec,
+    config: TrainConfig,
+    *,
+    trained: int,
+    frozen: Amount,
+    sides: int,
+    head: bool,
+    split: Split,
+    fused: bool,
+) -> Bytes:
     """Returns the bytes of a device while it trains.
 
     Args:

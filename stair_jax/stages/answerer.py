@@ -248,8 +248,11 @@ class Answerer:
         if unended:
             log.warning(
                 "evaluate %s: %s: no answer to %d of %d prompts ended; beginnings stand in",
-                self.name, strategy.name, unended, len(prompts),
-            )  # fmt: skip
+                self.name,
+                strategy.name,
+                unended,
+                len(prompts),
+            )
         lost.tell(self.name, strategy.name)
         return passed_over
 
@@ -332,7 +335,10 @@ class Answerer:
 
     def _guide(self, read: bool) -> Guide:
         return Guide(
-            engine=self._engine, reward_model=self._reward_model if read else None,
-            codec=self.policy.codec, config=self.config,
-            max_depth=self._run.config.search.max_depth, seed=self._run.config.seed,
-        )  # fmt: skip
+            engine=self._engine,
+            reward_model=self._reward_model if read else None,
+            codec=self.policy.codec,
+            config=self.config,
+            max_depth=self._run.config.search.max_depth,
+            seed=self._run.config.seed,
+        )

@@ -19,6 +19,7 @@ from stair_jax.strategies import SAMPLED, Strategy
 log = logging.getLogger(__name__)
 
 Take = Callable[[Answer], None]
+_SHOWN = 10  # prompts without an answer that the log names
 
 
 class Answering:
@@ -72,10 +73,15 @@ class Answering:
     def _row(self, prompt: Prompt, reply: Reply) -> Answer:
         benchmark, _ = self._of_prompt[prompt.id]
         return Answer(
-            id=prompt.id, benchmark=benchmark.name, question=prompt.question, response=reply.text,
-            outcome=self._outcome(prompt, reply.text), tokens=reply.tokens, scored=reply.scored,
+            id=prompt.id,
+            benchmark=benchmark.name,
+            question=prompt.question,
+            response=reply.text,
+            outcome=self._outcome(prompt, reply.text),
+            tokens=reply.tokens,
+            scored=reply.scored,
             score=reply.score,
-        )  # fmt: skip
+        )
 
     def _outcome(self, prompt: Prompt, response: str) -> str:
         benchmark, _ = self._of_prompt[prompt.id]
@@ -83,14 +89,11 @@ class Answering:
 
     def _tell(self, label: str, passed_over: Mapping[str, str]) -> None:
         """Says which prompts got no answer; they are counted as missing."""
-        for id, reason in list(passed_over.items())[:10]:
-            log.warning(
-                "evaluate %s: %s: no answer to %s: %s", self._answerer.name, label, id, reason
-            )
-        if len(passed_over) > 10:
-            log.warning(
-                "evaluate %s: %s: and %d more", self._answerer.name, label, len(passed_over) - 10
-            )
+        name = self._answerer.name
+        for id, reason in list(passed_over.items())[:_SHOWN]:
+            log.warning("evaluate %s: %s: no answer to %s: %s", name, label, id, reason)
+        if (more := len(passed_over) - _SHOWN) > 0:
+            log.warning("evaluate %s: %s: and %d more", name, label, more)
 
     # Choosing among samples
 

@@ -10,6 +10,7 @@ from stair_jax import records
 from stair_jax.evals import curves, report, statistics
 from stair_jax.evals.benchmark import Benchmark
 from stair_jax.records import Answer, Rated
+from stair_jax.rewards.rubrics import SIDES
 from stair_jax.sections import words
 from stair_jax.stages import benchmarks, policies, rating
 from stair_jax.stages.answerer import Answerer
@@ -85,9 +86,12 @@ def _known(run: Run, key: str, known: Sequence[str]) -> tuple[str, ...]:
 
 
 def _answers(
-    run: Run, strategy: Strategy, asked: Sequence[Benchmark], answerer: Answerer,
+    run: Run,
+    strategy: Strategy,
+    asked: Sequence[Benchmark],
+    answerer: Answerer,
     answering: Answering,
-) -> _Answers:  # fmt: skip
+) -> _Answers:
     """Answers with one strategy what is still unanswered; returns all answers."""
     name = answerer.name
     model = name if strategy == GREEDY else f"{name}/{strategy.name}"
@@ -166,10 +170,10 @@ def _metrics(
 def _judged(run: Run, given: Sequence[Given], ratings: Ratings) -> dict[str, dict[str, Any]]:
     """Returns the mean of each side of the judge's verdicts, over the answers that it rated."""
     c, found = run.config.judge, {}
-    for side, of_type in (("safety", "safety"), ("helpfulness", "helpfulness")):
+    for side in SIDES:
         if side == "helpfulness" and c.helpfulness == "none":
             continue
-        some = [row for row in given if c.scope == "all" or row.prompt.type == of_type]
+        some = [row for row in given if c.scope == "all" or row.prompt.type == side]
         said = [getattr(ratings[row.id], side) for row in some]
         found[side] = statistics.mean_of([score for score in said if score is not None])
     return found

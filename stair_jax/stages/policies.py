@@ -325,9 +325,15 @@ def _tagged(run: Run) -> tuple[Spec, Any, lora.Rows, Any]:
         return spec, tokenizer, tuple(rows), ends
     tokenizer = miniature_tokenizer.build(judging_too=origin.judge.templates == "miniature")
     spec = Spec(
-        **origin.model.size.to_dict(), V=len(tokenizer), vocab=len(tokenizer), rope_scaling=None,
-        qkv_bias=False, qk_norm=False, tied=True, family="llama",
-    )  # fmt: skip
+        **origin.model.size.to_dict(),
+        V=len(tokenizer),
+        vocab=len(tokenizer),
+        rope_scaling=None,
+        qkv_bias=False,
+        qk_norm=False,
+        tied=True,
+        family="llama",
+    )
     return spec, tokenizer, (), ()
 
 

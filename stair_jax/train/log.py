@@ -43,8 +43,16 @@ class Rows(Protocol):
 class StepLog:
     """Writes the step before, so that the host never waits for the step just dispatched."""
 
-    def __init__(self, stage: str, data: Rows, metrics: Metrics, folder: pathlib.Path,
-                 config: TrainConfig, meter: Meter, show: progress.Line):  # fmt: skip
+    def __init__(
+        self,
+        stage: str,
+        data: Rows,
+        metrics: Metrics,
+        folder: pathlib.Path,
+        config: TrainConfig,
+        meter: Meter,
+        show: progress.Line,
+    ):
         self.stage, self.data, self.metrics, self.folder = stage, data, metrics, folder
         self.config, self.meter, self.show = config, meter, show
         self.skipped = 0
