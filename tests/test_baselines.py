@@ -115,6 +115,7 @@ def stage(tmp_path, monkeypatch):
 class Engine(ScriptedEngine):
     def __init__(self):
         super().__init__(Talker(), ScriptedCodec())
+        self.counters["delivered"] = 0
 
     def compile(self, samplings, *, extends):
         assert not extends  # nobody judges in the engine

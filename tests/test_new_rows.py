@@ -185,6 +185,7 @@ def test_a_checkpoint_that_knows_the_tags_gets_adapters_alone(tmp_path):
     checkpoint(tmp_path / "model", knows=TAGS)
     rows_file(tmp_path / "sft.jsonl")
     c = config_of(tmp_path)
+    c.sft.train.new_rows_lr = config_lib.default().sft.train.new_rows_lr  # there are none
     pipeline.run(c)
     found = policies.adapters_of(of(c), "sft")
     assert found is not None

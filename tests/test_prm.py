@@ -100,14 +100,14 @@ def test_the_stage_learns_from_trees_and_says_so(finished):
     }  # fmt: skip
     assert found["trees"] == entry["trees"] == 24
     assert 0 < found["held_out_trees"] == found["held_out"]["trees"] < 24
-    # Two a tree of 2 pairs of steps (of depth 1, none of depth 2) and 3 of whole responses.
-    assert found["mined"] == entry["rows"] == 2 * (24 - found["held_out_trees"])
+    # Three a tree of 2 pairs of steps (of depth 1, none of depth 2) and 3 of whole responses.
+    assert found["mined"] == entry["rows"] == 3 * (24 - found["held_out_trees"])
     assert found["step"] == entry["step"] == 2 * -(-entry["rows"] // 4)
     held = found["held_out"]
     assert held["pairs"] == 4 * held["trees"]
     assert held["accuracy"] > 0.9
     assert held["nodes"] == 5 * held["trees"]
-    assert found["dropped"] == {"over_limit": 2 * (24 - held["trees"])}
+    assert found["dropped"] == {"over_limit": 24 - held["trees"]}
     lines = records.read_json_lines(run.workdir / "metrics.jsonl")
     [line] = [x for x in lines if x["stage"] == "prm/held_out"]
     assert line["accuracy"] == held["accuracy"]
