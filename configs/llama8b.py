@@ -17,6 +17,7 @@ def get_config(arg: str | None = None) -> config.Config:
     c.data.update(sft="data/sft.jsonl", prompts="data/round-{round}.jsonl")
     c.evaluate.update(benchmarks="data/held-out.jsonl", search="greedy,best_of_n,beam")
     c.mesh.shape = (1, 8, 1)
+    c.mesh.written_for = "8 GPUs of 80 GB"
     c.sft.train.update(lr=5e-6)
     c.dpo.update(beta=0.2)
     c.dpo.train.update(lr=1e-6)

@@ -16,6 +16,7 @@ def get_config(arg: str | None = None) -> config.Config:
     c.workdir = "runs/tiny"
     c.stages = "sft,search,pairs,dpo,prm,evaluate"
     c.mesh.shape = (1, 1, 1)
+    c.mesh.written_for = "two CPU cores and 4 GB"
     c.model.compute_dtype = "float32"
     c.data.update(sft_rows=30_000, round_prompts=400, preference_rows=2000)
     c.sft.train.update(

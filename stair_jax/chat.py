@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _talk(options: argparse.Namespace) -> None:
     strategy = _strategy(options)
+    startup.quiet_bars()
     startup.claim_memory()
     config = _config_of(options.workdir)
     startup.keep_programs(config.compile_cache)

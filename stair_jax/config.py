@@ -36,6 +36,7 @@ def default() -> Config:
     c.mesh = ml_collections.ConfigDict()
     c.mesh.shape = (1, -1, 1)  # devices along data, fsdp, tensor; -1 takes what is left
     c.mesh.replicas = 0  # of the engine; 0: one a place on data x fsdp, beside one CPU one a core
+    c.mesh.written_for = ""  # the machine that a file's values were chosen for, said at the start
     _add_model(c)
     _add_data(c)
     _add_training(c)

@@ -55,6 +55,7 @@ def main(argv: list[str]) -> None:
     )
     if sys.stderr.isatty():
         progress.show_on(bars.Bars())
+    startup.quiet_bars()
     for noisy in ("absl", "httpx2", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for handler in logging.getLogger().handlers:

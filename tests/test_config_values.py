@@ -214,6 +214,7 @@ DEFAULTS = {
         "deterministic": False,
         "mesh.shape": (1, -1, 1),
         "mesh.replicas": 0,
+        "mesh.written_for": "",
         "model.compute_dtype": "auto",
         "dpo.reference": "precomputed",
         "search.trees_in_flight": 0,
@@ -247,7 +248,7 @@ LARGE = {
         "evaluate.benchmarks": "data/held-out.jsonl",
         "evaluate.search": "greedy,best_of_n,beam",
     },
-    "8 GPUs": {"mesh.shape": (1, 8, 1)},
+    "8 GPUs": {"mesh.shape": (1, 8, 1), "mesh.written_for": "8 GPUs of 80 GB"},
     "the middle of what paper C.1 searched": {"dpo.beta": 0.2},
 }
 SMOKE = {
@@ -275,6 +276,7 @@ TINY = {
         "workdir": "runs/tiny",
         "stages": "sft,search,pairs,dpo,prm,evaluate",
         "mesh.shape": (1, 1, 1),
+        "mesh.written_for": "two CPU cores and 4 GB",
         "model.compute_dtype": "float32",
         "engine.dtype": "float32",
         "export.dtype": "float32",
@@ -368,6 +370,7 @@ CONFIGS = {
                 "judge.safety": "verifier",
                 "mesh.replicas": 1,
                 "mesh.shape": (1, 1, 1),
+                "mesh.written_for": "two CPU cores and 12 GB, or one small GPU",
                 "model.checkpoint": "HuggingFaceTB/SmolLM2-135M-Instruct",
                 "pairs.good_value_helpfulness": 1.0,
                 "pairs.max_tokens": 192,

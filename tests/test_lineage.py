@@ -16,8 +16,8 @@ from tests.test_config import keys
 # Which stage is run, where it lies, how it is watched, and how work is laid out.
 RUN_ONLY = {
     "stages", "workdir", "rounds", "status", "redo", "edited", "profile", "trackers", "project",
-    "mesh.shape", "mesh.replicas", "evaluate.benchmarks", "baselines.names", "compile_cache",
-    "deterministic",
+    "mesh.shape", "mesh.replicas", "mesh.written_for", "evaluate.benchmarks", "baselines.names",
+    "compile_cache", "deterministic",
     "evaluate.models", "evaluate.search", "evaluate.searched", "evaluate.judged",
     "export.model", "export.dtype", "search.trees_in_flight", "search.export_official",
     "search.first_answers", "search.least_well_formed",

@@ -45,6 +45,18 @@ def test_a_run_says_memory_by_stage_disk_machine_and_knobs(tmp_path, said):
     assert "hardly fits" not in text
 
 
+def test_only_what_the_stages_need_is_said(tmp_path, said):
+    run = run_of(tmp_path, mesh__written_for="a very large machine")
+    needs.tell(run, ("evaluate",))
+    assert "the configuration was written for a very large machine" in said()
+    assert said()[-1].startswith("what changes it: engine.slots")
+    assert "train." not in said()[-1]
+    assert not any("disk:" in text for text in said())
+    before = len(said())
+    needs.tell(run_of(tmp_path, mesh__written_for=""), ("pairs",))
+    assert not any("written for" in text or "changes" in text for text in said()[before:])
+
+
 def test_what_does_not_fit_is_warned_of_with_the_knobs_that_help(tmp_path, said, monkeypatch):
     monkeypatch.setattr(needs, "host_bytes", lambda: 2e9)
     run = run_of(tmp_path, engine__slots=4096)

@@ -43,25 +43,32 @@ def tell(run: Run, stages: Iterable[str]) -> None:
     spec, wanted = policies.frame(run)[0], dict.fromkeys(stages)
     log.info("this run needs about, by shapes and settings alone:")
     has, place = _memory()
-    short = []
+    short: list[tuple[str, float, str]] = []
+    knobs: dict[str, None] = {}  # kinds of them, in order
     for stage in wanted:
         found = memory_of(run, stage, spec)
         if not found:
             continue
-        total = sum(found.values())
+        total, kind = sum(found.values()), "engine" if "pool of keys" in found else "train"
+        knobs[kind] = None
         log.info("  %s: %s of %s (%s)", stage, _gb(total), place, _parts(found))
         if has and total > has:
-            short.append((stage, total, _KNOBS["engine" if "pool of keys" in found else "train"]))
+            short.append((stage, total, _KNOBS[kind]))
     disk, free = disk_of(run, wanted, spec), shutil.disk_usage(run.workdir).free
-    log.info("  disk: %s (%s)", _gb(sum(disk.values())), _parts(disk))
+    if disk:
+        knobs["disk"] = None
+        log.info("  disk: %s (%s)", _gb(sum(disk.values())), _parts(disk))
     mesh = " x ".join(f"{n} {axis}" for axis, n in run.mesh.shape.items())
     count = f"{jax.device_count()} x {jax.devices()[0].device_kind}, of which it uses {mesh}"
     known = _gb(has) if has else "an unknown amount"
     log.info("this machine has %s of %s, %s free on disk; %s", known, place, _gb(free), count)
-    log.info("what changes it: %s; %s; %s", *_KNOBS.values())
-    for stage, total, knobs in short:
+    if written_for := run.config.mesh.written_for:
+        log.info("the configuration was written for %s", written_for)
+    if knobs:
+        log.info("what changes it: %s", "; ".join(_KNOBS[kind] for kind in knobs))
+    for stage, total, help_by in short:
         said = "stage %s hardly fits: it needs about %s of %s, this machine has %s; change %s"
-        log.warning(said, stage, _gb(total), place, known, knobs)
+        log.warning(said, stage, _gb(total), place, known, help_by)
     if sum(disk.values()) > free:
         needed, where = _gb(sum(disk.values())), run.workdir
         said = "%s has %s free, the run writes about %s; change %s"

@@ -35,7 +35,7 @@ def run(run: Run, number: int) -> None:
     dropped: dict[str, collections.Counter[str]] = {
         "pairs": collections.Counter(), "responses": collections.Counter(),
     }  # fmt: skip
-    with_pairs, causes = 0, Causes(config)
+    with_pairs, causes = 0, Causes()
     for tree in progress.over(trees, name, len(trees), "trees"):
         length = len(codec.prompt_ids(tree.prompt.question))
         found, left = pairs_lib.pairs_of(tree, config, prompt_tokens=length, seed=run.config.seed)
@@ -62,6 +62,6 @@ def run(run: Run, number: int) -> None:
     files = [folder / "pairs.jsonl", folder / "responses.jsonl"]
     facts: dict[str, Any] = dict(counts)
     if trees and not pairs:
-        facts[NO_PAIR] = causes.of_none(dropped["pairs"])
+        facts[NO_PAIR] = causes.of_none(config, dropped["pairs"])
         log.warning("%s: no pair in %d trees: %s", name, len(trees), facts[NO_PAIR])
     run.lineage.finish(name, digest_of(repr(pairs) + repr(responses)), files, **facts)

@@ -20,6 +20,7 @@ from stair_jax.rewards.combine import Reward
 from stair_jax.search import candidates, comparisons, growth
 from stair_jax.sections import PrmConfig, RewardConfig, SearchConfig, TrainConfig, words
 from stair_jax.stages import policies, prompts, responses, training
+from stair_jax.stages.causes import Causes
 from stair_jax.stages.run import Run, train_config
 from stair_jax.text import Codec
 from stair_jax.trees import TreeFile
@@ -49,16 +50,14 @@ def run(run: Run) -> None:
     trees = progress.over(
         itertools.chain(*files, sampled), NAME, sum(map(len, files)) + len(sampled), "trees"
     )
-    rows, held, counts = _mined(trees, config, seed=run.config.seed)
+    causes = Causes()
+    rows, held, counts = _mined(trees, config, causes, seed=run.config.seed)
     counts["sampled"] = len(sampled)
     frame = {"seed": run.config.seed, **training.frame(run, policy)}
     data = _data(run.config, rows, policy.codec, readout, train, frame)
     if not data.examples:
-        raise ValueError(
-            f"{NAME}: {counts['trees']} trees give no row to train on, {counts['dropped']} nodes"
-            " and pairs were left out; lower config.prm.min_value_gap or config.prm.min_visits,"
-            " or grow more trees"
-        )
+        why = causes.of_no_row(config, counts["dropped"])
+        raise ValueError(f"{NAME}: {counts['trees']} trees give no row to train on: {why}")
 
     def measure(score: training.Score, step: int) -> None:
         scored = _scored(held, policy.codec, config, readout, train, frame, score)
@@ -110,9 +109,12 @@ def _sampled(run: Run, start: str, config: PrmConfig) -> list[Tree]:
 
 
 def _mined(
-    trees: Iterable[Tree], config: PrmConfig, *, seed: int
+    trees: Iterable[Tree], config: PrmConfig, causes: Causes, *, seed: int
 ) -> tuple[list[Any], list[Tree], dict[str, Any]]:
-    """Returns the training rows, the trees that are set aside, and counts for the lineage."""
+    """Returns the training rows, the trees that are set aside, and counts for the lineage.
+
+    `causes` notes each tree that is trained on.
+    """
     rows: list[Any] = []
     held: list[Tree] = []
     dropped: collections.Counter[str] = collections.Counter()
@@ -122,6 +124,7 @@ def _mined(
         if comparisons.is_held_out(tree.prompt.id, share=config.eval_share, seed=seed):
             held.append(tree)
             continue
+        causes.note(tree)
         if config.loss in ("bt", "implicit"):
             found, left = comparisons.comparisons_of(tree, config, seed=seed)
         else:
