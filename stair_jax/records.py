@@ -421,10 +421,13 @@ def _with_null(data: Any) -> Any:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a temporary neighbour first and renames it: a killed writer leaves the old file."""
+    """Writes a temporary neighbour first and renames it: a killed writer leaves the old file.
+
+    The neighbour always has the same name: the next writer takes up what a killed one left.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -79,6 +79,21 @@ def test_whole_files_appear_at_once(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["rows.jsonl"]
 
 
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(records.os, "replace", _killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            records.write_json(path, [1])
+    assert [p.name for p in tmp_path.iterdir()] == [".x.json.tmp"]
+    records.write_json(path, [2])
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def _killed(*_):
+    raise RuntimeError("killed")
+
+
 def test_a_journal_writes_what_came_in_within_a_second_at_once(tmp_path, monkeypatch):
     now, path, other = [0.0], tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     monkeypatch.setattr(records.time, "monotonic", lambda: now[0])

@@ -59,7 +59,7 @@ def test_what_lies_on_disk_is_not_computed_again(params, tmp_path, monkeypatch):
     first = table(tmp_path, params, some)
     parts = sorted(tmp_path.rglob("*.parquet"))
     assert len(parts) > 1
-    (tmp_path / "k" / "part-00099.1.tmp").write_bytes(b"torn")  # a killed writer's
+    (tmp_path / "k" / "part-00099.tmp").write_bytes(b"torn")  # a killed writer's
     scored, real = [], reference._score
     monkeypatch.setattr(
         reference, "_score", lambda s, p, t, m: (scored.append(m), real(s, p, t, m))[1]

@@ -112,6 +112,6 @@ def _write(path: pathlib.Path, rows: Mapping[str, np.ndarray]) -> None:
     path.mkdir(parents=True, exist_ok=True)
     file = path / f"part-{len(list(path.glob('part-*.parquet'))):05d}.parquet"
     columns = {"trajectory": list(rows), "logp": [row.tolist() for row in rows.values()]}
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    temporary = file.with_suffix(".tmp")
     pq.write_table(pa.table(columns, schema=_SCHEMA), temporary)
     os.replace(temporary, file)
