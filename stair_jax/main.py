@@ -1,6 +1,7 @@
 """Entry point: flags in, a run out. `python -m stair_jax.main --config=configs/tiny.py`."""
 
 import difflib
+import errno
 import logging
 import pathlib
 import sys
@@ -70,11 +71,20 @@ def main(argv: list[str]) -> None:
         xla_flags.add(deterministic=config.deterministic, kept=kept)
         startup.keep_programs(config.compile_cache)
         pipeline.run(config, config_flags.get_override_values(flags.FLAGS["config"]))
-    except (ValueError, OSError, NonFiniteError) as error:
+    except OSError as error:
+        sys.exit(redaction.hide(f"error: {_of_system(error, config.workdir)}"))
+    except (ValueError, NonFiniteError) as error:
         sys.exit(redaction.hide(f"error: {error}"))
     except interrupt.Stopped as stopped:
         print(f"{stopped}; the same command goes on from here", file=sys.stderr)
         sys.exit(stopped.status)
+
+
+def _of_system(error: OSError, workdir: str) -> str:
+    """Returns what the system says; of a full disk it names no file, so the workdir is named."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+        return f"config.workdir: {workdir}: {error.strerror}; the same command goes on from here"
+    return str(error)
 
 
 def command_line() -> None:

@@ -189,7 +189,7 @@ class Board:
         self._begin(line)
         try:
             yield line
-            if line.said:
+            if line.said and (parent or line.total is not None):
                 log.info("%s", line.end(self.clock()))
         finally:
             self._mine.line = parent

@@ -36,7 +36,7 @@ def test_a_run_says_memory_by_stage_disk_machine_and_knobs(tmp_path, said):
     for stage in ("sft", "search", "dpo", "prm", "evaluate"):
         assert re.search(rf"^  {stage}: \d+\.\d GB of the host's memory \(.+\)$", text, re.M), stage
     assert "pairs:" not in text  # it holds next to nothing
-    assert re.search(r"^  disk: \d+\.\d GB", text, re.M)
+    assert re.search(r"^  disk: \d+\.\d [GM]B", text, re.M)
     assert re.search(
         r"^this machine has \d+\.\d GB of the host's memory, .* free on disk", text, re.M
     )
@@ -71,7 +71,7 @@ def test_a_disk_that_is_too_small_is_warned_of(tmp_path, said, monkeypatch):
     free = needs.shutil.disk_usage(tmp_path)._replace(free=1)
     monkeypatch.setattr(needs.shutil, "disk_usage", lambda _: free)
     needs.tell(run, STAGES)
-    assert f"{tmp_path} has 0.0 GB free, the run writes about" in said()[-1]
+    assert f"{tmp_path} has 0.0 MB free, the run writes about" in said()[-1]
 
 
 def test_disk_by_hand(tmp_path):

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-from stair_jax import chat, pipeline, records
+from stair_jax import chat, main, pipeline, records
 from stair_jax.io import checkpoint
 from stair_jax.model import lora
 from stair_jax.stages import policies, prompts, search
 from stair_jax.stages.lineage import Lineage
-from stair_jax.stages.run import CHECKPOINT, Run, need_disk, need_room
+from stair_jax.stages.run import CHECKPOINT, Run, need_disk, need_room, size_of
 from stair_jax.trees import open_to_append
 from tests.test_config import tiny
 
@@ -502,3 +502,26 @@ def test_reward_models_of_later_stages_are_looked_at_before_the_first(tmp_path, 
     with pytest.raises(ValueError, match=f"'{path}' is no folder"):
         run(tmp_path / "w", **mine | flags | {"data__prompts": asked}, stages="sft,search")
     assert not (tmp_path / "w" / "sft").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "config.workdir: w: No space left on device; the"),
+        (
+            OSError(28, "No space left on device", "/cache/a"),
+            "[Errno 28] No space left on device: ",
+        ),
+        (OSError(5, "Input/output error"), "[Errno 5] Input/output error"),
+        (TimeoutError("no reply"), "no reply"),
+    ],
+)
+def test_a_full_disk_is_named_where_the_system_names_no_file(error, said):
+    assert main._of_system(error, "w").startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "said"), [(0, "0.0 MB"), (98_304, "0.1 MB"), (0.1e9, "0.1 GB"), (36.1e9, "36.1 GB")]
+)
+def test_small_sizes_are_not_said_to_be_nothing(bytes_, said):
+    assert size_of(bytes_) == said

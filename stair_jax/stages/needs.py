@@ -16,7 +16,7 @@ from stair_jax.model.footprint import ITEM, Split
 from stair_jax.model.spec import Spec
 from stair_jax.sections import TrainConfig, words
 from stair_jax.stages import policies
-from stair_jax.stages.run import Run, engine_config, train_config
+from stair_jax.stages.run import Run, engine_config, size_of, train_config
 from stair_jax.stages.search import tree_bytes
 from stair_jax.strategies import parse_all
 from stair_jax.train.throughput import adapter_parameters
@@ -51,28 +51,28 @@ def tell(run: Run, stages: Iterable[str]) -> None:
             continue
         total, kind = sum(found.values()), "engine" if "pool of keys" in found else "train"
         knobs[kind] = None
-        log.info("  %s: %s of %s (%s)", stage, _gb(total), place, _parts(found))
+        log.info("  %s: %s of %s (%s)", stage, size_of(total), place, _parts(found))
         if has and total > has:
             short.append((stage, total, _KNOBS[kind]))
     disk, free = disk_of(run, wanted, spec), shutil.disk_usage(run.workdir).free
     if disk:
         knobs["disk"] = None
-        log.info("  disk: %s (%s)", _gb(sum(disk.values())), _parts(disk))
+        log.info("  disk: %s (%s)", size_of(sum(disk.values())), _parts(disk))
     mesh = " x ".join(f"{n} {axis}" for axis, n in run.mesh.shape.items())
     count = f"{jax.device_count()} x {jax.devices()[0].device_kind}, of which it uses {mesh}"
-    known = _gb(has) if has else "an unknown amount"
-    log.info("this machine has %s of %s, %s free on disk; %s", known, place, _gb(free), count)
+    known = size_of(has) if has else "an unknown amount"
+    log.info("this machine has %s of %s, %s free on disk; %s", known, place, size_of(free), count)
     if written_for := run.config.mesh.written_for:
         log.info("the configuration was written for %s", written_for)
     if knobs:
         log.info("what changes it: %s", "; ".join(_KNOBS[kind] for kind in knobs))
     for stage, total, help_by in short:
         said = "stage %s hardly fits: it needs about %s of %s, this machine has %s; change %s"
-        log.warning(said, stage, _gb(total), place, known, help_by)
+        log.warning(said, stage, size_of(total), place, known, help_by)
     if sum(disk.values()) > free:
-        needed, where = _gb(sum(disk.values())), run.workdir
+        needed, where = size_of(sum(disk.values())), run.workdir
         said = "%s has %s free, the run writes about %s; change %s"
-        log.warning(said, where, _gb(free), needed, _KNOBS["disk"])
+        log.warning(said, where, size_of(free), needed, _KNOBS["disk"])
 
 
 def memory_of(run: Run, stage: str, spec: Spec) -> Needs:
@@ -209,10 +209,6 @@ def host_bytes(group: pathlib.Path = pathlib.Path("/sys/fs/cgroup/memory.max")) 
 
 def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
-
-
-def _gb(bytes_: int | float) -> str:
-    return f"{bytes_ / 1e9:.1f} GB"
 
 
 def _parts(found: Needs) -> str:

@@ -136,7 +136,7 @@ def need_disk(run: Run, name: str, parameters: int, *, keep: int, saves: int) ->
       saves: checkpoints of the whole training run.
 
     Raises:
-      ValueError: with what is needed and what is free, in GB.
+      ValueError: with what is needed and what is free.
     """
     there = checkpoint.saved_steps(run.workdir / name / "checkpoints")
     states = max(min(keep + 1, saves) - len(there), 1 if len(there) < saves else 0)
@@ -144,9 +144,9 @@ def need_disk(run: Run, name: str, parameters: int, *, keep: int, saves: int) ->
     free = shutil.disk_usage(run.workdir).free
     if needed > free:
         raise ValueError(
-            f"config.workdir: {run.workdir} has {free / 1e9:.1f} GB free, what is still to be"
-            f" written of {name} needs {needed / 1e9:.1f} GB: {states} checkpoints of"
-            f" {12 * parameters / 1e9:.1f} GB (fewer with a lower train.keep)"
+            f"config.workdir: {run.workdir} has {size_of(free)} free, what is still to be"
+            f" written of {name} needs {size_of(needed)}: {states} checkpoints of"
+            f" {size_of(12 * parameters)} (fewer with a lower train.keep)"
         )
 
 
@@ -154,14 +154,19 @@ def need_room(run: Run, what: str, needed: int) -> None:
     """Refuses work whose rows would not fit the disk.
 
     Raises:
-      ValueError: with what is needed and what is free, in GB.
+      ValueError: with what is needed and what is free.
     """
     free = shutil.disk_usage(run.workdir).free
     if needed > free:
         raise ValueError(
-            f"config.workdir: {run.workdir} has {free / 1e9:.1f} GB free, {what} need about"
-            f" {needed / 1e9:.1f} GB"
+            f"config.workdir: {run.workdir} has {size_of(free)} free, {what} need about"
+            f" {size_of(needed)}"
         )
+
+
+def size_of(bytes_: int | float) -> str:
+    """Returns a size in words."""
+    return f"{bytes_ / 1e9:.1f} GB" if bytes_ >= 0.1e9 else f"{bytes_ / 1e6:.1f} MB"
 
 
 @contextlib.contextmanager
