@@ -18,7 +18,7 @@ def get_config(arg: str | None = None) -> config.Config:
     c.rounds = 1
     c.model.checkpoint = "HuggingFaceTB/SmolLM2-135M-Instruct"
     c.mesh.shape = (1, 1, 1)
-    c.mesh.written_for = "two CPU cores and 12 GB, or one small GPU"
+    c.mesh.written_for = "two CPU cores and 8 GB, or one small GPU"
     c.mesh.replicas = 1  # the weights of one engine are half a gigabyte
     c.data.update(sft_rows=96, round_prompts=8)
     c.sft.train.update(batch=8, epochs=2.0, lr=1e-4)

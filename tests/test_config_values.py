@@ -370,7 +370,7 @@ CONFIGS = {
                 "judge.safety": "verifier",
                 "mesh.replicas": 1,
                 "mesh.shape": (1, 1, 1),
-                "mesh.written_for": "two CPU cores and 12 GB, or one small GPU",
+                "mesh.written_for": "two CPU cores and 8 GB, or one small GPU",
                 "model.checkpoint": "HuggingFaceTB/SmolLM2-135M-Instruct",
                 "pairs.good_value_helpfulness": 1.0,
                 "pairs.max_tokens": 192,
