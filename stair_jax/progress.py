@@ -141,7 +141,7 @@ class Line:
     def end(self, now: float) -> str:
         """Returns what is said of work that is done."""
         what = "done" if self.total is None else self._count()
-        return self._with([what], f"in {duration(now - self.begun)}")
+        return self._with([what, f"in {duration(now - self.begun)}"], self.note)
 
     def _with(self, parts: list[str], more: str) -> str:
         return f"{self.label}: {', '.join([*parts, more] if more else parts)}"

@@ -101,7 +101,8 @@ def test_names_are_known_and_unknown_ones_refused():
     validate(c)
 
 
-def test_the_stage_writes_what_is_asked_for_and_counts_what_others_will_end(tmp_path):
+def test_the_stage_writes_what_is_asked_for_and_counts_what_others_will_end(tmp_path, caplog):
+    caplog.set_level("INFO", logger="stair_jax.stages.pairs")
     c = config_lib.default()
     c.update(workdir=str(tmp_path), stages="pairs")
     c.pairs.export = "trl, llamafactory"
@@ -127,3 +128,4 @@ def test_the_stage_writes_what_is_asked_for_and_counts_what_others_will_end(tmp_
     assert row.question == "what is < |Output|> ?"  # as it is trained
     (line,) = records.read_json_lines(tmp_path / "metrics.jsonl")
     assert line["export/unfinished"] == 1
+    assert "round-1/pairs: 1 pairs of 1 of 1 trees, 1 whole responses" in caplog.messages

@@ -73,7 +73,7 @@ def test_a_line_says_done_total_rate_time_left_and_the_note(board, clock, said):
         board.tick()
     assert said() == [
         "sft: 6 of 40 steps (15%), 12/min, 2 min 50 s left, loss 3.0",
-        "sft: 6 of 40 steps (15%), in 30 s",
+        "sft: 6 of 40 steps (15%), in 30 s, loss 3.0",
     ]
 
 

@@ -64,4 +64,7 @@ def run(run: Run, number: int) -> None:
     if trees and not pairs:
         facts[NO_PAIR] = causes.of_none(config, dropped["pairs"])
         log.warning("%s: no pair in %d trees: %s", name, len(trees), facts[NO_PAIR])
+    else:
+        said = "%s: %d pairs of %d of %d trees, %d whole responses"
+        log.info(said, name, len(pairs), with_pairs, len(trees), len(responses))
     run.lineage.finish(name, digest_of(repr(pairs) + repr(responses)), files, **facts)
