@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from typing import Any
 
 import pytest
@@ -93,10 +94,11 @@ def world(tmp_path, monkeypatch):
     some = {name: miniature.prompts(name, "test")[:COUNT] for name in BENCHMARKS}
 
     def make(*, allowance=10**6, prm=True, **changes):
-        c = tiny(
-            workdir=str(tmp_path / "w"), evaluate__benchmarks=",".join(BENCHMARKS),
-            **({"evaluate__search": f"greedy,{SEARCHES}"} | changes),
-        )  # fmt: skip
+        usual = {
+            "evaluate__benchmarks": ",".join(BENCHMARKS),
+            "evaluate__search": f"greedy,{SEARCHES}",
+        }
+        c = tiny(workdir=str(tmp_path / "w"), **(usual | changes))
         validate(c)
         run = Run(c, tmp_path / "w", Lineage(tmp_path / "w" / "lineage.json"), metrics)
         for name, on in (("sft", True), ("prm", prm)):
@@ -273,6 +275,28 @@ def test_more_samples_add_to_those_that_are_there(world):
     run = world()
     evaluate.run(run)  # all five at once
     assert files_of(run) == fresh
+
+
+def test_the_samples_of_every_benchmark_are_in_their_hash(world):
+    hashes = set()
+    for names in (",".join(BENCHMARKS), *BENCHMARKS):
+        run = world(evaluate__search="random_of_2", evaluate__benchmarks=names)
+        evaluate.run(run)
+        hashes.add(run.lineage.entries["evals/sft/samples"]["hash"])
+        run.lineage.path.unlink()
+        shutil.rmtree(run.workdir / "evals")
+    assert len(hashes) == 3
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_the_end_of_a_turn_is_no_text_of_an_answer_without_reasoning(world, monkeypatch, direct):
+    monkeypatch.setattr(policies, "is_direct", lambda run, name: direct)
+    one = answerer.Answerer(world(), "sft", ())
+    ended = one.policy.codec.encode("four<|eot_id|>")
+    assert len(ended) == 2
+    assert one.text_of(ended) == ("four" if direct else "four<|eot_id|>")
+    assert one.text_of(ended[:1]) == "four"  # cut before its end: every token is its text
+    assert one.text_of(()) == ""
 
 
 def test_searched_names_the_models(world):

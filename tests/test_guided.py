@@ -139,6 +139,21 @@ def test_beams_equal_the_plain_version(name, aggregation):
             assert scored <= spent if name != "lookahead_2x3" else scored >= len(got.ids)
 
 
+@pytest.mark.parametrize("name", ["beam_2x4", "lookahead_2x3"])
+@pytest.mark.parametrize("limit", [5, 7])
+def test_a_response_and_its_future_fit_the_limit(name, limit):
+    config = dataclasses.replace(CONFIG, max_tokens=limit, lookahead=3)
+    found, _, _ = run(of(name), config=config)
+    for prompt in scripted.prompts(9):
+        plain = Plain(prompt.question, name, config=config)
+        ids, raw = plain.best()
+        got, spent, *_ = found[prompt.id]
+        assert len(got.ids) <= limit
+        assert (got.ids, spent) == (ids, plain.tokens)
+        assert got.raw == pytest.approx(raw)
+    assert answers(found) != answers(run(of(name))[0])
+
+
 def answers(found):
     return {id: what for id, (what, *_) in found.items()}
 

@@ -1,6 +1,7 @@
 """Evaluation on files of prompts: what is asked, how answers count, who judges, how it goes on."""
 
 import collections
+import dataclasses
 import json
 import pathlib
 
@@ -98,6 +99,8 @@ OUTCOMES = [
     ("yes", True, "answered"),
     (SORRY, True, "refusal"),
     ("  \n", True, "malformed"),
+    (f"{SORRY} Or not?{OUTPUT} yes {OUTPUT_END}", False, "answered"),  # a thought refuses nothing
+    (f"{'well, ' * 99}{OUTPUT} {SORRY} {OUTPUT_END}", False, "refusal"),  # nor lengthens an answer
 ]
 
 
@@ -170,6 +173,50 @@ def test_a_changed_file_costs_what_it_touches(own, monkeypatch):
     pipeline.run(own([changed]))  # what is asked no more counts no more
     assert results_of(c)["base"]["held-out"]["answered"]["n"] == 1
     assert len(asked) == 2
+
+
+def test_samples_of_another_question_are_drawn_again(own):
+    search = {"evaluate__search": "greedy,random_of_3"}
+    pipeline.run(own(ROWS[:2], **search))
+    changed = {**ROWS[0], "question": "how is it?"}
+    c = own([changed, ROWS[1]], **search)
+    samples = pathlib.Path(c.workdir) / "evals" / "base" / "samples" / "held-out.jsonl"
+    before = {(row.id, row.ordinal): row for row in records.read_jsonl(samples, Sample)}
+    pipeline.run(c)
+    after = {(row.id, row.ordinal): row for row in records.read_jsonl(samples, Sample)}
+    assert len(after) == len(before) == 6
+    for place, row in after.items():
+        mine = row.id == "held-out/one"
+        assert row.question == (changed if mine else ROWS[1])["question"]
+        assert (row == before[place]) != mine
+
+
+def test_a_verdict_is_of_all_that_a_judge_may_go_by():
+    given = rating.Given(benchmark="b", prompt=ASK, response="yes", direct=False)
+    others = [
+        dataclasses.replace(given, response="no"),
+        dataclasses.replace(given, direct=True),
+        dataclasses.replace(given, prompt=dataclasses.replace(ASK, type="safety")),
+        dataclasses.replace(given, prompt=dataclasses.replace(ASK, question="how?")),
+    ]
+    assert len({one.id for one in (given, *others)}) == 5
+    elsewhere = dataclasses.replace(ASK, id="b")
+    assert dataclasses.replace(given, benchmark="c", prompt=elsewhere).id == given.id
+
+
+def test_ratings_are_held_to_their_rubrics(own, monkeypatch, tmp_path):
+    templates = tmp_path / "templates"
+    templates.mkdir()
+    for side in ("safety", "helpfulness"):
+        (templates / f"{side}.txt").write_text("{question} {answer}")
+    score = Score(safety=0.5, helpfulness=0.25)
+    monkeypatch.setattr(judges, "judge_of", lambda *_, **__: FunctionJudge(lambda *_: score))
+    monkeypatch.setattr(judges, "samplings", lambda config: [])
+    settings = {"judge__helpfulness": "self", "judge__templates": str(templates)}
+    pipeline.run(own(ROWS[:1], **settings))
+    (templates / "helpfulness.txt").write_text("{question} {answer} now otherwise")
+    with pytest.raises(ValueError, match=r"helpfulness\.txt has changed .*evals/ratings was begun"):
+        pipeline.run(own(ROWS[:2], **settings))
 
 
 def test_one_judge_reads_each_answer_once_whoever_gave_it(own, monkeypatch):

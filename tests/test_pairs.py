@@ -36,6 +36,15 @@ def _two(better, worse, **of_worse):
     return _tree(_node(0, "0.0", worse, **of_worse), _node(0, "0.1", better))
 
 
+def _deep(tokens):
+    """Two ends of 30 and of `tokens` tokens behind a step of 40."""
+    return _tree(
+        _node(0, "0.0", 0.5, ids=tuple(range(40))),
+        _node(1, "0.0.0", -1.0, ids=tuple(range(30))),
+        _node(1, "0.0.1", 1.0, ids=tuple(range(tokens))),
+    )
+
+
 def _config(**changes):
     return dataclasses.replace(CONFIG, **changes)
 
@@ -75,6 +84,8 @@ def test_a_pair_splits_into_shared_steps_and_two_ends():
         (_two(1.0, -1.0, visits=0), 0, "unvisited"),
         (_two(1.0, -1.0, ids=tuple(range(89))), 1, None),  # 11 + 89 tokens
         (_two(1.0, -1.0, ids=tuple(range(90))), 0, "too_long"),
+        (_deep(49), 1, None),  # 11 + 40 + 49 tokens
+        (_deep(50), 0, "too_long"),
         (_tree(_node(0, "0.0", 1.0), _node(1, "0.0.0", -1.0)), 0, None),  # no siblings
     ],
 )
@@ -154,6 +165,17 @@ def test_terminal_pairs_are_drawn_by_the_seed():
     assert draws[0] == _pairs(tree, terminal_only=True, seed=0)[0]
 
 
+def test_terminal_pairs_of_two_prompts_are_drawn_apart():
+    tree = _ended(*[1.0] * 9, *[-1.0] * 8)
+    other = dataclasses.replace(tree, prompt=dataclasses.replace(tree.prompt, id="y"))
+    met = [
+        [(pair.chosen_text, pair.rejected_text) for pair in _pairs(some, terminal_only=True)[0]]
+        for some in (tree, other)
+    ]
+    assert len(met[0]) == len(met[1]) == 9
+    assert met[0] != met[1]
+
+
 def test_terminal_pairs_share_only_the_steps_that_are_the_same_nodes():
     twins = _node(0, "0.0", 0.0, ids=(1,)), _node(0, "0.1", 0.0, ids=(1,))
     ends = (
@@ -188,6 +210,13 @@ def test_responses_are_the_good_leaves():
     [best], dropped = _responses(tree, max_responses_per_prompt=1)
     assert best.value == 1.0
     assert dropped["over_limit"] == 1
+
+
+def test_a_limit_keeps_the_best_responses_in_the_trees_order():
+    tree = _tree(*[_node(0, f"0.{i}", v) for i, v in enumerate((1.0, 2.0, 0.8, 3.0, 1.0))])
+    kept, dropped = _responses(tree, max_responses_per_prompt=3)
+    assert [(row.id, row.value) for row in kept] == [("x/0.0", 1.0), ("x/0.1", 2.0), ("x/0.3", 3.0)]
+    assert dropped == {"over_limit": 2}
 
 
 def test_a_root_that_was_never_expanded_is_no_response():

@@ -100,7 +100,6 @@ class Answering:
     def _choose(self, strategy: Strategy, todo: Sequence[Prompt], take: Take) -> None:
         """Answers with one of the first `width` samples of each prompt."""
         lost = Lost()
-        lost = Lost()
         for prompt in todo:
             if not (some := self._samples[prompt.id][: strategy.width]):
                 continue  # passed over
