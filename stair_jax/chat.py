@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from stair_jax import startup, text
 from stair_jax.config import Config, restore
 from stair_jax.evals import miniature
+from stair_jax.io import bars
 from stair_jax.io.metrics import Metrics
 from stair_jax.records import Prompt
 from stair_jax.stages import policies
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--max_tokens", type=int, help="of a response; the run's by default")
     options = parser.parse_args(arguments)
+    if not sys.stderr.isatty():
+        bars.quiet_libraries()
     try:
         _talk(options)
     except (ValueError, OSError) as error:
@@ -49,7 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _talk(options: argparse.Namespace) -> None:
     strategy = _strategy(options)
-    startup.quiet_bars()
     startup.claim_memory()
     config = _config_of(options.workdir)
     startup.keep_programs(config.compile_cache)

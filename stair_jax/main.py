@@ -56,7 +56,8 @@ def main(argv: list[str]) -> None:
     )
     if sys.stderr.isatty():
         progress.show_on(bars.Bars())
-    startup.quiet_bars()
+    else:
+        bars.quiet_libraries()
     for noisy in ("absl", "httpx2", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for handler in logging.getLogger().handlers:

@@ -3,11 +3,8 @@
 import logging
 import os
 import pathlib
-import sys
 
 import jax
-from huggingface_hub import utils as hub
-from transformers.utils import logging as libraries
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +22,6 @@ def claim_memory() -> None:
     """
     if not any(os.environ.get(name) for name in _SHARES):
         os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(MEMORY_SHARE)
-
-
-def quiet_bars() -> None:
-    """Keeps the libraries' progress bars out of a standard error that is no terminal.
-
-    It must come before `datasets` is imported.
-    """
-    if not sys.stderr.isatty():
-        hub.disable_progress_bars()
-        libraries.disable_progress_bar()
-        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 
 def keep_programs(setting: str) -> pathlib.Path | None:

@@ -3,6 +3,7 @@
 import io
 import logging
 import math
+import os
 import threading
 
 import pytest
@@ -315,3 +316,17 @@ def test_a_terminal_has_bars_and_no_lines(board, clock, said):
     assert "3/4" in shown
     assert "loss 2.5" in shown
     assert said() == []
+
+
+def test_a_log_has_no_bars_of_libraries(monkeypatch):
+    monkeypatch.delenv("HF_DATASETS_DISABLE_PROGRESS_BARS", raising=False)
+    bars.libraries.enable_progress_bar()
+    try:
+        bars.hub.enable_progress_bars()
+        bars.quiet_libraries()
+        assert not bars.libraries.is_progress_bar_enabled()
+        assert bars.hub.are_progress_bars_disabled()
+        assert os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] == "1"
+    finally:
+        bars.hub.enable_progress_bars()
+        bars.libraries.enable_progress_bar()

@@ -268,7 +268,8 @@ def test_the_command_line_logs_and_ends_without_secrets(monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "run", run)
     monkeypatch.setattr(main.mesh, "show_cpus", lambda *_: None)
     monkeypatch.setattr(main.interrupt, "install", lambda: None)
-    for name in ("quiet_bars", "claim_memory", "keep_programs"):
+    monkeypatch.setattr(main.bars, "quiet_libraries", lambda: None)
+    for name in ("claim_memory", "keep_programs"):
         monkeypatch.setattr(main.startup, name, lambda *_: None)
     monkeypatch.setattr(main.xla_flags, "add", lambda **_: None)
     monkeypatch.setattr(main, "_CONFIG", type("Flag", (), {"value": tiny(workdir="x")}))

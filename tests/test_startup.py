@@ -39,22 +39,6 @@ def test_a_gpus_memory_is_claimed_unless_the_environment_says_how_much(monkeypat
         assert sum(other in os.environ for other in startup._SHARES) == 1
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_libraries_draw_bars_on_a_terminal_only(monkeypatch, terminal):
-    monkeypatch.setenv("HF_DATASETS_DISABLE_PROGRESS_BARS", "0")
-    monkeypatch.setattr(startup.libraries, "_tqdm_active", True)
-    hub = startup.hub
-    try:
-        hub.enable_progress_bars()
-        monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-        startup.quiet_bars()
-        assert startup.libraries.is_progress_bar_enabled() == terminal
-        assert hub.are_progress_bars_disabled() == (not terminal)
-        assert os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] == ("0" if terminal else "1")
-    finally:
-        hub.enable_progress_bars()
-
-
 @pytest.fixture
 def cache_settings():
     """Puts JAX's settings back."""

@@ -157,7 +157,7 @@ def test_the_entry_point_asks_for_what_the_configuration_says(monkeypatch, chang
         (main.logging, "basicConfig"),
         (main.interrupt, "install"),
         (main.mesh, "show_cpus"),
-        (main.startup, "quiet_bars"),
+        (main.bars, "quiet_libraries"),
         (main.startup, "claim_memory"),
         (main.startup, "keep_programs"),
         (main.pipeline, "run"),

@@ -1,9 +1,12 @@
-"""Lines of `progress` as bars on a terminal."""
+"""Lines of `progress` as bars on a terminal; no bars of libraries elsewhere."""
 
 import logging
+import os
 import sys
 
+from huggingface_hub import utils as hub
 from rich import console, progress
+from transformers.utils import logging as libraries
 
 from stair_jax.progress import Line
 
@@ -54,3 +57,10 @@ class StderrHandler(logging.StreamHandler):
         """Writes a record."""
         self.stream = sys.stderr
         super().emit(record)
+
+
+def quiet_libraries() -> None:
+    """Keeps the libraries' bars out of a log; `datasets` must not have been imported yet."""
+    hub.disable_progress_bars()
+    libraries.disable_progress_bar()
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
