@@ -13,11 +13,13 @@ from stair_jax.evals import curves, own_prompts, report, statistics
 from stair_jax.io.metrics import Metrics
 from stair_jax.records import Answer, Prompt, Rated, Sample
 from stair_jax.rewards.judges import OPEN, FunctionJudge, Score
+from stair_jax.search.beams import Found
 from stair_jax.stages import benchmarks, judges, policies, rating
-from stair_jax.stages.answerer import Answerer
+from stair_jax.stages.answerer import Answerer, Lost
 from stair_jax.stages.lineage import Lineage
 from stair_jax.stages.policies import Policy
 from stair_jax.stages.run import Run
+from stair_jax.strategies import parse
 from stair_jax.text import OUTPUT, OUTPUT_END, TAGS
 from stair_jax.validate import validate
 from tests.scripted import ScriptedRewardModel
@@ -399,3 +401,12 @@ def test_the_table_has_shares_in_percent_and_scores_as_they_are():
     assert "50.0 (15-85)" in table
     assert "mine: safety ↑" in table
     assert "-0.25 (-0.50 to 0.00)" in table
+
+
+def test_scores_that_are_missing_are_counted_one_by_one(monkeypatch):
+    monkeypatch.setattr(Answerer, "_index", lambda *_: None)
+    found = [Found(ids=(1,), raw=(None, 1.0, None)), Found(ids=(2,), raw=(0.5,))]
+    lost, prompt = Lost(), Prompt(id="a", question="q", type="safety")
+    answerer = Answerer.__new__(Answerer)
+    assert answerer.choose(parse("best_of_2"), prompt, found, (), lost) == 0
+    assert (lost.missing, lost.blind) == (2, 1)

@@ -161,7 +161,7 @@ class Answerer:
           lost: what is missing is counted there.
         """
         index = self._index(strategy, prompt, some, merits)
-        lost.add(sum(None in sample.raw for sample in some), index is None)
+        lost.add(sum(sample.raw.count(None) for sample in some), index is None)
         return index or 0
 
     def _index(
@@ -218,7 +218,7 @@ class Answerer:
         missing = {prompt.id: range(strategy.width) for prompt in prompts}
         nothing: dict[str, list[tuple[int, ...]]] = {prompt.id: [] for prompt in prompts}
         passed = self.draw(strategy.name, prompts, missing, nothing, drawn, read=strategy.reads)
-        lost.tell(self.name, strategy.name)
+        Lost(blind=lost.blind).tell(self.name, strategy.name)  # the scores, whoever read them told
         return passed
 
     def _search(
