@@ -7,15 +7,15 @@ import time
 from collections.abc import Mapping, Sequence
 
 from benchmarks import harness
+from stair_jax.config.schema import RewardConfig, SearchConfig
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.replicas import Replicas
 from stair_jax.engine.request import EngineLike, Prefix
+from stair_jax.judges.base import Judge
 from stair_jax.records import Prompt, Tree
-from stair_jax.rewards.combine import Reward
-from stair_jax.rewards.judges import Judge
 from stair_jax.search import driver
 from stair_jax.search.growth import CodecLike
-from stair_jax.sections import RewardConfig, SearchConfig
+from stair_jax.search.reward import Reward
 
 GAUGES = ("pages_high_water",)  # counters that do not count
 

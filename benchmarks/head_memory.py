@@ -5,7 +5,7 @@ python -m benchmarks.head_memory --out FILE.json [--rows 4] [--length 4096] [--c
 Of Llama-3.1-8B's head, by default at 4 rows of 4096 tokens. Nothing is run: XLA compiles the value
 and the gradient of the summed log-probs, and says how many bytes of temporaries the program needs
 beside its arguments and results. For the CPU, and where JAX's CUDA plugin is installed for the GPUs
-in tests/gpu_targets, which need not be there.
+in stair_jax/plan/targets, which need not be there.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from benchmarks.harness import Claim
 from stair_jax import ops
 from stair_jax.model.spec import Spec
 
-GPU_TARGETS = pathlib.Path(__file__).parents[1] / "tests" / "gpu_targets"
+GPU_TARGETS = pathlib.Path(__file__).parents[1] / "stair_jax" / "plan" / "targets"
 SHARE = 0.2  # of the temporaries of the gathered side, at most
 GIB = 2**30
 COLUMNS = ("compiled for", "log_softmax", "gathered", "chunked", "chunked/gathered")

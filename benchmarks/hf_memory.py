@@ -20,7 +20,7 @@ import jax
 
 from benchmarks import harness
 from benchmarks.harness import Claim
-from stair_jax.io import hf_export, hf_import
+from stair_jax.hf import exporter, importer
 from stair_jax.model import transformer
 from stair_jax.model.spec import RopeScaling, Spec
 
@@ -62,7 +62,7 @@ def draw(spec: Spec) -> dict:
 def write(folder: pathlib.Path, spec: Spec, params: dict) -> None:
     """Exports a model without tokenizer."""
     limit = min(SHARD_BYTES, spec.parameters)  # at least two files of two bytes a parameter
-    hf_export.save(folder, spec, params, None, end_ids=[0], dtype=DTYPE, shard_bytes=limit)
+    exporter.save(folder, spec, params, None, end_ids=[0], dtype=DTYPE, shard_bytes=limit)
 
 
 def child(direction: str, folder: pathlib.Path, spec: Spec) -> dict[str, float]:
@@ -75,10 +75,10 @@ def child(direction: str, folder: pathlib.Path, spec: Spec) -> dict[str, float]:
     before = memory("VmRSS")
     if direction == "import":
         with harness.Watch() as watch:
-            params = hf_import.load_onto(folder, dtype=DTYPE)[1]
+            params = importer.load_onto(folder, dtype=DTYPE)[1]
         model = sum(x.nbytes for x in jax.tree.leaves(params))
     else:
-        params = hf_import.load_onto(folder, dtype=DTYPE)[1]
+        params = importer.load_onto(folder, dtype=DTYPE)[1]
         before, model = memory("VmRSS"), 0
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at VmRSS
         with tempfile.TemporaryDirectory() as scratch, harness.Watch() as watch:
@@ -105,8 +105,8 @@ def _part(direction: str, folder: pathlib.Path, size: str) -> str:
 def largest(folder: pathlib.Path) -> int:
     """Returns the bytes of a checkpoint's largest tensor, in its file."""
     sizes = []
-    for tensor in hf_import.tensors_of(folder).values():
-        count = hf_import.FLOATS[tensor.dtype].itemsize
+    for tensor in importer.tensors_of(folder).values():
+        count = importer.FLOATS[tensor.dtype].itemsize
         for n in tensor.shape:
             count *= n
         sizes.append(count)

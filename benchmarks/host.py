@@ -28,20 +28,20 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.harness import Claim
 from stair_jax import config as config_lib
+from stair_jax.config.schema import EngineConfig, RewardConfig, SearchConfig
 from stair_jax.engine import counters, decode, replicas
 from stair_jax.engine import engine as engine_lib
 from stair_jax.engine.batch import COLUMNS
 from stair_jax.engine.pages import Pages
 from stair_jax.engine.replicas import Replicas
 from stair_jax.engine.sequences import Held, Store
+from stair_jax.judges.base import FunctionJudge, Score
 from stair_jax.model.spec import Spec
 from stair_jax.records import Prompt
-from stair_jax.rewards.combine import Reward
-from stair_jax.rewards.judges import FunctionJudge, Score
 from stair_jax.search import driver, result_log
 from stair_jax.search.growth import Tools
 from stair_jax.search.replay import ReplayEngine
-from stair_jax.sections import EngineConfig, RewardConfig, SearchConfig
+from stair_jax.search.reward import Reward
 
 SPEC = Spec(
     L=32,

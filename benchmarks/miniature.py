@@ -16,16 +16,16 @@ from configs import tiny
 from stair_jax import config as config_lib
 from stair_jax import mesh, text
 from stair_jax.config import Config
+from stair_jax.config.schema import RewardConfig, SearchConfig
 from stair_jax.engine.request import EngineLike
 from stair_jax.engine.switchboard import Switchboard
-from stair_jax.io import hf_export
-from stair_jax.io.metrics import Metrics
+from stair_jax.hf import exporter
+from stair_jax.log.metrics import Metrics
 from stair_jax.records import Prompt
-from stair_jax.sections import RewardConfig, SearchConfig
-from stair_jax.stages import judges, policies, prompts, search
-from stair_jax.stages.lineage import Lineage
-from stair_jax.stages.policies import Policy
-from stair_jax.stages.run import Run
+from stair_jax.run import judges, models, rows, search_sizes
+from stair_jax.run.lineage import Lineage
+from stair_jax.run.models import Policy
+from stair_jax.run.workdir import Run
 
 MODEL = "sft"
 # The paper's search; what is not named here is the miniature's: limits, context, judge.
@@ -79,19 +79,19 @@ def open_run(workdir: pathlib.Path) -> Run:
 
 def export(policy: Policy, folder: pathlib.Path) -> float:
     """Writes a model as a Hugging Face folder; returns the largest difference of its logits."""
-    hf_export.save(
+    exporter.save(
         folder, policy.spec, policy.params, policy.codec.tokenizer,
         end_ids=sorted(policy.codec.end_ids), dtype="float32",
         chat_template=text.TEMPLATES[policy.codec.template],
     )  # fmt: skip
     asked = [policy.codec.prompt_ids("what is 1 2 + 3 4 ?")]
-    report = hf_export.export_report(folder, policy.spec, policy.params, asked, dtype="float32")
+    report = exporter.export_report(folder, policy.spec, policy.params, asked, dtype="float32")
     return report["max_abs_diff"]
 
 
 def questions(config: Config) -> list[Prompt]:
     """Returns the prompts of round 1, those of a kind together."""
-    every = prompts.for_round(config, 1)
+    every = rows.for_round(config, 1)
     return sorted(every, key=lambda p: (p.type, p.meta["kind"], p.meta["framing"], p.id))
 
 
@@ -122,8 +122,8 @@ def repeated(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
 def in_flight(run: Run, trees: int) -> int:
     """Returns how many trees stage search would have in flight at most."""
     wanted = run.config.search.trees_in_flight
-    places = len(policies.engine_places(run))
-    return wanted or min(trees, search.TREES_A_SLOT * run.config.engine.slots * places)
+    places = len(models.engine_places(run))
+    return wanted or min(trees, search_sizes.TREES_A_SLOT * run.config.engine.slots * places)
 
 
 def grow(

@@ -17,12 +17,12 @@ from benchmarks.growing import Grown
 from benchmarks.on_gpu import sizes
 from benchmarks.on_gpu.sizes import Shape
 from benchmarks.roofline import Ceilings
+from stair_jax.config.schema import RewardConfig, SearchConfig
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import EngineLike
+from stair_jax.judges.base import FunctionJudge, Score
 from stair_jax.model.spec import Spec
 from stair_jax.records import Prompt, Tree
-from stair_jax.rewards.judges import FunctionJudge, Score
-from stair_jax.sections import RewardConfig, SearchConfig
 
 SEED = 0
 # The paper's search, the defaults of `config.default`; that itself needs ml-collections.

@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stair_jax.config.schema import EngineConfig
 from stair_jax.engine import placing
 from stair_jax.engine.device import joins
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import Prefix, Request, Sampling
 from stair_jax.model import transformer
 from stair_jax.model.spec import RopeScaling, Spec
-from stair_jax.sections import EngineConfig
 
 SAMPLING = Sampling(temperature=1.2, top_k=50, top_p=0.9)
 TIMED = 4  # chunks of a timed stretch of decoding

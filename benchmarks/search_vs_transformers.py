@@ -25,12 +25,12 @@ import transformers
 from benchmarks import growing, harness, miniature
 from benchmarks.harness import Claim, Figures, Round
 from benchmarks.transformers_engine import Generator, Lockstep, OneByOne
+from stair_jax.config.schema import SearchConfig
 from stair_jax.records import Prompt
+from stair_jax.run import models
+from stair_jax.run.models import Policy
+from stair_jax.run.workdir import Run
 from stair_jax.search import growth
-from stair_jax.sections import SearchConfig
-from stair_jax.stages import policies
-from stair_jax.stages.policies import Policy
-from stair_jax.stages.run import Run
 
 THREADS = 2  # of torch; JAX takes what there is
 TREES = 64  # of a lock-step
@@ -76,7 +76,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Clai
     transformers.logging.disable_progress_bar()
     miniature.train(options.workdir)
     run = miniature.open_run(options.workdir)
-    policy = policies.load(run, miniature.MODEL)
+    policy = models.load(run, miniature.MODEL)
     sides = Sides(run, policy, options)
     harness.say("warming up: every program is compiled, every library is loaded ...")
     sides.warm_up()
@@ -113,7 +113,7 @@ class Sides:
                 path, dtype=torch.float32
             )
         self._model = model.eval()
-        self._engine, self.compile_s = policies.engine_for(run, policy), 0.0
+        self._engine, self.compile_s = models.engine_for(run, policy), 0.0
         self.in_flight = miniature.in_flight(run, options.trees)
 
     def measures(self) -> Mapping[str, Callable[[int], Figures]]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import transformers
 
-Batch = Mapping[str, np.ndarray]  # arrays [rows, ...] of one step, as `io.batches` has them
+Batch = Mapping[str, np.ndarray]  # arrays [rows, ...] of one step, as `data.batches` has them
 
 
 def load(folder: pathlib.Path) -> Any:

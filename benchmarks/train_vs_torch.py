@@ -30,18 +30,19 @@ from benchmarks.harness import Claim, Figures, Round
 from configs import tiny
 from stair_jax import mesh as mesh_lib
 from stair_jax import text
-from stair_jax.io import examples, hf_export
-from stair_jax.io.batches import Data, SftData
-from stair_jax.io.examples import PairExample, SftExample
-from stair_jax.io.lengths import real_tokens
-from stair_jax.io.pair_batches import DpoData
-from stair_jax.io.trajectories import score_batches
+from stair_jax.config.schema import DpoConfig, TrainConfig
+from stair_jax.data import examples
+from stair_jax.data.batches import Data, SftData
+from stair_jax.data.examples import PairExample, SftExample
+from stair_jax.data.lengths import real_tokens
+from stair_jax.data.pair_batches import DpoData
+from stair_jax.data.trajectories import score_batches
+from stair_jax.hf import exporter
 from stair_jax.miniature import tokenizer
 from stair_jax.model import transformer
 from stair_jax.model.spec import Spec
-from stair_jax.sections import DpoConfig, TrainConfig
-from stair_jax.stages import prompts
-from stair_jax.stages.run import train_config
+from stair_jax.run import rows as rows_lib
+from stair_jax.run.workdir import train_config
 from stair_jax.train import step as step_lib
 from stair_jax.train.logprobs import Scorer
 from stair_jax.train.losses import Dpo, Loss, Sft
@@ -141,7 +142,7 @@ class Setup:
             **(LARGE if model == "large" else {}),
         )  # fmt: skip
         rows = random_rows(spec.vocab) if model == "large" else examples.sft_examples(
-            prompts.for_sft(c)[:ROWS], codec
+            rows_lib.for_sft(c)[:ROWS], codec
         )  # fmt: skip
         params = jax.jit(functools.partial(transformer.init, spec))(jax.random.key(0))
         frame = {"seed": 0, "pad_id": codec.pad_id, "row_shards": 2}
@@ -260,7 +261,7 @@ class Torch:
         tx = AdamW.of(setup.config)
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "model"
-            hf_export.save(
+            exporter.save(
                 path, setup.spec, setup.params, None, end_ids=[1], dtype="float32"
             )  # a model without words
             self._trainer = torch_trainer.Trainer(

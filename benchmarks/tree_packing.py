@@ -19,13 +19,13 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.harness import Claim
 from configs import tiny
-from stair_jax import records
-from stair_jax.io import examples, lengths, packing
-from stair_jax.io.examples import PairExample
-from stair_jax.io.pair_batches import DpoData
+from stair_jax import jsonl
+from stair_jax.config.schema import DpoConfig, TrainConfig
+from stair_jax.data import examples, lengths, packing
+from stair_jax.data.examples import PairExample
+from stair_jax.data.pair_batches import DpoData
 from stair_jax.miniature import tokenizer
 from stair_jax.records import Pair
-from stair_jax.sections import DpoConfig, TrainConfig
 from stair_jax.text import Codec, template_for
 
 WIDTHS = (96, 128, 192, 256, 384)  # tokens of a packed row, each tried by itself
@@ -99,7 +99,7 @@ def pairs_of(workdir: pathlib.Path) -> list[PairExample]:
     codec = Codec(words, template_for(words, "llama"))
     found: list[PairExample] = []
     for path in sorted(workdir.glob("round-*/pairs/pairs.jsonl")):
-        rows = examples.pair_examples(records.read_jsonl(path, Pair), codec)
+        rows = examples.pair_examples(jsonl.read_jsonl(path, Pair), codec)
         found += [dataclasses.replace(row, id=f"{path.parts[-3]}/{row.id}") for row in rows]
     return found
 

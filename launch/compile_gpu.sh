@@ -16,7 +16,7 @@ if [ ! -e "$stamp" ]; then
   touch "$stamp"
 fi
 status=0
-for program in compile_gpu compile_training; do
-  .venv-cuda/bin/python -m "tests.$program" "$@" || status=1
+for program in engine training; do
+  .venv-cuda/bin/python -m "stair_jax.plan.$program" "$@" || status=1
 done
 exit $status

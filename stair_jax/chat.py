@@ -8,15 +8,15 @@ from collections.abc import Sequence
 
 from stair_jax import startup, text
 from stair_jax.config import Config, restore
-from stair_jax.evals import miniature
-from stair_jax.io import bars
-from stair_jax.io.metrics import Metrics
+from stair_jax.config.strategies import GREEDY, Strategy, parse
+from stair_jax.evals.benchmarks import miniature
+from stair_jax.log import bars
+from stair_jax.log.metrics import Metrics
 from stair_jax.records import Prompt
-from stair_jax.stages import policies
-from stair_jax.stages.answerer import Answerer, Reply
-from stair_jax.stages.lineage import Lineage
-from stair_jax.stages.run import Run
-from stair_jax.strategies import GREEDY, Strategy, parse
+from stair_jax.run import models
+from stair_jax.run.answerer import Answerer, Reply
+from stair_jax.run.lineage import Lineage
+from stair_jax.run.workdir import Run
 
 _SEARCH = (
     "how an answer is found: greedy (default), or as config.evaluate.search: best_of_8, vote_of_8,"
@@ -69,7 +69,7 @@ def _talk(options: argparse.Namespace) -> None:
             f"--search={options.search}: asks a reward model, and there is none in"
             f" {options.workdir}; run stage prm first"
         )
-    name = options.model or policies.names(run)[-1]
+    name = options.model or models.names(run)[-1]
     answerer = Answerer(run, name, [strategy], compile_first=False)
     codec = answerer.policy.codec
     print(f"{name} of {options.workdir}; a question a line, end with Ctrl-D", file=sys.stderr)

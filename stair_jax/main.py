@@ -11,21 +11,12 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from stair_jax import (
-    chat,
-    config_keys,
-    interrupt,
-    mesh,
-    pipeline,
-    progress,
-    redaction,
-    startup,
-    xla_flags,
-)
+from stair_jax import chat, interrupt, mesh, pipeline, startup, xla_flags
 from stair_jax import config as config_lib
-from stair_jax.io import bars
+from stair_jax.config import keys, redaction
+from stair_jax.config.checks import validate
+from stair_jax.log import bars, progress
 from stair_jax.train.loop import NonFiniteError
-from stair_jax.validate import validate
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Run configuration, a file of configs/.", lock_config=True
@@ -95,7 +86,7 @@ def command_line() -> None:
         chat.main(words[1:])
     elif words[:1] == ["keys"]:
         try:
-            print(config_keys.listed(" ".join(words[1:]).removeprefix("config.")))
+            print(keys.listed(" ".join(words[1:]).removeprefix("config.")))
         except ValueError as error:
             sys.exit(f"error: {error}")
     elif {"--help", "-help", "-h", "--helpfull"} & set(words):
@@ -159,7 +150,7 @@ def _check_keys(argv: Sequence[str]) -> None:
     Raises:
       ValueError: for the first such flag.
     """
-    known = set(config_keys.keys(config_lib.default()))
+    known = set(keys.keys(config_lib.default()))
     for word in argv[1:]:
         flag = word.partition("=")[0]
         key = flag.lstrip("-").removeprefix("no").removeprefix("config.")
@@ -167,7 +158,7 @@ def _check_keys(argv: Sequence[str]) -> None:
             continue
         if inside := [name for name in sorted(known) if name.startswith(f"{key}.")]:
             raise ValueError(f"{flag}: a section, expected one of its keys, such as {inside[0]}")
-        near = " or ".join(f"config.{name}" for name in config_keys.nearest(key))
+        near = " or ".join(f"config.{name}" for name in keys.nearest(key))
         hint = f"did you mean {near}? " if near else ""
         raise ValueError(f"{flag}: no such key; {hint}(stair-jax keys lists all)")
 

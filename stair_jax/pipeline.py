@@ -10,15 +10,16 @@ from typing import Any
 
 import jax
 
-from stair_jax import ops, progress, records
+from stair_jax import jsonl, ops
 from stair_jax.config import Config, with_values
-from stair_jax.io.metrics import Metrics
-from stair_jax.sections import words
-from stair_jax.stages import inputs, needs, policies
-from stair_jax.stages.lineage import Lineage, settings_of
-from stair_jax.stages.redo import Redo
-from stair_jax.stages.run import CHECKPOINT, Run, locked
-from stair_jax.validate import validate
+from stair_jax.config.checks import validate
+from stair_jax.config.schema import words
+from stair_jax.log import progress
+from stair_jax.log.metrics import Metrics
+from stair_jax.run import inputs, models, needs
+from stair_jax.run.lineage import Lineage, settings_of
+from stair_jax.run.redo import Redo
+from stair_jax.run.workdir import CHECKPOINT, Run, locked
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def missing_for(run: Run, item: Item) -> str | None:
     """Returns what an item still waits for, in words; None where it can begin."""
     if item.number is None:
         return _missing_for_prm(run) if item.stage == "prm" else None
-    if policies.before_round(run, item.number) is None:
+    if models.before_round(run, item.number) is None:
         if item.number == 1:
             return "a model to start from: run stage sft, or set config.model.checkpoint"
         return f"dpo-{item.number - 1}: run stage dpo of round {item.number - 1}"
@@ -64,10 +65,10 @@ def missing_for(run: Run, item: Item) -> str | None:
 
 
 def _missing_for_prm(run: Run) -> str | None:
-    if not policies.searched_rounds(run):
+    if not models.searched_rounds(run):
         return "round-1/trees: run stage search first"
-    known = policies.names(run) + policies.baselines(run)
-    if (start := policies.start_of_prm(run)) not in known:
+    known = models.names(run) + models.baselines(run)
+    if (start := models.start_of_prm(run)) not in known:
         return f"model {start!r} of config.prm.model, which is not one of {known}"
     return None
 
@@ -104,7 +105,7 @@ def run(config: Config, flags: Collection[str] = ()) -> None:
             this = Run(config, workdir, lineage, metrics, frozenset(flags))
             _check_settings(this)
             ops.keep_plans(workdir / "kernel_plans.json")
-            records.write_text(workdir / "config.json", config.to_json(indent=1) + "\n")
+            jsonl.write_text(workdir / "config.json", config.to_json(indent=1) + "\n")
             items = items_of(config)
             with progress.line("looking at what the run reads"):
                 inputs.look(this, [(item.stage, item.number) for item in items])

@@ -10,9 +10,9 @@ import json
 import pathlib
 import sys
 
+from stair_jax.config.schema import PairsConfig
 from stair_jax.search.official import from_official
 from stair_jax.search.pairs import good_and_bad, pairs_of, responses_of
-from stair_jax.sections import PairsConfig
 
 TOLERANCE = 1e-4  # of a value
 

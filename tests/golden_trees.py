@@ -10,12 +10,12 @@ import json
 import pathlib
 import sys
 
+from stair_jax.config.schema import RewardConfig, SearchConfig
 from stair_jax.records import Prompt
-from stair_jax.rewards.combine import Reward
 from stair_jax.search.driver import grow
-from stair_jax.sections import RewardConfig, SearchConfig
+from stair_jax.search.reward import Reward
 from tests.golden import scripted_policy
-from tests.scripted import ScriptedCodec, ScriptedEngine, ScriptedJudge
+from tests.support.scripted import ScriptedCodec, ScriptedEngine, ScriptedJudge
 
 ROOM = 10_000  # tokens of a step or rollout: the script decides where they end
 COMPANY = 3  # trees of other cases that grow beside a case's own, to be in its way

@@ -17,13 +17,13 @@ import shutil
 import zlib
 
 from stair_jax import pipeline
+from stair_jax.judges.base import FunctionJudge, Score
 from stair_jax.miniature.harm import PLAIN
 from stair_jax.miniature.verifier import verify
-from stair_jax.rewards.judges import FunctionJudge, Score
+from stair_jax.run import judges
 from stair_jax.search import comparisons
 from stair_jax.search import pairs as pairs_lib
-from stair_jax.stages import judges
-from tests.test_config import tiny
+from tests.support.configs import tiny
 
 
 def flip(pairs_of):

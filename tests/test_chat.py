@@ -3,17 +3,17 @@
 import pytest
 
 from stair_jax import chat
-from stair_jax.stages import policies
-from stair_jax.stages.answerer import Answerer
-from stair_jax.stages.lineage import Lineage
-from stair_jax.stages.policies import Policy
+from stair_jax.run import models
+from stair_jax.run.answerer import Answerer
+from stair_jax.run.lineage import Lineage
+from stair_jax.run.models import Policy
 from stair_jax.text import OUTPUT, OUTPUT_END
-from tests.scripted import ScriptedRewardModel
-from tests.test_config import tiny
-from tests.test_evaluate import Codec, Machine
-from tests.test_hf import TIED
+from tests.support.configs import tiny
+from tests.support.evaluation import Codec, Machine
+from tests.support.hf_folders import TIED
+from tests.support.scripted import ScriptedRewardModel
 
-LOAD = policies.load  # as it is
+LOAD = models.load  # as it is
 
 
 class Words:
@@ -33,8 +33,8 @@ def talk(tmp_path, monkeypatch, capsys):
     codec.tokenizer = Words()
     config = tiny(workdir=str(tmp_path))
     (tmp_path / "config.json").write_text(config.to_json())
-    monkeypatch.setattr(policies, "load", lambda run, name, **_: Policy(name, TIED, None, codec))
-    monkeypatch.setattr(policies, "engine_for", lambda run, policy: Machine(codec, 10**6))
+    monkeypatch.setattr(models, "load", lambda run, name, **_: Policy(name, TIED, None, codec))
+    monkeypatch.setattr(models, "engine_for", lambda run, policy: Machine(codec, 10**6))
     monkeypatch.setattr(Answerer, "_reward_model", ScriptedRewardModel(codec), raising=False)
 
     def say(questions, *flags, prm=True):
@@ -102,6 +102,6 @@ def test_a_search_without_a_reward_model_is_refused(talk):
 
 
 def test_a_model_that_is_not_there_is_told_with_those_that_are(talk, monkeypatch):
-    monkeypatch.setattr(policies, "load", LOAD)
+    monkeypatch.setattr(models, "load", LOAD)
     with pytest.raises(SystemExit, match=r"model 'dpo-9' is not one of \['base', 'sft'\]"):
         talk([], "--model=dpo-9")

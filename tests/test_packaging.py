@@ -38,4 +38,5 @@ def test_a_wheel_holds_the_package_and_the_kernels(tmp_path):
     assert "stair_jax/main.py" in names
     assert "stair_jax/kernels/__init__.py" in names
     assert "stair_jax/kernels/README.md" in names
+    assert "stair_jax/plan/targets/h100.txt" in names
     assert not [name for name in names if name.startswith(("tests", "configs", "kernels"))]

@@ -14,12 +14,12 @@ import time
 
 import pytest
 
-from stair_jax import chat, main, pipeline, records
+from stair_jax import chat, jsonl, main, pipeline
 from stair_jax.config import restore
 from stair_jax.records import Answer, Pair, Tree
-from stair_jax.stages.lineage import Lineage
-from stair_jax.stages.run import locked
-from tests.test_config import tiny
+from stair_jax.run.lineage import Lineage
+from stair_jax.run.workdir import locked
+from tests.support.configs import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
@@ -49,7 +49,7 @@ def environment(cache):
 
 def last_metrics(workdir):
     """The last line of every stage, without what a clock or a session decides."""
-    lines = records.read_json_lines(workdir / "metrics.jsonl")
+    lines = jsonl.read_json_lines(workdir / "metrics.jsonl")
     drop = ("time", "tokens_per_s", "data_wait_ms", "seconds", "trees_per_hour")
     return {
         line["stage"]: {k: v for k, v in line.items() if k not in drop and "engine/" not in k}
@@ -70,7 +70,7 @@ def outcome(workdir):
         "metrics": last_metrics(workdir),
         "results": json.loads((workdir / "evals" / "results.json").read_text()),
         "table": (workdir / "report" / "table.md").read_text(),
-        "trees": [sorted(records.read_jsonl(p, Tree), key=lambda t: t.prompt.id) for p in trees],
+        "trees": [sorted(jsonl.read_jsonl(p, Tree), key=lambda t: t.prompt.id) for p in trees],
     }
 
 
@@ -142,7 +142,7 @@ def test_packed_rows_trees_and_adapters_through_the_whole_run(tmp_path):
     }  # fmt: skip
     workdir = tmp_path / "w"
     pipeline.run(small(workdir, **small_rounds))
-    lines = records.read_json_lines(workdir / "metrics.jsonl")
+    lines = jsonl.read_json_lines(workdir / "metrics.jsonl")
     first = next(x for x in lines if x["stage"] == "round-1/dpo")
     assert abs(first["rewards/margins"]) < 1e-5
     assert first["dpo_loss"] == pytest.approx(math.log(2), rel=1e-5)
@@ -188,7 +188,7 @@ def test_a_run_leaves_all_that_it_promises(finished):
             assert share["low"] <= share["value"] <= share["high"]
             assert share["n"] >= 300
         assert sum(s["value"] for s in model["harmful"].values()) == pytest.approx(1)
-    answers = records.read_jsonl(finished / "evals" / "sft" / "harmful.jsonl", Answer)
+    answers = jsonl.read_jsonl(finished / "evals" / "sft" / "harmful.jsonl", Answer)
     rate = sum(a.outcome == "refusal" for a in answers) / len(answers)
     assert rate == results["sft"]["harmful"]["refusal"]["value"]
     assert all(a.tokens <= tiny().evaluate.max_tokens for a in answers)
@@ -202,10 +202,10 @@ def test_trees_pairs_and_lineage_hang_together(finished):
         "round-1/dpo": lineage.entries["round-1/dpo"]["hash"],
         "round-2/pairs": lineage.entries["round-2/pairs"]["hash"],
     }
-    trees = records.read_jsonl(finished / "round-1" / "trees" / "trees.jsonl", Tree)
+    trees = jsonl.read_jsonl(finished / "round-1" / "trees" / "trees.jsonl", Tree)
     assert len(trees) == small("x").data.round_prompts
     by_id = {tree.prompt.id: tree for tree in trees}
-    pairs = records.read_jsonl(finished / "round-1" / "pairs" / "pairs.jsonl", Pair)
+    pairs = jsonl.read_jsonl(finished / "round-1" / "pairs" / "pairs.jsonl", Pair)
     assert pairs
     for pair in pairs:
         name, better, worse = pair.id.split("/")

@@ -4,7 +4,7 @@ import pytest
 
 from stair_jax import pipeline
 from tests import sabotage
-from tests.test_config import tiny
+from tests.support.configs import tiny
 
 
 @pytest.mark.slow
@@ -18,7 +18,7 @@ def test_spoilt_lessons_show_in_the_table(tmp_path):
 
 
 def test_a_coin_turns_half_of_the_comparisons_round():
-    from tests.test_reward_batches import COMPARISON
+    from tests.support.reward_rows import COMPARISON
 
     rows = [dataclasses.replace(COMPARISON, id=f"c{i}") for i in range(200)]
     tossed, dropped = sabotage.toss(lambda: (rows, "dropped"))()
@@ -30,7 +30,7 @@ def test_a_coin_turns_half_of_the_comparisons_round():
 
 
 def test_turning_a_pair_round_twice_gives_it_back():
-    from tests.test_records import ROWS
+    from tests.support.rows import ROWS
 
     pair = ROWS[3]
     assert sabotage.turned(pair) != pair

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from stair_jax import config as config_lib
-from stair_jax import progress, startup
+from stair_jax import startup
+from stair_jax.config.schema import EngineConfig
 from stair_jax.engine import decode, prefill
 from stair_jax.engine.device import Device, Wanted
 from stair_jax.engine.replicas import Replicas
 from stair_jax.engine.request import GREEDY
-from stair_jax.sections import EngineConfig
-from tests.test_placing import CONFIG, SPEC, stacked
+from stair_jax.log import progress
+from tests.support.placing import CONFIG, SPEC, stacked
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -80,7 +81,7 @@ jax.config.update("jax_platforms", "cpu")
 from stair_jax import startup
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import GREEDY
-from tests.test_placing import CONFIG, SPEC, STOPS, stacked
+from tests.engine.test_placing import CONFIG, SPEC, STOPS, stacked
 startup.keep_programs(sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 params, events = stacked(), collections.Counter()

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from stair_jax import main, xla_flags
-from tests.test_config import tiny
+from tests.support.configs import tiny
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from benchmarks.on_gpu.child import Job, Wrong
 from benchmarks.on_gpu.kernels import JUDGE, PAPER
 from benchmarks.on_gpu.sizes import EngineSizes, Shape
 from stair_jax import mesh as mesh_lib
+from stair_jax.config.schema import EngineConfig
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import GREEDY, Prefix, Request, Sampling
 from stair_jax.model import heads, transformer
 from stair_jax.model.spec import Spec
-from stair_jax.sections import EngineConfig
 from stair_jax.train import step as step_lib
 
 DTYPE = "bfloat16"

@@ -13,17 +13,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from stair_jax import ops, progress
+from stair_jax import ops
+from stair_jax.config.schema import EngineConfig
 from stair_jax.engine import decode, placing, sampling
 from stair_jax.engine.batch import COLUMNS
 from stair_jax.engine.prefill import Prefill, shapes
 from stair_jax.engine.request import Sampling
 from stair_jax.engine.siblings import TOGETHER, Siblings
+from stair_jax.log import progress
 from stair_jax.model import views
 from stair_jax.model.groups import Groups
 from stair_jax.model.spec import Spec
 from stair_jax.model.views import Views
-from stair_jax.sections import EngineConfig
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from stair_jax.config.schema import EngineConfig
 from stair_jax.engine import batch, decode
 from stair_jax.engine.counters import COUNTERS
 from stair_jax.engine.device import Device, Wanted
@@ -25,7 +26,6 @@ from stair_jax.engine.runs import ALONE, Run, Runs
 from stair_jax.engine.sequences import Held, Store
 from stair_jax.engine.siblings import Siblings
 from stair_jax.model.spec import Spec
-from stair_jax.sections import EngineConfig
 
 LEAST = 16  # a share of the slots, as one in so many, for which a request waits at least
 WEAR = 0.9  # of the high mark of slots that a chunk frees, each chunk

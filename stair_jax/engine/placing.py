@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 
 from stair_jax import mesh as mesh_lib
-from stair_jax import progress
+from stair_jax.log import progress
 from stair_jax.model import transformer
 from stair_jax.model.spec import Spec
 

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stair_jax.config.schema import EngineConfig
 from stair_jax.engine import decode, placing
 from stair_jax.engine.placing import Placed
 from stair_jax.model import cache, transformer
 from stair_jax.model.spec import Spec
-from stair_jax.sections import EngineConfig
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from stair_jax import startup
+from stair_jax.config.schema import EngineConfig
 from stair_jax.engine import placing
 from stair_jax.engine.device import joins
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import Prefix, Request, Result, Sampling, generate
 from stair_jax.model.spec import Spec
-from stair_jax.sections import EngineConfig
 
 PAUSE_S = 0.0002  # between looks at the replicas, while all of them work
 

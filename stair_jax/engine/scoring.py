@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from stair_jax.config.schema import EngineConfig
 from stair_jax.engine.keys import Job, Keys
 from stair_jax.engine.pages import Pages
 from stair_jax.engine.prefill import Prefill
@@ -21,7 +22,6 @@ from stair_jax.model import reward
 from stair_jax.model.cache import Fresh, KVPool, Rows
 from stair_jax.model.spec import Spec
 from stair_jax.model.transformer import Decoder
-from stair_jax.sections import EngineConfig
 
 SHARE = 0.4  # of a device's free memory that the pool takes: the policy's lies there too, or will
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stair_jax.config.schema import PrmConfig
 from stair_jax.evals import ranking
 from stair_jax.model.reward import Readout
 from stair_jax.records import Tree
 from stair_jax.search import comparisons
-from stair_jax.sections import PrmConfig
 
 BINS = 10  # of the calibration
 

@@ -9,8 +9,8 @@ Shape letters: see `stair_jax.model.spec.Spec`; T tokens of the longest row.
 import dataclasses
 from collections.abc import Mapping
 
+from stair_jax.config.schema import EngineConfig, TrainConfig
 from stair_jax.model.spec import Spec
-from stair_jax.sections import EngineConfig, TrainConfig
 
 Amount = int | float  # of bytes or values
 Bytes = Mapping[str, Amount]

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from stair_jax import ops
+from stair_jax.config.schema import TrainConfig, words
 from stair_jax.model.spec import Spec
-from stair_jax.sections import TrainConfig, words
 
 # {"layers": {target: {"a": [L, inputs.., R], "b": [L, R, outputs..]}}}, "rows" maybe beside it
 Factors = Any

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from stair_jax import products
 from stair_jax.model import lora, transformer
 from stair_jax.model.spec import Spec
+from stair_jax.ops import products
 
 POSITIONS = ("eos", "step_end")
 LOSSES = ("bt", "bce", "mse", "implicit")

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from stair_jax.engine.request import EngineLike, Prefix, Request, Sampling
+from stair_jax.judges.base import Judge
 from stair_jax.records import Candidate, Node, Prompt, Tree
-from stair_jax.rewards.combine import Reward
-from stair_jax.rewards.judges import Judge, Open
+from stair_jax.remote.open import Open
 from stair_jax.search.driver import PAUSE_S, Leftovers
 from stair_jax.search.growth import CodecLike
+from stair_jax.search.reward import Reward
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stair_jax.config.schema import PrmConfig
 from stair_jax.records import Comparison, Label, Node, Tree, Valued
-from stair_jax.sections import PrmConfig
 
 Dropped = collections.Counter[str]
 

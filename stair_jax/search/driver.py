@@ -14,18 +14,19 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 import jax
 import numpy as np
 
+from stair_jax.config.schema import SearchConfig
 from stair_jax.engine.request import EngineLike, Result
+from stair_jax.judges.base import Judge
+from stair_jax.prm.reader import Item, RewardModelLike
 from stair_jax.records import Prompt, Tree
-from stair_jax.rewards.combine import Reward
-from stair_jax.rewards.judges import Judge, Open
-from stair_jax.rewards.prm import Item, RewardModelLike
+from stair_jax.remote.open import Open
 from stair_jax.search import mcts
 from stair_jax.search.growth import CodecLike, Event, Growth, Statistics, Task, Tools
+from stair_jax.search.node_values import FROM_MODEL, Valuing
 from stair_jax.search.replay import remembering
 from stair_jax.search.result_log import ResultLog
+from stair_jax.search.reward import Reward
 from stair_jax.search.tree import NONE, ROOT
-from stair_jax.search.valuing import FROM_MODEL, Valuing
-from stair_jax.sections import SearchConfig
 
 PAUSE_S = 0.001  # between looks at a judge, while nothing else can be done
 TOGETHER = 32  # trees that one call moves at most; few have news at a time, however many grow

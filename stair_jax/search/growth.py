@@ -26,16 +26,16 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from stair_jax.config.schema import SearchConfig
 from stair_jax.engine.request import EngineLike, Prefix, Request, Result, Sampling
+from stair_jax.judges.base import Judge, Score
+from stair_jax.prm.reader import Reading, RewardModelLike
 from stair_jax.records import Node, Prompt, Tree
-from stair_jax.rewards.combine import Reward
-from stair_jax.rewards.judges import Judge, Score
-from stair_jax.rewards.prm import Reading, RewardModelLike
 from stair_jax.search import mcts
+from stair_jax.search.node_values import Valuing
 from stair_jax.search.priors import prior
+from stair_jax.search.reward import Reward
 from stair_jax.search.tree import NONE, ROOT
-from stair_jax.search.valuing import Valuing
-from stair_jax.sections import SearchConfig
 
 TRIES = 2  # of an evaluation
 

@@ -16,9 +16,9 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from stair_jax.config.schema import SearchConfig
 from stair_jax.search import tree as tree_lib
 from stair_jax.search.tree import NONE, ROOT, Tree
-from stair_jax.sections import SearchConfig
 
 UNVISITED = 100.0  # score of an unvisited child, in units of c (thu-ml/STAIR src/mcts_node.py)
 STRIDE = 8  # selections in one call: all trees pay for the one that walks longest

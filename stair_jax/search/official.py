@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from stair_jax import records
+from stair_jax import jsonl
 from stair_jax.records import Node, Prompt, Tree
 
 NODE_KEYS = ("trajectory", "is_terminal", "depth", "visited_times", "reward", "value_sum", "p")
@@ -81,7 +81,7 @@ def from_official(
 
 def write(path: str | os.PathLike, trees: Iterable[Tree]) -> None:
     """Writes trees as one official file, whole or not at all."""
-    records.write_json(path, [to_official(tree) for tree in trees])
+    jsonl.write_json(path, [to_official(tree) for tree in trees])
 
 
 def read(

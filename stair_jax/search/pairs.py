@@ -10,8 +10,8 @@ import itertools
 import random
 from collections.abc import Sequence
 
+from stair_jax.config.schema import PairsConfig
 from stair_jax.records import Node, Pair, Response, Tree
-from stair_jax.sections import PairsConfig
 
 Dropped = collections.Counter[str]
 

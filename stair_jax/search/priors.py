@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from stair_jax.sections import SearchConfig
+from stair_jax.config.schema import SearchConfig
 
 
 def prior(logps: Sequence[float], config: SearchConfig) -> float:

@@ -15,8 +15,9 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 
 from stair_jax.engine.request import EngineLike, Prefix, Request, Result
+from stair_jax.judges.base import FunctionJudge, Judge, Score
 from stair_jax.records import Prompt
-from stair_jax.rewards.judges import FunctionJudge, Judge, Open, Score
+from stair_jax.remote.open import Open
 from stair_jax.search.growth import Task
 from stair_jax.search.result_log import ResultLog
 

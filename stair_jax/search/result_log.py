@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Collection
 from typing import Any
 
-from stair_jax import records
+from stair_jax import jsonl
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class ResultLog:
     def _write(self, data: bytes) -> None:
         """Appends whole lines, or nothing."""
         try:
-            records.append(self._file, data)
+            jsonl.append(self._file, data)
         except OSError as error:
             raise OSError(error.errno, f"{self._path}: {error.strerror}") from error
 

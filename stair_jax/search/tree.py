@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from stair_jax.sections import SearchConfig
+from stair_jax.config.schema import SearchConfig
 
 ROOT, NONE = 0, -1
 

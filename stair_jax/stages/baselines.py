@@ -17,16 +17,17 @@ the teacher's answers without their reasoning.
 import logging
 from collections.abc import Iterable
 
-from stair_jax import records
+from stair_jax import jsonl
+from stair_jax.config.schema import DpoConfig, words
+from stair_jax.data.examples import Ids, PairExample, SftExample, closed
 from stair_jax.engine.request import Sampling
-from stair_jax.io.examples import Ids, PairExample, SftExample, closed
 from stair_jax.miniature.preferences import direct_rows
 from stair_jax.records import Candidate, Preference, SftRow
+from stair_jax.run import models, responses, training
+from stair_jax.run import rows as rows_lib
+from stair_jax.run.hashes import digest_of
+from stair_jax.run.workdir import Run, train_config
 from stair_jax.search import candidates
-from stair_jax.sections import DpoConfig, words
-from stair_jax.stages import policies, prompts, responses, training
-from stair_jax.stages.hashes import digest_of
-from stair_jax.stages.run import Run, train_config
 from stair_jax.text import Codec
 
 log = logging.getLogger(__name__)
@@ -45,12 +46,12 @@ def _start(run: Run) -> str:
         return "base"
     name = "baseline-start"
     if _begin(run, name, "start", "base"):
-        c, policy = run.config, policies.load(run, "base")
+        c, policy = run.config, models.load(run, "base")
         rows = [
             _example(row, row.response, policy.codec)
             for row in direct_rows(c.seed, c.data.sft_rows)
         ]
-        artefact = str(policies.artefact_of(name))
+        artefact = str(models.artefact_of(name))
         training.sft(run, artefact, policy, rows, train_config(c, "baselines.start"))
     return name
 
@@ -58,18 +59,18 @@ def _start(run: Run) -> str:
 def _sft(run: Run, start: str) -> None:
     name = "baseline-sft"
     if _begin(run, name, "sft", start):
-        policy = policies.load(run, start)
+        policy = models.load(run, start)
         rows = [
-            _example(row, row.chosen, policy.codec) for row in prompts.for_preferences(run.config)
+            _example(row, row.chosen, policy.codec) for row in rows_lib.for_preferences(run.config)
         ]
-        artefact = str(policies.artefact_of(name))
+        artefact = str(models.artefact_of(name))
         training.sft(run, artefact, policy, rows, train_config(run.config, "baselines.sft"))
 
 
 def _dpo(run: Run, start: str) -> None:
     name = "baseline-dpo"
     if _begin(run, name, "dpo", start):
-        rows = prompts.for_preferences(run.config)
+        rows = rows_lib.for_preferences(run.config)
         _prefer(run, name, "dpo", start, rows, beta=run.config.dpo.beta)
 
 
@@ -77,7 +78,7 @@ def _sacpo(run: Run, start: str) -> None:
     steps = ("baseline-sacpo-1", "helpfulness"), ("baseline-sacpo", "safety")
     for (name, kind), beta in zip(steps, run.config.baselines.sacpo_betas, strict=True):
         if _begin(run, name, "sacpo", start):
-            rows = [row for row in prompts.for_preferences(run.config) if row.type == kind]
+            rows = [row for row in rows_lib.for_preferences(run.config) if row.type == kind]
             if not rows:
                 raise ValueError(
                     f"{run.config.data.preferences}: no row of type {kind!r}, sacpo needs both"
@@ -89,10 +90,10 @@ def _sacpo(run: Run, start: str) -> None:
 def _self_rewarding(run: Run, start: str) -> None:
     for number in range(1, run.config.rounds + 1):
         name = f"baseline-self-rewarding-{number}"
-        folder = f"{policies.artefact_of(name)}/candidates"
+        folder = f"{models.artefact_of(name)}/candidates"
         if not run.lineage.finished(folder):
             _sample(run, folder, start, number)
-        rows = records.read_jsonl(run.workdir / folder / "candidates.jsonl", Candidate)
+        rows = jsonl.read_jsonl(run.workdir / folder / "candidates.jsonl", Candidate)
         if not (pairs := candidates.best_against_worst(rows)):
             log.warning("self-rewarding ends here: all candidates of round %d tie", number)
             return
@@ -107,7 +108,7 @@ _METHODS = {"sft": _sft, "dpo": _dpo, "sacpo": _sacpo, "self-rewarding": _self_r
 
 def _begin(run: Run, name: str, stage: str, start: str, *more: str) -> bool:
     """Notes that a model is being made; False where it is made already."""
-    artefact, parent = str(policies.artefact_of(name)), policies.artefact_of(start)
+    artefact, parent = str(models.artefact_of(name)), models.artefact_of(start)
     if run.lineage.finished(artefact):
         return False
     log.info("%s ...", artefact)
@@ -121,25 +122,25 @@ def _prefer(
     seed: int = 0,
 ) -> None:  # fmt: skip
     """Trains the model `name` by DPO on whole responses; `start` is its reference."""
-    policy = policies.load(run, start)
+    policy = models.load(run, start)
     loss = DpoConfig.of(
         run.config.dpo, beta=beta, scope="response", sft_coef=0.0, anchors_per_pair=0.0
     )
     training.dpo(
-        run, str(policies.artefact_of(name)), policy, [_pair(row, policy.codec) for row in rows],
+        run, str(models.artefact_of(name)), policy, [_pair(row, policy.codec) for row in rows],
         (), train_config(run.config, f"baselines.{stage}"), loss, seed=run.config.seed + seed,
     )  # fmt: skip
 
 
 def _sample(run: Run, artefact: str, start: str, number: int) -> None:
     """Samples and judges the candidates of a round."""
-    c, b, parent = run.config, run.config.baselines, policies.artefact_of(start)
+    c, b, parent = run.config, run.config.baselines, models.artefact_of(start)
     run.begin(artefact, "baselines.candidates", (parent,) if parent else ())
     draw = candidates.Draw(
         count=b.candidates, sampling=Sampling(temperature=b.temperature, top_p=b.top_p),
         max_tokens=c.search.max_rollout_tokens, key=(c.seed, artefact), direct=True,
     )  # fmt: skip
-    found = responses.sample(run, artefact, start, prompts.for_round(c, number), draw)
+    found = responses.sample(run, artefact, start, rows_lib.for_round(c, number), draw)
     rows = found.rows
     pairs = len(candidates.best_against_worst(rows))
     counts = {"candidates": len(rows), "pairs": pairs, "passed_over": len(found.passed_over),

@@ -3,12 +3,12 @@
 import logging
 
 from stair_jax import text
-from stair_jax.io import hf_export, hf_import, hf_reward, peft
+from stair_jax.hf import exporter, importer, peft, reward_model
 from stair_jax.model import lora
-from stair_jax.stages import policies
-from stair_jax.stages.hashes import digest_of
-from stair_jax.stages.policies import Policy, RewardPolicy
-from stair_jax.stages.run import Run
+from stair_jax.run import models
+from stair_jax.run.hashes import digest_of
+from stair_jax.run.models import Policy, RewardPolicy
+from stair_jax.run.workdir import Run
 
 log = logging.getLogger(__name__)
 
@@ -31,18 +31,18 @@ def run(run: Run) -> None:
     The model "prm" is the reward model; what is reported of it are scores, of others logits. An
     implicit one is a policy like the others.
     """
-    name = run.config.export.model or policies.names(run)[-1]
+    name = run.config.export.model or models.names(run)[-1]
     if name == PRM:
-        found = policies.reward_model(run)
+        found = models.reward_model(run)
         if found.readout.loss != "implicit":
             _export_reward_model(run, found)
             return
         parent, policy = PRM, Policy(PRM, found.spec, found.params, found.codec)
     else:
-        parent, policy = policies.artefact_of(name), policies.load(run, name)
+        parent, policy = models.artefact_of(name), models.load(run, name)
     run.begin(f"export/{name}", "export", (parent,) if parent else ())
     folder, dtype = run.workdir / "export" / name, _dtype(run)
-    hf_export.save(
+    exporter.save(
         folder, policy.spec, policy.params, policy.codec.tokenizer,
         end_ids=sorted(policy.codec.end_ids), dtype=dtype,
         chat_template=policy.codec.chat_template, source=run.origin.model.checkpoint or None,
@@ -50,7 +50,7 @@ def run(run: Run) -> None:
     if name != PRM:
         _export_adapters(run, name, dtype)
     prompts = [policy.codec.prompt_ids(question) for question in _QUESTIONS]
-    report = hf_export.export_report(folder, policy.spec, policy.params, prompts, dtype=dtype)
+    report = exporter.export_report(folder, policy.spec, policy.params, prompts, dtype=dtype)
     log.info(_DIFFERENCE, folder, "logit", report["max_abs_diff"], report["max_rel_diff"])
     run.lineage.finish(f"export/{name}", digest_of(policy.params), folder=str(folder))
 
@@ -60,21 +60,21 @@ def _dtype(run: Run) -> str:
     if run.config.export.dtype != "auto":
         return run.config.export.dtype
     source = run.origin.model.checkpoint
-    return hf_import.dtype_of(source) if source else "float32"
+    return importer.dtype_of(source) if source else "float32"
 
 
 def _export_reward_model(run: Run, model: RewardPolicy) -> None:
     """Writes `export/prm/`, with a report on its scores of short made-up responses."""
     folder, dtype = run.workdir / "export" / PRM, _dtype(run)
     run.begin(f"export/{PRM}", "export", (PRM,))
-    hf_reward.save(
+    reward_model.save(
         folder, model.spec, model.params, model.readout, model.codec, dtype=dtype,
         source=run.origin.model.checkpoint or None,
     )  # fmt: skip
     end = [model.codec.eos_id] if model.readout.position == "eos" else []
     texts = [model.codec.prompt_ids(question) for question in _QUESTIONS]
     texts = [ids + model.codec.response_ids(_RESPONSE) + end for ids in texts]
-    report = hf_reward.export_report(
+    report = reward_model.export_report(
         folder, model.spec, model.params, model.readout, texts, dtype=dtype
     )
     log.info(_DIFFERENCE, folder, "score", report["max_abs_diff"], report["max_rel_diff"])
@@ -87,7 +87,7 @@ def _export_adapters(run: Run, name: str, dtype: str) -> None:
     `export/<model>/` has them merged. The parent is a model of ours, tags and earlier rounds
     included, so it is its export that PEFT is pointed to.
     """
-    if (found := policies.adapters_of(run, name)) is None:
+    if (found := models.adapters_of(run, name)) is None:
         return
     folder, below = run.workdir / "export", run.workdir / "export" / found.parent
     peft.save(

@@ -4,16 +4,17 @@ import collections
 import logging
 from typing import Any
 
-from stair_jax import progress, records
-from stair_jax.io import exports
+from stair_jax import jsonl
+from stair_jax.config.schema import PairsConfig, words
+from stair_jax.data import exports
+from stair_jax.log import progress
 from stair_jax.records import Pair, Response
+from stair_jax.run import models
+from stair_jax.run.causes import Causes
+from stair_jax.run.hashes import digest_of
+from stair_jax.run.workdir import Run
 from stair_jax.search import pairs as pairs_lib
-from stair_jax.sections import PairsConfig, words
-from stair_jax.stages import policies
-from stair_jax.stages.causes import Causes
-from stair_jax.stages.hashes import digest_of
-from stair_jax.stages.run import Run
-from stair_jax.trees import TreeFile
+from stair_jax.search.tree_file import TreeFile
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def run(run: Run, number: int) -> None:
     name = f"round-{number}/pairs"
     run.lineage.verify(f"round-{number}/trees", words(run.config.edited))
     run.begin(name, "pairs", (f"round-{number}/trees",))
-    config, codec = PairsConfig.of(run.config.pairs), policies.frame(run)[1]
+    config, codec = PairsConfig.of(run.config.pairs), models.frame(run)[1]
     trees = TreeFile(run.round_dir(number) / "trees")
     pairs: list[Pair] = []
     responses: list[Response] = []
@@ -47,8 +48,8 @@ def run(run: Run, number: int) -> None:
         responses += good
         dropped["responses"] += left
     folder = run.round_dir(number) / "pairs"
-    records.write_jsonl(folder / "pairs.jsonl", pairs)
-    records.write_jsonl(folder / "responses.jsonl", responses)
+    jsonl.write_jsonl(folder / "pairs.jsonl", pairs)
+    jsonl.write_jsonl(folder / "responses.jsonl", responses)
     exports.write(words(config.export), pairs, folder / "export", codec.specials)
     counts = {"pairs": len(pairs), "responses": len(responses), "trees": len(trees)}
     counts["trees_with_pairs"] = with_pairs

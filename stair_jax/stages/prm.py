@@ -7,23 +7,25 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from stair_jax import progress, records, reward_forms
-from stair_jax.config import Config
+from stair_jax import jsonl
+from stair_jax.config import Config, reward_forms
+from stair_jax.config.schema import PrmConfig, RewardConfig, SearchConfig, TrainConfig, words
+from stair_jax.data import examples as examples_lib
+from stair_jax.data.pair_batches import DpoData
+from stair_jax.data.reward_batches import ComparisonData, ComparisonTrees, ValuedData, parted
 from stair_jax.evals import reward_models
 from stair_jax.evals.reward_models import Scored
-from stair_jax.io import examples as examples_lib
-from stair_jax.io.pair_batches import DpoData
-from stair_jax.io.reward_batches import ComparisonData, ComparisonTrees, ValuedData, parted
+from stair_jax.log import progress
 from stair_jax.model.reward import Readout
 from stair_jax.records import Tree
-from stair_jax.rewards.combine import Reward
+from stair_jax.run import models, responses, training
+from stair_jax.run import rows as rows_lib
+from stair_jax.run.causes import Causes
+from stair_jax.run.workdir import Run, train_config
 from stair_jax.search import candidates, comparisons, growth
-from stair_jax.sections import PrmConfig, RewardConfig, SearchConfig, TrainConfig, words
-from stair_jax.stages import policies, prompts, responses, training
-from stair_jax.stages.causes import Causes
-from stair_jax.stages.run import Run, train_config
+from stair_jax.search.reward import Reward
+from stair_jax.search.tree_file import TreeFile
 from stair_jax.text import Codec
-from stair_jax.trees import TreeFile
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +40,14 @@ def run(run: Run) -> None:
     Raises:
       ValueError: where the trees give no row.
     """
-    start, rounds = policies.start_of_prm(run), policies.searched_rounds(run)
-    above, grown = policies.artefact_of(start), [f"round-{number}/trees" for number in rounds]
+    start, rounds = models.start_of_prm(run), models.searched_rounds(run)
+    above, grown = models.artefact_of(start), [f"round-{number}/trees" for number in rounds]
     for name in grown:
         run.lineage.verify(name, words(run.config.edited))
     run.begin(NAME, "prm", (*((above,) if above else ()), *grown))
     config, readout = PrmConfig.of(run.config.prm), readout_of(run.config)
     sampled = _sampled(run, start, config)
-    policy, train = policies.load(run, start), train_config(run.config, "prm")
+    policy, train = models.load(run, start), train_config(run.config, "prm")
     files = [TreeFile(run.round_dir(number) / "trees") for number in rounds]
     trees = progress.over(
         itertools.chain(*files, sampled), NAME, sum(map(len, files)) + len(sampled), "trees"
@@ -103,7 +105,7 @@ def _sampled(run: Run, start: str, config: PrmConfig) -> list[Tree]:
         ),
         max_tokens=c.search.max_rollout_tokens, key=(c.seed, NAME), direct=False,
     )  # fmt: skip
-    asked, given = prompts.for_prm(c)
+    asked, given = rows_lib.for_prm(c)
     found = responses.sample(run, f"{NAME}/responses", start, asked, draw, given)
     return candidates.as_trees(found.rows)
 
@@ -159,7 +161,7 @@ def _scored(
 
 def _tell(run: Run, step: int, about: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Writes what was found to the report, the metrics and the log."""
-    records.write_json(run.workdir / NAME / "report.json", {**about, "held_out": found})
+    jsonl.write_json(run.workdir / NAME / "report.json", {**about, "held_out": found})
     stage = f"{NAME}/held_out"
     run.metrics.rewind(stage, -1)
     run.metrics.log(stage, step, found)

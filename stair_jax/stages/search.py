@@ -11,32 +11,29 @@ import logging
 import time
 from collections.abc import Sequence
 
-from stair_jax import progress, records
-from stair_jax.config import Config
+from stair_jax import jsonl
+from stair_jax.config.schema import RewardConfig, SearchConfig
 from stair_jax.engine import counters
 from stair_jax.engine.switchboard import Switchboard
-from stair_jax.io import trace
+from stair_jax.log import progress, trace
 from stair_jax.records import Prompt, Tree
-from stair_jax.rewards.combine import Reward
+from stair_jax.run import inputs, judges, models, reward_models, rows
+from stair_jax.run.first_answers import FirstAnswers
+from stair_jax.run.search_sizes import tree_bytes, trees_in_flight
+from stair_jax.run.workdir import Run, need_room
 from stair_jax.search import driver, growth, official
 from stair_jax.search.result_log import FILE, ResultLog
-from stair_jax.sections import RewardConfig, SearchConfig
-from stair_jax.stages import inputs, judges, policies, prompts, valuers
-from stair_jax.stages.first_answers import FirstAnswers
-from stair_jax.stages.run import Run, need_room
-from stair_jax.trees import TreeFile, open_to_append
+from stair_jax.search.reward import Reward
+from stair_jax.search.tree_file import TreeFile, open_to_append
 
 log = logging.getLogger(__name__)
-
-BYTES_A_TOKEN = 8  # of a tree on disk: its text, and its id; a node an iteration at most
-TREES_A_SLOT = 2  # in flight at most: more would only hold keys
 
 
 def run(run: Run, number: int) -> None:
     """Grows the trees of a round with the round's policy, and appends each as it finishes."""
-    name, parent = f"round-{number}/trees", policies.parent_of_round(run, number)
-    artefact = policies.artefact_of(parent)
-    every = prompts.for_round(run.config, number)
+    name, parent = f"round-{number}/trees", models.parent_of_round(run, number)
+    artefact = models.artefact_of(parent)
+    every = rows.for_round(run.config, number)
     _refuse_numbered(run, name)
     run.begin(name, "search", (artefact,) if artefact else ())
     folder = run.round_dir(number) / "trees"
@@ -52,7 +49,7 @@ def run(run: Run, number: int) -> None:
         leftovers, session = _grow(run, number, parent, left, trees)
     passed_over = leftovers.passed_over
     if run.config.search.export_official:
-        records.write_json(folder / "official.json", [official.to_official(t) for t in trees])
+        jsonl.write_json(folder / "official.json", [official.to_official(t) for t in trees])
     # Sums over all trees, whichever session grew them; only what a clock says is this session's.
     totals = sum(map(collections.Counter, trees.counters()), collections.Counter())
     run.metrics.rewind(name, -1)
@@ -96,19 +93,6 @@ def _tree_bytes(run: Run, trees: TreeFile) -> int:
     return tree_bytes(run.config)
 
 
-def tree_bytes(config: Config) -> int:
-    """Returns about how many bytes a tree takes on disk, by the settings."""
-    s = config.search
-    return s.iterations * s.max_step_tokens * BYTES_A_TOKEN
-
-
-def trees_in_flight(run: Run, count: int) -> int:
-    """Returns how many trees to grow at once, of `count` at most where the run leaves it open."""
-    places = len(policies.engine_places(run))
-    open_to_us = min(TREES_A_SLOT * run.config.engine.slots * places, count)
-    return run.config.search.trees_in_flight or open_to_us
-
-
 def _grow(
     run: Run, number: int, parent: str, left: list[Prompt], trees: TreeFile
 ) -> tuple[driver.Leftovers, dict[str, float]]:
@@ -116,9 +100,9 @@ def _grow(
 
     Returns the prompts without one, and what engine and judge did in this session.
     """
-    policy, name = policies.load(run, parent, for_engine=True), f"round-{number}/trees"
-    config, valuer = SearchConfig.of(run.config.search), valuers.valuer_of(run, policy)
-    engine = policies.engine_for(run, policy)
+    policy, name = models.load(run, parent, for_engine=True), f"round-{number}/trees"
+    config, valuer = SearchConfig.of(run.config.search), reward_models.valuer_of(run, policy)
+    engine = models.engine_for(run, policy)
     config = dataclasses.replace(config, trees_in_flight=trees_in_flight(run, len(left)))
     also = judges.samplings(run.config)
     engine.compile(
@@ -142,7 +126,7 @@ def _grow(
         leftovers = driver.grow(
             left, engine=board.line(), judge=judge, codec=policy.codec, config=config,
             reward=Reward(config.reward, RewardConfig.of(run.config.reward)),
-            seed=prompts.noise_seed(run.config, number), on_tree=on_tree, valuer=valuer,
+            seed=rows.noise_seed(run.config, number), on_tree=on_tree, valuer=valuer,
             results=results, on_answer=first,
         )  # fmt: skip
     first.close()

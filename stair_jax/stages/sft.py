@@ -2,18 +2,19 @@
 
 import logging
 
-from stair_jax.io import examples
-from stair_jax.stages import inputs, policies, prompts, training
-from stair_jax.stages.run import Run, train_config
+from stair_jax.data import examples
+from stair_jax.run import inputs, models, training
+from stair_jax.run import rows as rows_lib
+from stair_jax.run.workdir import Run, train_config
 
 log = logging.getLogger(__name__)
 
 
 def run(run: Run) -> None:
     """Trains the base model on the teacher rows, on their responses only."""
-    found = prompts.for_sft(run.config)
+    found = rows_lib.for_sft(run.config)
     run.begin("sft", "sft", inputs={"data.sft": inputs.of_rows(found)})
-    base = policies.load(run, "base")
+    base = models.load(run, "base")
     if broken := sum(base.codec.holds_controls(row.response) for row in found):
         log.warning(
             "%d of %d answers hold special tokens, which are trained as plain text, broken up",

@@ -10,9 +10,10 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import jax
 import numpy as np
 
-from stair_jax import progress, records
-from stair_jax.io.metrics import Metrics
-from stair_jax.sections import TrainConfig
+from stair_jax import jsonl
+from stair_jax.config.schema import TrainConfig
+from stair_jax.log import progress
+from stair_jax.log.metrics import Metrics
 from stair_jax.train.meter import Meter
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ class StepLog:
         """Writes the rows of a bad batch; raises where it is one too many, or the loss is bad."""
         self.skipped += 1
         path = self.folder.parent / f"nonfinite-{step + 1}.jsonl"
-        records.write_jsonl(path, self.data.rows_at(step))
+        jsonl.write_jsonl(path, self.data.rows_at(step))
         what = (
             f"{self.stage} step {step + 1}: loss {found['loss']}, grad_norm {found['grad_norm']},"
             f" expected finite numbers; the batch's rows are in {path}"

@@ -8,11 +8,11 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from stair_jax import ops
+from stair_jax.config.schema import TrainConfig
 from stair_jax.model import heads, lora
 from stair_jax.model.layout import Layout
 from stair_jax.model.spec import Spec
 from stair_jax.model.transformer import Decoder
-from stair_jax.sections import TrainConfig
 
 
 @struct.dataclass

@@ -13,17 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stair_jax import compiling, interrupt, progress
-from stair_jax.io.checkpoint import Checkpoints, Fingerprint
-from stair_jax.io.metrics import Metrics
-from stair_jax.sections import TrainConfig
+from stair_jax import interrupt
+from stair_jax.config.checks import validate_training
+from stair_jax.config.schema import TrainConfig
+from stair_jax.log import compiling, progress
+from stair_jax.log.metrics import Metrics
 from stair_jax.train import optimizer
 from stair_jax.train import step as step_lib
+from stair_jax.train.checkpoint import Checkpoints, Fingerprint
 from stair_jax.train.log import NonFiniteError, Rows, StepLog
 from stair_jax.train.losses import Frozen, Loss
 from stair_jax.train.meter import Meter
 from stair_jax.train.optimizer import AdamW
-from stair_jax.validate import validate_training
 
 __all__ = ["Data", "Fitted", "NonFiniteError", "fit"]
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ GIVEN = ("new_rows_lr",)  # whoever knows the new rows tells of it, where there 
 
 @runtime_checkable
 class Data(Rows, Protocol):
-    """What the loop needs to know of the data: `io.batches.SftData`, `io.pair_batches.DpoData`."""
+    """What the loop needs to know of the data: `batches.SftData`, `pair_batches.DpoData`."""
 
     seed: int
     digest: str

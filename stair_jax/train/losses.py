@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from stair_jax.config.schema import DpoConfig
 from stair_jax.model.layout import Layout
 from stair_jax.model.spec import Spec
-from stair_jax.sections import DpoConfig
 from stair_jax.train.logprobs import Scorer
 
 Batch = Mapping[str, jax.Array]

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from stair_jax.io.lengths import padding_share
+from stair_jax.config.schema import TrainConfig
+from stair_jax.data.lengths import padding_share
 from stair_jax.model import lora
 from stair_jax.model.spec import Spec
-from stair_jax.sections import TrainConfig
 from stair_jax.train import throughput
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from stair_jax.config.schema import TrainConfig
 from stair_jax.model import lora
-from stair_jax.sections import TrainConfig
 
 _NONE: Mapping[str, float] = {}
 BIASES = ("bq", "bk", "bv")

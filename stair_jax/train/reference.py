@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stair_jax import mesh as mesh_lib
-from stair_jax import progress
-from stair_jax.io.trajectories import score_batches
-from stair_jax.sections import TrainConfig
+from stair_jax.config.schema import TrainConfig
+from stair_jax.data.trajectories import score_batches
+from stair_jax.log import progress
 from stair_jax.train.logprobs import Scorer
 
 Ids = tuple[int, ...]

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from stair_jax.config.schema import PrmConfig
 from stair_jax.model.layout import Layout
-from stair_jax.sections import PrmConfig
 from stair_jax.train.losses import DEPTHS, Batch, Frozen, Sums
 from stair_jax.train.values import Values
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from stair_jax import mesh as mesh_lib
-from stair_jax.io.trajectories import score_batches
+from stair_jax.config.schema import TrainConfig
+from stair_jax.data.trajectories import score_batches
 from stair_jax.model import heads
-from stair_jax.sections import TrainConfig
 from stair_jax.train.logprobs import Scorer
 
 Ids = tuple[int, ...]

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from stair_jax.io.lengths import real_tokens, row_lengths
+from stair_jax.data.lengths import real_tokens, row_lengths
 from stair_jax.model import lora
 from stair_jax.model.spec import Spec
 
@@ -34,7 +34,7 @@ class Work:
 
 
 def work_of(batch: Mapping[str, np.ndarray]) -> Work:
-    """Returns the work of a batch of `io.batches`, in any of its forms."""
+    """Returns the work of a batch of `data.batches`, in any of its forms."""
     # A score is a product with one vector, next to nothing beside the vocabulary's head.
     scored = np.asarray(batch.get("loss_mask", batch.get("step_mask", False)))
     if "sft_mask" in batch:

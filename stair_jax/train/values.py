@@ -6,11 +6,11 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from stair_jax.config.schema import TrainConfig
 from stair_jax.model import lora, reward
 from stair_jax.model.layout import Layout
 from stair_jax.model.spec import Spec
 from stair_jax.model.transformer import Decoder
-from stair_jax.sections import TrainConfig
 from stair_jax.train.logprobs import Scorer
 
 

@@ -1,0 +1,1 @@
+"""Rows to batches: reading, examples, order, packing."""

@@ -1,0 +1,211 @@
+"""Many pieces in one row: chains for SFT, sibling groups for DPO, and where their tokens lie.
+
+A piece is a context with one or more branches after it. Its tokens lie in depth-first order: the
+context once, then every branch. `reach` is the end of what a token is an ancestor of, so that
+query q sees key s where s <= q < reach[s]: its own path, nothing of its siblings, nothing of the
+pieces beside it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from stair_jax.data.examples import Ids, PairExample, SftExample
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """What one row of the data set reads from a piece; ranges are relative to the piece."""
+
+    row: int  # number in the data set
+    shared: range  # the response's tokens in the context
+    chosen: range  # the step, or an SFT row's response
+    rejected: range  # empty for SFT rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A context, the branches after it, and the rows that are read from them."""
+
+    context: Ids
+    branches: tuple[Ids, ...]
+    slots: tuple[Slot, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens."""
+        return len(self.context) + sum(map(len, self.branches))
+
+    @property
+    def rows(self) -> int:
+        """Rows of the data set that are read from it."""
+        return len(self.slots)
+
+
+class Outline(NamedTuple):
+    """What planning needs of a piece: its sizes without its tokens."""
+
+    length: int
+    rows: int
+
+
+Sized = TypeVar("Sized", Piece, Outline)
+
+
+def chain(example: SftExample, row: int) -> Piece:
+    """Returns an SFT row as a piece: no branch beside another."""
+    slot = Slot(row, range(0), range(len(example.prompt), example.length), range(0))
+    return Piece(example.prompt, (example.response,), (slot,))
+
+
+def group_keys(pairs: Sequence[PairExample]) -> np.ndarray:
+    """Returns [pairs] the number of each pair's sibling group: same prompt, same prefix."""
+    known: dict[tuple[Ids, Ids], int] = {}
+    return np.array([known.setdefault((x.prompt, x.prefix), len(known)) for x in pairs], np.int64)
+
+
+def family(pairs: Sequence[tuple[int, PairExample]], longest: int) -> Iterator[Piece]:
+    """Yields the pieces of one sibling group, every distinct step once in each.
+
+    Args:
+      pairs: (row number, pair) of one group, each no longer than `longest` with both its steps.
+      longest: tokens of a piece; a group beyond it becomes several.
+    """
+    first = pairs[0][1]
+    context = first.prompt + first.prefix
+    rows: list[tuple[int, PairExample]] = []
+    steps: dict[Ids, None] = {}  # in order of appearance
+    for row, pair in pairs:
+        wider = steps | {pair.chosen: None, pair.rejected: None}
+        if rows and len(context) + sum(map(len, wider)) > longest:
+            yield _family(context, len(first.prompt), rows, tuple(steps))
+            rows, wider = [], {pair.chosen: None, pair.rejected: None}
+        rows.append((row, pair))
+        steps = wider
+    yield _family(context, len(first.prompt), rows, tuple(steps))
+
+
+def _family(
+    context: Ids, prompt: int, rows: Sequence[tuple[int, PairExample]], steps: tuple[Ids, ...]
+) -> Piece:
+    ends = np.cumsum([len(context), *map(len, steps)]).tolist()
+    where = {step: range(ends[i], ends[i + 1]) for i, step in enumerate(steps)}
+    shared = range(prompt, len(context))
+    slots = [Slot(row, shared, where[x.chosen], where[x.rejected]) for row, x in rows]
+    return Piece(context, steps, tuple(slots))
+
+
+def fit(pieces: Sequence[Sized], width: int) -> list[list[Sized]]:
+    """Returns rows of pieces of `width` tokens at most: longest piece first, first row that fits.
+
+    Raises:
+      ValueError: for a piece that is longer than a row.
+    """
+    rows: list[list[Sized]] = []
+    free: list[int] = []
+    for piece in sorted(pieces, key=lambda piece: -piece.length):
+        if piece.length > width:
+            raise ValueError(f"a piece of {piece.length} tokens, expected {width} at most")
+        at = next((i for i, left in enumerate(free) if left >= piece.length), len(rows))
+        if at == len(rows):
+            rows.append([])
+            free.append(width)
+        rows[at].append(piece)
+        free[at] -= piece.length
+    return rows
+
+
+class Place(NamedTuple):
+    """Where a row of the data set lies in a packed batch."""
+
+    row: int
+    number: int  # among those of its row
+    start: int  # of its piece
+    slot: Slot
+
+
+@dataclasses.dataclass(frozen=True)
+class Packer:
+    """Shapes of packed batches: the same for every batch of a run, so that one program serves."""
+
+    width: int
+    passes: int  # A
+    micro: int  # m
+    slots: int  # P, data-set rows in one row at most
+    pad_id: int
+
+    @classmethod
+    def plan(
+        cls, batches: Iterable[Sequence[Piece]], buckets: Sequence[int],
+        shape: Callable[[int, int], tuple[int, int]], pad_id: int,
+    ) -> "Packer":  # fmt: skip
+        """Returns what holds all of `batches`; `shape` cuts (width, rows) into (A, m)."""
+        outlines = [[Outline(x.length, x.rows) for x in batch] for batch in batches]
+        total = max((sum(x.length for x in batch) for batch in outlines), default=1)
+        width = min((b for b in buckets if b >= total), default=buckets[-1])
+        packed = [fit(batch, width) for batch in outlines]
+        rows = max((len(x) for x in packed), default=1)
+        slots = max((sum(x.rows for x in row) for batch in packed for row in batch), default=1)
+        passes, micro = shape(width, max(rows, 1))
+        return cls(width, passes, micro, max(slots, 1), pad_id)
+
+    def layout(self, pieces: Sequence[Piece]) -> tuple[dict[str, np.ndarray], list[Place]]:
+        """Returns tokens, positions, reach, parent [A * m, T], and where every row lies.
+
+        Rows in use come first. A batch that was not planned for gets further micro-batches.
+        """
+        packed = fit(pieces, self.width)
+        passes = max(self.passes, -(-len(packed) // self.micro))
+        shape = (passes * self.micro, self.width)
+        names = ("tokens", "positions", "reach", "parent")
+        out = {name: np.full(shape, self.pad_id, np.int32) for name in names}
+        places = []
+        for row in range(shape[0]):
+            number = 0
+            inside = packed[row] if row < len(packed) else ()
+            for start, piece in write_layout(inside, *(out[name][row] for name in names)):
+                for slot in piece.slots:
+                    places.append(Place(row, number, start, slot))
+                    number += 1
+        return out, places
+
+
+def write_layout(
+    pieces: Sequence[Piece], tokens: np.ndarray, positions: np.ndarray, reach: np.ndarray,
+    parent: np.ndarray,
+) -> Iterator[tuple[int, Piece]]:  # fmt: skip
+    """Writes the pieces into one row [T], one after another; yields each with its first index.
+
+    Padding keeps to itself: it sees nothing else and nothing else sees it.
+    """
+    width = len(tokens)
+    positions[:] = 0
+    reach[:] = np.arange(1, width + 1)
+    parent[:] = np.arange(width)
+    at = 0
+    for piece in pieces:
+        start, at = at, at + len(piece.context)
+        _write(tokens, start, piece.context)
+        positions[start:at] = np.arange(len(piece.context))
+        reach[start:at] = start + piece.length
+        parent[start + 1 : at] = np.arange(start, at - 1)
+        fork = at - 1
+        for branch in piece.branches:
+            begin, at = at, at + len(branch)
+            _write(tokens, begin, branch)
+            positions[begin:at] = len(piece.context) + np.arange(len(branch))
+            reach[begin:at] = at
+            parent[begin:at] = [fork, *range(begin, at - 1)]
+        yield start, piece
+
+
+def _write(row: np.ndarray, at: int, ids: Ids) -> None:
+    row[at : at + len(ids)] = ids
+
+
+def mark(row: np.ndarray, start: int, *parts: range) -> None:
+    """Sets a mask [T] on ranges that are relative to `start`."""
+    for part in parts:
+        row[start + part.start : start + part.stop] = True

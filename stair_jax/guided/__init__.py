@@ -1,0 +1,1 @@
+"""Test-time search under a reward model."""

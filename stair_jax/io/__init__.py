@@ -1,1 +1,0 @@
-"""What goes to disk and comes back: checkpoints, Hugging Face folders, rows, metrics."""

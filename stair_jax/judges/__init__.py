@@ -1,0 +1,1 @@
+"""Judges of responses: who says how good an answer is."""

@@ -1,0 +1,37 @@
+"""The operations that a model is made of; which implementation runs is settled in `dispatch`."""
+
+from stair_jax.ops.dispatch import (
+    ATTENTION,
+    GROUP,
+    NO_KEYS,
+    PAGED,
+    attention,
+    group_maxima,
+    is_fused_attention,
+    keep_plans,
+    linear_logp,
+    matmul,
+    merge_attention,
+    paged_attention,
+    paged_choice,
+    top_k,
+    visible,
+)
+
+__all__ = [
+    "ATTENTION",
+    "GROUP",
+    "NO_KEYS",
+    "PAGED",
+    "attention",
+    "group_maxima",
+    "is_fused_attention",
+    "keep_plans",
+    "linear_logp",
+    "matmul",
+    "merge_attention",
+    "paged_attention",
+    "paged_choice",
+    "top_k",
+    "visible",
+]

@@ -1,0 +1,1 @@
+"""What a run would need of GPUs that are not there, as XLA compiles it."""

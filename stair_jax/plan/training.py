@@ -1,0 +1,227 @@
+"""Compiles the trainers' steps of Llama-3.1-8B for 8 GPUs of 80 GB that are not there.
+
+bash launch/compile_gpu.sh [WORD ...]        (after the engine's programs)
+
+No GPU is needed, only JAX's CUDA plugin. The table says for each step what a device is given (its
+part of weights and moments, and the batch), what it needs besides, how many products of a layer
+multiply float32 by float32, and how many all-gathers and reduce-scatters of matrices there are and
+how many of them the GPU waits for. Exit 1 where a step does not compile or fit, has such a product,
+or waits for more than a small part.
+"""
+
+# First: it chooses JAX's platform.
+from stair_jax.plan.engine import LLAMA_8B, OPTIONS, failure, mesh_of, parted
+
+# isort: split
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from stair_jax import mesh as mesh_lib
+from stair_jax.model import lora, reward, transformer
+from stair_jax.plan import gpu_text
+from stair_jax.train import step as step_lib
+from stair_jax.train.logprobs import Scorer
+from stair_jax.train.losses import Dpo, Sft
+from stair_jax.train.optimizer import AdamW
+from stair_jax.train.reward_losses import Prm
+from stair_jax.train.values import Values
+
+# Of the bytes that layers gather and scatter, what the GPU may wait for. With the flags of a run it
+# is nothing on jax 0.11 and 0.12; without them it was .84 on an A100.
+WAITS = 0.1
+ROOM = 80e9 * 0.92  # of a GPU, what drivers and libraries leave
+T, ACCUM = 2048, 2
+TOKENS = 65_536  # of one pass: 8,192 a GPU
+RANK, ADAPTED = 16, tuple(lora.TARGETS)
+TX = AdamW(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
+SCORER = Scorer(
+    spec=LLAMA_8B, compute_dtype="bfloat16", remat="full", head_chunk=1024, lora_scale=0.0
+)
+DPO = Dpo(
+    scorer=SCORER,
+    loss="sigmoid",
+    beta=0.1,
+    sft_coef=0.2,
+    sft_reduction="sequence",
+    label_smoothing=0.0,
+    reference="precomputed",
+)
+VALUES = Values(
+    spec=reward.scalar(LLAMA_8B), compute_dtype="bfloat16", remat="full", lora_scale=0.0
+)
+HEAD = Prm(scorer=VALUES, loss="bt", centering=0.01)
+LAYOUT = ("positions", "reach", "parent")  # of packed rows
+
+
+def struct(shape, dtype, mesh, *axes):
+    """Returns the shape and place of an array."""
+    where = jax.sharding.NamedSharding(mesh, mesh_lib.spec(*axes))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+
+def batch_of(loss: Any, mesh: Any, *, tree: bool, tokens: int) -> dict[str, Any]:
+    """Returns the shapes of a batch of so many tokens a pass."""
+
+    def rows(dtype, *shape):
+        axes = (None, "batch", *([None] * (len(shape) - 1)))
+        return struct((ACCUM, *shape), dtype, mesh, *axes)
+
+    if isinstance(loss, Sft):
+        m = tokens // T
+        return {
+            "tokens": rows(jnp.int32, m, T),
+            "loss_mask": rows(bool, m, T),
+            "weight": rows(jnp.float32, m),
+        }
+    lead = (tokens // T, 8) if tree else (tokens // T // 2,)
+    of_a_tree = {name: rows(jnp.int32, lead[0], T) for name in ("tokens", *LAYOUT)}
+    its_tokens = of_a_tree if tree else {"tokens": rows(jnp.int32, *lead, 2, T)}
+    out = {"weight": rows(jnp.float32, *lead), "depth": rows(jnp.int32, *lead)} | its_tokens
+    if isinstance(loss, Prm):
+        return out | {"read": rows(jnp.int32, *lead, 2)}
+    return out | {
+        "step_mask": rows(bool, *lead, 2, T),
+        "sft_mask": rows(bool, *lead, T),
+        "sft_weight": rows(jnp.float32, *lead),
+        "ref_logp": rows(jnp.float32, *lead, 2),
+    }
+
+
+def weights(mesh: Any, dtype: Any, *, scalar: bool = False) -> Any:
+    """Returns the shapes and places of a policy's weights, or of a reward model's."""
+    model: Any = reward if scalar else transformer
+    return placed(lambda key: model.init(LLAMA_8B, key), model.logical_axes(LLAMA_8B), mesh, dtype)
+
+
+def adapters(mesh: Any) -> Any:
+    """Returns the shapes and places of adapters."""
+    draw = lambda key: lora.init(LLAMA_8B, key, rank=RANK, targets=ADAPTED)  # noqa: E731
+    return placed(draw, lora.logical_axes(ADAPTED), mesh, jnp.float32)
+
+
+def placed(draw: Any, axes: Any, mesh: Any, dtype: Any) -> Any:
+    """Returns the shapes that `draw` makes of a key, on the mesh."""
+    shapes = jax.eval_shape(draw, jax.random.key(0))
+    places = mesh_lib.shardings(axes, mesh, shapes)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place), shapes, places
+    )
+
+
+def compiled(
+    loss: Any, mesh: Any, *, tree: bool = False, low_rank: bool = False, tokens: int = TOKENS
+) -> Any:
+    """Returns the compiled pass of a step over a micro-batch, and the bytes of its moments."""
+    scalar = isinstance(loss, Prm)
+    params, frozen = weights(mesh, jnp.float32, scalar=scalar), None
+    if low_rank:
+        frozen = {"base": weights(mesh, jnp.bfloat16, scalar=scalar)}
+        factors = adapters(mesh)
+        params = reward.adapted(params, factors) if scalar else factors
+        scorer = dataclasses.replace(loss.scorer, lora_scale=1.0)
+        loss = dataclasses.replace(loss, scorer=scorer)
+    state = step_lib.abstract(params, TX, mesh)
+    leaves, treedef = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))
+    programs = step_lib.Programs.of(loss, TX, treedef, tuple(leaves))
+    with jax.set_mesh(mesh), mock.patch.object(jax, "default_backend", return_value="gpu"):
+        batch = batch_of(loss, mesh, tree=tree, tokens=tokens)
+        sums, grads = jax.eval_shape(programs.zeros, state.params, frozen, batch)
+        places = jax.tree.map(lambda x: x.sharding, state.params)
+        total = (
+            sums,
+            jax.tree.map(
+                lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+                grads,
+                places,
+            ),
+        )
+        add = programs.add.lower(
+            total, state.params, frozen, batch, jax.ShapeDtypeStruct((), jnp.int32)
+        )
+        return add.compile(compiler_options=OPTIONS), _bytes(state.opt, mesh)
+
+
+def _bytes(tree: Any, mesh: Any) -> int:
+    """Returns the bytes that a tree takes on one device."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
+def remat(loss: Any, policy: str) -> Any:
+    """Returns the loss with another choice of what is computed again."""
+    return dataclasses.replace(loss, scorer=dataclasses.replace(SCORER, remat=policy))
+
+
+PROGRAMS = {
+    "sft (1,8,1)": ((1, 8, 1), Sft(SCORER), {}),
+    "sft (1,4,2)": ((1, 4, 2), Sft(SCORER), {}),
+    "sft remat=products": ((1, 8, 1), remat(Sft(SCORER), "products"), {}),
+    "dpo tree remat=products": ((1, 8, 1), remat(DPO, "products"), {"tree": True}),
+    "sft remat=attention, half": (
+        (1, 8, 1),
+        remat(Sft(SCORER), "attention"),
+        {"tokens": TOKENS // 2},
+    ),
+    "sft remat=none, quarter": ((1, 8, 1), remat(Sft(SCORER), "none"), {"tokens": TOKENS // 4}),
+    "dpo (1,8,1)": ((1, 8, 1), DPO, {}),
+    "dpo tree": ((1, 8, 1), DPO, {"tree": True}),
+    "dpo lora": ((1, 8, 1), dataclasses.replace(DPO, reference="lora_base"), {"low_rank": True}),
+    "prm": ((1, 8, 1), HEAD, {}),
+    "prm tree": ((1, 8, 1), HEAD, {"tree": True}),
+    "prm lora": ((1, 8, 1), HEAD, {"low_rank": True}),
+}
+
+
+def report(target: str, name: str) -> bool:
+    """Compiles a step and prints a line of the table; returns whether all is well."""
+    (shape, loss, how), line, start = PROGRAMS[name], f"{target:<5} {name:<26}", time.process_time()
+    try:
+        found, moments = compiled(loss, mesh_of(target, shape), **how)
+    except Exception as error:  # whatever it is, it belongs into the table
+        print(f"{line} {failure(error)}", flush=True)
+        return False
+    memory, text = found.memory_analysis(), gpu_text.parse(found.as_text())
+    given, besides = memory.argument_size_in_bytes + moments, memory.temp_size_in_bytes
+    wide, gathers = gpu_text.float32_products(text), gpu_text.gathers(text)
+    own = [product for product in gpu_text.products(text) if product.of_a_layer]
+    waits, share = [g for g in gathers if not g.apart], gpu_text.waiting(gathers)
+    wrong = [
+        *(["does not fit"] if given + besides > ROOM else []),
+        *(["multiplies in float32"] if wide else []),
+        *(["no product of a layer found"] if not own else []),
+        *(["no gather of a matrix found"] if shape[1] > 1 and not gathers else []),
+        *(["waits"] if share > WAITS else []),
+    ]
+    print(
+        f"{line} {given / 1e9:>9.1f} {besides / 1e9:>10.1f} {len(wide):>7} of {len(own):<3}"
+        f" {len(waits):>5} of {len(gathers):<3} {share:>4.0%} {time.process_time() - start:>6.0f}"
+        f"  {'ok' if not wrong else 'NO: ' + ', '.join(wrong)}",
+        flush=True,
+    )
+    return not wrong
+
+
+def main(words: Sequence[str]) -> int:
+    """Prints the table of the steps whose names have one of the words; returns the exit code."""
+    print(f"jax {jax.__version__}, steps of Llama-3.1-8B on 8 GPUs, on one of them:")
+    print(
+        f"{'GPU':<5} {'step':<26} {'given GB':>9} {'besides GB':>10} {'float32':>14}"
+        f" {'waits':>17} CPU s"
+    )
+    chosen, rest = parted(words, ("a100", "h100"))
+    names = [name for name in PROGRAMS if not rest or any(word in name for word in rest)]
+    well = [report(target, name) for target in chosen for name in names]
+    return 0 if all(well) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

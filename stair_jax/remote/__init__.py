@@ -1,0 +1,1 @@
+"""OpenAI-compatible endpoints: the client and what it keeps."""

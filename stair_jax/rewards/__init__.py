@@ -1,1 +1,0 @@
-"""What an answer is worth: judges score safety and helpfulness, a formula joins the two."""

@@ -1,0 +1,345 @@
+"""One model of the run, asked questions in every way that an answer can be found."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from stair_jax.config.schema import GuidedConfig, SearchConfig
+from stair_jax.config.strategies import MCTS, SAMPLED, Strategy
+from stair_jax.engine.request import GREEDY, Sampling
+from stair_jax.guided import beams, loop, mcts, selection
+from stair_jax.guided.beams import Found
+from stair_jax.guided.loop import Guide, Trail
+from stair_jax.guided.mcts import Picked
+from stair_jax.log import progress
+from stair_jax.model.reward import Readout
+from stair_jax.prm.reader import RewardModelLike, aggregate
+from stair_jax.records import Prompt
+from stair_jax.run import models, reward_models
+from stair_jax.run.search_sizes import trees_in_flight
+from stair_jax.run.workdir import Run
+from stair_jax.search import growth
+
+log = logging.getLogger(__name__)
+
+Drawn = tuple[list[Found], list[Found]]  # fresh samples, and earlier ones that were read now
+
+
+class Reply(NamedTuple):
+    """What was found for a prompt, and what it cost."""
+
+    text: str
+    tokens: int  # generated, those of candidates that were not taken included
+    scored: int  # tokens that a reward model read
+    score: float | None  # raw, as `reader.aggregate`; None where it was not asked, or is missing
+
+
+@dataclasses.dataclass
+class Lost:
+    """Scores of the reward model that were not finite, and choices that had none to go by."""
+
+    missing: int = 0
+    blind: int = 0
+
+    def add(self, missing: int, blind: int) -> None:
+        """Counts those of one prompt."""
+        self.missing, self.blind = self.missing + missing, self.blind + blind
+
+    def tell(self, model: str, label: str) -> None:
+        """Says what was lost under a strategy, if anything was."""
+        if self.missing or self.blind:
+            log.warning(
+                "evaluate %s: %s: scores of the reward model that were not finite, and are missing:"
+                " %d; choices with no score to go by, where the first response stands in: %d",
+                model,
+                label,
+                self.missing,
+                self.blind,
+            )
+
+
+class Answerer:
+    """A model with its engine and its reward model, made when they are first needed.
+
+    Args:
+      run: the run.
+      name: of the model.
+      strategies: all that it is to answer with.
+      compile_first: whether all programs are compiled before the first answer, so that none of
+        many waits for one.
+    """
+
+    def __init__(
+        self, run: Run, name: str, strategies: Iterable[Strategy], *, compile_first: bool = True
+    ):
+        self._run, self.name, self._compile_first = run, name, compile_first
+        self.config = GuidedConfig.of(run.config.evaluate)
+        self._reads = any(strategy.reads for strategy in strategies)
+
+    @functools.cached_property
+    def direct(self) -> bool:
+        """Whether all of a response is the answer: the model was not taught to reason."""
+        return models.is_direct(self._run, self.name)
+
+    def ask(
+        self,
+        strategy: Strategy,
+        prompts: Sequence[Prompt],
+        on_reply: Callable[[Prompt, Reply], None],
+    ) -> dict[str, str]:
+        """Answers prompts, and hands each reply on as it comes.
+
+        Returns:
+          Why prompts were passed over, by prompt id.
+
+        Raises:
+          ValueError: where the reward model is not there, or the strategy needs the truth.
+        """
+        if strategy.kind in SAMPLED:
+            return self._ask_samples(strategy, prompts, on_reply)
+        if strategy.kind == MCTS:
+            return self._search(strategy, prompts, on_reply)
+
+        def found(trail: Trail, what: Found) -> None:
+            score = self.score_of(what.raw) if strategy.reads else None
+            reply = Reply(self.text_of(what.ids), trail.tokens, trail.scored, score)
+            on_reply(trail.prompt, reply)
+
+        greedy = strategy.kind == "greedy"
+        plan = beams.greedy if greedy else functools.partial(beams.beam, strategy=strategy)
+        return self._hunt(strategy.name, prompts, plan, self._guide(strategy.reads), found)
+
+    def draw(
+        self,
+        label: str,
+        prompts: Sequence[Prompt],
+        missing: Mapping[str, Sequence[int]],
+        unread: Mapping[str, Sequence[tuple[int, ...]]],
+        on_drawn: Callable[[Prompt, Drawn], None],
+        *,
+        read: bool,
+    ) -> dict[str, str]:
+        """Draws samples of each prompt, and reads what is still to be read.
+
+        Args:
+          label: for the progress line.
+          prompts: each is handed on once all of its samples are there.
+          missing: numbers of the samples to draw, by prompt id; a number fixes a draw.
+          unread: token ids of earlier samples, by prompt id.
+          on_drawn: takes the fresh samples, and those of `unread` with scores.
+          read: whether the reward model reads them.
+
+        Returns:
+          Why prompts were passed over, by prompt id.
+        """
+
+        def plan(trail: Trail) -> loop.Moves[Drawn]:
+            id = trail.prompt.id
+            return beams.sample(trail, missing[id], unread[id], read)
+
+        def found(trail: Trail, what: Drawn) -> None:
+            on_drawn(trail.prompt, what)
+
+        return self._hunt(label, prompts, plan, self._guide(read), found)
+
+    def choose(
+        self,
+        strategy: Strategy,
+        prompt: Prompt,
+        some: Sequence[Found],
+        merits: Sequence[float],
+        lost: Lost,
+    ) -> int:
+        """Returns which of some samples a strategy of `SAMPLED` takes, the first where none can.
+
+        Args:
+          strategy: how.
+          prompt: of the samples.
+          some: the samples.
+          merits: of each, for an oracle.
+          lost: what is missing is counted there.
+        """
+        index = self._index(strategy, prompt, some, merits)
+        lost.add(sum(sample.raw.count(None) for sample in some), index is None)
+        return index or 0
+
+    def _index(
+        self, strategy: Strategy, prompt: Prompt, some: Sequence[Found], merits: Sequence[float]
+    ) -> int | None:
+        if strategy.kind == "random_of":
+            return selection.at_random(len(some), (self._run.config.seed, prompt.id, strategy.name))
+        if strategy.kind == "oracle_of":
+            return selection.best(merits)
+        scores = [self.score_of(sample.raw) for sample in some]
+        if strategy.kind == "best_of":
+            return selection.best(scores)
+        texts = [self.text_of(sample.ids) for sample in some]
+        answers = [selection.comparable(text, self.direct) for text in texts]
+        return selection.vote(scores, answers, self._readout)
+
+    def reply_of(self, strategy: Strategy, some: Sequence[Found], chosen: int) -> Reply:
+        """Returns one of some samples as the reply that it is; equal ones were read once."""
+        read = {sample.ids for sample in some} if strategy.reads else ()
+        return Reply(
+            text=self.text_of(some[chosen].ids),
+            tokens=sum(len(sample.ids) for sample in some),
+            scored=sum(map(len, read)),
+            score=self.score_of(some[chosen].raw) if strategy.reads else None,
+        )
+
+    def score_of(self, raw: Sequence[float | None]) -> float | None:
+        """Returns a response's raw score from the reward model's, one a step."""
+        return aggregate(raw, self._readout, self.config.aggregation)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Returns a response's text; of one without reasoning, without the end of the turn."""
+        codec = self.policy.codec
+        ended = bool(ids) and ids[-1] in codec.end_stop
+        return codec.decode(ids[:-1] if ended and self.direct else ids)
+
+    # Ways to ask
+
+    def _ask_samples(
+        self,
+        strategy: Strategy,
+        prompts: Sequence[Prompt],
+        on_reply: Callable[[Prompt, Reply], None],
+    ) -> dict[str, str]:
+        """Answers with one of fresh samples of each prompt."""
+        if strategy.kind == "oracle_of":
+            raise ValueError(f"{strategy.name}: needs benchmarks whose truth is known")
+
+        def drawn(prompt: Prompt, what: Drawn) -> None:
+            chosen = self.choose(strategy, prompt, what[0], (), lost)
+            on_reply(prompt, self.reply_of(strategy, what[0], chosen))
+
+        lost = Lost()
+        missing = {prompt.id: range(strategy.width) for prompt in prompts}
+        nothing: dict[str, list[tuple[int, ...]]] = {prompt.id: [] for prompt in prompts}
+        passed = self.draw(strategy.name, prompts, missing, nothing, drawn, read=strategy.reads)
+        Lost(blind=lost.blind).tell(self.name, strategy.name)  # the scores, whoever read them told
+        return passed
+
+    def _search(
+        self,
+        strategy: Strategy,
+        prompts: Sequence[Prompt],
+        on_reply: Callable[[Prompt, Reply], None],
+    ) -> dict[str, str]:
+        """Answers with the best end of a search tree on each prompt."""
+        guide, count = self._guide(read=True), trees_in_flight(self._run, len(prompts))
+        search = SearchConfig.of(self._run.config.search)
+        config = mcts.config_of(search, guide, strategy.width)
+        config = dataclasses.replace(config, trees_in_flight=count)
+        unended, lost = 0, Lost()
+
+        def found(prompt: Prompt, what: Picked) -> None:
+            nonlocal unended
+            unended += not what.ended
+            lost.add(what.missing, what.blind)
+            on_reply(prompt, Reply(self.text_of(what.ids), what.tokens, what.scored, what.score))
+
+        find = functools.partial(mcts.find, prompts, config, guide=guide)
+        logps = growth.wants_logps(config)
+        passed_over = self._find(
+            strategy.name, len(prompts), find, found, [guide.sampling], logps=logps
+        )
+        if unended:
+            log.warning(
+                "evaluate %s: %s: no answer to %d of %d prompts ended; beginnings stand in",
+                self.name,
+                strategy.name,
+                unended,
+                len(prompts),
+            )
+        lost.tell(self.name, strategy.name)
+        return passed_over
+
+    def _hunt(
+        self, label: str, prompts: Sequence[Prompt], plan: Any, guide: Guide, found: Callable
+    ) -> dict[str, str]:
+        """Runs a plan of `guided` over prompts."""
+        plain = [GREEDY] if label == "greedy" else [guide.sampling]
+        samplings = plain + [GREEDY] * label.startswith("lookahead")
+        # The reward model's pool has room for some contexts a slot; beyond it, keys are lost again.
+        slots = self._run.config.engine.slots
+        find = functools.partial(loop.find, prompts, plan, guide=guide, read_at=slots)
+        lost = Lost()
+
+        def counted(trail: Trail, what: Any) -> None:
+            found(trail, what)
+            lost.add(trail.missing, trail.blind)
+
+        passed_over = self._find(label, len(prompts), find, counted, samplings)
+        lost.tell(self.name, label)
+        return passed_over
+
+    def _find(
+        self,
+        label: str,
+        count: int,
+        find: Callable[..., dict[str, str]],
+        found: Callable[[Any, Any], None],
+        samplings: Sequence[Sampling],
+        *,
+        logps: bool = False,
+    ) -> dict[str, str]:
+        """Runs a strategy over `count` prompts, with a progress line.
+
+        Args:
+          label: of the strategy.
+          count: of prompts.
+          find: answers them all; its `on_found` gets prompt or trail, and what was found.
+          found: takes each of these.
+          samplings: how tokens are drawn.
+          logps: whether log-probs are used.
+
+        Returns:
+          Why prompts were passed over, by prompt id.
+        """
+        log.info("evaluate %s: %s, %d prompts", self.name, label, count)
+        if self._compile_first:
+            self._engine.compile(samplings, logps=logps)
+        done = 0
+        with progress.line(f"evaluate {self.name} {label}", count, "prompts") as show:
+
+            def counted(who: Any, what: Any) -> None:
+                nonlocal done
+                found(who, what)
+                done += 1
+                show(done, f"{self._engine.counters['delivered']} tokens")
+
+            return find(on_found=counted)
+
+    # Models
+
+    @functools.cached_property
+    def policy(self) -> models.Policy:
+        """The model; the engine has its weights."""
+        return models.load(self._run, self.name, for_engine=True)
+
+    @functools.cached_property
+    def _engine(self) -> Any:
+        if self._reads:
+            _ = self._reward_model  # first: the engine takes most of the memory that it finds
+        return models.engine_for(self._run, self.policy)
+
+    @functools.cached_property
+    def _reward_model(self) -> RewardModelLike:
+        return reward_models.open_one(self._run)
+
+    @functools.cached_property
+    def _readout(self) -> Readout:
+        return Readout.from_json(self._run.lineage.entries["prm"]["readout"])
+
+    def _guide(self, read: bool) -> Guide:
+        return Guide(
+            engine=self._engine,
+            reward_model=self._reward_model if read else None,
+            codec=self.policy.codec,
+            config=self.config,
+            max_depth=self._run.config.search.max_depth,
+            seed=self._run.config.seed,
+        )

@@ -1,0 +1,208 @@
+"""Where questions and teacher rows come from: the miniature, files of the user's, or the hub."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stair_jax.config import Config
+from stair_jax.data import formats, sources
+from stair_jax.judges.rubrics import SIDES
+from stair_jax.miniature import judging, preferences, splits
+from stair_jax.records import Preference, Prompt, SftRow
+from stair_jax.run import hashes, judges
+from stair_jax.text import OUTPUT, OUTPUT_END, final_answer
+
+log = logging.getLogger(__name__)
+
+_ID_DIGITS = 16  # of a hash: among a million questions two alike by chance are one in 10^7
+_SAFETY_SOURCE = "saferlhf"  # in the name of a row's source
+_BETWEEN_ROUNDS = 1_000_003  # seeds; runs have small ones
+
+
+def for_round(config: Config, number: int) -> list[Prompt]:
+    """Returns the prompts of a round.
+
+    Raises:
+      ValueError: for a file without such rows, naming file, row and key.
+    """
+    count = config.data.round_prompts
+    if config.data.prompts == "miniature":
+        return splits.round_prompts(number, config.seed, count)
+    return _from_file(config, str(number), count)
+
+
+def for_prm(config: Config) -> tuple[list[Prompt], dict[str, str]]:
+    """Returns the further prompts of the reward model, `prm.prompts` of them; as `for_round`.
+
+    With them a teacher's responses by prompt id, where `prm.demonstrations` asks for them: a file's
+    rows then need a "response". In the name of a file, {round} becomes "prm".
+    """
+    count, shown = config.prm.prompts, config.prm.demonstrations
+    if config.data.prompts == "miniature":
+        lessons = splits.prm_lessons(config.seed, count)
+        asked = [prompt for prompt, _ in lessons]
+        return asked, {prompt.id: text for prompt, text in lessons} if shown else {}
+    located = _further(config, count)
+    if not shown:
+        return _prompts(located), {}
+    given = {_prompt(where, row).id: _demonstration(where, row) for where, row in located}
+    return _prompts(located), given
+
+
+def _further(config: Config, count: int) -> list[sources.Located]:
+    """Returns `count` rows that no round asks.
+
+    Raises:
+      ValueError: where there are not as many.
+    """
+    if "{round}" in config.data.prompts:
+        return _located(config, "prm", count)
+    asked = {prompt.question for prompt in for_round(config, 1)}  # all rounds have the same
+    left = [
+        (where, row)
+        for where, row in _located(config, "", 0)
+        if _prompt(where, row).question not in asked
+    ]
+    if len(left) < count:
+        raise ValueError(
+            f"config.prm.prompts: {count}, but the rounds leave {len(left)} of the prompts of"
+            f" {config.data.prompts}; set config.data.round_prompts lower, or give each round a"
+            " file of its own with {round} in config.data.prompts (here it becomes prm)"
+        )
+    return [sources.Located(*row) for row in left[:count]]
+
+
+def _demonstration(where: str, row: Any) -> str:
+    text = formats.text_of(where, row, "response").rstrip()
+    if final_answer(text) is None or not text.endswith(OUTPUT_END):
+        raise ValueError(f"{where}: response does not end in a block {OUTPUT} ... {OUTPUT_END}")
+    return text
+
+
+def of_source(config: Config, source: str) -> list[Prompt]:
+    """Returns all prompts of a file or a data set of the hub; raises as `for_round`."""
+    return _prompts(list(sources.read(source, config.data.split)))
+
+
+def _from_file(config: Config, part: str, count: int) -> list[Prompt]:
+    return _prompts(_located(config, part, count))
+
+
+def _located(config: Config, part: str, count: int) -> list[sources.Located]:
+    path = config.data.prompts.replace("{round}", part)
+    rows = list(sources.read(path, config.data.split))
+    return rows[:count] if count else rows
+
+
+def noise_seed(config: Config, number: int) -> int:
+    """Returns the seed of a round's draws: a question that comes back in another round gets others.
+
+    The ids of the miniature's prompts have the round in them.
+    """
+    again = 0 if config.data.prompts == "miniature" else number - 1
+    return config.seed + again * _BETWEEN_ROUNDS
+
+
+def _prompts(located: Sequence[sources.Located]) -> list[Prompt]:
+    """Returns the rows' prompts; what is asked twice in a file is one of them.
+
+    Raises:
+      ValueError: for a row that is none, or an id that two different ones share.
+    """
+    found: dict[str, tuple[str, Prompt]] = {}
+    twice = 0
+    for where, row in located:
+        prompt = _prompt(where, row)
+        before, same = found.setdefault(prompt.id, (where, prompt))
+        if same != prompt:
+            raise ValueError(f"{where}: id is {prompt.id!r}, which {before} has with other content")
+        twice += before != where
+    untyped = sum(isinstance(row, Mapping) and row.get("type") is None for _, row in located)
+    if untyped:
+        log.warning(
+            "%s: %d of %d rows have no type; by their source %d of all are safety prompts, the"
+            " others helpfulness",
+            located[0].where.rpartition(":")[0],
+            untyped,
+            len(located),
+            sum(prompt.type == "safety" for _, prompt in found.values()),
+        )
+    if twice:
+        log.warning(
+            "%s: %d of %d rows ask what another row asks, one tree serves both",
+            located[0].where.rpartition(":")[0],
+            twice,
+            len(located),
+        )
+    return [prompt for _, prompt in found.values()]
+
+
+def for_sft(config: Config) -> list[SftRow]:
+    """Returns the teacher rows of stage 1; raises as `for_round`."""
+    count, data = config.data.sft_rows, config.data
+    if data.sft == "miniature":
+        return splits.sft_rows(config.seed, count) + _judging(config)
+    loaded = formats.sft_rows(data.sft, name=data.format, split=data.split)
+    return _used(data.sft, loaded, count)
+
+
+def _judging(config: Config) -> list[SftRow]:
+    """Returns the rows that teach the miniature's model to judge, where it judges itself."""
+    if config.judge.templates != "miniature":
+        return []
+    fills = {
+        side: judges.rubric(config, side).fill for side in SIDES if config.judge[side] == "self"
+    }
+    return judging.rows(config.seed, round(judging.SHARE * config.data.sft_rows), fills)
+
+
+def for_preferences(config: Config) -> list[Preference]:
+    """Returns the rows that the baselines sft, dpo and sacpo learn from; raises as `for_round`."""
+    count, data = config.data.preference_rows, config.data
+    if data.preferences == "miniature":
+        return preferences.preferences(config.seed, count)
+    loaded = formats.preference_rows(
+        data.preferences, name=data.preferences_format, split=data.split
+    )
+    rows = _used(data.preferences, loaded, count)
+    if len({bool(row.type) for row in rows}) > 1:
+        raise ValueError(
+            f"{data.preferences}: some rows have a type, some not; expected all or none"
+        )
+    return rows
+
+
+def _used(source: str, loaded: formats.Loaded[formats.Kept], count: int) -> list[formats.Kept]:
+    """Returns the first `count` rows, all where it is 0, and says what was left out."""
+    total = len(loaded.rows) + sum(map(len, loaded.dropped.values()))
+    for reason, ids in loaded.dropped.items():
+        log.warning("%s: %d of %d rows left out, %s: %s", source, len(ids), total, reason,
+                    ", ".join(ids[:10]) + (" ..." if len(ids) > 10 else ""))  # fmt: skip
+    if not loaded.rows:
+        raise ValueError(f"{source}: none of {total} rows is left: {sorted(loaded.dropped)}")
+    return loaded.rows[:count] if count else loaded.rows
+
+
+def _prompt(where: str, row: Any) -> Prompt:
+    """Returns a row's prompt, by its own id or one of what it asks: rows may move in their file."""
+    question = formats.text_of(where, row, "question", "prompt")
+    kind, truth, own = _type(where, row), row.get("ground_truth"), formats.id_of(where, row)
+    truth = None if truth is None else str(truth)
+    asked = json.dumps([question, kind, truth])
+    name = own or f"p{hashes.of_text(asked)[:_ID_DIGITS]}"
+    return Prompt(id=name, question=question, type=kind, ground_truth=truth)
+
+
+def _type(where: str, row: Mapping[str, Any]) -> str:
+    """Returns a prompt's type; of a row that does not say, what its source says.
+
+    Source: the loaders of STAIR-SFT and STAIR-Prompts take PKU-SafeRLHF as safety and all else as
+    helpfulness.
+    """
+    kind = row.get("type")
+    if kind is None:
+        return "safety" if _SAFETY_SOURCE in str(row.get("source", "")).lower() else "helpfulness"
+    if kind not in formats.TYPES:
+        raise ValueError(f"{where}: type is {kind!r}, expected one of {list(formats.TYPES)}")
+    return kind

@@ -1,0 +1,133 @@
+"""What a run says it needs before its first stage: memory, disk, this machine, and the knobs."""
+
+import logging
+import re
+
+import pytest
+
+from stair_jax.log.metrics import Metrics
+from stair_jax.run import models, needs
+from stair_jax.run.lineage import Lineage
+from stair_jax.run.workdir import Run, train_config
+from tests.support.configs import tiny
+
+STAGES = ("sft", "search", "pairs", "dpo", "prm", "evaluate", "export")
+
+
+@pytest.fixture
+def said(caplog):
+    caplog.set_level(logging.INFO, logger="stair_jax.run.needs")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def run_of(folder, **flat):
+    return Run(
+        tiny(workdir=str(folder), **flat), folder, Lineage(folder / "lineage.json"), Metrics(folder)
+    )
+
+
+def total(run, stage):
+    return sum(needs.memory_of(run, stage, models.frame(run)[0]).values())
+
+
+def test_a_run_says_memory_by_stage_disk_machine_and_knobs(tmp_path, said):
+    needs.tell(run_of(tmp_path), STAGES)
+    text = "\n".join(said())
+    for stage in ("sft", "search", "dpo", "prm", "evaluate"):
+        assert re.search(rf"^  {stage}: \d+\.\d GB of the host's memory \(.+\)$", text, re.M), stage
+    assert "pairs:" not in text  # it holds next to nothing
+    assert re.search(r"^  disk: \d+\.\d [GM]B", text, re.M)
+    assert re.search(
+        r"^this machine has \d+\.\d GB of the host's memory, .* free on disk", text, re.M
+    )
+    assert "train.micro_tokens" in text
+    assert "engine.slots" in text
+    assert "hardly fits" not in text
+
+
+def test_only_what_the_stages_need_is_said(tmp_path, said):
+    run = run_of(tmp_path, mesh__written_for="a very large machine")
+    needs.tell(run, ("evaluate",))
+    assert "the configuration was written for a very large machine" in said()
+    assert said()[-1].startswith("what changes it: engine.slots")
+    assert "train." not in said()[-1]
+    assert not any("disk:" in text for text in said())
+    before = len(said())
+    needs.tell(run_of(tmp_path, mesh__written_for=""), ("pairs",))
+    assert not any("written for" in text or "changes" in text for text in said()[before:])
+
+
+def test_what_does_not_fit_is_warned_of_with_the_knobs_that_help(tmp_path, said, monkeypatch):
+    monkeypatch.setattr(needs, "host_bytes", lambda: 2e9)
+    run = run_of(tmp_path, engine__slots=4096)
+    needs.tell(run, STAGES)
+    warned = [text for text in said() if "hardly fits" in text]
+    assert [text.split()[1] for text in warned] == ["search", "prm", "evaluate"]
+    assert "this machine has 2.0 GB; change engine.slots, engine.max_context" in warned[0]
+
+
+def test_a_disk_that_is_too_small_is_warned_of(tmp_path, said, monkeypatch):
+    run = run_of(tmp_path)
+    free = needs.shutil.disk_usage(tmp_path)._replace(free=1)
+    monkeypatch.setattr(needs.shutil, "disk_usage", lambda _: free)
+    needs.tell(run, STAGES)
+    assert f"{tmp_path} has 0.0 MB free, the run writes about" in said()[-1]
+
+
+def test_disk_by_hand(tmp_path):
+    run = run_of(tmp_path, rounds=2, sft__train__keep=3, dpo__train__keep=1)
+    spec = models.frame(run)[0]
+    found = needs.disk_of(run, ("sft", "search", "dpo", "export"), spec)
+    assert found["checkpoints"] == 12 * spec.parameters * (4 + 2 * 2)
+    s, prompts = run.config.search, run.config.data.round_prompts
+    assert found["trees"] == 2 * prompts * s.iterations * s.max_step_tokens * 8
+    assert found["export"] == 4 * spec.parameters
+
+
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [
+        ("sft", {"sft__train__micro_tokens": 200_000, "sft__train__batch": 4096}),
+        ("sft", {"sft__train__head_chunk": 100_000, "sft__train__batch": 4096}),
+        ("dpo", {"dpo__reference": "on_the_fly"}),
+        ("prm", {"prm__more_layers": 40}),
+        ("search", {"engine__slots": 480}),
+        ("search", {"engine__max_context": 1040}),
+        ("search", {"engine__pool_bytes": 400_000_000}),
+        ("search", {"mesh__replicas": 4}),
+        ("evaluate", {"engine__slots": 480}),
+    ],
+)
+def test_settings_reach_the_memory_of_their_stage(tmp_path, stage, more):
+    plain = {"mesh__replicas": 1}
+    assert total(run_of(tmp_path, **(plain | more)), stage) > total(
+        run_of(tmp_path, **plain), stage
+    )
+
+
+def test_adapters_need_less_and_lie_on_frozen_weights(tmp_path):
+    run = run_of(tmp_path, sft__train__lora_rank=2)
+    spec = models.frame(run)[0]
+    found = needs.memory_of(run, "sft", spec)
+    assert found["frozen weights"] == 4 * spec.parameters
+    trained = needs.trained_of(spec, train_config(run.config, "sft"))
+    assert 0 < trained < spec.parameters
+    assert found["moments"] == 8 * trained
+    assert needs.disk_of(run, ("sft",), spec)["checkpoints"] == 12 * trained * 3
+
+
+def test_evaluating_under_a_reward_model_counts_it(tmp_path):
+    under = needs.memory_of(run_of(tmp_path), "evaluate", models.frame(run_of(tmp_path))[0])
+    assert "the reward model" in under
+    greedy = run_of(tmp_path, evaluate__search="greedy")
+    assert "the reward model" not in needs.memory_of(greedy, "evaluate", models.frame(greedy)[0])
+
+
+def test_the_hosts_memory_is_what_the_group_may_have(tmp_path):
+    limit = tmp_path / "memory.max"
+    whole = needs.host_bytes(limit)
+    assert whole > 1e8
+    limit.write_text("12345\n")
+    assert needs.host_bytes(limit) == 12345
+    limit.write_text("max\n")
+    assert needs.host_bytes(limit) == whole

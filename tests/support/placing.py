@@ -1,0 +1,35 @@
+"""Weights of a small model as a checkpoint stacks them."""
+
+import jax
+import jax.numpy as jnp
+
+from stair_jax.config.schema import EngineConfig
+from stair_jax.model import transformer
+from stair_jax.model.spec import Spec
+
+SPEC = Spec(
+    L=3,
+    D=16,
+    N=4,
+    K=2,
+    H=6,
+    F=20,
+    V=34,
+    vocab=31,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=True,
+    qk_norm=False,
+    tied=False,
+    family="qwen2",
+)
+CONFIG = EngineConfig(
+    slots=5, page_size=4, pool_bytes=0, max_context=40, chunk=3, prefill_rows=2, dtype="bfloat16"
+)
+
+
+def stacked(dtype=jnp.float32):
+    """Weights on one device, nobody's but the caller's."""
+    tree = transformer.init(SPEC, jax.random.key(1))
+    return jax.tree.map(lambda x: x.astype(dtype), tree)
