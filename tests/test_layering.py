@@ -23,7 +23,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TRAINING_WING = {"train", "data", "hf"}
 SEARCH_WING = {"engine", "judges", "prm", "search", "guided", "evals"}
 LINES, STAGE_LINES = 600, 180
-UNFORMATTED = 553  # statements laid out by hand; lower it when some are gone, never raise it
+UNFORMATTED = 552  # statements laid out by hand; lower it when some are gone, never raise it
 
 
 def imported_rooms(source):
