@@ -189,8 +189,10 @@ class Device(Prefill):
         """
         begun = time.perf_counter()
         where, programs = placing.first_device(self._mesh), self._programs(wanted, extends)
-        for run in progress.over(programs, f"compiling for {where}", len(programs), "programs"):
-            run()
+        label = f"compiling for {where}"
+        with progress.over(programs, label, len(programs), "programs") as runs:
+            for run in runs:
+                run()
         seconds = time.perf_counter() - begun
         log.info("%s: compiled all %d programs in %.1f s", where, len(programs), seconds)
 

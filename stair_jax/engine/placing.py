@@ -71,22 +71,25 @@ def place(
     trees: list[Any] = [{"layers": [{} for _ in range(spec.L)]} for _ in places]
     tensor = max(1 if where is None else where.shape["tensor"] for where in places)
     groups = _groups(params, joined, spec.K % tensor == 0)
-    for group in progress.over(groups, "loading weights", len(groups), "kinds"):
-        layered, own = group.holder is not params, jnp.dtype(dtype)
-        parts = _placed_parts(
-            [_taken(group.holder, name, give_away) for name in group.names],
-            layered=layered,
-            how=How(spec, group.target, jnp.dtype(jnp.float32) if group.target == SCORE else own),
-            axes=(axes["layers"] if layered else axes)[group.target],
-            places=places,
-        )
-        jax.block_until_ready(parts)  # what was given away is free only then
-        for tree, own_parts in zip(trees, parts, strict=True):
-            if layered:
-                for layer, part in zip(tree["layers"], own_parts, strict=True):
-                    layer[group.target] = part
-            else:
-                (tree[group.target],) = own_parts
+    with progress.over(groups, "loading weights", len(groups), "kinds") as counted:
+        for group in counted:
+            layered, own = group.holder is not params, jnp.dtype(dtype)
+            parts = _placed_parts(
+                [_taken(group.holder, name, give_away) for name in group.names],
+                layered=layered,
+                how=How(
+                    spec, group.target, jnp.dtype(jnp.float32) if group.target == SCORE else own
+                ),
+                axes=(axes["layers"] if layered else axes)[group.target],
+                places=places,
+            )
+            jax.block_until_ready(parts)  # what was given away is free only then
+            for tree, own_parts in zip(trees, parts, strict=True):
+                if layered:
+                    for layer, part in zip(tree["layers"], own_parts, strict=True):
+                        layer[group.target] = part
+                else:
+                    (tree[group.target],) = own_parts
     return [Placed(tree) for tree in trees]
 
 

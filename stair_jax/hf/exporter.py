@@ -181,10 +181,11 @@ def _write_file(
     text += b" " * (-len(text) % 8)
     with file.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
-        written = progress.over(tensors.values(), f"writing {file.name}", len(tensors), "tensors")
-        for rule, layer in written:
-            for part in _parts(flat[rule.ours], layer, rule, spec, kind):
-                out.write(part)
+        label = f"writing {file.name}"
+        with progress.over(tensors.values(), label, len(tensors), "tensors") as rules:
+            for rule, layer in rules:
+                for part in _parts(flat[rule.ours], layer, rule, spec, kind):
+                    out.write(part)
         out.flush()
         os.fsync(out.fileno())
     return end

@@ -106,8 +106,8 @@ def placed(
 
 def read_all(readers: Mapping[str, Callable[[], jax.Array]]) -> Params:
     """Returns the tree of what the readers of `readers_of` read."""
-    items = progress.over(readers.items(), "reading weights", len(readers), "kinds")
-    flat = {name: read() for name, read in items}
+    with progress.over(readers.items(), "reading weights", len(readers), "kinds") as items:
+        flat = {name: read() for name, read in items}
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 

@@ -256,14 +256,23 @@ def line(
     return _BOARD.line(label, total, unit, done=done)
 
 
+@contextlib.contextmanager
 def over(
     items: Iterable[T], label: str, total: Amount | None = None, unit: str = ""
-) -> Iterator[T]:
-    """Yields the items, and says how many have been dealt with; see `line`."""
+) -> Iterator[Iterator[T]]:
+    """Gives a block the items one by one, and says how many it has dealt with; see `line`.
+
+    A generator alone would not do: its line would stay open for as long as a traceback holds the
+    loop that failed.
+    """
     with line(label, total, unit) as show:
-        for number, item in enumerate(items, start=1):
-            yield item
-            show(number)
+        yield _counted(items, show)
+
+
+def _counted(items: Iterable[T], show: Line) -> Iterator[T]:
+    for number, item in enumerate(items, start=1):
+        yield item
+        show(number)
 
 
 def show_on(view: View | None) -> None:

@@ -37,16 +37,19 @@ def run(run: Run, number: int) -> None:
         "pairs": collections.Counter(), "responses": collections.Counter(),
     }  # fmt: skip
     with_pairs, causes = 0, Causes()
-    for tree in progress.over(trees, name, len(trees), "trees"):
-        length = len(codec.prompt_ids(tree.prompt.question))
-        found, left = pairs_lib.pairs_of(tree, config, prompt_tokens=length, seed=run.config.seed)
-        with_pairs += bool(found)
-        causes.note(tree)
-        pairs += found
-        dropped["pairs"] += left
-        good, left = pairs_lib.responses_of(tree, config, prompt_tokens=length)
-        responses += good
-        dropped["responses"] += left
+    with progress.over(trees, name, len(trees), "trees") as counted:
+        for tree in counted:
+            length = len(codec.prompt_ids(tree.prompt.question))
+            found, left = pairs_lib.pairs_of(
+                tree, config, prompt_tokens=length, seed=run.config.seed
+            )
+            with_pairs += bool(found)
+            causes.note(tree)
+            pairs += found
+            dropped["pairs"] += left
+            good, left = pairs_lib.responses_of(tree, config, prompt_tokens=length)
+            responses += good
+            dropped["responses"] += left
     folder = run.round_dir(number) / "pairs"
     jsonl.write_jsonl(folder / "pairs.jsonl", pairs)
     jsonl.write_jsonl(folder / "responses.jsonl", responses)

@@ -49,11 +49,9 @@ def run(run: Run) -> None:
     sampled = _sampled(run, start, config)
     policy, train = models.load(run, start), train_config(run.config, "prm")
     files = [TreeFile(run.round_dir(number) / "trees") for number in rounds]
-    trees = progress.over(
-        itertools.chain(*files, sampled), NAME, sum(map(len, files)) + len(sampled), "trees"
-    )
-    causes = Causes()
-    rows, held, counts = _mined(trees, config, causes, seed=run.config.seed)
+    every, causes = itertools.chain(*files, sampled), Causes()
+    with progress.over(every, NAME, sum(map(len, files)) + len(sampled), "trees") as trees:
+        rows, held, counts = _mined(trees, config, causes, seed=run.config.seed)
     counts["sampled"] = len(sampled)
     frame = {"seed": run.config.seed, **training.frame(run, policy)}
     data = _data(run.config, rows, policy.codec, readout, train, frame)
@@ -150,12 +148,13 @@ def _scored(
     examples = examples_lib.valued_examples(named, codec, readout)
     data = ValuedData(examples, dataclasses.replace(train, eval_rows=0), **frame)
     batches, count = data.in_order(), -(-len(examples) // train.batch)
-    for members, batch in progress.over(batches, f"{NAME}, trees set aside", count, "batches"):
-        raw = score(batch).reshape(-1, batch["read"].shape[-1])
-        for example, scores in zip(members, raw, strict=False):  # what follows is padding
-            at, row = every[int(example.id)]
-            for label, x in zip(row.labels, scores.tolist(), strict=False):
-                at.raw[label.tag], at.tokens[label.tag] = x, label.tokens
+    with progress.over(batches, f"{NAME}, trees set aside", count, "batches") as counted:
+        for members, batch in counted:
+            raw = score(batch).reshape(-1, batch["read"].shape[-1])
+            for example, scores in zip(members, raw, strict=False):  # what follows is padding
+                at, row = every[int(example.id)]
+                for label, x in zip(row.labels, scores.tolist(), strict=False):
+                    at.raw[label.tag], at.tokens[label.tag] = x, label.tokens
     return out
 
 

@@ -273,11 +273,29 @@ def test_the_thread_looks_at_the_clock_and_ends_with_the_work(clock, said, monke
 
 def test_over_counts_what_was_dealt_with(board, clock, said, monkeypatch):
     monkeypatch.setattr(progress, "_BOARD", board)
-    for item in progress.over("abc", "pairs", 3, "trees"):
-        clock.now += 20
-        if item == "c":
-            board.tick()
+    with progress.over("abc", "pairs", 3, "trees") as items:
+        for item in items:
+            clock.now += 20
+            if item == "c":
+                board.tick()
     assert said()[0] == "pairs: 2 of 3 trees (67%), 3/min, 20 s left"
+
+
+def test_items_that_failed_leave_no_line_to_later_work(board, clock, said, monkeypatch):
+    monkeypatch.setattr(progress, "_BOARD", board)
+
+    def fail():
+        with progress.over("abc", "reading weights", 3, "kinds") as items:
+            for _ in items:
+                raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk") as failure:  # its traceback holds the loop
+        fail()
+    with progress.over("abc", "compiling", 3, "programs") as items:
+        next(items)
+        at(board, clock, progress.FIRST_S)
+    assert said()[0] == "compiling: 0 of 3 programs (0%), for 15 s"
+    assert failure.value.args == ("disk",)
 
 
 def test_durations_in_words():
