@@ -21,9 +21,16 @@ from benchmarks.roofline import Bench, Ceilings, Load
 BATCHES = tuple(2**i for i in range(10))  # 1 to 512
 CONTEXT = {"miniature": 56, "1b": 600, "8b": 600}  # tokens: means of real trees
 COLUMNS = (
-    "rows", "family", "context", "step_ms", "device_step_ms", "tokens_per_s", "decode_share",
-    "extend_tokens_per_s", "extend_share",
-)  # fmt: skip
+    "rows",
+    "family",
+    "context",
+    "step_ms",
+    "device_step_ms",
+    "tokens_per_s",
+    "decode_share",
+    "extend_tokens_per_s",
+    "extend_share",
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,8 +46,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", choices=roofline.SPECS, default="miniature")
     parser.add_argument("--most", type=int, default=BATCHES[-1], help="rows of the largest batch")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=12.0,
-                        help="no batch is begun after them")  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=12.0, help="no batch is begun after them")
     return harness.parse(parser, argv)
 
 
@@ -74,9 +80,11 @@ def _loads(
             left_out.append(f"{name}: the {options.minutes} minutes were over")
             continue
         config = load.config(
-            dtype, chunk=8, page_size=8 if options.size == "miniature" else 16,
+            dtype,
+            chunk=8,
+            page_size=8 if options.size == "miniature" else 16,
             prefill_rows=min(load.rows, 32 if options.size == "miniature" else 8),
-        )  # fmt: skip
+        )
         try:
             bench = Bench(spec, params, load, config)
             found.append(roofline.measure(bench, limits, options.repetitions))

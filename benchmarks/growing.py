@@ -98,9 +98,15 @@ def grow(
     with harness.Watch() as watch:
         before["seconds"] = time.perf_counter()
         leftovers = driver.grow(
-            prompts, engine=planted, judge=judge, codec=codec, config=config, seed=seed,
-            reward=Reward(config.reward, reward), on_tree=trees.append,
-        )  # fmt: skip
+            prompts,
+            engine=planted,
+            judge=judge,
+            codec=codec,
+            config=config,
+            seed=seed,
+            reward=Reward(config.reward, reward),
+            on_tree=trees.append,
+        )
     if leftovers != driver.Leftovers({}, ()):
         raise RuntimeError(f"prompts were passed over: {leftovers}")
 
@@ -108,9 +114,13 @@ def grow(
         return {name: x if name in GAUGES else x - before[name] for name, x in now.items()}
 
     return Grown(
-        trees, watch.seconds, watch.others, since(dict(engine.counters)),
-        since(planted.dry), planted.most,
-    )  # fmt: skip
+        trees,
+        watch.seconds,
+        watch.others,
+        since(dict(engine.counters)),
+        since(planted.dry),
+        planted.most,
+    )
 
 
 def joined(parts: Sequence[Grown]) -> Grown:
@@ -122,8 +132,10 @@ def joined(parts: Sequence[Grown]) -> Grown:
         trees=[tree for part in parts for tree in part.trees],
         seconds=sum(part.seconds for part in parts),
         others=max(part.others for part in parts),
-        counters=dict(counters), dry={}, most=max(part.most for part in parts),
-    )  # fmt: skip
+        counters=dict(counters),
+        dry={},
+        most=max(part.most for part in parts),
+    )
 
 
 def speeds(grown: Grown) -> dict[str, float]:

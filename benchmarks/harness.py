@@ -47,8 +47,13 @@ class Claim:
 def parser_of(description: str) -> argparse.ArgumentParser:
     """Returns a command line with `--out`; the rest of `description`'s first line is its help."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="FILE.json",
-                        help="where every figure is written")  # fmt: skip
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        required=True,
+        metavar="FILE.json",
+        help="where every figure is written",
+    )
     return parser
 
 
@@ -75,14 +80,15 @@ def machine(*packages: str) -> dict[str, Any]:
     devices = jax.devices()
     names = ("jax", "jaxlib", "numpy", *packages)
     return {
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+        "cpus": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "architecture": platform.machine(),
         "python": platform.python_version(),
         "device_kind": devices[0].device_kind,
         "devices": len(devices),
         "versions": {name: metadata.version(name) for name in names},
-    }  # fmt: skip
+    }
 
 
 class Watch:

@@ -75,9 +75,11 @@ def temporaries(side: Callable[..., jax.Array], place: Place, spec: Spec, positi
     """
     where = SingleDeviceSharding(place.device)
     shapes = (
-        ((positions, spec.D), jnp.dtype(place.dtype)), ((spec.V, spec.D), jnp.float32),
-        ((positions,), jnp.int32), ((positions,), jnp.bool),
-    )  # fmt: skip
+        ((positions, spec.D), jnp.dtype(place.dtype)),
+        ((spec.V, spec.D), jnp.float32),
+        ((positions,), jnp.int32),
+        ((positions,), jnp.bool),
+    )
     given = [jax.ShapeDtypeStruct(shape, dtype, sharding=where) for shape, dtype in shapes]
     program = jax.jit(jax.value_and_grad(side, argnums=(0, 1))).lower(*given)
     # Autotuning would run candidates, on a GPU that need not be there.
@@ -92,9 +94,11 @@ def gpus() -> dict[str, Any]:
     for file in sorted(GPU_TARGETS.glob("*.txt")):
         try:
             topology = topologies.get_topology_desc(
-                topology_name=file.stem, platform="cuda", target_config=file.read_text(),
+                topology_name=file.stem,
+                platform="cuda",
+                target_config=file.read_text(),
                 topology="1x1x1",
-            )  # fmt: skip
+            )
             found[file.stem] = topology.devices[0]
         except Exception as error:  # the plugin's loader has several ways to say no
             harness.say(f"{file.stem}: {str(error).splitlines()[0]}")
@@ -131,9 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     rows = [
         (name, *(bytes_ / GIB for bytes_ in f.values()), f["chunked"] / f["gathered"])
-        if f else (name, "no plugin", "", "", "")
+        if f
+        else (name, "no plugin", "", "", "")
         for name, f in figures.items()
-    ]  # fmt: skip
+    ]
     print(harness.table(title, COLUMNS, rows))
     print(harness.claims_table(claims))
     load = {name: getattr(options, name) for name in ("size", "rows", "length", "chunk")}

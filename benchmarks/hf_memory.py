@@ -26,14 +26,39 @@ from stair_jax.model.spec import RopeScaling, Spec
 
 # Llama 3.2 1B, as its config.json says.
 LLAMA_1B = Spec(
-    L=16, D=2048, N=32, K=8, H=64, F=8192, V=128_256, vocab=128_256, eps=1e-5, theta=5e5,
-    rope_scaling=RopeScaling(factor=32.0, low=1.0, high=4.0, original=8192), qkv_bias=False,
-    qk_norm=False, tied=True, family="llama",
-)  # fmt: skip
+    L=16,
+    D=2048,
+    N=32,
+    K=8,
+    H=64,
+    F=8192,
+    V=128_256,
+    vocab=128_256,
+    eps=1e-5,
+    theta=5e5,
+    rope_scaling=RopeScaling(factor=32.0, low=1.0, high=4.0, original=8192),
+    qkv_bias=False,
+    qk_norm=False,
+    tied=True,
+    family="llama",
+)
 SMALL = Spec(
-    L=2, D=64, N=4, K=2, H=16, F=96, V=4096, vocab=4096, eps=1e-5, theta=1e4, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=True, family="llama",
-)  # fmt: skip
+    L=2,
+    D=64,
+    N=4,
+    K=2,
+    H=16,
+    F=96,
+    V=4096,
+    vocab=4096,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=True,
+    family="llama",
+)
 SIZES = {"1b": LLAMA_1B, "small": SMALL}
 DTYPE = "bfloat16"  # of the files and of the arrays
 SHARD_BYTES = 1_500_000_000  # two files of the 1B model
@@ -85,9 +110,12 @@ def child(direction: str, folder: pathlib.Path, spec: Spec) -> dict[str, float]:
             write(pathlib.Path(scratch) / "model", spec, params)
     peak = memory("VmHWM")
     return {
-        "before_bytes": before, "model_bytes": model, "peak_bytes": peak,
-        "extra_bytes": peak - before - model, "seconds": watch.seconds,
-    }  # fmt: skip
+        "before_bytes": before,
+        "model_bytes": model,
+        "peak_bytes": peak,
+        "extra_bytes": peak - before - model,
+        "seconds": watch.seconds,
+    }
 
 
 def measure(direction: str, folder: pathlib.Path, size: str) -> dict[str, float]:
@@ -97,8 +125,19 @@ def measure(direction: str, folder: pathlib.Path, size: str) -> dict[str, float]
 
 def _part(direction: str, folder: pathlib.Path, size: str) -> str:
     """Runs one part in a fresh process and returns what it prints."""
-    code = [sys.executable, "-m", "benchmarks.hf_memory", "--out", os.devnull,
-            "--direction", direction, "--folder", str(folder), "--size", size]  # fmt: skip
+    code = [
+        sys.executable,
+        "-m",
+        "benchmarks.hf_memory",
+        "--out",
+        os.devnull,
+        "--direction",
+        direction,
+        "--folder",
+        str(folder),
+        "--size",
+        size,
+    ]
     return subprocess.run(code, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
@@ -127,31 +166,49 @@ def run(folder: pathlib.Path, options: argparse.Namespace) -> None:
         for way, figures in found.items()
     }
     rows = [
-        (way, *(figures[f"{key}_bytes"] / 1e6 for key in ("before", "model", "peak", "extra")),
-         figures["extra_tensors"], figures["seconds"])
+        (
+            way,
+            *(figures[f"{key}_bytes"] / 1e6 for key in ("before", "model", "peak", "extra")),
+            figures["extra_tensors"],
+            figures["seconds"],
+        )
         for way, figures in found.items()
-    ]  # fmt: skip
-    print(harness.table(
-        f"Host memory in MB: {spec.parameters / 1e9:.2f}B parameters in {DTYPE}, {files} files, "
-        f"largest tensor {unit / 1e6:.0f} MB",
-        ("direction", "before", "model", "peak", "extra", "tensors", "seconds"), rows,
-    ))  # fmt: skip
+    ]
+    print(
+        harness.table(
+            f"Host memory in MB: {spec.parameters / 1e9:.2f}B parameters in {DTYPE},"
+            f" {files} files, largest tensor {unit / 1e6:.0f} MB",
+            ("direction", "before", "model", "peak", "extra", "tensors", "seconds"),
+            rows,
+        )
+    )
     print(harness.claims_table(claims))
-    harness.write(options.out, {
-        "machine": harness.machine("safetensors"), "parameters": spec.parameters, "dtype": DTYPE,
-        "files": files, "largest_tensor_bytes": unit, "directions": found,
-    }, claims)  # fmt: skip
+    harness.write(
+        options.out,
+        {
+            "machine": harness.machine("safetensors"),
+            "parameters": spec.parameters,
+            "dtype": DTYPE,
+            "files": files,
+            "largest_tensor_bytes": unit,
+            "directions": found,
+        },
+        claims,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures, or does one part of it where `--direction` says which."""
     parser = harness.parser_of(__doc__ or "")
     parser.add_argument("--size", choices=SIZES, default="1b")
-    parser.add_argument("--folder", type=pathlib.Path, metavar="DIR",
-                        help="a checkpoint of that size, written there where there is none; "
-                        "default: a temporary one")  # fmt: skip
-    parser.add_argument("--direction", choices=("make", "import", "export"),
-                        help=argparse.SUPPRESS)  # fmt: skip
+    parser.add_argument(
+        "--folder",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="a checkpoint of that size, written there where there is none; "
+        "default: a temporary one",
+    )
+    parser.add_argument("--direction", choices=("make", "import", "export"), help=argparse.SUPPRESS)
     options = harness.parse(parser, argv)
     spec = SIZES[options.size]
     if options.direction == "make":

@@ -30,9 +30,15 @@ from stair_jax.run.workdir import Run
 MODEL = "sft"
 # The paper's search; what is not named here is the miniature's: limits, context, judge.
 PAPER: dict[str, Any] = {
-    "iterations": 200, "num_children": 4, "c": 1.5, "max_depth": 7, "temperature": 1.2,
-    "top_p": 0.9, "top_k": 50, "score": "ucb",
-}  # fmt: skip
+    "iterations": 200,
+    "num_children": 4,
+    "c": 1.5,
+    "max_depth": 7,
+    "temperature": 1.2,
+    "top_p": 0.9,
+    "top_k": 50,
+    "score": "ucb",
+}
 
 
 def train(workdir: pathlib.Path) -> None:
@@ -45,9 +51,13 @@ def train(workdir: pathlib.Path) -> None:
         return
     harness.say(f"training the miniature's SFT model into {workdir} (2 to 3 minutes, once) ...")
     command = [
-        sys.executable, "-m", "stair_jax.main", "--config=configs/tiny.py",
-        "--config.stages=sft", f"--config.workdir={workdir.absolute()}",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "stair_jax.main",
+        "--config=configs/tiny.py",
+        "--config.stages=sft",
+        f"--config.workdir={workdir.absolute()}",
+    ]
     # Large pages, as in launch/demo.sh: a CPU training step is a seventh faster.
     environment = os.environ | {"GLIBC_TUNABLES": harness.TUNABLES}
     root = pathlib.Path(__file__).parents[1]
@@ -80,10 +90,14 @@ def open_run(workdir: pathlib.Path) -> Run:
 def export(policy: Policy, folder: pathlib.Path) -> float:
     """Writes a model as a Hugging Face folder; returns the largest difference of its logits."""
     exporter.save(
-        folder, policy.spec, policy.params, policy.codec.tokenizer,
-        end_ids=sorted(policy.codec.end_ids), dtype="float32",
+        folder,
+        policy.spec,
+        policy.params,
+        policy.codec.tokenizer,
+        end_ids=sorted(policy.codec.end_ids),
+        dtype="float32",
         chat_template=text.TEMPLATES[policy.codec.template],
-    )  # fmt: skip
+    )
     asked = [policy.codec.prompt_ids("what is 1 2 + 3 4 ?")]
     report = exporter.export_report(folder, policy.spec, policy.params, asked, dtype="float32")
     return report["max_abs_diff"]
@@ -133,7 +147,11 @@ def grow(
     own, board = SearchConfig.of(run.config.search), Switchboard(engine)
     with contextlib.closing(judges.judge_of(run, board, policy.codec)) as judge:
         return growing.grow(
-            prompts, board.line(), codec=policy.codec, judge=judge,
+            prompts,
+            board.line(),
+            codec=policy.codec,
+            judge=judge,
             config=dataclasses.replace(own, trees_in_flight=in_flight),
-            reward=RewardConfig.of(run.config.reward), seed=run.config.seed,
-        )  # fmt: skip
+            reward=RewardConfig.of(run.config.reward),
+            seed=run.config.seed,
+        )

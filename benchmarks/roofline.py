@@ -36,21 +36,33 @@ SPECS = {
     "miniature": _llama(
         L=3, D=128, N=4, K=2, H=32, F=352, V=411, vocab=411, theta=100.0, tied=True
     ),
-    "least": _llama(
-        L=2, D=32, N=4, K=2, H=8, F=48, V=90, vocab=90, theta=100.0, tied=False
-    ),
-    "small": _llama(
-        L=4, D=512, N=8, K=4, H=64, F=1408, V=8192, vocab=8192, theta=1e4, tied=False
-    ),
+    "least": _llama(L=2, D=32, N=4, K=2, H=8, F=48, V=90, vocab=90, theta=100.0, tied=False),
+    "small": _llama(L=4, D=512, N=8, K=4, H=64, F=1408, V=8192, vocab=8192, theta=1e4, tied=False),
     "1b": _llama(  # Llama-3.2-1B
-        L=16, D=2048, N=32, K=8, H=64, F=8192, V=128_256, vocab=128_256, tied=True,
+        L=16,
+        D=2048,
+        N=32,
+        K=8,
+        H=64,
+        F=8192,
+        V=128_256,
+        vocab=128_256,
+        tied=True,
         rope_scaling=_stretched(factor=32.0),
     ),
     "8b": _llama(  # Llama-3.1-8B
-        L=32, D=4096, N=32, K=8, H=128, F=14_336, V=128_256, vocab=128_256, tied=False,
+        L=32,
+        D=4096,
+        N=32,
+        K=8,
+        H=128,
+        F=14_336,
+        V=128_256,
+        vocab=128_256,
+        tied=False,
         rope_scaling=_stretched(factor=8.0),
     ),
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,9 +254,14 @@ class Load:
     def config(self, dtype: str, *, chunk: int, page_size: int, prefill_rows: int) -> EngineConfig:
         """Returns an engine's settings in which the whole load runs at once."""
         return EngineConfig(
-            slots=self.rows, page_size=page_size, pool_bytes=0, chunk=chunk, dtype=dtype,
-            max_context=self.context + (TIMED + 2) * chunk, prefill_rows=prefill_rows,
-        )  # fmt: skip
+            slots=self.rows,
+            page_size=page_size,
+            pool_bytes=0,
+            chunk=chunk,
+            dtype=dtype,
+            max_context=self.context + (TIMED + 2) * chunk,
+            prefill_rows=prefill_rows,
+        )
 
     def pool_bytes(self, spec: Spec, config: EngineConfig) -> int:
         """Returns the bytes of a pool that holds the sequences and what they are continued with.
@@ -297,10 +314,16 @@ class Bench:
             family = row // self.load.family
             self.engine.submit(
                 Request(
-                    id=self._asked, prefix=roots[family], key=(self._asked,), stop="never",
-                    max_tokens=tokens, sampling=SAMPLING, group=family, shared=self.load.context,
+                    id=self._asked,
+                    prefix=roots[family],
+                    key=(self._asked,),
+                    stop="never",
+                    max_tokens=tokens,
+                    sampling=SAMPLING,
+                    group=family,
+                    shared=self.load.context,
                 )
-            )  # fmt: skip
+            )
 
     def _collect(self) -> None:
         for result in self.engine.collect():

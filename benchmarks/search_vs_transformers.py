@@ -44,18 +44,34 @@ def main(argv: list[str] | None = None) -> None:
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = harness.parser_of(__doc__ or "")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/bench"),
-                        help="of a run with the miniature's SFT model; trained where it is missing"
-                        " (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--workdir",
+        type=pathlib.Path,
+        default=pathlib.Path("runs/bench"),
+        help="of a run with the miniature's SFT model; trained where it is missing"
+        " (default: %(default)s)",
+    )
     parser.add_argument("--repetitions", type=_positive, default=3)
-    parser.add_argument("--trees", type=_positive, default=800,
-                        help="of ours, a repetition; each of the 400 prompts in turn")  # fmt: skip
+    parser.add_argument(
+        "--trees",
+        type=_positive,
+        default=800,
+        help="of ours, a repetition; each of the 400 prompts in turn",
+    )
     parser.add_argument("--single", type=_positive, default=8, help="trees of single, likewise")
-    parser.add_argument("--lockstep", type=_positive, default=TREES,
-                        help="trees of lockstep, likewise; in batches of 64")  # fmt: skip
+    parser.add_argument(
+        "--lockstep",
+        type=_positive,
+        default=TREES,
+        help="trees of lockstep, likewise; in batches of 64",
+    )
     parser.add_argument("--refilled", type=int, default=128, help="trees of refilled; 0: left out")
-    parser.add_argument("--minutes", type=float, default=9.0,
-                        help="no repetition is begun that would end after them")  # fmt: skip
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=9.0,
+        help="no repetition is begun that would end after them",
+    )
     return harness.parse(parser, argv)
 
 
@@ -119,9 +135,11 @@ class Sides:
     def measures(self) -> Mapping[str, Callable[[int], Figures]]:
         """Returns how each side is measured, given the number of the repetition."""
         sides = {
-            "ours": self.ours, "single": self.single, "lockstep": self.lockstep,
+            "ours": self.ours,
+            "single": self.single,
+            "lockstep": self.lockstep,
             "refilled": self.refilled,
-        }  # fmt: skip
+        }
         return {name: sides[name] for name in SIDES if name != "refilled" or self.options.refilled}
 
     def warm_up(self) -> None:
@@ -170,12 +188,18 @@ class Sides:
         config = self.run.config
         lengths = [*map(self._length, self.prompts)]
         return {
-            "seed": config.seed, "search": config.search.to_dict(),
-            "engine": config.engine.to_dict(), "in_flight": self.in_flight, "prompts": len(lengths),
-            "prompt_tokens": statistics.mean(lengths), "parameters": self.policy.spec.parameters,
-            "trees": {name: getattr(self.options, "trees" if name == "ours" else name)
-                      for name in self.measures()},
-        }  # fmt: skip
+            "seed": config.seed,
+            "search": config.search.to_dict(),
+            "engine": config.engine.to_dict(),
+            "in_flight": self.in_flight,
+            "prompts": len(lengths),
+            "prompt_tokens": statistics.mean(lengths),
+            "parameters": self.policy.spec.parameters,
+            "trees": {
+                name: getattr(self.options, "trees" if name == "ours" else name)
+                for name in self.measures()
+            },
+        }
 
     def _some(self, count: int, turn: int) -> list[Any]:
         some = miniature.spread(self.prompts, count, turn, self.options.repetitions)
@@ -190,9 +214,11 @@ class Sides:
     def _generator(self) -> Generator:
         codec = self.policy.codec
         return Generator(
-            self._model, stops=codec.stops, pad_id=codec.pad_id,
+            self._model,
+            stops=codec.stops,
+            pad_id=codec.pad_id,
             max_context=self.run.config.engine.max_context,
-        )  # fmt: skip
+        )
 
 
 def by_id(prompt: Prompt) -> str:
@@ -204,9 +230,10 @@ def ratios(rounds: Sequence[Round]) -> dict[str, float]:
     """Returns ours over each other side: per tree, and per token that was delivered."""
     return {
         f"{figure}_vs_{side}": harness.ratio(rounds, figure, "ours", side)
-        for side in rounds[0] if side != "ours"
+        for side in rounds[0]
+        if side != "ours"
         for figure in ("trees_per_hour", "tokens_per_s")
-    }  # fmt: skip
+    }
 
 
 def claims_of(rounds: Sequence[Round]) -> dict[str, Claim]:
@@ -233,9 +260,10 @@ def tables(figures: Mapping[str, Any]) -> str:
     title = f"Trees grown per side, medians of {len(figures['rounds'])} alternating repetitions"
     text = harness.table(title, ("figure", *medians), rows)
     text += "\n" + harness.table(
-        "Ours over the others, medians of the repetitions' ratios", ("figure", "ratio"),
+        "Ours over the others, medians of the repetitions' ratios",
+        ("figure", "ratio"),
         figures["ratios"].items(),
-    )  # fmt: skip
+    )
     if figures["disturbed"]:
         text += "\n\nOther processes worked during the measurement: do not trust these figures."
     return text

@@ -47,9 +47,13 @@ class Trainer:
         self.grad_norm = float("nan")  # of the last step, before clipping
         self._clip_norm, self._half, self._device = clip_norm, half, model.device
         self._optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=0.0, betas=(beta1, beta2), eps=eps,
-            weight_decay=weight_decay, fused=True,
-        )  # fmt: skip
+            self.model.parameters(),
+            lr=0.0,
+            betas=(beta1, beta2),
+            eps=eps,
+            weight_decay=weight_decay,
+            fused=True,
+        )
 
     def sft(self, batch: Batch, lr: float) -> float:
         """Takes one step on the mean over all trained tokens; returns that loss."""

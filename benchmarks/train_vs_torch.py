@@ -71,13 +71,19 @@ def main(argv: list[str] | None = None) -> None:
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = harness.parser_of(__doc__ or "")
     parser.add_argument("--models", default="miniature,large", help="comma-separated")
-    parser.add_argument("--devices", type=int, default=1,
-                        help="of CPU, for ours (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--devices", type=int, default=1, help="of CPU, for ours (default: %(default)s)"
+    )
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=16,
-                        help="of the miniature, a repetition; of large a quarter")  # fmt: skip
-    parser.add_argument("--minutes", type=float, default=2.0,
-                        help="of each of the four comparisons, compiling apart")  # fmt: skip
+    parser.add_argument(
+        "--steps", type=int, default=16, help="of the miniature, a repetition; of large a quarter"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=2.0,
+        help="of each of the four comparisons, compiling apart",
+    )
     options = harness.parse(parser, argv)
     if unknown := [name for name in options.models.split(",") if name not in MODELS]:
         parser.error(f"--models: {unknown} not in {list(MODELS)}")
@@ -98,8 +104,9 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Clai
     mesh_lib.show_cpus((options.devices, 1, 1), 1)
     found = {
         f"{model}/{task}": compare(Setup.of(model, task), options)
-        for model in options.models.split(",") for task in TASKS
-    }  # fmt: skip
+        for model in options.models.split(",")
+        for task in TASKS
+    }
     figures = {
         "benchmark": "train_vs_torch",
         "machine": harness.machine("torch", "transformers") | {"torch_threads": THREADS},
@@ -107,9 +114,11 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Clai
         "comparisons": found,
         "disturbed": any(
             side["others"] > harness.DISTURBED
-            for one in found.values() for each in one["rounds"] for side in each.values()
+            for one in found.values()
+            for each in one["rounds"]
+            for side in each.values()
         ),
-    }  # fmt: skip
+    }
     claims = {
         f"{name.replace('/', '_')}_vs_torch": Claim(one["ratios"]["ours_vs_torch"], ">=", 1.0)
         for name, one in found.items()
@@ -135,15 +144,22 @@ class Setup:
         c = tiny.get_config()
         codec = text.Codec(words := tokenizer.build(), text.template_for(words, "llama"), "")
         size = c.model.size.to_dict() | {"V": len(words), "vocab": len(words)} | MODELS[model]
-        spec = Spec(**size, rope_scaling=None, qkv_bias=False, qk_norm=False, tied=True,
-                    family="llama")  # fmt: skip
+        spec = Spec(
+            **size, rope_scaling=None, qkv_bias=False, qk_norm=False, tied=True, family="llama"
+        )
         config = dataclasses.replace(
-            train_config(c, task), remat="none", compute_dtype="float32", eval_rows=0, epochs=1.0,
+            train_config(c, task),
+            remat="none",
+            compute_dtype="float32",
+            eval_rows=0,
+            epochs=1.0,
             **(LARGE if model == "large" else {}),
-        )  # fmt: skip
-        rows = random_rows(spec.vocab) if model == "large" else examples.sft_examples(
-            rows_lib.for_sft(c)[:ROWS], codec
-        )  # fmt: skip
+        )
+        rows = (
+            random_rows(spec.vocab)
+            if model == "large"
+            else examples.sft_examples(rows_lib.for_sft(c)[:ROWS], codec)
+        )
         params = jax.jit(functools.partial(transformer.init, spec))(jax.random.key(0))
         frame = {"seed": 0, "pad_id": codec.pad_id, "row_shards": 2}
         scorer = Scorer.of(spec, config)
@@ -183,10 +199,14 @@ def pairs_of(rows: Sequence[SftExample]) -> list[PairExample]:
         third, rest = len(one.response) // 3, other.response[len(other.response) // 3 :]
         out.append(
             PairExample(
-                id=one.id, prompt=one.prompt, prefix=one.response[:third],
-                chosen=one.response[third:], rejected=rest, depth=1,
+                id=one.id,
+                prompt=one.prompt,
+                prefix=one.response[:third],
+                chosen=one.response[third:],
+                rejected=rest,
+                depth=1,
             )
-        )  # fmt: skip
+        )
     return out
 
 
@@ -216,14 +236,18 @@ def compare(setup: Setup, options: argparse.Namespace) -> dict[str, Any]:
     measures = {name: functools.partial(timed, side, batches) for name, side in sides.items()}
     rounds = harness.alternate(measures, options.repetitions, seconds=60 * options.minutes)
     return {
-        "parameters": setup.spec.parameters, "batch": setup.config.batch, "steps": len(batches),
-        "buckets": list(setup.config.buckets), "losses": losses, "rounds": rounds,
+        "parameters": setup.spec.parameters,
+        "batch": setup.config.batch,
+        "steps": len(batches),
+        "buckets": list(setup.config.buckets),
+        "losses": losses,
+        "rounds": rounds,
         "medians": {
             name: {figure: harness.median(rounds, name, figure) for figure in rounds[0][name]}
             for name in sides
         },
         "ratios": ratios(rounds),
-    }  # fmt: skip
+    }
 
 
 Side = Callable[[Batches], list[float]]  # trains on batches, returns their losses
@@ -265,9 +289,13 @@ class Torch:
                 path, setup.spec, setup.params, None, end_ids=[1], dtype="float32"
             )  # a model without words
             self._trainer = torch_trainer.Trainer(
-                torch_trainer.load(path), beta1=tx.beta1, beta2=tx.beta2, eps=tx.eps,
-                weight_decay=tx.weight_decay, clip_norm=tx.clip_norm,
-            )  # fmt: skip
+                torch_trainer.load(path),
+                beta1=tx.beta1,
+                beta2=tx.beta2,
+                eps=tx.eps,
+                weight_decay=tx.weight_decay,
+                clip_norm=tx.clip_norm,
+            )
         self._loss = setup.loss
 
     def __call__(self, batches: Batches) -> list[float]:
@@ -288,17 +316,20 @@ def timed(side: Side, batches: Batches, turn: int) -> Figures:
     tokens = sum(real_tokens(dict(batch)) for batch in batches)
     positions = sum(batch["tokens"].size for batch in batches)
     return {
-        "tokens_per_s": tokens / watch.seconds, "positions_per_s": positions / watch.seconds,
-        "step_ms": 1e3 * watch.seconds / len(batches), "others": watch.others,
-    }  # fmt: skip
+        "tokens_per_s": tokens / watch.seconds,
+        "positions_per_s": positions / watch.seconds,
+        "step_ms": 1e3 * watch.seconds / len(batches),
+        "others": watch.others,
+    }
 
 
 def ratios(rounds: Sequence[Round]) -> dict[str, float]:
     """Returns ours over each other side, in tokens a second."""
     return {
         f"ours_vs_{side}": harness.ratio(rounds, "tokens_per_s", "ours", side)
-        for side in rounds[0] if side != "ours"
-    }  # fmt: skip
+        for side in rounds[0]
+        if side != "ours"
+    }
 
 
 def tables(figures: Mapping[str, Any]) -> str:

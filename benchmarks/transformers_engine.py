@@ -61,10 +61,13 @@ class Generator:
             stopped = bool(ids) and ids[-1] in self._stops[request.stop]
             results.append(
                 Result(
-                    id=request.id, ids=ids, logps=(), prefix=Prefix(request.prefix.ids + ids),
+                    id=request.id,
+                    ids=ids,
+                    logps=(),
+                    prefix=Prefix(request.prefix.ids + ids),
                     finish="stop" if stopped else "length",
                 )
-            )  # fmt: skip
+            )
         return results
 
     def _generate(self, requests: Sequence[Request]) -> list[list[int]]:
@@ -93,13 +96,18 @@ class Generator:
             drawing: dict[str, Any] = {"do_sample": False}
             if how.temperature > 0:
                 drawing = {
-                    "do_sample": True, "temperature": how.temperature, "top_k": how.top_k,
-                    "top_p": how.top_p, "min_p": how.min_p or None,
-                }  # fmt: skip
+                    "do_sample": True,
+                    "temperature": how.temperature,
+                    "top_k": how.top_k,
+                    "top_p": how.top_p,
+                    "min_p": how.min_p or None,
+                }
             self._settings[key] = transformers.GenerationConfig(
-                eos_token_id=sorted(self._stops[stop]), pad_token_id=self._pad,
-                max_new_tokens=key[1], **drawing,
-            )  # fmt: skip
+                eos_token_id=sorted(self._stops[stop]),
+                pad_token_id=self._pad,
+                max_new_tokens=key[1],
+                **drawing,
+            )
         return self._settings[key]
 
     def _cut(self, request: Request, ids: list[int]) -> list[int]:

@@ -35,8 +35,12 @@ ROWS = 2  # of a pass, where a step takes several
 def main(argv: Sequence[str] | None = None) -> None:
     """Counts, prints the table and the claims, writes every figure."""
     parser = harness.parser_of(__doc__ or "")
-    parser.add_argument("--workdir", type=pathlib.Path, metavar="DIR",
-                        help="of a run of configs/tiny.py whose pairs are counted")  # fmt: skip
+    parser.add_argument(
+        "--workdir",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="of a run of configs/tiny.py whose pairs are counted",
+    )
     options = harness.parse(parser, argv)
     pairs, source = read_pairs(parser, options)
     figures = count(pairs)
@@ -83,9 +87,14 @@ def grow(workdir: pathlib.Path) -> None:
     """
     harness.say("growing trees for their pairs (a minute or two) ...")
     command = [
-        sys.executable, "-m", "stair_jax.main", "--config=configs/tiny.py:smoke",
-        "--config.stages=sft,search,pairs", "--config.rounds=1", f"--config.workdir={workdir}",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "stair_jax.main",
+        "--config=configs/tiny.py:smoke",
+        "--config.stages=sft,search,pairs",
+        "--config.rounds=1",
+        f"--config.workdir={workdir}",
+    ]
     root = pathlib.Path(__file__).parents[1]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, cwd=root, env=environment, check=False)
@@ -117,10 +126,12 @@ def count(pairs: Sequence[PairExample]) -> dict:
         tree = dataclasses.replace(tree, micro_tokens=ROWS * width)
         sides[f"tree, rows of {width}, {ROWS} a pass"] = side(pairs, tree)
     return {
-        "pairs": len(pairs), "groups": len(groups), "pairs_per_group": float(groups.mean()),
+        "pairs": len(pairs),
+        "groups": len(groups),
+        "pairs_per_group": float(groups.mean()),
         "tokens_of_distinct_trajectories": sum(len(prompt) + len(x) for prompt, x in whole),
         "sides": sides,
-    }  # fmt: skip
+    }
 
 
 def side(pairs: Sequence[PairExample], config: TrainConfig) -> dict[str, float]:
@@ -134,10 +145,13 @@ def side(pairs: Sequence[PairExample], config: TrainConfig) -> dict[str, float]:
         positions += round(lengths.real_tokens(batch) / (1 - lengths.padding_share(batch)))
     left_out = sum(map(len, data.dropped.values()))
     return {
-        "tokens": tokens, "positions": positions, "padding_share": 1 - tokens / positions,
-        "tokens_per_pair": tokens / data.pairs, "positions_per_pair": positions / data.pairs,
+        "tokens": tokens,
+        "positions": positions,
+        "padding_share": 1 - tokens / positions,
+        "tokens_per_pair": tokens / data.pairs,
+        "positions_per_pair": positions / data.pairs,
         "left_out": left_out,
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

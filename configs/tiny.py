@@ -20,30 +20,65 @@ def get_config(arg: str | None = None) -> config.Config:
     c.model.compute_dtype = "float32"
     c.data.update(sft_rows=30_000, round_prompts=400, preference_rows=2000)
     c.sft.train.update(
-        batch=32, epochs=1.5, lr=3e-3, beta2=0.98, remat="none", head_chunk=4096,
-        buckets=(64, 80, 96), save_every=200,
-    )  # fmt: skip
+        batch=32,
+        epochs=1.5,
+        lr=3e-3,
+        beta2=0.98,
+        remat="none",
+        head_chunk=4096,
+        buckets=(64, 80, 96),
+        save_every=200,
+    )
     c.dpo.update(beta=0.1, sft_coef=1.0, anchors_per_pair=1.0)
     c.dpo.train.update(
-        batch=32, lr=1e-4, epochs=2.0, remat="none", head_chunk=4096, buckets=(64, 80, 96),
+        batch=32,
+        lr=1e-4,
+        epochs=2.0,
+        remat="none",
+        head_chunk=4096,
+        buckets=(64, 80, 96),
         save_every=20,
-    )  # fmt: skip
+    )
     c.prm.update(
-        loss="implicit", readout="step_end", beta=0.3, reference="none", sft_coef=1.0,
-        prompts=12_000, demonstrations=True, temperature=0.8, pairs_per_tree=6, more_layers=2,
-    )  # fmt: skip
+        loss="implicit",
+        readout="step_end",
+        beta=0.3,
+        reference="none",
+        sft_coef=1.0,
+        prompts=12_000,
+        demonstrations=True,
+        temperature=0.8,
+        pairs_per_tree=6,
+        more_layers=2,
+    )
     c.prm.train.update(
-        batch=64, lr=5e-4, epochs=2.0, beta2=0.98, batching="tree", remat="none",
-        buckets=(192,), micro_tokens=576, save_every=100,
-    )  # fmt: skip
+        batch=64,
+        lr=5e-4,
+        epochs=2.0,
+        beta2=0.98,
+        batching="tree",
+        remat="none",
+        buckets=(192,),
+        micro_tokens=576,
+        save_every=100,
+    )
     c.search.update(
-        iterations=24, top_p=0.95, max_depth=4, max_step_tokens=40, max_rollout_tokens=64,
-    )  # fmt: skip
+        iterations=24,
+        top_p=0.95,
+        max_depth=4,
+        max_step_tokens=40,
+        max_rollout_tokens=64,
+    )
     c.judge.update(safety="verifier", helpfulness="verifier")
     c.engine.update(
-        slots=48, chunk=16, page_size=8, pool_bytes=100_000_000, max_context=104, prefill_rows=32,
+        slots=48,
+        chunk=16,
+        page_size=8,
+        pool_bytes=100_000_000,
+        max_context=104,
+        prefill_rows=32,
         dtype="float32",
-    )  # fmt: skip
+    )
     c.pairs.update(min_value_gap=1.0, min_visits=1, max_per_prompt=4, max_tokens=96)
     c.evaluate.max_tokens = 64
     c.evaluate.search = (

@@ -79,9 +79,15 @@ def paged_attention(
     flat = (L * P * K * Z, H)  # a view: a row a token, so that one index a token finds it
     ints = (jnp.asarray(layer, jnp.int32)[None], table.astype(jnp.int32), length.astype(jnp.int32))
     out_XRKMH, lse_XRKM = BODIES[plan.body](
-        *ints, q.astype(k.dtype), k.reshape(flat), v.reshape(flat),
-        size=size, plan=plan, scale=scale, interpret=interpret,
-    )  # fmt: skip
+        *ints,
+        q.astype(k.dtype),
+        k.reshape(flat),
+        v.reshape(flat),
+        size=size,
+        plan=plan,
+        scale=scale,
+        interpret=interpret,
+    )
     if plan.splits == 1:
         return out_XRKMH[0], lse_XRKM[0]
     return _joined(out_XRKMH, lse_XRKM)
@@ -202,9 +208,19 @@ BODIES: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {"triton": _trit
 
 
 def _program(
-    layer_ref, table_ref, length_ref, q_ref, k_ref, v_ref, out_ref, lse_ref, *,
-    size: _Size, plan: Plan, scale: float,
-):  # fmt: skip
+    layer_ref,
+    table_ref,
+    length_ref,
+    q_ref,
+    k_ref,
+    v_ref,
+    out_ref,
+    lse_ref,
+    *,
+    size: _Size,
+    plan: Plan,
+    scale: float,
+):
     """One program: some queries of one row on one kv head, over one split of the row's tokens."""
     s, block, Q = size, plan.block, size.queries
     head, part = pl.program_id(0) // s.query_blocks, pl.program_id(0) % s.query_blocks
@@ -247,9 +263,10 @@ def _program(
     total_Q = jnp.where(some_Q, total_Q, 1.0)
     lse_Q = jnp.where(some_Q, (top_Q + jnp.log2(total_Q)) / _LOG2E, EMPTY)
     triton.store(
-        out_ref.at[split, row, head, query_Q1, col_1H], out_QH / total_Q[:, None],
+        out_ref.at[split, row, head, query_Q1, col_1H],
+        out_QH / total_Q[:, None],
         mask=(query_Q1 < s.M) & real_1H,
-    )  # fmt: skip
+    )
     query_Q = part * Q + jnp.arange(Q)
     triton.store(lse_ref.at[split, row, head, query_Q], lse_Q, mask=query_Q < s.M)
 
@@ -260,9 +277,12 @@ def _dot(x: jax.Array, y: jax.Array, *, over: int) -> jax.Array:
     HIGHEST keeps float32 operands from being cut to 10 bits of mantissa; 16 bit ones are exact.
     """
     return jax.lax.dot_general(
-        x, y, (((1,), (over,)), ((), ())), precision=jax.lax.Precision.HIGHEST,
+        x,
+        y,
+        (((1,), (over,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
-    )  # fmt: skip
+    )
 
 
 def _joined(out_XRKMH: jax.Array, lse_XRKM: jax.Array) -> tuple[jax.Array, jax.Array]:

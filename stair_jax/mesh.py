@@ -21,10 +21,18 @@ AXES = ("data", "fsdp", "tensor")
 REST = -1  # in a mesh shape: all devices that the other axes leave
 Rules = Mapping[str, str | tuple[str, ...] | None]
 RULES: Rules = {
-    "batch": ("data", "fsdp"), "time": None, "layer": None, "embed": "fsdp", "vocab": "tensor",
-    "q_head": "tensor", "kv_head": "tensor", "head": None, "ffn": "tensor", "page": None,
+    "batch": ("data", "fsdp"),
+    "time": None,
+    "layer": None,
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "q_head": "tensor",
+    "kv_head": "tensor",
+    "head": None,
+    "ffn": "tensor",
+    "page": None,
     "slot": None,
-}  # fmt: skip
+}
 # Decoding reads every weight for each token, so a gather per layer would cost more than the copy.
 ENGINE_RULES: Rules = {**RULES, "embed": None}
 

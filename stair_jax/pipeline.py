@@ -192,10 +192,16 @@ def status(config: Config, lineage: Lineage) -> str:
     """Returns what is done and what is left, a line an item."""
     lines = [f"{config.workdir}:"]
     for item in items_of(config):
-        names = [item.artefact] if item.artefact else [
-            name for name, entry in lineage.entries.items()
-            if entry["stage"].partition(".")[0] == item.stage
-        ] or [item.stage]  # fmt: skip
+        names = (
+            [item.artefact]
+            if item.artefact
+            else [
+                name
+                for name, entry in lineage.entries.items()
+                if entry["stage"].partition(".")[0] == item.stage
+            ]
+            or [item.stage]
+        )
         for name in names:
             entry = lineage.entries.get(str(name))
             word = "left" if entry is None else "done" if entry["finished"] else "begun"

@@ -105,9 +105,12 @@ class Codec:
             for role, x in (*before, ("user", question))
         ]
         return self.tokenizer.apply_chat_template(
-            messages, chat_template=self.chat_template, add_generation_prompt=True,
-            tokenize=True, return_dict=False,
-        )  # fmt: skip
+            messages,
+            chat_template=self.chat_template,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+        )
 
     def _plain(self, role: str, content: str) -> str:
         if role == "assistant":

@@ -20,10 +20,13 @@ TOLERANCE = 1e-4  # of a value
 def pairs_config(settings):
     own = {k: v for k, v in settings.items() if k not in ("kind", "good_value")}
     return PairsConfig(
-        **own, good_value_safety=settings["good_value"],
-        good_value_helpfulness=settings["good_value"], max_tokens=10**9, max_per_prompt=0,
+        **own,
+        good_value_safety=settings["good_value"],
+        good_value_helpfulness=settings["good_value"],
+        max_tokens=10**9,
+        max_per_prompt=0,
         max_responses_per_prompt=0,
-    )  # fmt: skip
+    )
 
 
 def load_tree(path):

@@ -27,10 +27,17 @@ def search_config(settings, in_flight):
     own = {k: v for k, v in settings.items() if k not in ("k1", "k2")}
     own["score"] = own["score"].lower()
     return SearchConfig(
-        **own, prior="arithmetic", ties="first", max_step_tokens=ROOM, max_rollout_tokens=ROOM,
-        temperature=1.2, top_p=0.9, top_k=50, trees_in_flight=in_flight,
+        **own,
+        prior="arithmetic",
+        ties="first",
+        max_step_tokens=ROOM,
+        max_rollout_tokens=ROOM,
+        temperature=1.2,
+        top_p=0.9,
+        top_k=50,
+        trees_in_flight=in_flight,
         export_official=False,
-    )  # fmt: skip
+    )
 
 
 def reward_of(settings):

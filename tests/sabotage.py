@@ -40,8 +40,11 @@ def turned(pair):
     swapped = {}
     for field in dataclasses.fields(pair):
         name = field.name
-        other = name.replace("chosen", "rejected") if "chosen" in name else name.replace(
-            "rejected", "chosen")  # fmt: skip
+        other = (
+            name.replace("chosen", "rejected")
+            if "chosen" in name
+            else name.replace("rejected", "chosen")
+        )
         swapped[name] = getattr(pair, other)
     return dataclasses.replace(pair, **swapped)
 
@@ -75,9 +78,12 @@ def toss(comparisons_of):
 
 def swap(row):
     return dataclasses.replace(
-        row, better=row.worse, worse=row.better, better_value=row.worse_value,
+        row,
+        better=row.worse,
+        worse=row.better,
+        better_value=row.worse_value,
         worse_value=row.better_value,
-    )  # fmt: skip
+    )
 
 
 def take_over(source, workdir, wanted):
@@ -91,9 +97,10 @@ def take_over(source, workdir, wanted):
 
 ROUNDS = {"stages": "sft,search,pairs,dpo,evaluate", "evaluate__search": "greedy"}
 MEASURED = {
-    "stages": "prm,evaluate", "evaluate__search": "greedy,best_of_8,oracle_of_8",
+    "stages": "prm,evaluate",
+    "evaluate__search": "greedy,best_of_8,oracle_of_8",
     "evaluate__benchmarks": "jailbreak,harmless",
-}  # fmt: skip
+}
 SPOILT = {
     "flipped": (pairs_lib, "pairs_of", flip, ROUNDS),
     "shuffled": (judges, "judge_of", lambda _: shuffled_judge, ROUNDS),
@@ -146,8 +153,13 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", default="test")
     options = parser.parse_args()
-    found = run(options.how, options.workdir, options.source, seed=options.seed,
-                evaluate__split=options.split)  # fmt: skip
+    found = run(
+        options.how,
+        options.workdir,
+        options.source,
+        seed=options.seed,
+        evaluate__split=options.split,
+    )
     if options.how == "labels":
         print(f"best of 8 closes {gap_closed(found):.2f} of the gap to the oracle")
     else:

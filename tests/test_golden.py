@@ -36,10 +36,15 @@ def test_golden_trees_grow_node_for_node(grown):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("visited_times", 2), ("value_sum", -2.001), ("is_terminal", True), ("depth", 2),
-        ("p", 0.9), ("reward", 0.0), ("trajectory", ["other"]),
+        ("visited_times", 2),
+        ("value_sum", -2.001),
+        ("is_terminal", True),
+        ("depth", 2),
+        ("p", 0.9),
+        ("reward", 0.0),
+        ("trajectory", ["other"]),
     ],
-)  # fmt: skip
+)
 def test_a_difference_in_any_key_is_found(grown, key, value):
     cases, trees = grown
     case = json.loads(json.dumps(cases["0.json"]))

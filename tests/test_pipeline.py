@@ -36,14 +36,24 @@ def small(workdir, **changes):
 
 def command(workdir, *flags):
     values = [f"--config.{key}={value}" for key, value in SMALL.items()]
-    return [sys.executable, "-m", "stair_jax.main", "--config=configs/tiny.py:smoke",
-            f"--config.workdir={workdir}", *values, *flags]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "stair_jax.main",
+        "--config=configs/tiny.py:smoke",
+        f"--config.workdir={workdir}",
+        *values,
+        *flags,
+    ]
 
 
 def environment(cache):
     # Compiled programs are shared by all starts of the test, which are many.
-    cached = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu",
-              "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # fmt: skip
+    cached = {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     return os.environ | cached
 
 
@@ -115,8 +125,9 @@ def test_sigterm_in_the_middle_of_training_saves_and_the_run_ends_as_a_whole_one
     whole, torn, env = tmp_path / "whole", tmp_path / "torn", environment(tmp_path / "cache")
     flags = ("--config.stages=sft", "--config.sft.train.save_every=1000")
     subprocess.run(command(whole, *flags), cwd=ROOT, env=env, check=True)
-    with subprocess.Popen(command(torn, *flags), cwd=ROOT, env=env, stderr=subprocess.PIPE,
-                          text=True) as process:  # fmt: skip
+    with subprocess.Popen(
+        command(torn, *flags), cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
+    ) as process:
         while not (torn / "metrics.jsonl").exists():
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
@@ -134,12 +145,19 @@ def test_sigterm_in_the_middle_of_training_saves_and_the_run_ends_as_a_whole_one
 @pytest.mark.slow
 def test_packed_rows_trees_and_adapters_through_the_whole_run(tmp_path):
     small_rounds = {
-        "rounds": 1, "stages": "sft,search,pairs,dpo,evaluate,export", "evaluate__search": "greedy",
-        "sft__train__batching": "pack", "sft__train__buckets": (192,),
-        "dpo__train__batching": "tree", "dpo__train__buckets": (96, 192),
-        "dpo__train__lora_rank": 4, "dpo__reference": "lora_base", "sft__train__eval_rows": 64,
-        "sft__train__result": "best", "pairs__export": "trl,openrlhf,llamafactory",
-    }  # fmt: skip
+        "rounds": 1,
+        "stages": "sft,search,pairs,dpo,evaluate,export",
+        "evaluate__search": "greedy",
+        "sft__train__batching": "pack",
+        "sft__train__buckets": (192,),
+        "dpo__train__batching": "tree",
+        "dpo__train__buckets": (96, 192),
+        "dpo__train__lora_rank": 4,
+        "dpo__reference": "lora_base",
+        "sft__train__eval_rows": 64,
+        "sft__train__result": "best",
+        "pairs__export": "trl,openrlhf,llamafactory",
+    }
     workdir = tmp_path / "w"
     pipeline.run(small(workdir, **small_rounds))
     lines = jsonl.read_json_lines(workdir / "metrics.jsonl")
@@ -168,12 +186,23 @@ def finished(tmp_path_factory):
 @pytest.mark.slow
 def test_a_run_leaves_all_that_it_promises(finished):
     found = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
-    for name in ("config.json", "lineage.json", "metrics.jsonl", "report/table.md",
-                 "report/rounds.png", "report/search.png",
-                 "evals/results.json", "evals/tokens.json",
-                 "prm/report.json", "prm/responses/candidates.jsonl", "evals/dpo-2/harmful.jsonl",
-                 "round-1/trees/trees.jsonl", "round-2/trees/official.json",
-                 "round-1/pairs/pairs.jsonl", "round-2/pairs/responses.jsonl"):  # fmt: skip
+    for name in (
+        "config.json",
+        "lineage.json",
+        "metrics.jsonl",
+        "report/table.md",
+        "report/rounds.png",
+        "report/search.png",
+        "evals/results.json",
+        "evals/tokens.json",
+        "prm/report.json",
+        "prm/responses/candidates.jsonl",
+        "evals/dpo-2/harmful.jsonl",
+        "round-1/trees/trees.jsonl",
+        "round-2/trees/official.json",
+        "round-1/pairs/pairs.jsonl",
+        "round-2/pairs/responses.jsonl",
+    ):
         assert name in found
     assert list(finished.glob("tensorboard/sft/events*"))
     assert {"sft/checkpoints", "round-2/dpo/checkpoints"} <= {
@@ -351,9 +380,12 @@ def test_help_says_how_to_list_all_keys_and_they_are_listed():
 
 def test_ctrl_c_stops_and_says_how_to_go_on(tmp_path):
     with subprocess.Popen(
-        command(tmp_path / "w"), cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        command(tmp_path / "w"),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    ) as process:  # fmt: skip
+    ) as process:
         while not (tmp_path / "w" / "lineage.json").exists():
             time.sleep(0.05)
         time.sleep(1)

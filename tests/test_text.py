@@ -166,8 +166,10 @@ def test_a_tokenizer_that_cannot_serve_is_refused(arguments, message):
 @pytest.mark.parametrize(
     ("response", "want"),
     [
-        ("<|Reasoning_step|>a<|/Reasoning_step|>\n\n<|Output|>\nFinal Answer:\nyes\n<|/Output|>",
-         "yes"),
+        (
+            "<|Reasoning_step|>a<|/Reasoning_step|>\n\n<|Output|>\nFinal Answer:\nyes\n<|/Output|>",
+            "yes",
+        ),
         ("<|Output|> final answer : 4 2 <|/Output|>", "4 2"),
         ("<|Output|>one<|/Output|><|Output|>two<|/Output|><|eot_id|>", "two"),
         ("<|Output|><|/Output|>", ""),
@@ -176,7 +178,7 @@ def test_a_tokenizer_that_cannot_serve_is_refused(arguments, message):
         ("no block at all", None),
         ("", None),
     ],
-)  # fmt: skip
+)
 def test_the_final_answer_is_told_apart_from_a_missing_one(response, want):
     assert text.final_answer(response) == want
 

@@ -39,9 +39,16 @@ class Data(abc.ABC):
     """
 
     def __init__(
-        self, rows: Sequence[Example], anchors: Sequence[SftExample], config: TrainConfig, *,
-        sides: int, seed: int, pad_id: int, row_shards: int,
-    ):  # fmt: skip
+        self,
+        rows: Sequence[Example],
+        anchors: Sequence[SftExample],
+        config: TrainConfig,
+        *,
+        sides: int,
+        seed: int,
+        pad_id: int,
+        row_shards: int,
+    ):
         self.config, self.seed, self.pad_id, self.row_shards = config, seed, pad_id, row_shards
         self._sides = sides
         self.dropped: dict[str, list[str]] = {}  # reason -> ids, nothing is cut short
@@ -145,10 +152,18 @@ class SftData(Data):
     Packed ones hold several examples a row, and positions, reach, parent [A, m, T] besides.
     """
 
-    def __init__(self, examples: Sequence[SftExample], config: TrainConfig, *, seed: int,
-                 pad_id: int, row_shards: int):  # fmt: skip
-        super().__init__(examples, (), config, sides=1, seed=seed, pad_id=pad_id,
-                         row_shards=row_shards)  # fmt: skip
+    def __init__(
+        self,
+        examples: Sequence[SftExample],
+        config: TrainConfig,
+        *,
+        seed: int,
+        pad_id: int,
+        row_shards: int,
+    ):
+        super().__init__(
+            examples, (), config, sides=1, seed=seed, pad_id=pad_id, row_shards=row_shards
+        )
         buckets = self._buckets[: len(self.examples)]
         self._by_bucket = order.ByBucket(buckets, config.batch, seed)
         self._packer = self._packer_for(self.pieces) if config.batching == "pack" else None

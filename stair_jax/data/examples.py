@@ -7,7 +7,15 @@ from collections.abc import Iterable
 import numpy as np
 
 from stair_jax.model.reward import Readout
-from stair_jax.records import Comparison, Pair, Response, SftRow, Valued
+from stair_jax.records import (
+    Candidate,
+    Comparison,
+    Pair,
+    Preference,
+    Response,
+    SftRow,
+    Valued,
+)
 from stair_jax.text import OUTPUT_END, TAGS, Codec
 
 Ids = tuple[int, ...]
@@ -120,23 +128,50 @@ def response_examples(rows: Iterable[Response], codec: Codec) -> list[SftExample
     """Takes good responses of trees over, as the ids that were sampled."""
     return [
         SftExample(
-            id=row.id, prompt=tuple(codec.prompt_ids(row.question)),
+            id=row.id,
+            prompt=tuple(codec.prompt_ids(row.question)),
             response=closed(row.ids, row.terminal, codec),
         )
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 def pair_examples(rows: Iterable[Pair], codec: Codec) -> list[PairExample]:
     """Takes preference pairs over, as the ids that were sampled."""
     return [
         PairExample(
-            id=row.id, prompt=tuple(codec.prompt_ids(row.question)), prefix=row.prefix,
+            id=row.id,
+            prompt=tuple(codec.prompt_ids(row.question)),
+            prefix=row.prefix,
             chosen=closed(row.chosen, row.chosen_terminal, codec),
-            rejected=closed(row.rejected, row.rejected_terminal, codec), depth=row.depth,
+            rejected=closed(row.rejected, row.rejected_terminal, codec),
+            depth=row.depth,
         )
         for row in rows
-    ]  # fmt: skip
+    ]
+
+
+def answer_example(row: SftRow | Preference, response: str, codec: Codec) -> SftExample:
+    """Returns a response without reasoning, all of it the answer, as what the trainer imitates."""
+    prompt = tuple(codec.prompt_ids(row.question, row.before))
+    return SftExample(id=row.id, prompt=prompt, response=_whole(response, codec))
+
+
+def preference_example(row: Preference | tuple[Candidate, Candidate], codec: Codec) -> PairExample:
+    """Returns two whole responses as what the trainer compares."""
+    if isinstance(row, Preference):
+        name, prompt = row.id, codec.prompt_ids(row.question, row.before)
+        better, worse = _whole(row.chosen, codec), _whole(row.rejected, codec)
+    else:
+        best, worst = row
+        name, prompt = best.prompt, codec.prompt_ids(best.question)
+        better, worse = closed(best.ids, True, codec), closed(worst.ids, True, codec)
+    return PairExample(id=name, prompt=tuple(prompt), prefix=(), chosen=better, rejected=worse)
+
+
+def _whole(response: str, codec: Codec) -> Ids:
+    """Returns a response's ids with the end of the turn: there is no tag that would end it."""
+    return closed(codec.response_ids(response), True, codec)
 
 
 def comparison_examples(
@@ -145,12 +180,14 @@ def comparison_examples(
     """Takes comparisons of trajectories over; `position` is where scores are read."""
     return [
         ComparisonExample(
-            id=row.id, prompt=tuple(codec.prompt_ids(row.question)),
+            id=row.id,
+            prompt=tuple(codec.prompt_ids(row.question)),
             better=read_to(row.better, position, codec),
-            worse=read_to(row.worse, position, codec), depth=row.depth,
+            worse=read_to(row.worse, position, codec),
+            depth=row.depth,
         )
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 def valued_examples(rows: Iterable[Valued], codec: Codec, readout: Readout) -> list[ValuedExample]:
@@ -176,11 +213,14 @@ def _valued_example(row: Valued, codec: Codec, readout: Readout) -> ValuedExampl
             )
     ends = [len(response) if readout.position == "eos" else x.tokens for x in row.labels]
     return ValuedExample(
-        id=row.id, prompt=prompt, response=response,
+        id=row.id,
+        prompt=prompt,
+        response=response,
         reads=tuple(len(prompt) + end - 1 for end in ends),
         targets=tuple(min(max((x.value - low) / (high - low), 0.0), 1.0) for x in row.labels),
-        weights=tuple(x.weight for x in row.labels), depths=tuple(x.depth for x in row.labels),
-    )  # fmt: skip
+        weights=tuple(x.weight for x in row.labels),
+        depths=tuple(x.depth for x in row.labels),
+    )
 
 
 def read_to(ids: Ids, position: str, codec: Codec) -> Ids:

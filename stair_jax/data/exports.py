@@ -43,14 +43,17 @@ Rows = Sequence[tuple[str, Pair]]  # question as it is written, pair
 def _llamafactory(folder: pathlib.Path, rows: Rows) -> None:
     """A ShareGPT ranking, and the entry that makes it known; `--dataset_dir` is this folder."""
     turn = lambda role, text: {"from": role, "value": text}  # noqa: E731
-    jsonl.write_json(folder / "pairs.json", [
-        {
-            "conversations": [turn("human", question)],
-            "chosen": turn("gpt", pair.chosen_text),
-            "rejected": turn("gpt", pair.rejected_text),
-        }
-        for question, pair in rows
-    ])  # fmt: skip
+    jsonl.write_json(
+        folder / "pairs.json",
+        [
+            {
+                "conversations": [turn("human", question)],
+                "chosen": turn("gpt", pair.chosen_text),
+                "rejected": turn("gpt", pair.rejected_text),
+            }
+            for question, pair in rows
+        ],
+    )
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
     about = {"file_name": "pairs.json", "formatting": "sharegpt", "ranking": True}
     jsonl.write_json(folder / "dataset_info.json", {"stair": {**about, "columns": columns}})
@@ -59,10 +62,12 @@ def _llamafactory(folder: pathlib.Path, rows: Rows) -> None:
 def _messages(question: str, pair: Pair) -> Mapping[str, Any]:
     turn = lambda role, text: [{"role": role, "content": text}]  # noqa: E731
     return {
-        "id": pair.id, "type": pair.type, "prompt": turn("user", question),
+        "id": pair.id,
+        "type": pair.type,
+        "prompt": turn("user", question),
         "chosen": turn("assistant", pair.chosen_text),
         "rejected": turn("assistant", pair.rejected_text),
-    }  # fmt: skip
+    }
 
 
 def _openrlhf(folder: pathlib.Path, rows: Rows) -> None:
@@ -78,9 +83,9 @@ def _trl(folder: pathlib.Path, rows: Rows) -> None:
 
     text = pyarrow.string()
     turns = pyarrow.list_(pyarrow.struct([("role", text), ("content", text)]))
-    schema = pyarrow.schema([
-        ("id", text), ("type", text), ("prompt", turns), ("chosen", turns), ("rejected", turns)
-    ])  # fmt: skip
+    schema = pyarrow.schema(
+        [("id", text), ("type", text), ("prompt", turns), ("chosen", turns), ("rejected", turns)]
+    )
     table = pyarrow.Table.from_pylist([dict(_messages(*row)) for row in rows], schema=schema)
     temporary = folder / ".pairs.parquet.tmp"
     parquet.write_table(table, temporary)
@@ -88,5 +93,7 @@ def _trl(folder: pathlib.Path, rows: Rows) -> None:
 
 
 WRITERS: Mapping[str, Callable[[pathlib.Path, Rows], None]] = {
-    "llamafactory": _llamafactory, "openrlhf": _openrlhf, "trl": _trl,
-}  # fmt: skip
+    "llamafactory": _llamafactory,
+    "openrlhf": _openrlhf,
+    "trl": _trl,
+}

@@ -17,9 +17,12 @@ Row = Mapping[str, Any]
 Kept = TypeVar("Kept", SftRow, Preference)
 
 _ROLES = {
-    "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
     "system": "system",
-}  # fmt: skip
+}
 _QUESTION, _ANSWER = ("prompt", "question"), ("answer", "response")
 TYPES = ("safety", "helpfulness")
 

@@ -34,8 +34,9 @@ class Order(abc.ABC):
       seed: of the shuffles.
     """
 
-    def __init__(self, rows: int, batch: int, seed: int, *, anchors: int = 0,
-                 anchors_per_epoch: int = 0):  # fmt: skip
+    def __init__(
+        self, rows: int, batch: int, seed: int, *, anchors: int = 0, anchors_per_epoch: int = 0
+    ):
         self.rows, self.batch = rows, batch
         self.anchors_per_epoch = anchors_per_epoch if anchors else 0
         self.size = rows + self.anchors_per_epoch  # rows of an epoch
@@ -85,11 +86,23 @@ class ByBucket(Order):
     and rows that do not fill a batch of their bucket join longer ones.
     """
 
-    def __init__(self, buckets: np.ndarray, batch: int, seed: int, *, anchors: int = 0,
-                 anchors_per_epoch: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        buckets: np.ndarray,
+        batch: int,
+        seed: int,
+        *,
+        anchors: int = 0,
+        anchors_per_epoch: int = 0,
+    ):
         self._buckets = buckets  # [rows + anchors] the number of each row's bucket
-        super().__init__(len(buckets) - anchors, batch, seed, anchors=anchors,
-                         anchors_per_epoch=anchors_per_epoch)  # fmt: skip
+        super().__init__(
+            len(buckets) - anchors,
+            batch,
+            seed,
+            anchors=anchors,
+            anchors_per_epoch=anchors_per_epoch,
+        )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -108,11 +121,19 @@ class ByGroup(Order):
     anchor is a group of its own.
     """
 
-    def __init__(self, groups: np.ndarray, batch: int, seed: int, *, anchors: int = 0,
-                 anchors_per_epoch: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        groups: np.ndarray,
+        batch: int,
+        seed: int,
+        *,
+        anchors: int = 0,
+        anchors_per_epoch: int = 0,
+    ):
         self._groups = groups  # [rows] the number of each row's group
-        super().__init__(len(groups), batch, seed, anchors=anchors,
-                         anchors_per_epoch=anchors_per_epoch)  # fmt: skip
+        super().__init__(
+            len(groups), batch, seed, anchors=anchors, anchors_per_epoch=anchors_per_epoch
+        )
 
     @property
     def steps_per_epoch(self) -> int:

@@ -138,9 +138,12 @@ class Packer:
 
     @classmethod
     def plan(
-        cls, batches: Iterable[Sequence[Piece]], buckets: Sequence[int],
-        shape: Callable[[int, int], tuple[int, int]], pad_id: int,
-    ) -> "Packer":  # fmt: skip
+        cls,
+        batches: Iterable[Sequence[Piece]],
+        buckets: Sequence[int],
+        shape: Callable[[int, int], tuple[int, int]],
+        pad_id: int,
+    ) -> "Packer":
         """Returns what holds all of `batches`; `shape` cuts (width, rows) into (A, m)."""
         outlines = [[Outline(x.length, x.rows) for x in batch] for batch in batches]
         total = max((sum(x.length for x in batch) for batch in outlines), default=1)
@@ -173,9 +176,12 @@ class Packer:
 
 
 def write_layout(
-    pieces: Sequence[Piece], tokens: np.ndarray, positions: np.ndarray, reach: np.ndarray,
+    pieces: Sequence[Piece],
+    tokens: np.ndarray,
+    positions: np.ndarray,
+    reach: np.ndarray,
     parent: np.ndarray,
-) -> Iterator[tuple[int, Piece]]:  # fmt: skip
+) -> Iterator[tuple[int, Piece]]:
     """Writes the pieces into one row [T], one after another; yields each with its first index.
 
     Padding keeps to itself: it sees nothing else and nothing else sees it.

@@ -30,13 +30,26 @@ class DpoData(Data):
     """
 
     def __init__(
-        self, pairs: Sequence[PairExample], anchors: Sequence[SftExample], config: TrainConfig,
-        loss: DpoConfig, *, seed: int, pad_id: int, row_shards: int,
-    ):  # fmt: skip
+        self,
+        pairs: Sequence[PairExample],
+        anchors: Sequence[SftExample],
+        config: TrainConfig,
+        loss: DpoConfig,
+        *,
+        seed: int,
+        pad_id: int,
+        row_shards: int,
+    ):
         self.loss, self._tree = loss, config.batching == "tree"
-        super().__init__(pairs, anchors if loss.anchors_per_pair else (), config,
-                         sides=1 if self._tree else 2, seed=seed, pad_id=pad_id,
-                         row_shards=row_shards)  # fmt: skip
+        super().__init__(
+            pairs,
+            anchors if loss.anchors_per_pair else (),
+            config,
+            sides=1 if self._tree else 2,
+            seed=seed,
+            pad_id=pad_id,
+            row_shards=row_shards,
+        )
         self.pairs = len(self.examples) - self._spare
         self.anchors = round(self.pairs * loss.anchors_per_pair) if self._spare else 0
         self.reference: np.ndarray | None = None  # [rows, 2] sums over the compared tokens

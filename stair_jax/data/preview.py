@@ -15,9 +15,14 @@ from stair_jax.text import Codec
 ROWS = 3
 _RANKS = "better", "worse"
 _STYLES = {
-    "prompt": "dim", "context": "dim", "trained": "green", "compared": "yellow",
-    "compared, trained": "bold yellow", "rejected": "red", "read": "bold magenta",
-}  # fmt: skip
+    "prompt": "dim",
+    "context": "dim",
+    "trained": "green",
+    "compared": "yellow",
+    "compared, trained": "bold yellow",
+    "rejected": "red",
+    "read": "bold magenta",
+}
 
 
 class Part(NamedTuple):
@@ -74,8 +79,13 @@ def rows(batch: Batch) -> Iterator[list[Side]]:
             yield from _sft_rows(one)
         elif "parent" in one:
             for p in np.flatnonzero(one["sft_weight"]):
-                yield _pair(one["tokens"], one["tokens"], one["step_mask"][p], one["sft_mask"][p],
-                            one["parent"])  # fmt: skip
+                yield _pair(
+                    one["tokens"],
+                    one["tokens"],
+                    one["step_mask"][p],
+                    one["sft_mask"][p],
+                    one["parent"],
+                )
         elif one["sft_weight"]:
             chosen, rejected = one["tokens"]
             yield _pair(chosen, rejected, one["step_mask"], one["sft_mask"], None)
@@ -123,9 +133,12 @@ def _sft_rows(one: Batch) -> Iterator[list[Side]]:
 
 
 def _pair(
-    chosen: np.ndarray, rejected: np.ndarray, step_mask: np.ndarray, sft_mask: np.ndarray,
+    chosen: np.ndarray,
+    rejected: np.ndarray,
+    step_mask: np.ndarray,
+    sft_mask: np.ndarray,
     parent: np.ndarray | None,
-) -> list[Side]:  # fmt: skip
+) -> list[Side]:
     end = int(np.flatnonzero(sft_mask | step_mask[0])[-1])
     if not step_mask.any():  # an anchor
         return [_side("response", chosen, sft_mask, step_mask[0], end, parent)]
@@ -148,9 +161,13 @@ def _path(parent: np.ndarray | None, end: int) -> list[int]:
 
 
 def _side(
-    name: str, tokens: np.ndarray, trained: np.ndarray, compared: np.ndarray, end: int,
+    name: str,
+    tokens: np.ndarray,
+    trained: np.ndarray,
+    compared: np.ndarray,
+    end: int,
     parent: np.ndarray | None,
-) -> Side:  # fmt: skip
+) -> Side:
     path = _path(parent, end)
     marks = [(bool(trained[t]), bool(compared[t])) for t in path]
     begun = next((i for i, mark in enumerate(marks) if any(mark)), len(path))

@@ -19,10 +19,18 @@ class ComparisonData(Data):
     whose score counts, weight [A, m] float32, depth [A, m] int32 (0: whole responses).
     """
 
-    def __init__(self, examples: Sequence[ComparisonExample], config: TrainConfig, *, seed: int,
-                 pad_id: int, row_shards: int):  # fmt: skip
-        super().__init__(examples, (), config, sides=2, seed=seed, pad_id=pad_id,
-                         row_shards=row_shards)  # fmt: skip
+    def __init__(
+        self,
+        examples: Sequence[ComparisonExample],
+        config: TrainConfig,
+        *,
+        seed: int,
+        pad_id: int,
+        row_shards: int,
+    ):
+        super().__init__(
+            examples, (), config, sides=2, seed=seed, pad_id=pad_id, row_shards=row_shards
+        )
         buckets = self._buckets[: len(self.examples)]
         self._by_bucket = order.ByBucket(buckets, config.batch, seed)
 
@@ -62,11 +70,15 @@ def parted(examples: Sequence[ComparisonExample]) -> list[PairExample]:
         begin[x.prompt] = _common(_common(first, x.better[:-1]), x.worse[:-1])
     return [
         PairExample(
-            id=x.id, prompt=x.prompt, prefix=(shared := begin[x.prompt]),
-            chosen=x.better[len(shared) :], rejected=x.worse[len(shared) :], depth=x.depth,
+            id=x.id,
+            prompt=x.prompt,
+            prefix=(shared := begin[x.prompt]),
+            chosen=x.better[len(shared) :],
+            rejected=x.worse[len(shared) :],
+            depth=x.depth,
         )
         for x in examples
-    ]  # fmt: skip
+    ]
 
 
 class ComparisonTrees(Data):
@@ -77,10 +89,18 @@ class ComparisonTrees(Data):
     one optimiser step, as far as it has room for them.
     """
 
-    def __init__(self, examples: Sequence[ComparisonExample], config: TrainConfig, *, seed: int,
-                 pad_id: int, row_shards: int):  # fmt: skip
-        super().__init__(examples, (), config, sides=1, seed=seed, pad_id=pad_id,
-                         row_shards=row_shards)  # fmt: skip
+    def __init__(
+        self,
+        examples: Sequence[ComparisonExample],
+        config: TrainConfig,
+        *,
+        seed: int,
+        pad_id: int,
+        row_shards: int,
+    ):
+        super().__init__(
+            examples, (), config, sides=1, seed=seed, pad_id=pad_id, row_shards=row_shards
+        )
         self._parted = parted([x for x in self._all if isinstance(x, ComparisonExample)])
         keys = packing.group_keys(self._parted[: len(self.examples)])
         self._by_group = order.ByGroup(keys, config.batch, seed)
@@ -120,9 +140,10 @@ class ComparisonTrees(Data):
         slots = max(packer.slots, max((place.number + 1 for place in places), default=1))
         shape = (len(out["tokens"]), slots)
         out |= {
-            "read": np.zeros((*shape, 2), np.int32), "weight": np.zeros(shape, np.float32),
+            "read": np.zeros((*shape, 2), np.int32),
+            "weight": np.zeros(shape, np.float32),
             "depth": np.zeros(shape, np.int32),
-        }  # fmt: skip
+        }
         for row, number, start, slot in places:
             at = row, number
             out["read"][at] = [start + side.stop - 1 for side in (slot.chosen, slot.rejected)]
@@ -138,10 +159,18 @@ class ValuedData(Data):
     [A, m, R] float32 (0: no label), depth [A, m, R] int32.
     """
 
-    def __init__(self, examples: Sequence[ValuedExample], config: TrainConfig, *, seed: int,
-                 pad_id: int, row_shards: int):  # fmt: skip
-        super().__init__(examples, (), config, sides=1, seed=seed, pad_id=pad_id,
-                         row_shards=row_shards)  # fmt: skip
+    def __init__(
+        self,
+        examples: Sequence[ValuedExample],
+        config: TrainConfig,
+        *,
+        seed: int,
+        pad_id: int,
+        row_shards: int,
+    ):
+        super().__init__(
+            examples, (), config, sides=1, seed=seed, pad_id=pad_id, row_shards=row_shards
+        )
         self._reads = max((len(x.reads) for x in self._valued(range(len(self._all)))), default=1)
         buckets = self._buckets[: len(self.examples)]
         self._by_bucket = order.ByBucket(buckets, config.batch, seed)

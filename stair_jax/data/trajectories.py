@@ -19,9 +19,12 @@ def key_of(prompt: Ids, response: Ids) -> Key:
 
 
 def score_batches(
-    trajectories: Mapping[Key, tuple[Ids, Ids]], config: TrainConfig, *, pad_id: int,
+    trajectories: Mapping[Key, tuple[Ids, Ids]],
+    config: TrainConfig,
+    *,
+    pad_id: int,
     row_shards: int,
-) -> Iterator[tuple[list[Key], Batch]]:  # fmt: skip
+) -> Iterator[tuple[list[Key], Batch]]:
     """Yields keys and arrays of all trajectories, shortest first, one shape a bucket.
 
     A batch is one pass over `micro_tokens`: tokens [m, T], loss_mask [m, T] on the responses. Rows

@@ -10,8 +10,17 @@ import numpy as np
 
 CHANGING = ("last", "length", "made")  # what a chunk changes
 COLUMNS = (
-    *CHANGING, "limit", "active", "stop", "top_k", "key0", "key1", "temperature", "top_p", "min_p",
-)  # fmt: skip
+    *CHANGING,
+    "limit",
+    "active",
+    "stop",
+    "top_k",
+    "key0",
+    "key1",
+    "temperature",
+    "top_p",
+    "min_p",
+)
 _ROW = struct.Struct("=7i2I3f")  # a row of COLUMNS: 7 int32, 2 uint32, 3 float32
 
 
@@ -33,9 +42,19 @@ class Batch:
 
 
 def row(
-    *, last: int, length: int, made: int, limit: int, active: int, stop: int, top_k: int,
-    key: np.ndarray, temperature: float, top_p: float, min_p: float,
-) -> np.ndarray:  # fmt: skip
+    *,
+    last: int,
+    length: int,
+    made: int,
+    limit: int,
+    active: int,
+    stop: int,
+    top_k: int,
+    key: np.ndarray,
+    temperature: float,
+    top_p: float,
+    min_p: float,
+) -> np.ndarray:
     """Returns a request as int32 in the order of `COLUMNS`, bit for bit."""
     ints, floats = (last, length, made, limit, active, stop, top_k), (temperature, top_p, min_p)
     return np.frombuffer(bytearray(_ROW.pack(*ints, *key.tolist(), *floats)), np.int32)

@@ -7,14 +7,16 @@ COUNTERS = (
     "decoded",  # tokens drawn, those of preempted requests included
     "prefilled",  # tokens whose keys were computed without drawing
     "reused",  # tokens whose keys a request found computed
-    "preempted", "preempted_tokens",  # requests sent back, and what they had drawn
-    "chunks", "steps",
+    "preempted",
+    "preempted_tokens",  # requests sent back, and what they had drawn
+    "chunks",
+    "steps",
     "busy_slots",  # slot-steps that drew a token
     "idle_slots",  # slot-steps that did not, for want of requests
     "overshoot",  # slot-steps that did not, though requests waited for the chunk to end
     "host_s",  # seconds between chunks
     "device_s",  # seconds that chunks took
-)  # fmt: skip
+)
 
 
 def shares(counters: Mapping[str, int | float]) -> dict[str, float]:

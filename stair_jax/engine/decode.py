@@ -119,11 +119,17 @@ def decode_chunk(
     batch = batch_lib.unpack(packed)
     R, B = packed.shape[0], _slots(cache, packed)
     state = _State(
-        step=jnp.int32(0), waiting=jnp.int32(B), going=batch.active[:B] > 0, row=jnp.arange(B),
-        last=batch.last[:B], length=batch.length[:B], made=batch.made[:B], cache=cache,
+        step=jnp.int32(0),
+        waiting=jnp.int32(B),
+        going=batch.active[:B] > 0,
+        row=jnp.arange(B),
+        last=batch.last[:B],
+        length=batch.length[:B],
+        made=batch.made[:B],
+        cache=cache,
         tokens=jnp.full((R, plan.chunk), NO_TOKEN, jnp.int32),
         logps=jnp.zeros((R, plan.chunk), jnp.float32),
-    )  # fmt: skip
+    )
     end = (batch.active > 0).sum(where=jnp.arange(R) >= B) + B
     enough = state.going.sum() - patience
 

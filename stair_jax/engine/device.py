@@ -112,9 +112,15 @@ class Device(Prefill):
         for block in self.blocks(ids, pages, starts):
             with self._on_mesh():
                 self._pool = decode.extend(
-                    self._params, self._pool, block.tokens, block.length, block.count, block.table,
-                    decoder=self._decoder, fresh=block.fresh,
-                )  # fmt: skip
+                    self._params,
+                    self._pool,
+                    block.tokens,
+                    block.length,
+                    block.count,
+                    block.table,
+                    decoder=self._decoder,
+                    fresh=block.fresh,
+                )
 
     # Decoding
 
@@ -169,9 +175,14 @@ class Device(Prefill):
             paged = Groups(self._pool, **shared, implementation=self.attention)
         with self._on_mesh():
             paged, chunk = decode.decode_chunk(
-                self._params, paged, packed, table, self._stops,
-                np.int32(self._config.slots // 8), plan=static,
-            )  # fmt: skip
+                self._params,
+                paged,
+                packed,
+                table,
+                self._stops,
+                np.int32(self._config.slots // 8),
+                plan=static,
+            )
         self._pool = paged.pool
         if self._views is not None:
             self._views = dataclasses.replace(paged, pool=None)

@@ -66,9 +66,12 @@ class Engine:
         self._device = Device(spec, params, config=config, stops=table, vocab=vocab, mesh=mesh)
         self._store = Store(Pages(self._device.pages), config.page_size)
         self._keys = Keys(
-            self._store, rows=config.prefill_rows, extend=self._extend, copy=self._device.copy,
+            self._store,
+            rows=config.prefill_rows,
+            extend=self._extend,
+            copy=self._device.copy,
             bucket=self._device.bucket,
-        )  # fmt: skip
+        )
         self._runs = Runs(
             config.slots + self._device.waiting_rows,
             width=self._device.context_pages,

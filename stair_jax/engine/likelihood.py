@@ -57,14 +57,22 @@ class _Teller(Prefill):
         found = []
         both = zip(
             self.blocks([job.ids for job in jobs], pages, starts),
-            self.blocks(after, pages, starts), strict=True,
-        )  # fmt: skip
+            self.blocks(after, pages, starts),
+            strict=True,
+        )
         for block, following in both:
             with self._on_mesh():
                 self._pool, raw = logp(
-                    self._params, self._pool, block.tokens, following.tokens, block.length,
-                    block.count, block.table, decoder=self._decoder, fresh=block.fresh,
-                )  # fmt: skip
+                    self._params,
+                    self._pool,
+                    block.tokens,
+                    following.tokens,
+                    block.length,
+                    block.count,
+                    block.table,
+                    decoder=self._decoder,
+                    fresh=block.fresh,
+                )
             found.append(raw)
         deliver(jobs, found)
 

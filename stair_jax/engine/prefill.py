@@ -196,9 +196,13 @@ class Prefill:
                 # ones do not read a whole context.
                 width = self.bucket(-(-(start + block) // config.page_size))
             yield Block(
-                start, tokens[:, start : start + block], done + np.minimum(total, start),
-                np.clip(total - start, 0, block), table[:, :width], fresh and start == 0,
-            )  # fmt: skip
+                start,
+                tokens[:, start : start + block],
+                done + np.minimum(total, start),
+                np.clip(total - start, 0, block),
+                table[:, :width],
+                fresh and start == 0,
+            )
 
     def copy(self, pairs: Sequence[Sequence[int]]) -> None:
         """Copies whole pages, [source, target] each, a slotful at a time."""

@@ -71,10 +71,18 @@ class Runs:
         """Returns a run that has drawn nothing; `stop` is the index of the request's stop set."""
         ids, how, row = request.prefix.ids, request.sampling, self._free.pop()
         self.columns[row] = batch.row(
-            last=ids[-1], length=len(ids) - 1, made=0, limit=limit, active=1, stop=stop,
-            top_k=how.top_k, key=key_of(request.key), temperature=how.temperature,
-            top_p=how.top_p, min_p=how.min_p,
-        )  # fmt: skip
+            last=ids[-1],
+            length=len(ids) - 1,
+            made=0,
+            limit=limit,
+            active=1,
+            stop=stop,
+            top_k=how.top_k,
+            key=key_of(request.key),
+            temperature=how.temperature,
+            top_p=how.top_p,
+            min_p=how.min_p,
+        )
         self.table[row, : len(pages)] = pages
         self.table[row, len(pages) :] = 0
         self.pages[row] = len(pages)

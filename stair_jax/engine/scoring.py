@@ -78,9 +78,15 @@ class _Scorer(Prefill):
         for block in self.blocks(ids, pages, [job.start for job in jobs]):
             with self._on_mesh():
                 self._pool, raw = score(
-                    self._params, self._pool, block.tokens, block.length, block.count, block.table,
-                    decoder=self._decoder, fresh=block.fresh,
-                )  # fmt: skip
+                    self._params,
+                    self._pool,
+                    block.tokens,
+                    block.length,
+                    block.count,
+                    block.table,
+                    decoder=self._decoder,
+                    fresh=block.fresh,
+                )
             found.append(raw)
         deliver(jobs, found)
 
@@ -134,9 +140,12 @@ class Scoring:
         )
         self._store = Store(Pages(self._device.pages), config.page_size)
         self._keys = Keys(
-            self._store, rows=config.prefill_rows, extend=self._device.score,
-            copy=self._device.copy, bucket=self._device.bucket,
-        )  # fmt: skip
+            self._store,
+            rows=config.prefill_rows,
+            extend=self._device.score,
+            copy=self._device.copy,
+            bucket=self._device.bucket,
+        )
         self._scored = 0
 
     @property

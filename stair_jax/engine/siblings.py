@@ -26,10 +26,13 @@ class Siblings:
     def empty(cls, groups: int, slots: int, width: int) -> "Siblings":
         """Returns groups without members."""
         return cls(
-            table=np.zeros((groups, width), np.int32), length=np.zeros(groups, np.int32),
-            member=np.full((groups, TOGETHER), slots, np.int32), place=np.zeros(slots, np.int32),
-            split=np.zeros(slots, np.int32), own=np.zeros((slots, width), np.int32),
-        )  # fmt: skip
+            table=np.zeros((groups, width), np.int32),
+            length=np.zeros(groups, np.int32),
+            member=np.full((groups, TOGETHER), slots, np.int32),
+            place=np.zeros(slots, np.int32),
+            split=np.zeros(slots, np.int32),
+            own=np.zeros((slots, width), np.int32),
+        )
 
     @classmethod
     def of(

@@ -54,10 +54,12 @@ def report(trees: Sequence[Scored], config: PrmConfig, readout: Readout) -> dict
         "length_correlation": ranking.correlation(raw, tokens),
     }
     return {
-        "trees": len(trees), "nodes": len(raw), "calibrated": readout.loss in ("bce", "mse"),
+        "trees": len(trees),
+        "nodes": len(raw),
+        "calibrated": readout.loss in ("bce", "mse"),
         **({"not_finite": lost} if lost else {}),
         **{name: x for name, x in found.items() if not math.isnan(x)},
-    }  # fmt: skip
+    }
 
 
 def _finite(raw: Mapping[str, float]) -> dict[str, float]:
@@ -127,4 +129,4 @@ def _responses(trees: Iterable[Scored], readout: Readout) -> dict[str, float]:
         "auroc/terminal": ranking.auroc(score, reward > (readout.low + readout.high) / 2),
         "auroc/within_tree": float(np.mean(known)) if known else math.nan,
         **{f"gap_closed{name}": ranking.gap_closed(each) for name, each in sorted(groups.items())},
-    }  # fmt: skip
+    }

@@ -101,11 +101,17 @@ def beam(trail: Trail, strategy: Strategy) -> Moves[Found]:
     assert trail.read_root is not None
     kept = [
         Beam(
-            tag=START, group=group, ids=(), raw=(), depth=0, state=OPEN, prefix=trail.root,
+            tag=START,
+            group=group,
+            ids=(),
+            raw=(),
+            depth=0,
+            state=OPEN,
+            prefix=trail.root,
             read=trail.read_root,
         )
         for group in range(groups)
-    ]  # fmt: skip
+    ]
     while any(beam.state == OPEN for beam in kept):
         parents = [beam for beam in kept if beam.state == OPEN]
         pool = [beam for beam in kept if beam.state != OPEN]
@@ -188,10 +194,15 @@ def _child(
     full = result.finish == "length" or len(ids) >= guide.config.max_tokens
     ends = any(token in guide.codec.end_stop for token in result.ids)
     child = Beam(
-        tag=f"{parent.tag}.{ordinal}", group=parent.group, ids=ids, raw=raw, depth=len(raw),
-        state=ENDED if ends else CUT if full else OPEN, prefix=result.prefix,
+        tag=f"{parent.tag}.{ordinal}",
+        group=parent.group,
+        ids=ids,
+        raw=raw,
+        depth=len(raw),
+        state=ENDED if ends else CUT if full else OPEN,
+        prefix=result.prefix,
         read=reading.prefix if reading else parent.read,
-    )  # fmt: skip
+    )
     if child.state != OPEN:  # nothing will be asked of it any more
         trail.release(result.prefix)
         if reading:
@@ -223,11 +234,14 @@ def _futures(trail: Trail, beams: Sequence[Beam], looks: int) -> Moves[dict[str,
         going = [beam for beam in beams if beam.tag in ends]
         wishes = [
             Wish(
-                ends[beam.tag], (beam.tag, "look", look, "step", 0), "step",
-                guide.config.max_tokens - len(beam.ids) - len(found[beam.tag]), GREEDY,
+                ends[beam.tag],
+                (beam.tag, "look", look, "step", 0),
+                "step",
+                guide.config.max_tokens - len(beam.ids) - len(found[beam.tag]),
+                GREEDY,
             )
             for beam in going
-        ]  # fmt: skip
+        ]
         results = yield from trail.generate(wishes)
         for beam, result in zip(going, results, strict=True):
             if look:

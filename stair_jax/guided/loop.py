@@ -297,10 +297,14 @@ class _Hunt(Generic[T]):
         for index, wish in enumerate(wishes):
             self._count += 1
             request = Request(
-                id=(prompt_id, self._count), prefix=wish.prefix,
-                key=(self._guide.seed, prompt_id, *wish.key), stop=wish.stop,
-                max_tokens=wish.max_tokens, sampling=wish.sampling,
-                group=(prompt_id, id(wish.prefix)), shared=len(wish.prefix.ids),
-            )  # fmt: skip
+                id=(prompt_id, self._count),
+                prefix=wish.prefix,
+                key=(self._guide.seed, prompt_id, *wish.key),
+                stop=wish.stop,
+                max_tokens=wish.max_tokens,
+                sampling=wish.sampling,
+                group=(prompt_id, id(wish.prefix)),
+                shared=len(wish.prefix.ids),
+            )
             self._guide.engine.submit(request)
             self._asked[request.id] = runner, index

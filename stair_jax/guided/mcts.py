@@ -39,10 +39,17 @@ def config_of(search: SearchConfig, guide: Guide, iterations: int) -> SearchConf
     """
     c = guide.config
     return dataclasses.replace(
-        search, iterations=iterations, value="prm", visit_all_nodes=True,
-        max_depth=guide.max_depth, max_step_tokens=min(search.max_step_tokens, c.max_tokens),
-        temperature=c.temperature, top_p=c.top_p, top_k=c.top_k, min_p=0.0,
-    )  # fmt: skip
+        search,
+        iterations=iterations,
+        value="prm",
+        visit_all_nodes=True,
+        max_depth=guide.max_depth,
+        max_step_tokens=min(search.max_step_tokens, c.max_tokens),
+        temperature=c.temperature,
+        top_p=c.top_p,
+        top_k=c.top_k,
+        min_p=0.0,
+    )
 
 
 def find(
@@ -66,10 +73,16 @@ def find(
       ValueError: as `driver.grow`.
     """
     leftovers = driver.grow(
-        prompts, engine=guide.engine, judge=None, codec=guide.codec, config=config, reward=None,
-        seed=guide.seed, valuer=Aggregated(guide.model, guide.config.aggregation),
+        prompts,
+        engine=guide.engine,
+        judge=None,
+        codec=guide.codec,
+        config=config,
+        reward=None,
+        seed=guide.seed,
+        valuer=Aggregated(guide.model, guide.config.aggregation),
         on_tree=lambda tree: on_found(tree.prompt, pick(tree, guide.config.max_tokens)),
-    )  # fmt: skip
+    )
     return leftovers.passed_over
 
 
@@ -97,11 +110,14 @@ def pick(tree: Tree, max_tokens: int) -> Picked:
     near = top - TIE * max(1.0, abs(top))
     best = next((i for i, score in scores.items() if score >= near), ROOT + 1)
     return Picked(
-        ids=ids[best][:max_tokens], ended=bool(ended), blind=not scores,
+        ids=ids[best][:max_tokens],
+        ended=bool(ended),
+        blind=not scores,
         score=scores.get(best),
-        missing=int(tree.counters["not_finite"]), tokens=int(tree.counters["tokens"]),
+        missing=int(tree.counters["not_finite"]),
+        tokens=int(tree.counters["tokens"]),
         scored=sum(len(node.ids) for node in tree.nodes),  # each was read once
-    )  # fmt: skip
+    )
 
 
 class Aggregated:

@@ -28,8 +28,9 @@ from stair_jax.model.spec import Spec
 
 Params = Any  # the tree of `transformer.init`
 DTYPES = {
-    "float32": ("F32", np.dtype(np.float32)), "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16))
-}  # fmt: skip
+    "float32": ("F32", np.dtype(np.float32)),
+    "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
+}
 SHARD_BYTES = 5_000_000_000  # of one exported file, as transformers cuts them
 MAX_POSITIONS = 8192  # of an export that was imported from nowhere
 _PULLED = 1 << 26  # bytes that come from the devices at once
@@ -130,9 +131,13 @@ def _remove(path: pathlib.Path) -> None:
 
 
 def _write_weights(
-    folder: pathlib.Path, spec: Spec, flat: Mapping[str, Any], dtype: str, shard_bytes: int,
+    folder: pathlib.Path,
+    spec: Spec,
+    flat: Mapping[str, Any],
+    dtype: str,
+    shard_bytes: int,
     kind: str,
-) -> None:  # fmt: skip
+) -> None:
     """Writes the tensors in table order, a file at a time; the index where there are several."""
     files: list[list[str]] = [[]]
     tensors, room = names_lib.tensors_of(spec, kind), shard_bytes
@@ -161,9 +166,12 @@ def _write_weights(
 
 
 def _write_file(
-    file: pathlib.Path, tensors: Mapping[str, tuple[Rule, int | None]], spec: Spec,
-    flat: Mapping[str, Any], dtype: str,
-) -> int:  # fmt: skip
+    file: pathlib.Path,
+    tensors: Mapping[str, tuple[Rule, int | None]],
+    spec: Spec,
+    flat: Mapping[str, Any],
+    dtype: str,
+) -> int:
     """Writes one file of safetensors and returns the bytes of its tensors.
 
     The format: the length of the header in 8 bytes, the header as JSON, padded with spaces to a
@@ -222,9 +230,10 @@ def _config(
 ) -> dict[str, Any]:
     ends: list[int] | int = end_ids[0] if len(end_ids) == 1 else end_ids
     ids = {
-        "bos_token_id": getattr(tokenizer, "bos_token_id", None), "eos_token_id": ends,
+        "bos_token_id": getattr(tokenizer, "bos_token_id", None),
+        "eos_token_id": ends,
         "pad_token_id": getattr(tokenizer, "pad_token_id", None),
-    }  # fmt: skip
+    }
     config = spec.to_hf() | ids | {"torch_dtype": dtype, "max_position_embeddings": MAX_POSITIONS}
     if source is not None:
         known = metadata.read_json(metadata.resolve(source) / "config.json").get(
@@ -275,9 +284,11 @@ def export_report(
 
 
 def write_report(
-    path: metadata.Path, prompts: Sequence[Sequence[int]], expected: Sequence[np.ndarray],
+    path: metadata.Path,
+    prompts: Sequence[Sequence[int]],
+    expected: Sequence[np.ndarray],
     found: Mapping[str, Sequence[np.ndarray]],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Returns, and writes as export_report.json, how far outputs lie from the expected ones.
 
     `max_rel_diff` is a share of the `largest` output: rounding grows with what is summed up, so
@@ -295,9 +306,12 @@ def write_report(
     }
     largest, worst = max(float(np.abs(x).max()) for x in expected), max(against.values())
     report = {
-        "max_abs_diff": worst, "max_rel_diff": worst / largest, "largest": largest,
-        "against": against, "prompts": len(prompts),
-    }  # fmt: skip
+        "max_abs_diff": worst,
+        "max_rel_diff": worst / largest,
+        "largest": largest,
+        "against": against,
+        "prompts": len(prompts),
+    }
     write_json(pathlib.Path(path) / "export_report.json", report)
     return report
 
@@ -337,9 +351,11 @@ def _logits(spec: Spec, params: Params, prompts: Sequence[Sequence[int]]) -> lis
 
 
 def outputs(
-    spec: Spec, params: Params, prompts: Sequence[Sequence[int]],
+    spec: Spec,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
     read: Callable[[Params, jax.Array], jax.Array],
-) -> list[np.ndarray]:  # fmt: skip
+) -> list[np.ndarray]:
     """Returns what `read` makes of the float32 hidden states of each prompt, an entry a token."""
     decoder = transformer.Decoder(spec, jnp.float32)
 

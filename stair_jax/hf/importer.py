@@ -23,9 +23,11 @@ from stair_jax.model.spec import Spec
 
 Params = Any  # the tree of `transformer.init`
 FLOATS = {
-    "F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
     "F64": np.dtype(np.float64),
-}  # fmt: skip
+}
 _ADAPTER = "adapter_config.json"  # of PEFT
 _COMPARED = 1 << 24  # values of a repeated head that are compared at once
 
@@ -94,9 +96,12 @@ def look(path: metadata.Path) -> tuple[Spec, dict[str, Tensor]]:
 
 
 def placed(
-    found: Mapping[str, Tensor], spec: Spec, shardings: Any, dtype: str,
+    found: Mapping[str, Tensor],
+    spec: Spec,
+    shardings: Any,
+    dtype: str,
     kind: str = names_lib.POLICY,
-) -> Params:  # fmt: skip
+) -> Params:
     """Returns the parameters of one kind of model from its tensors, which were checked before.
 
     The score of a reward model is float32 in any case.
@@ -226,9 +231,13 @@ def check_values(found: Mapping[str, Tensor], spec: Spec, kind: str = names_lib.
 
 
 def check_names(
-    folder: pathlib.Path, found: Collection[str], spec: Spec, *, kind: str = names_lib.POLICY,
+    folder: pathlib.Path,
+    found: Collection[str],
+    spec: Spec,
+    *,
+    kind: str = names_lib.POLICY,
     ignored: Set[str],
-) -> None:  # fmt: skip
+) -> None:
     """Raises ValueError, naming the difference, where a checkpoint has other tensors."""
     if len(found) < spec.L:
         raise ValueError(
@@ -252,11 +261,12 @@ def _same(a: Tensor, b: Tensor) -> bool:
     for start in range(0, size, _COMPARED):
         x, y = (
             dataclasses.replace(
-                t, shape=(min(_COMPARED, size - start),),
+                t,
+                shape=(min(_COMPARED, size - start),),
                 offset=t.offset + start * FLOATS[t.dtype].itemsize,
             ).read()
             for t in (a, b)
-        )  # fmt: skip
+        )
         if not np.array_equal(x.astype(np.float64), y.astype(np.float64), equal_nan=True):
             return False
     return True
@@ -302,9 +312,15 @@ def _empty(*, shape: tuple[int, ...], place: Any, dtype: np.dtype) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="stack")
 def _filled(
-    stack: jax.Array, x: jax.Array, layer: Any, *, rule: Rule, spec: Spec, place: Any,
+    stack: jax.Array,
+    x: jax.Array,
+    layer: Any,
+    *,
+    rule: Rule,
+    spec: Spec,
+    place: Any,
     dtype: np.dtype,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """Returns the stack with one layer of it filled, in the stack's own memory."""
     ours = names_lib.to_ours(rule, x, spec).astype(dtype)
     stack = jax.lax.dynamic_update_index_in_dim(stack, ours, layer, 0)

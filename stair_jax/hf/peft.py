@@ -67,12 +67,22 @@ def save(
         tensors[key] = np.ascontiguousarray(rows.astype(_DTYPES[dtype]))
     tokens = {rules[table].theirs.split(".")[-2]: list(new_rows) for table in lora.tables_of(spec)}
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name,
-        "r": rank, "lora_alpha": alpha, "target_modules": sorted(modules), "lora_dropout": 0.0,
-        "bias": "none", "fan_in_fan_out": False, "use_rslora": False, "use_dora": False,
-        "init_lora_weights": True, "inference_mode": True, "modules_to_save": None,
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": sorted(modules),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+        "modules_to_save": None,
         "trainable_token_indices": tokens if new_rows else None,
-    }  # fmt: skip
+    }
     with exporter.whole(pathlib.Path(path)) as folder:
         safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         exporter.write_json(folder / CONFIG, config)
@@ -102,5 +112,6 @@ def _theirs(factor: Any, rank: int, sizes: tuple[int, int, int], target: str) ->
             f" {inner} to {outer} with rank {rank}"
         )
     return {
-        "A": a.reshape(L, inner, rank).swapaxes(1, 2), "B": b.reshape(L, rank, outer).swapaxes(1, 2)
-    }  # fmt: skip
+        "A": a.reshape(L, inner, rank).swapaxes(1, 2),
+        "B": b.reshape(L, rank, outer).swapaxes(1, 2),
+    }

@@ -217,17 +217,31 @@ def save(
     """
     kind = KIND_OF[readout.position]
     more = {
-        "architectures": [_architecture(spec.family, kind)], "num_labels": 1,
-        "id2label": {"0": "reward"}, "label2id": {"reward": 0}, "problem_type": "regression",
-        READOUT: readout.to_json(), CODEC: {
-            "template": codec.template, "system": codec.system, "more_ends": sorted(codec.end_ids)
+        "architectures": [_architecture(spec.family, kind)],
+        "num_labels": 1,
+        "id2label": {"0": "reward"},
+        "label2id": {"reward": 0},
+        "problem_type": "regression",
+        READOUT: readout.to_json(),
+        CODEC: {
+            "template": codec.template,
+            "system": codec.system,
+            "more_ends": sorted(codec.end_ids),
         },
-    }  # fmt: skip
+    }
     exporter.save(
-        path, reward.scalar(spec), params, _padding(codec), end_ids=[codec.eos_id], dtype=dtype,
-        chat_template=codec.chat_template, source=source, shard_bytes=shard_bytes,
-        kind=kind, more=more,
-    )  # fmt: skip
+        path,
+        reward.scalar(spec),
+        params,
+        _padding(codec),
+        end_ids=[codec.eos_id],
+        dtype=dtype,
+        chat_template=codec.chat_template,
+        source=source,
+        shard_bytes=shard_bytes,
+        kind=kind,
+        more=more,
+    )
 
 
 def _padding(codec: text.Codec) -> Any:
@@ -285,9 +299,10 @@ def _scores_of_transformers(
     import transformers
 
     auto: Any = (
-        transformers.AutoModelForSequenceClassification if once
+        transformers.AutoModelForSequenceClassification
+        if once
         else transformers.AutoModelForTokenClassification
-    )  # fmt: skip
+    )
     model = auto.from_pretrained(path, dtype=torch.float32, trust_remote_code=False).eval()
     width = max(len(ids) for ids in sequences)
     pad = model.config.pad_token_id

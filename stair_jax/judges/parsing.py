@@ -24,9 +24,15 @@ import unicodedata
 from stair_jax import text
 
 WORDS = (
-    "conclusion", "conclusión", "conclusão", "conclusione",  # English, Spanish, Portuguese, Italian
-    "fazit", "schlussfolgerung", "вывод", "заключение",  # German, Russian
-)  # fmt: skip
+    "conclusion",
+    "conclusión",
+    "conclusão",
+    "conclusione",  # English, Spanish, Portuguese, Italian
+    "fazit",
+    "schlussfolgerung",
+    "вывод",
+    "заключение",  # German, Russian
+)
 SIGNS = ("结论", "結論", "결론")  # Chinese, Japanese, Korean: no space sets a word apart
 
 # How the models of the field mark what they think before they reply: how it begins, how it ends.

@@ -27,9 +27,11 @@ class RemoteRater:
     def submit(self, id: Hashable, prompt: Prompt, answer: str) -> None:
         """Queues a final answer."""
         self._line.ask(
-            self._rubric.fill(prompt.question, answer), self._line.config.samples, self._counts,
+            self._rubric.fill(prompt.question, answer),
+            self._line.config.samples,
+            self._counts,
             lambda replies: self._replies.put((id, replies)),
-        )  # fmt: skip
+        )
 
     def collect(self) -> list[tuple[Hashable, Rating]]:
         """Returns the ratings that came in since the last call.
@@ -49,10 +51,11 @@ class RemoteRater:
         said = sorted(verdict for verdict in verdicts if verdict is not None)
         self._counts.update(
             {
-                "parsed": len(said), "unparsed": len(verdicts) - len(said),
+                "parsed": len(said),
+                "unparsed": len(verdicts) - len(said),
                 "declined": len(replies) - len(verdicts),
             }
-        )  # fmt: skip
+        )
         return id, sum(said) / len(said) if said else None
 
     @property

@@ -117,12 +117,16 @@ class SelfRater:
         for number in range(c.samples):
             self._engine.submit(
                 Request(
-                    id=(content, number), prefix=prefix, stop="end", max_tokens=c.max_tokens,
+                    id=(content, number),
+                    prefix=prefix,
+                    stop="end",
+                    max_tokens=c.max_tokens,
                     key=(self._seed, "judge", self._rubric.side, content.hex(), number),
-                    sampling=sampling_of(c), group=root,
+                    sampling=sampling_of(c),
+                    group=root,
                     shared=0 if root is None else len(self._roots[root].ids),
                 )
-            )  # fmt: skip
+            )
 
     def _begin(self, ids: Sequence[int]) -> tuple[Prefix, int | None]:
         """Returns a sequence of `ids`, on the root that has least to do where they begin like it.

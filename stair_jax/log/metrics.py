@@ -28,8 +28,14 @@ class Metrics:
       ValueError: for a tracker that is not installed.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, trackers: Sequence[str] = (),
-                 project: str = "", settings: Mapping[str, Any] | None = None):  # fmt: skip
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        trackers: Sequence[str] = (),
+        project: str = "",
+        settings: Mapping[str, Any] | None = None,
+    ):
         trackers_lib.check(trackers)
         self.folder = pathlib.Path(workdir)
         self.path = self.folder / "metrics.jsonl"

@@ -90,8 +90,13 @@ class TensorBoard:
 class _OneRun:
     """A tracker with one open run at a time, that of the stage which logs."""
 
-    def __init__(self, package: Any, folder: pathlib.Path, about: Mapping[str, Any],
-                 id_of: Callable[[str], str]):  # fmt: skip
+    def __init__(
+        self,
+        package: Any,
+        folder: pathlib.Path,
+        about: Mapping[str, Any],
+        id_of: Callable[[str], str],
+    ):
         self._package, self._folder, self._about, self._id_of = package, folder, about, id_of
         self._stage, self._run = "", None
 
@@ -131,6 +136,10 @@ class Trackio(_OneRun):
     def _open(self, stage: str, run_id: str) -> Any:
         name = f"{self._about['group']}-{stage.replace('/', '-')}-{run_id}"
         return self._package.init(
-            **self._about, name=name, resume="allow", embed=False, auto_log_gpu=False,
+            **self._about,
+            name=name,
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
             auto_log_cpu=False,
-        )  # fmt: skip
+        )

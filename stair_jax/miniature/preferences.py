@@ -73,6 +73,9 @@ def _answers(rng: random.Random, asked: splits.Asked) -> tuple[str, str]:
 def _row(name: str, item: splits.Item, answers: tuple[str, str]) -> Preference:
     prompt = splits.prompt_of(name, item)
     return Preference(
-        id=name, question=prompt.question, type=prompt.type, chosen=answers[0],
+        id=name,
+        question=prompt.question,
+        type=prompt.type,
+        chosen=answers[0],
         rejected=answers[1],
-    )  # fmt: skip
+    )

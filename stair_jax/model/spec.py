@@ -93,13 +93,22 @@ class Spec:
         width, heads = _size(hf, "hidden_size"), _size(hf, "num_attention_heads")
         vocab = _size(hf, "vocab_size")
         return cls(
-            L=_size(hf, "num_hidden_layers"), D=width, N=heads,
-            K=_size(hf, "num_key_value_heads", heads), H=_head_dim(hf, family, width, heads),
-            F=_size(hf, "intermediate_size"), V=vocab, vocab=vocab,
-            eps=_positive(hf, "rms_norm_eps"), theta=theta, rope_scaling=scaling,
-            qkv_bias=qkv_bias, qk_norm=qk_norm, tied=_flag(hf, "tie_word_embeddings", False),
+            L=_size(hf, "num_hidden_layers"),
+            D=width,
+            N=heads,
+            K=_size(hf, "num_key_value_heads", heads),
+            H=_head_dim(hf, family, width, heads),
+            F=_size(hf, "intermediate_size"),
+            V=vocab,
+            vocab=vocab,
+            eps=_positive(hf, "rms_norm_eps"),
+            theta=theta,
+            rope_scaling=scaling,
+            qkv_bias=qkv_bias,
+            qk_norm=qk_norm,
+            tied=_flag(hf, "tie_word_embeddings", False),
             family=family,
-        )  # fmt: skip
+        )
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the `config.json` fields of these sizes, for transformers 4 and 5 alike."""
@@ -107,20 +116,32 @@ class Spec:
         if self.rope_scaling is not None:
             s = self.rope_scaling
             rope = {
-                "rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low,
-                "high_freq_factor": s.high, "original_max_position_embeddings": s.original,
-            }  # fmt: skip
+                "rope_type": "llama3",
+                "factor": s.factor,
+                "low_freq_factor": s.low,
+                "high_freq_factor": s.high,
+                "original_max_position_embeddings": s.original,
+            }
         hf: dict[str, Any] = {
-            "architectures": [FAMILIES[self.family][0]], "model_type": self.family,
-            "num_hidden_layers": self.L, "hidden_size": self.D, "num_attention_heads": self.N,
-            "num_key_value_heads": self.K, "head_dim": self.H, "intermediate_size": self.F,
-            "vocab_size": self.vocab, "rms_norm_eps": self.eps, "hidden_act": "silu",
-            "tie_word_embeddings": self.tied, "attention_dropout": 0.0,
-            "initializer_range": 0.02, "use_cache": True,
+            "architectures": [FAMILIES[self.family][0]],
+            "model_type": self.family,
+            "num_hidden_layers": self.L,
+            "hidden_size": self.D,
+            "num_attention_heads": self.N,
+            "num_key_value_heads": self.K,
+            "head_dim": self.H,
+            "intermediate_size": self.F,
+            "vocab_size": self.vocab,
+            "rms_norm_eps": self.eps,
+            "hidden_act": "silu",
+            "tie_word_embeddings": self.tied,
+            "attention_dropout": 0.0,
+            "initializer_range": 0.02,
+            "use_cache": True,
             "rope_theta": self.theta,
             "rope_scaling": None if self.rope_scaling is None else rope,
             "rope_parameters": {"rope_theta": self.theta, **rope},
-        }  # fmt: skip
+        }
         if self.family == "llama":
             hf |= {"attention_bias": False, "mlp_bias": False}
         if self.family == "qwen3":
@@ -277,10 +298,11 @@ def _scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
     if kind != "llama3":
         raise ValueError(f"rope type {kind!r:.40} is not supported, expected 'default' or 'llama3'")
     scaling = RopeScaling(
-        factor=_positive(rope, "factor"), low=_positive(rope, "low_freq_factor"),
+        factor=_positive(rope, "factor"),
+        low=_positive(rope, "low_freq_factor"),
         high=_positive(rope, "high_freq_factor"),
         original=_size(rope, "original_max_position_embeddings"),
-    )  # fmt: skip
+    )
     if scaling.low >= scaling.high:
         raise ValueError(
             f"low_freq_factor is {scaling.low}, expected it below high_freq_factor {scaling.high}"

@@ -168,9 +168,14 @@ class Layer(nn.Module):
         q_BTNH, k_BTKH = rope(q_BTNH, cos, sin), rope(k_BTKH, cos, sin)
         if cache is None:  # static: a different program, not a branch
             y_BTNH = ops.attention(
-                q_BTNH, k_BTKH, v_BTKH, causal=reach is None, reach=reach,
-                implementation=self.attention, recompute=self.recompute,
-            )  # fmt: skip
+                q_BTNH,
+                k_BTKH,
+                v_BTKH,
+                causal=reach is None,
+                reach=reach,
+                implementation=self.attention,
+                recompute=self.recompute,
+            )
         else:
             y_BTNH, cache = cache.attend(layer, rows, q_BTNH, k_BTKH, v_BTKH)
         wo_NHD = self.weight("wo", (s.N, s.H, s.D), ("q_head", "head", "embed"))
@@ -289,13 +294,20 @@ class Decoder(nn.Module):
         per_layer: Any = (0, *(nn.broadcast,) * 4)  # the layer index; the rest is shared
         layers = nn.scan(
             _RECOMPUTING.get(self.remat, lambda layer: layer)(Layer),
-            variable_axes={"params": 0, "lora": 0}, split_rngs={"params": True},
-            in_axes=per_layer, length=s.L, unroll=unroll,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True},
+            in_axes=per_layer,
+            length=s.L,
+            unroll=unroll,
             metadata_params={nn.PARTITION_NAME: "layer"},
         )(
-            s, self.dtype, self.attention, self.remat == "attention", self.lora_scale,
+            s,
+            self.dtype,
+            self.attention,
+            self.remat == "attention",
+            self.lora_scale,
             name="layers",
-        )  # fmt: skip
+        )
         return layers((x_BTD, cache), jnp.arange(s.L), rows, cos, sin, reach_BT)[0]
 
     def _one_by_one(self, x_BTD: jax.Array, cache: Any, rows: Rows, cos: Any, sin: Any) -> Any:

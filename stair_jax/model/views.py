@@ -56,8 +56,9 @@ class Views:
         v_BKSH = v_BKSH.at[slot_B, :, at_B].set(v[:, 0].astype(v_BKSH.dtype), mode="drop")
         views = Views(
             cache.write(pool, layer, rows, k, v),
-            _with(self.k, layer, k_BKHS), _with(self.v, layer, v_BKSH),
-        )  # fmt: skip
+            _with(self.k, layer, k_BKHS),
+            _with(self.v, layer, v_BKSH),
+        )
         k_BKHS, v_BKSH = k_BKHS.astype(jnp.float32), v_BKSH.astype(jnp.float32)
         q_BKGH = q.reshape(B, K, N // K, H).astype(jnp.float32) * H**-0.5
         score_BKGS = (q_BKGH[..., None] * k_BKHS[:, :, None]).sum(axis=3)

@@ -227,9 +227,11 @@ def paged_attention(
         # XLA cannot look into a kernel: left to itself it would gather the whole pool.
         heads, pool, same = P(None, "tensor"), P(None, None, "tensor"), P()
         body = jax.shard_map(
-            body, in_specs=(heads, pool, pool, same, same, same), out_specs=(heads, heads),
+            body,
+            in_specs=(heads, pool, pool, same, same, same),
+            out_specs=(heads, heads),
             check_vma=False,
-        )  # fmt: skip
+        )
     return body(q, k, v, jnp.asarray(layer), table, length)
 
 

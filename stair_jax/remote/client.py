@@ -38,9 +38,16 @@ TRIES_DECLINED = 2  # of a question that the endpoint answers without a reply
 BREAKER = 8  # questions that failed in a row, or as many as are asked at once if that is more
 
 COUNTERS = (
-    "parsed", "unparsed", "declined", "open", "cached", "repeated", "requests", "failed_requests",
+    "parsed",
+    "unparsed",
+    "declined",
+    "open",
+    "cached",
+    "repeated",
+    "requests",
+    "failed_requests",
     "declined_requests",
-)  # fmt: skip
+)
 
 Reply = str | None | Open  # None: the endpoint has none to give
 Counts = collections.Counter[str]

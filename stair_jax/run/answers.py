@@ -185,7 +185,12 @@ class Answering:
         benchmark, _ = self._of_prompt[prompt.id]
         response = self._answerer.text_of(found.ids)
         return Sample(
-            id=prompt.id, benchmark=benchmark.name, ordinal=ordinal, ids=found.ids,
-            response=response, outcome=self._outcome(prompt, response), raw=found.raw,
+            id=prompt.id,
+            benchmark=benchmark.name,
+            ordinal=ordinal,
+            ids=found.ids,
+            response=response,
+            outcome=self._outcome(prompt, response),
+            raw=found.raw,
             question=prompt.question,
-        )  # fmt: skip
+        )

@@ -98,10 +98,13 @@ class _Raters:
     def _self(self, side: str) -> Rater:
         assert self.board is not None, "who judges as self needs an engine"
         return SelfRater(
-            rubric(self.run.config, side), engine=self.board.line(), codec=self.codec,
-            config=self.config, seed=self.run.config.seed,
+            rubric(self.run.config, side),
+            engine=self.board.line(),
+            codec=self.codec,
+            config=self.config,
+            seed=self.run.config.seed,
             replicas=len(models.engine_places(self.run)),
-        )  # fmt: skip
+        )
 
     @functools.cached_property
     def _line(self) -> client.Line:
@@ -122,9 +125,11 @@ class _Raters:
             encode = reward_model_lib.of_chat(found.tokenizer, found.pad_id)
         return reward_model_lib.RewardRater(
             Scoring(found.spec, found.params, config=sizes, mesh=place, give_away=True),
-            found.readout, encode,
-            max_tokens=sizes.max_context, wants_response=found.codec is not None,
-        )  # fmt: skip
+            found.readout,
+            encode,
+            max_tokens=sizes.max_context,
+            wants_response=found.codec is not None,
+        )
 
 
 class LeftOpen(OSError):

@@ -19,51 +19,101 @@ Keep = Callable[[str], bool]
 
 _SFT = ("data.sft", "data.sft_rows", "data.format", "data.split", "judge.templates")
 _PREFERENCES = (
-    "data.preferences", "data.preference_rows", "data.preferences_format", "data.split",
+    "data.preferences",
+    "data.preference_rows",
+    "data.preferences_format",
+    "data.split",
     "baselines.buckets",
-)  # fmt: skip
+)
 # Sections and keys of the configuration that an artefact's content depends on, by stage; those of
 # stage baselines have a name of their own behind it.
 _DEPENDS = {
     "sft": ("seed", "model", *_SFT, "sft"),
     "search": (
-        "seed", "model", "data.prompts", "data.round_prompts", "data.split", "search", "reward",
-        "judge", "engine",
+        "seed",
+        "model",
+        "data.prompts",
+        "data.round_prompts",
+        "data.split",
+        "search",
+        "reward",
+        "judge",
+        "engine",
     ),
     "pairs": ("seed", "pairs"),
     "dpo": ("seed", "model", "dpo"),
     "prm": (
-        "seed", "model", "prm", "data.prompts", "data.split", "search", "reward", "judge", "engine",
+        "seed",
+        "model",
+        "prm",
+        "data.prompts",
+        "data.split",
+        "search",
+        "reward",
+        "judge",
+        "engine",
     ),
     "baselines.start": ("seed", "model", *_SFT, "sft", "baselines.buckets"),
     "baselines.sft": ("seed", "model", *_PREFERENCES, "sft", "baselines.sft_lr"),
     "baselines.dpo": ("seed", "model", *_PREFERENCES, "dpo"),
     "baselines.sacpo": ("seed", "model", *_PREFERENCES, "dpo", "baselines.sacpo_betas"),
     "baselines.candidates": (
-        "seed", "model", "data.prompts", "data.round_prompts", "data.split", "judge",
-        "search.reward", "search.max_rollout_tokens", "reward", "engine", "baselines.candidates",
-        "baselines.temperature", "baselines.top_p",
+        "seed",
+        "model",
+        "data.prompts",
+        "data.round_prompts",
+        "data.split",
+        "judge",
+        "search.reward",
+        "search.max_rollout_tokens",
+        "reward",
+        "engine",
+        "baselines.candidates",
+        "baselines.temperature",
+        "baselines.top_p",
     ),
     "baselines.self-rewarding": ("seed", "model", "dpo", "baselines.buckets"),
     "evaluate": ("model", "evaluate.split", "evaluate.max_tokens", "engine"),
     "evaluate.guided": ("seed", "model", "evaluate", "engine", "search.max_depth"),
     "evaluate.mcts": (
-        "seed", "model", "evaluate", "engine",
-        *(f"search.{key}" for key in ("num_children", "c", "max_depth", "score", "prior",
-          "reselect_terminal", "ties", "max_step_tokens")),
+        "seed",
+        "model",
+        "evaluate",
+        "engine",
+        *(
+            f"search.{key}"
+            for key in (
+                "num_children",
+                "c",
+                "max_depth",
+                "score",
+                "prior",
+                "reselect_terminal",
+                "ties",
+                "max_step_tokens",
+            )
+        ),
     ),
     "evaluate.rated": ("seed", "model", "judge", "engine"),
     "export": ("model",),
-}  # fmt: skip
+}
 # Keys that move no result, or only how a result is stored.
 _FREE = (
-    "search.trees_in_flight", "search.export_official", "search.first_answers",
-    "search.least_well_formed", "mesh.replicas", "compile_cache", "deterministic",
+    "search.trees_in_flight",
+    "search.export_official",
+    "search.first_answers",
+    "search.least_well_formed",
+    "mesh.replicas",
+    "compile_cache",
+    "deterministic",
     *(f"evaluate.{key}" for key in ("benchmarks", "models", "search", "searched", "judged")),
     *(f"judge.{key}" for key in ("endpoint", "concurrency", "timeout", "retries", "cache")),
-    *(f"{stage}.train.{key}" for stage in ("sft", "dpo", "prm")
-      for key in ("micro_tokens", "head_chunk", "remat", "save_every", "keep", "max_skipped")),
-)  # fmt: skip
+    *(
+        f"{stage}.train.{key}"
+        for stage in ("sft", "dpo", "prm")
+        for key in ("micro_tokens", "head_chunk", "remat", "save_every", "keep", "max_skipped")
+    ),
+)
 
 
 def settings_of(config: Config, stage: str) -> dict[str, Any]:

@@ -280,9 +280,10 @@ def engine_for(run: Run, policy: Policy) -> Engine | Replicas:
     The policy's weights are given away, weight by weight: it has none afterwards.
     """
     what: Any = {
-        "config": engine_config(run.config), "stops": policy.codec.stops,
+        "config": engine_config(run.config),
+        "stops": policy.codec.stops,
         "vocab": policy.codec.size,
-    }  # fmt: skip
+    }
     places, config = engine_places(run), what["config"]
     placed = placing.place(
         policy.spec,
@@ -465,5 +466,6 @@ def _abstract(draw: Draw, axes: Any, mesh: jax.sharding.Mesh) -> Any:
     shapes = jax.eval_shape(draw, jax.random.key(0))
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        shapes, mesh_lib.shardings(axes, mesh, shapes),
-    )  # fmt: skip
+        shapes,
+        mesh_lib.shardings(axes, mesh, shapes),
+    )

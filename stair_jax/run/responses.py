@@ -26,9 +26,13 @@ class Sampled:
 
 
 def sample(
-    run: Run, artefact: str, model: str, prompts: Sequence[Prompt], draw: Draw,
+    run: Run,
+    artefact: str,
+    model: str,
+    prompts: Sequence[Prompt],
+    draw: Draw,
     given: Mapping[str, str] = {},
-) -> Sampled:  # fmt: skip
+) -> Sampled:
     """Samples and judges what is missing of `<artefact>/candidates.jsonl`; appends row by row.
 
     Args:
@@ -70,11 +74,16 @@ def sample(
                 show(len(have), f"{engine.counters['delivered']:,} tokens")
 
             leftovers = candidates.sample(
-                prompts, draw, engine=board.line(), codec=policy.codec, judge=judge,
-                reward=Reward(c.search.reward, RewardConfig.of(c.reward)), have=frozenset(have),
+                prompts,
+                draw,
+                engine=board.line(),
+                codec=policy.codec,
+                judge=judge,
+                reward=Reward(c.search.reward, RewardConfig.of(c.reward)),
+                have=frozenset(have),
                 on_candidate=keep,
                 given={name: policy.codec.response_ids(text) for name, text in given.items()},
-            )  # fmt: skip
+            )
         passed_over = leftovers.passed_over
         judges.check_open(artefact, leftovers.left_open)
     rows = sorted(jsonl.read_jsonl(path, Candidate), key=lambda row: row.id)

@@ -177,8 +177,14 @@ def _used(source: str, loaded: formats.Loaded[formats.Kept], count: int) -> list
     """Returns the first `count` rows, all where it is 0, and says what was left out."""
     total = len(loaded.rows) + sum(map(len, loaded.dropped.values()))
     for reason, ids in loaded.dropped.items():
-        log.warning("%s: %d of %d rows left out, %s: %s", source, len(ids), total, reason,
-                    ", ".join(ids[:10]) + (" ..." if len(ids) > 10 else ""))  # fmt: skip
+        log.warning(
+            "%s: %d of %d rows left out, %s: %s",
+            source,
+            len(ids),
+            total,
+            reason,
+            ", ".join(ids[:10]) + (" ..." if len(ids) > 10 else ""),
+        )
     if not loaded.rows:
         raise ValueError(f"{source}: none of {total} rows is left: {sorted(loaded.dropped)}")
     return loaded.rows[:count] if count else loaded.rows

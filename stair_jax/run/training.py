@@ -38,9 +38,15 @@ After = Callable[[loop.Fitted, Mapping[str, Any]], Mapping[str, Any]]
 
 
 def sft(
-    run: Run, name: str, policy: Policy, examples: Sequence[SftExample], config: TrainConfig, *,
-    in_steps: bool = False, **facts: Any,
-) -> None:  # fmt: skip
+    run: Run,
+    name: str,
+    policy: Policy,
+    examples: Sequence[SftExample],
+    config: TrainConfig,
+    *,
+    in_steps: bool = False,
+    **facts: Any,
+) -> None:
     """Trains a model on the responses of `examples`, and finishes its artefact.
 
     Args:
@@ -74,10 +80,17 @@ def sft(
 
 
 def dpo(
-    run: Run, name: str, policy: Policy, pairs: Sequence[PairExample],
-    anchors: Sequence[SftExample], config: TrainConfig, loss: DpoConfig, *, seed: int,
+    run: Run,
+    name: str,
+    policy: Policy,
+    pairs: Sequence[PairExample],
+    anchors: Sequence[SftExample],
+    config: TrainConfig,
+    loss: DpoConfig,
+    *,
+    seed: int,
     **facts: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Trains a model on preferences, and finishes its artefact; see `sft`.
 
     Args:
@@ -111,17 +124,30 @@ def dpo(
             scorer, weights=models.digest(run, policy.name), words=policy.codec.digest
         )
         table = reference.table(
-            scorer, policy.params, data.trajectories(), config=config, mesh=run.mesh,
-            folder=run.workdir / name / "reference", key=key, pad_id=policy.codec.pad_id,
-        )  # fmt: skip
+            scorer,
+            policy.params,
+            data.trajectories(),
+            config=config,
+            mesh=run.mesh,
+            folder=run.workdir / name / "reference",
+            key=key,
+            pad_id=policy.codec.pad_id,
+        )
         data = data.with_reference(table)
     _train(run, name, policy, data, objective, config, facts | {"pairs": data.pairs})
 
 
 def prm(
-    run: Run, name: str, policy: Policy, data: RewardData, config: TrainConfig, loss: PrmConfig, *,
-    measure: Callable[[Score, int], None], **facts: Any,
-) -> None:  # fmt: skip
+    run: Run,
+    name: str,
+    policy: Policy,
+    data: RewardData,
+    config: TrainConfig,
+    loss: PrmConfig,
+    *,
+    measure: Callable[[Score, int], None],
+    **facts: Any,
+) -> None:
     """Trains a reward model on the weights of a policy, and finishes its artefact; see `sft`.
 
     Args:
@@ -170,11 +196,17 @@ def implicit_loss(config: Config, loss: PrmConfig) -> DpoConfig | None:
     if loss.loss != "implicit":
         return None
     return DpoConfig.of(
-        config.dpo, loss="sigmoid", beta=loss.beta, sft_coef=loss.sft_coef, scope="step",
-        sft_scope="response", sft_reduction="sequence", label_smoothing=0.0,
+        config.dpo,
+        loss="sigmoid",
+        beta=loss.beta,
+        sft_coef=loss.sft_coef,
+        scope="step",
+        sft_scope="response",
+        sft_reduction="sequence",
+        label_smoothing=0.0,
         reference="on_the_fly" if loss.reference == "start" else "none",
         anchors_per_pair=0.0,
-    )  # fmt: skip
+    )
 
 
 def frame(run: Run, policy: Policy) -> dict[str, int]:
@@ -184,9 +216,15 @@ def frame(run: Run, policy: Policy) -> dict[str, int]:
 
 
 def _train(
-    run: Run, name: str, policy: Policy, data: Any, loss: Loss, config: TrainConfig,
-    facts: Mapping[str, Any], after: After | None = None,
-) -> None:  # fmt: skip
+    run: Run,
+    name: str,
+    policy: Policy,
+    data: Any,
+    loss: Loss,
+    config: TrainConfig,
+    facts: Mapping[str, Any],
+    after: After | None = None,
+) -> None:
     """Fits, lets `after` see the result, and notes it in the lineage."""
     folder = run.workdir / name
     if config.batching != "bucket":
@@ -206,10 +244,18 @@ def _train(
     need_disk(run, name, size, keep=kept, saves=saves)
     parents = run.lineage.entries[name]["parents"]
     fitted = loop.fit(
-        params, data, loss=loss, config=config, mesh=run.mesh, folder=folder / "checkpoints",
-        metrics=run.metrics, stage=name, frozen=frozen or None,
-        more={f"parent {parent}": digest for parent, digest in parents.items()} | new, tx=tx,
-    )  # fmt: skip
+        params,
+        data,
+        loss=loss,
+        config=config,
+        mesh=run.mesh,
+        folder=folder / "checkpoints",
+        metrics=run.metrics,
+        stage=name,
+        frozen=frozen or None,
+        more={f"parent {parent}": digest for parent, digest in parents.items()} | new,
+        tx=tx,
+    )
     made: dict[str, Any] = {"step": fitted.step}
     if after:
         made |= after(fitted, frozen)
@@ -244,5 +290,11 @@ def _shown(params: Any, dtype: str) -> Any:
 def _report_dropped(stage: str, dropped: Mapping[str, Sequence[str]], count: int) -> None:
     """Says how many rows were left out, why, and which."""
     for reason, ids in dropped.items():
-        log.warning("%s: %d of %d rows left out, %s: %s", stage, len(ids), count, reason,
-                    ", ".join(ids[:10]) + (" ..." if len(ids) > 10 else ""))  # fmt: skip
+        log.warning(
+            "%s: %d of %d rows left out, %s: %s",
+            stage,
+            len(ids),
+            count,
+            reason,
+            ", ".join(ids[:10]) + (" ..." if len(ids) > 10 else ""),
+        )

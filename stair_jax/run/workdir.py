@@ -93,9 +93,12 @@ class Run:
 
 # What the lineage calls the baselines -> the stage whose trainer they use.
 _TRAINERS = {
-    "baselines.start": "sft", "baselines.sft": "sft", "baselines.dpo": "dpo",
-    "baselines.sacpo": "dpo", "baselines.self-rewarding": "dpo",
-}  # fmt: skip
+    "baselines.start": "sft",
+    "baselines.sft": "sft",
+    "baselines.dpo": "dpo",
+    "baselines.sacpo": "dpo",
+    "baselines.self-rewarding": "dpo",
+}
 
 
 def train_config(config: Config, stage: str) -> schema.TrainConfig:

@@ -87,9 +87,13 @@ class _Flow:
     """The engine's side: prompts in, responses out, every sequence given back."""
 
     def __init__(
-        self, engine: EngineLike, codec: CodecLike, draw: Draw, have: Collection[str],
+        self,
+        engine: EngineLike,
+        codec: CodecLike,
+        draw: Draw,
+        have: Collection[str],
         given: Mapping[str, Sequence[int]],
-    ):  # fmt: skip
+    ):
         self._engine, self._codec, self._draw, self._have = engine, codec, draw, have
         self._given = given
         self._at_hand: list[tuple[Prompt, Candidate]] = []
@@ -111,11 +115,16 @@ class _Flow:
             self._open[name] = prompt
             self._engine.submit(
                 Request(
-                    id=name, prefix=root, key=(*self._draw.key, prompt.id, number),
-                    stop="end", sampling=self._draw.sampling, max_tokens=self._draw.max_tokens,
-                    group=prompt.id, shared=len(ids),
+                    id=name,
+                    prefix=root,
+                    key=(*self._draw.key, prompt.id, number),
+                    stop="end",
+                    sampling=self._draw.sampling,
+                    max_tokens=self._draw.max_tokens,
+                    group=prompt.id,
+                    shared=len(ids),
                 )
-            )  # fmt: skip
+            )
         self.roots[prompt.id] = root
         self._close(prompt)
         name = f"{prompt.id}/given"
@@ -139,10 +148,15 @@ class _Flow:
         """Returns a candidate that waits for its reward."""
         ended = bool(ids) and ids[-1] in self._codec.end_stop
         return Candidate(
-            id=name, prompt=prompt.id, question=prompt.question, type=prompt.type, ids=ids,
+            id=name,
+            prompt=prompt.id,
+            question=prompt.question,
+            type=prompt.type,
+            ids=ids,
             text=self._codec.decode(ids[:-1] if ended and self._draw.direct else ids),
-            reward=None, ended=ended,
-        )  # fmt: skip
+            reward=None,
+            ended=ended,
+        )
 
     def _close(self, prompt: Prompt) -> None:
         """Gives the prompt's sequence back once nothing continues it any more."""
@@ -192,13 +206,31 @@ def as_trees(candidates: Iterable[Candidate]) -> list[Tree]:
 def _tree(siblings: list[Candidate]) -> Tree:
     first, total = siblings[0], sum(map(_reward, siblings))
     root = Node(
-        parent=-1, ids=(), text="", depth=0, visits=len(siblings), value_sum=total, reward=None,
-        terminal=False, p=1.0, tag="0",
-    )  # fmt: skip
+        parent=-1,
+        ids=(),
+        text="",
+        depth=0,
+        visits=len(siblings),
+        value_sum=total,
+        reward=None,
+        terminal=False,
+        p=1.0,
+        tag="0",
+    )
     leaves = (
-        Node(parent=0, ids=c.ids, text=c.text, depth=1, visits=1, value_sum=_reward(c),
-             reward=c.reward, terminal=True, p=1.0, tag=f"0.{i}")
+        Node(
+            parent=0,
+            ids=c.ids,
+            text=c.text,
+            depth=1,
+            visits=1,
+            value_sum=_reward(c),
+            reward=c.reward,
+            terminal=True,
+            p=1.0,
+            tag=f"0.{i}",
+        )
         for i, c in enumerate(siblings)
-    )  # fmt: skip
+    )
     prompt = Prompt(id=first.prompt, question=first.question, type=first.type)
     return Tree(prompt=prompt, nodes=(root, *leaves))

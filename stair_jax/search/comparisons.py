@@ -147,14 +147,18 @@ def _valued(tree: Tree, index: int, labelled: set[int], config: PrmConfig) -> Va
         if i in labelled:
             weight = float(node.visits) if config.visit_weights else 1.0
             labels.append(
-                Label(tokens=len(ids), depth=node.depth, value=node.value, weight=weight,
-                      tag=node.tag)
-            )  # fmt: skip
+                Label(
+                    tokens=len(ids), depth=node.depth, value=node.value, weight=weight, tag=node.tag
+                )
+            )
     prompt = tree.prompt
     return Valued(
-        id=f"{prompt.id}/{tree.nodes[index].tag}", question=prompt.question, type=prompt.type,
-        ids=ids, labels=tuple(labels),
-    )  # fmt: skip
+        id=f"{prompt.id}/{tree.nodes[index].tag}",
+        question=prompt.question,
+        type=prompt.type,
+        ids=ids,
+        labels=tuple(labels),
+    )
 
 
 def _indices(tree: Tree, index: int) -> list[int]:

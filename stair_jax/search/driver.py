@@ -81,9 +81,15 @@ def grow(
     if results is not None:
         engine, judge = remembering(engine, judge, results)
     tools = Tools(
-        engine=engine, judge=judge, codec=codec, config=config, reward=reward, seed=seed,
-        valuer=valuer, on_answer=on_answer,
-    )  # fmt: skip
+        engine=engine,
+        judge=judge,
+        codec=codec,
+        config=config,
+        reward=reward,
+        seed=seed,
+        valuer=valuer,
+        on_answer=on_answer,
+    )
     nursery = Nursery(prompts, tools)
     try:
         while nursery.busy:
@@ -310,9 +316,15 @@ class Nursery:
                 node[b, slot] = evaluated
                 outcome[b, slot], reward[b, slot] = came_to
         return mcts.Events(
-            row=row, kind=kind, seed=seed, count=count, prior=prior, node=node, outcome=outcome,
+            row=row,
+            kind=kind,
+            seed=seed,
+            count=count,
+            prior=prior,
+            node=node,
+            outcome=outcome,
             reward=reward,
-        )  # fmt: skip
+        )
 
     def _statistics(self, row: int) -> Statistics:
         """Fetches the arrays of a finished tree, and of no other."""

@@ -40,9 +40,19 @@ from stair_jax.search.tree import NONE, ROOT
 TRIES = 2  # of an evaluation
 
 COUNTERS = (
-    "iterations", "expansions", "rollouts", "revisits", "judged", "missing", "tokens",
-    "duplicates", "cut_steps", "cut_rollouts", "valued", "not_finite",
-)  # fmt: skip
+    "iterations",
+    "expansions",
+    "rollouts",
+    "revisits",
+    "judged",
+    "missing",
+    "tokens",
+    "duplicates",
+    "cut_steps",
+    "cut_rollouts",
+    "valued",
+    "not_finite",
+)
 
 
 @runtime_checkable
@@ -149,10 +159,17 @@ class Growth:
         self._sampling = sampling_of(c)
         self.nodes = [
             Sprout(
-                tag="0", parent=NONE, depth=0, ids=(), text="", response="", p=1.0, ends=False,
+                tag="0",
+                parent=NONE,
+                depth=0,
+                ids=(),
+                text="",
+                response="",
+                p=1.0,
+                ends=False,
                 prefix=root,
             )
-        ]  # fmt: skip
+        ]
         self.counters: collections.Counter[str] = collections.Counter(dict.fromkeys(COUNTERS, 0))
         self.record: Tree | None = None
         self._news = mcts.PLANT

@@ -19,16 +19,15 @@ from collections.abc import Iterable
 
 from stair_jax import jsonl
 from stair_jax.config.schema import DpoConfig, words
-from stair_jax.data.examples import Ids, PairExample, SftExample, closed
+from stair_jax.data import examples
 from stair_jax.engine.request import Sampling
 from stair_jax.miniature.preferences import direct_rows
-from stair_jax.records import Candidate, Preference, SftRow
+from stair_jax.records import Candidate, Preference
 from stair_jax.run import models, responses, training
 from stair_jax.run import rows as rows_lib
 from stair_jax.run.hashes import digest_of
 from stair_jax.run.workdir import Run, train_config
 from stair_jax.search import candidates
-from stair_jax.text import Codec
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ def _start(run: Run) -> str:
     if _begin(run, name, "start", "base"):
         c, policy = run.config, models.load(run, "base")
         rows = [
-            _example(row, row.response, policy.codec)
+            examples.answer_example(row, row.response, policy.codec)
             for row in direct_rows(c.seed, c.data.sft_rows)
         ]
         artefact = str(models.artefact_of(name))
@@ -60,9 +59,8 @@ def _sft(run: Run, start: str) -> None:
     name = "baseline-sft"
     if _begin(run, name, "sft", start):
         policy = models.load(run, start)
-        rows = [
-            _example(row, row.chosen, policy.codec) for row in rows_lib.for_preferences(run.config)
-        ]
+        preferences = rows_lib.for_preferences(run.config)
+        rows = [examples.answer_example(row, row.chosen, policy.codec) for row in preferences]
         artefact = str(models.artefact_of(name))
         training.sft(run, artefact, policy, rows, train_config(run.config, "baselines.sft"))
 
@@ -117,19 +115,30 @@ def _begin(run: Run, name: str, stage: str, start: str, *more: str) -> bool:
 
 
 def _prefer(
-    run: Run, name: str, stage: str, start: str,
-    rows: Iterable[Preference] | Iterable[tuple[Candidate, Candidate]], *, beta: float,
+    run: Run,
+    name: str,
+    stage: str,
+    start: str,
+    rows: Iterable[Preference] | Iterable[tuple[Candidate, Candidate]],
+    *,
+    beta: float,
     seed: int = 0,
-) -> None:  # fmt: skip
+) -> None:
     """Trains the model `name` by DPO on whole responses; `start` is its reference."""
     policy = models.load(run, start)
     loss = DpoConfig.of(
         run.config.dpo, beta=beta, scope="response", sft_coef=0.0, anchors_per_pair=0.0
     )
     training.dpo(
-        run, str(models.artefact_of(name)), policy, [_pair(row, policy.codec) for row in rows],
-        (), train_config(run.config, f"baselines.{stage}"), loss, seed=run.config.seed + seed,
-    )  # fmt: skip
+        run,
+        str(models.artefact_of(name)),
+        policy,
+        [examples.preference_example(row, policy.codec) for row in rows],
+        (),
+        train_config(run.config, f"baselines.{stage}"),
+        loss,
+        seed=run.config.seed + seed,
+    )
 
 
 def _sample(run: Run, artefact: str, start: str, number: int) -> None:
@@ -137,36 +146,21 @@ def _sample(run: Run, artefact: str, start: str, number: int) -> None:
     c, b, parent = run.config, run.config.baselines, models.artefact_of(start)
     run.begin(artefact, "baselines.candidates", (parent,) if parent else ())
     draw = candidates.Draw(
-        count=b.candidates, sampling=Sampling(temperature=b.temperature, top_p=b.top_p),
-        max_tokens=c.search.max_rollout_tokens, key=(c.seed, artefact), direct=True,
-    )  # fmt: skip
+        count=b.candidates,
+        sampling=Sampling(temperature=b.temperature, top_p=b.top_p),
+        max_tokens=c.search.max_rollout_tokens,
+        key=(c.seed, artefact),
+        direct=True,
+    )
     found = responses.sample(run, artefact, start, rows_lib.for_round(c, number), draw)
     rows = found.rows
     pairs = len(candidates.best_against_worst(rows))
-    counts = {"candidates": len(rows), "pairs": pairs, "passed_over": len(found.passed_over),
-              "unrewarded": sum(row.reward is None for row in rows)}  # fmt: skip
+    counts = {
+        "candidates": len(rows),
+        "pairs": pairs,
+        "passed_over": len(found.passed_over),
+        "unrewarded": sum(row.reward is None for row in rows),
+    }
     run.metrics.rewind(artefact, -1)
     run.metrics.log(artefact, 0, counts)
     run.lineage.finish(artefact, digest_of(repr(rows)), **counts, rubrics=found.rubrics)
-
-
-def _example(row: SftRow | Preference, response: str, codec: Codec) -> SftExample:
-    prompt = tuple(codec.prompt_ids(row.question, row.before))
-    return SftExample(id=row.id, prompt=prompt, response=_whole(response, codec))
-
-
-def _pair(row: Preference | tuple[Candidate, Candidate], codec: Codec) -> PairExample:
-    """Returns two whole responses as what the trainer compares."""
-    if isinstance(row, Preference):
-        name, prompt = row.id, codec.prompt_ids(row.question, row.before)
-        better, worse = _whole(row.chosen, codec), _whole(row.rejected, codec)
-    else:
-        best, worst = row
-        name, prompt = best.prompt, codec.prompt_ids(best.question)
-        better, worse = closed(best.ids, True, codec), closed(worst.ids, True, codec)
-    return PairExample(id=name, prompt=tuple(prompt), prefix=(), chosen=better, rejected=worse)
-
-
-def _whole(response: str, codec: Codec) -> Ids:
-    """Returns a response's ids with the end of the turn: there is no tag that would end it."""
-    return closed(codec.response_ids(response), True, codec)

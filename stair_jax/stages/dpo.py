@@ -26,7 +26,12 @@ def run(run: Run, number: int) -> None:
         )
     policy = models.load(run, parent)
     training.dpo(
-        run, name, policy, examples.pair_examples(pairs, policy.codec),
-        examples.response_examples(anchors, policy.codec), train_config(run.config, "dpo"),
-        DpoConfig.of(run.config.dpo), seed=run.config.seed + number,
-    )  # fmt: skip
+        run,
+        name,
+        policy,
+        examples.pair_examples(pairs, policy.codec),
+        examples.response_examples(anchors, policy.codec),
+        train_config(run.config, "dpo"),
+        DpoConfig.of(run.config.dpo),
+        seed=run.config.seed + number,
+    )

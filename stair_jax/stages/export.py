@@ -43,10 +43,15 @@ def run(run: Run) -> None:
     run.begin(f"export/{name}", "export", (parent,) if parent else ())
     folder, dtype = run.workdir / "export" / name, _dtype(run)
     exporter.save(
-        folder, policy.spec, policy.params, policy.codec.tokenizer,
-        end_ids=sorted(policy.codec.end_ids), dtype=dtype,
-        chat_template=policy.codec.chat_template, source=run.origin.model.checkpoint or None,
-    )  # fmt: skip
+        folder,
+        policy.spec,
+        policy.params,
+        policy.codec.tokenizer,
+        end_ids=sorted(policy.codec.end_ids),
+        dtype=dtype,
+        chat_template=policy.codec.chat_template,
+        source=run.origin.model.checkpoint or None,
+    )
     if name != PRM:
         _export_adapters(run, name, dtype)
     prompts = [policy.codec.prompt_ids(question) for question in _QUESTIONS]
@@ -68,9 +73,14 @@ def _export_reward_model(run: Run, model: RewardPolicy) -> None:
     folder, dtype = run.workdir / "export" / PRM, _dtype(run)
     run.begin(f"export/{PRM}", "export", (PRM,))
     reward_model.save(
-        folder, model.spec, model.params, model.readout, model.codec, dtype=dtype,
+        folder,
+        model.spec,
+        model.params,
+        model.readout,
+        model.codec,
+        dtype=dtype,
         source=run.origin.model.checkpoint or None,
-    )  # fmt: skip
+    )
     end = [model.codec.eos_id] if model.readout.position == "eos" else []
     texts = [model.codec.prompt_ids(question) for question in _QUESTIONS]
     texts = [ids + model.codec.response_ids(_RESPONSE) + end for ids in texts]
@@ -91,10 +101,20 @@ def _export_adapters(run: Run, name: str, dtype: str) -> None:
         return
     folder, below = run.workdir / "export", run.workdir / "export" / found.parent
     peft.save(
-        folder / f"{name}-adapters", found.spec, found.factors, alpha=found.config.lora_alpha,
-        rank=found.config.lora_rank, targets=lora.parse(found.config.lora_targets),
-        base_name=str(below.absolute()), dtype=dtype, new_rows=found.new_rows,
-    )  # fmt: skip
+        folder / f"{name}-adapters",
+        found.spec,
+        found.factors,
+        alpha=found.config.lora_alpha,
+        rank=found.config.lora_rank,
+        targets=lora.parse(found.config.lora_targets),
+        base_name=str(below.absolute()),
+        dtype=dtype,
+        new_rows=found.new_rows,
+    )
     if not below.exists():
-        log.info("%s: adapters over %s, which --config.export.model=%s writes",
-                 folder / f"{name}-adapters", below, found.parent)  # fmt: skip
+        log.info(
+            "%s: adapters over %s, which --config.export.model=%s writes",
+            folder / f"{name}-adapters",
+            below,
+            found.parent,
+        )

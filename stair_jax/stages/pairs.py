@@ -34,8 +34,9 @@ def run(run: Run, number: int) -> None:
     pairs: list[Pair] = []
     responses: list[Response] = []
     dropped: dict[str, collections.Counter[str]] = {
-        "pairs": collections.Counter(), "responses": collections.Counter(),
-    }  # fmt: skip
+        "pairs": collections.Counter(),
+        "responses": collections.Counter(),
+    }
     with_pairs, causes = 0, Causes()
     with progress.over(trees, name, len(trees), "trees") as counted:
         for tree in counted:

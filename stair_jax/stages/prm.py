@@ -14,11 +14,10 @@ from stair_jax.data import examples as examples_lib
 from stair_jax.data.pair_batches import DpoData
 from stair_jax.data.reward_batches import ComparisonData, ComparisonTrees, ValuedData, parted
 from stair_jax.evals import reward_models
-from stair_jax.evals.reward_models import Scored
 from stair_jax.log import progress
 from stair_jax.model.reward import Readout
 from stair_jax.records import Tree
-from stair_jax.run import models, responses, training
+from stair_jax.run import held_out, models, responses, training
 from stair_jax.run import rows as rows_lib
 from stair_jax.run.causes import Causes
 from stair_jax.run.workdir import Run, train_config
@@ -60,21 +59,34 @@ def run(run: Run) -> None:
         raise ValueError(f"{NAME}: {counts['trees']} trees give no row to train on: {why}")
 
     def measure(score: training.Score, step: int) -> None:
-        scored = _scored(held, policy.codec, config, readout, train, frame, score)
+        scored = held_out.scored(held, policy.codec, config, readout, train, frame, score)
         found = reward_models.report(scored, config, readout)
         about = {"start": start, "rounds": list(rounds), "step": step, "readout": readout.to_json()}
         _tell(run, step, about | counts, found)
 
     training.prm(
-        run, NAME, policy, data, train, config, measure=measure, readout=readout.to_json(),
-        start=start, rounds=list(rounds), **counts,
-    )  # fmt: skip
+        run,
+        NAME,
+        policy,
+        data,
+        train,
+        config,
+        measure=measure,
+        readout=readout.to_json(),
+        start=start,
+        rounds=list(rounds),
+        **counts,
+    )
 
 
 def _data(
-    config: Config, rows: Sequence[Any], codec: Codec, readout: Readout, train: TrainConfig,
+    config: Config,
+    rows: Sequence[Any],
+    codec: Codec,
+    readout: Readout,
+    train: TrainConfig,
     frame: Mapping[str, int],
-) -> training.RewardData:  # fmt: skip
+) -> training.RewardData:
     """Returns the rows as the trainer takes them."""
     if readout.loss in ("bce", "mse"):
         return ValuedData(examples_lib.valued_examples(rows, codec, readout), train, **frame)
@@ -98,11 +110,14 @@ def _sampled(run: Run, start: str, config: PrmConfig) -> list[Tree]:
         return []
     c = run.config
     draw = candidates.Draw(
-        count=config.samples, sampling=dataclasses.replace(
+        count=config.samples,
+        sampling=dataclasses.replace(
             growth.sampling_of(SearchConfig.of(c.search)), temperature=config.temperature
         ),
-        max_tokens=c.search.max_rollout_tokens, key=(c.seed, NAME), direct=False,
-    )  # fmt: skip
+        max_tokens=c.search.max_rollout_tokens,
+        key=(c.seed, NAME),
+        direct=False,
+    )
     asked, given = rows_lib.for_prm(c)
     found = responses.sample(run, f"{NAME}/responses", start, asked, draw, given)
     return candidates.as_trees(found.rows)
@@ -135,29 +150,6 @@ def _mined(
     return rows, held, counts | {"dropped": dict(sorted(dropped.items()))}
 
 
-def _scored(
-    trees: Sequence[Tree], codec: Codec, config: PrmConfig, readout: Readout, train: TrainConfig,
-    frame: Mapping[str, int], score: training.Score,
-) -> list[Scored]:  # fmt: skip
-    """Returns the trees with the model's scores of their nodes; what is too long has none."""
-    out = [Scored(tree, {}, {}) for tree in trees]
-    every = [(at, row) for at, tree in zip(out, trees, strict=True)
-             for row in comparisons.values_of(tree, config)[0]]  # fmt: skip
-    # Prompts may come back in other rounds: the row's number is the name that is its own.
-    named = [dataclasses.replace(row, id=str(i)) for i, (_, row) in enumerate(every)]
-    examples = examples_lib.valued_examples(named, codec, readout)
-    data = ValuedData(examples, dataclasses.replace(train, eval_rows=0), **frame)
-    batches, count = data.in_order(), -(-len(examples) // train.batch)
-    with progress.over(batches, f"{NAME}, trees set aside", count, "batches") as counted:
-        for members, batch in counted:
-            raw = score(batch).reshape(-1, batch["read"].shape[-1])
-            for example, scores in zip(members, raw, strict=False):  # what follows is padding
-                at, row = every[int(example.id)]
-                for label, x in zip(row.labels, scores.tolist(), strict=False):
-                    at.raw[label.tag], at.tokens[label.tag] = x, label.tokens
-    return out
-
-
 def _tell(run: Run, step: int, about: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Writes what was found to the report, the metrics and the log."""
     jsonl.write_json(run.workdir / NAME / "report.json", {**about, "held_out": found})
@@ -165,5 +157,9 @@ def _tell(run: Run, step: int, about: Mapping[str, Any], found: Mapping[str, Any
     run.metrics.rewind(stage, -1)
     run.metrics.log(stage, step, found)
     said = ("accuracy", "accuracy/whole", "auroc/within_tree", "gap_closed", "ece")
-    log.info("%s: on %d trees set aside: %s", NAME, found["trees"],
-             ", ".join(f"{name} {found[name]:.3f}" for name in said if name in found))  # fmt: skip
+    log.info(
+        "%s: on %d trees set aside: %s",
+        NAME,
+        found["trees"],
+        ", ".join(f"{name} {found[name]:.3f}" for name in said if name in found),
+    )

@@ -124,11 +124,18 @@ def _grow(
             traced()
 
         leftovers = driver.grow(
-            left, engine=board.line(), judge=judge, codec=policy.codec, config=config,
+            left,
+            engine=board.line(),
+            judge=judge,
+            codec=policy.codec,
+            config=config,
             reward=Reward(config.reward, RewardConfig.of(run.config.reward)),
-            seed=rows.noise_seed(run.config, number), on_tree=on_tree, valuer=valuer,
-            results=results, on_answer=first,
-        )  # fmt: skip
+            seed=rows.noise_seed(run.config, number),
+            on_tree=on_tree,
+            valuer=valuer,
+            results=results,
+            on_answer=first,
+        )
     first.close()
     for prompt_id, reason in leftovers.passed_over.items():
         log.warning("%s: prompt %s passed over: %s", name, prompt_id, reason)

@@ -105,12 +105,18 @@ class StepLog:
         speed = self.meter.figures(batch, seconds=now - self._clock)
         self._clock = now
         more = {
-            "learning_rate": lr, "epoch": (step + 1) / self.data.steps_per_epoch,
-            "data_wait_ms": 1e3 * waited, "skipped_steps": self.skipped,
-        }  # fmt: skip
+            "learning_rate": lr,
+            "epoch": (step + 1) / self.data.steps_per_epoch,
+            "data_wait_ms": 1e3 * waited,
+            "skipped_steps": self.skipped,
+        }
         self.metrics.log(self.stage, step + 1, found | more | speed)
-        self.show(step + 1, f"loss {found['loss']:.4f}, {speed['tokens_per_s']:,.0f} tokens/s"
-                  if "loss" in found else "skipped")  # fmt: skip
+        self.show(
+            step + 1,
+            f"loss {found['loss']:.4f}, {speed['tokens_per_s']:,.0f} tokens/s"
+            if "loss" in found
+            else "skipped",
+        )
 
     def _check_start(self, found: Mapping[str, float]) -> None:
         """Warns where the policy of the first step is not the reference."""
@@ -119,8 +125,9 @@ class StepLog:
             log.warning(
                 "%s: at the first step policy and reference differ by %.2g nats a token, expected"
                 " 0: the reference's log-probs are of other weights, another template or precision",
-                self.stage, apart,
-            )  # fmt: skip
+                self.stage,
+                apart,
+            )
 
     def _skip(self, step: int, found: Mapping[str, float]) -> None:
         """Writes the rows of a bad batch; raises where it is one too many, or the loss is bad."""

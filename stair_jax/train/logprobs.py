@@ -38,10 +38,13 @@ class Scorer:
     def of(cls, spec: Spec, config: TrainConfig, new_rows: lora.Rows = ()) -> "Scorer":
         """Takes precision, remat, chunk and the scale of adapters from the configuration."""
         return cls(
-            spec=spec, compute_dtype=config.compute_dtype, remat=config.remat,
-            head_chunk=config.head_chunk, lora_scale=lora.scale_of(config),
+            spec=spec,
+            compute_dtype=config.compute_dtype,
+            remat=config.remat,
+            head_chunk=config.head_chunk,
+            lora_scale=lora.scale_of(config),
             new_rows=new_rows if config.lora_rank else (),
-        )  # fmt: skip
+        )
 
     def __call__(
         self,
@@ -74,10 +77,13 @@ class Scorer:
             hidden_BTD = jnp.take_along_axis(hidden_BTD, parent_BT[..., None], axis=1)
             target_BT, wanted_BT = tokens, wanted & (parent_BT != jnp.arange(T)[None])
         scores = ops.linear_logp(
-            hidden_BTD.reshape(B * T, spec.D), heads.matrix(weights, spec),
-            target_BT.reshape(-1), wanted_BT.reshape(-1),
-            vocab=spec.vocab, chunk=self.head_chunk,
-        )  # fmt: skip
+            hidden_BTD.reshape(B * T, spec.D),
+            heads.matrix(weights, spec),
+            target_BT.reshape(-1),
+            wanted_BT.reshape(-1),
+            vocab=spec.vocab,
+            chunk=self.head_chunk,
+        )
         back = 0 if layout else 1
         return Scores(*(jnp.roll(x_X.reshape(B, T), back, axis=1) for x_X in scores))
 

@@ -66,8 +66,9 @@ def fingerprint(config: TrainConfig, loss: Loss, data: Data) -> dict[str, Any]:
     return {
         **{f"train.{k}": v for k, v in fixed.items()},
         **{f"{type(loss).__name__.lower()}.{k}": v for k, v in settings.items()},
-        "seed": data.seed, "data": data.digest,
-    }  # fmt: skip
+        "seed": data.seed,
+        "data": data.digest,
+    }
 
 
 def fit(

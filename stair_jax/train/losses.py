@@ -168,8 +168,15 @@ class Dpo:
     @property
     def units(self) -> Mapping[str, str]:
         """What each metric is a mean over."""
-        of_pairs = ("dpo_loss", "rewards/chosen", "rewards/rejected", "rewards/margins",
-                    "rewards/accuracies", "logps/chosen", "logps/rejected")  # fmt: skip
+        of_pairs = (
+            "dpo_loss",
+            "rewards/chosen",
+            "rewards/rejected",
+            "rewards/margins",
+            "rewards/accuracies",
+            "logps/chosen",
+            "logps/rejected",
+        )
         by_depth = {f"rewards/accuracies/depth-{d}": f"depth-{d}" for d in range(1, DEPTHS + 1)}
         rows = "rows" if self.sft_reduction == "sequence" else "sft_tokens"
         found = dict.fromkeys(of_pairs, "pairs") | by_depth | {"nll_loss": rows}
@@ -234,11 +241,14 @@ class Dpo:
         )
         right = (margin > 0).astype(jnp.float32)
         per_pair = {
-            "dpo_loss": cost, "rewards/accuracies": right, "rewards/margins": self.beta * margin,
+            "dpo_loss": cost,
+            "rewards/accuracies": right,
+            "rewards/margins": self.beta * margin,
             "rewards/chosen": self.beta * ratio[..., 0],
             "rewards/rejected": self.beta * ratio[..., 1],
-            "logps/chosen": policy[..., 0], "logps/rejected": policy[..., 1],
-        }  # fmt: skip
+            "logps/chosen": policy[..., 0],
+            "logps/rejected": policy[..., 1],
+        }
         depths = {
             f"rewards/accuracies/depth-{d}": jnp.sum(weight * right * (batch["depth"] == d))
             for d in range(1, DEPTHS + 1)

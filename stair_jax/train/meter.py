@@ -22,8 +22,9 @@ class Meter:
       mesh: whose devices do the work.
     """
 
-    def __init__(self, spec: Spec, config: TrainConfig, *, reference: bool,
-                 mesh: jax.sharding.Mesh):  # fmt: skip
+    def __init__(
+        self, spec: Spec, config: TrainConfig, *, reference: bool, mesh: jax.sharding.Mesh
+    ):
         self._spec, self._reference, self._devices = spec, reference, list(mesh.devices.flat)
         targets = lora.parse(config.lora_targets) if config.lora_rank else ()
         self._adapters = throughput.adapter_parameters(spec, config.lora_rank, targets)
@@ -37,9 +38,10 @@ class Meter:
         work = throughput.work_of(batch)
         self.tokens += work.tokens
         found = {
-            "tokens_per_s": work.tokens / seconds, "padding_share": padding_share(dict(batch)),
+            "tokens_per_s": work.tokens / seconds,
+            "padding_share": padding_share(dict(batch)),
             "num_tokens": self.tokens,
-        }  # fmt: skip
+        }
         flops = throughput.step_flops(
             self._spec, work, adapters=self._adapters, reference=self._reference
         )

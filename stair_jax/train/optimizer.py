@@ -63,9 +63,12 @@ class AdamW:
         """Returns where the moments lie: each beside its parameter, the counter everywhere."""
         adam, everywhere = self._adam(), NamedSharding(mesh, PartitionSpec())
         return optax.tree.map_params(
-            adam, lambda _, p: p.sharding, jax.eval_shape(adam.init, params), params,
+            adam,
+            lambda _, p: p.sharding,
+            jax.eval_shape(adam.init, params),
+            params,
             transform_non_params=lambda _: everywhere,
-        )  # fmt: skip
+        )
 
     def update(
         self, grads: Any, opt: Any, params: Any, lr: jax.Array

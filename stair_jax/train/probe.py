@@ -20,9 +20,12 @@ T = 64  # tokens of the probed row
 # Sequences side by side as (first own token, end), each after the tokens of its prefix: 20 alone;
 # 12 shared by two steps of 7 and 9; 11 alone. The rest is padding.
 _PATHS = (
-    ((0, 0), (0, 20)), ((0, 0), (20, 32)), ((20, 32), (32, 39)), ((20, 32), (39, 48)),
+    ((0, 0), (0, 20)),
+    ((0, 0), (20, 32)),
+    ((20, 32), (32, 39)),
+    ((20, 32), (39, 48)),
     ((0, 0), (48, 59)),
-)  # fmt: skip
+)
 _TREE = (20, 48)  # the prefix's reach is that of its last child
 # Of the largest value. Measured on CPU: 4e-7 and 6e-3 where all is well, 1 with a leak.
 LIMITS = {"float32": 1e-3, "bfloat16": 2e-2}

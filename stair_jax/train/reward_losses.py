@@ -114,11 +114,15 @@ class Prm:
         weight, depth, margin = batch["weight"], batch["depth"], better - worse
         right = (margin > 0).astype(jnp.float32)
         values = {
-            "bt_loss": -jax.nn.log_sigmoid(margin), "centering": jnp.square(better + worse),
-            "rewards/accuracies": right, "rewards/margins": margin,
-            "rewards/chosen": better, "rewards/rejected": worse,
-            "scores/mean": raw.mean(axis=-1), "scores/mean_square": jnp.square(raw).mean(axis=-1),
-        }  # fmt: skip
+            "bt_loss": -jax.nn.log_sigmoid(margin),
+            "centering": jnp.square(better + worse),
+            "rewards/accuracies": right,
+            "rewards/margins": margin,
+            "rewards/chosen": better,
+            "rewards/rejected": worse,
+            "scores/mean": raw.mean(axis=-1),
+            "scores/mean_square": jnp.square(raw).mean(axis=-1),
+        }
         depths = _by_depth("rewards/accuracies", right, weight, depth)
         whole = {"rewards/accuracies/whole": jnp.sum(weight * right * (depth == 0))}
         return {name: jnp.sum(weight * x) for name, x in values.items()} | depths | whole
@@ -130,20 +134,33 @@ class Prm:
         error = jnp.abs(found - target)
         values = {
             f"{self.loss}_loss": value_loss(raw, target, loss=self.loss),
-            "values/absolute_error": error, "values/mean": found, "values/target": target,
-            "scores/mean": raw, "scores/mean_square": jnp.square(raw),
-        }  # fmt: skip
+            "values/absolute_error": error,
+            "values/mean": found,
+            "values/target": target,
+            "scores/mean": raw,
+            "scores/mean_square": jnp.square(raw),
+        }
         depths = _by_depth("values/absolute_error", error, weight, batch["depth"])
         return {name: jnp.sum(weight * x) for name, x in values.items()} | depths
 
 
 _PAIR_METRICS = (
-    "bt_loss", "centering", "rewards/accuracies", "rewards/margins", "rewards/chosen",
-    "rewards/rejected", "scores/mean", "scores/mean_square",
-)  # fmt: skip
+    "bt_loss",
+    "centering",
+    "rewards/accuracies",
+    "rewards/margins",
+    "rewards/chosen",
+    "rewards/rejected",
+    "scores/mean",
+    "scores/mean_square",
+)
 _NODE_METRICS = (
-    "values/absolute_error", "values/mean", "values/target", "scores/mean", "scores/mean_square",
-)  # fmt: skip
+    "values/absolute_error",
+    "values/mean",
+    "values/target",
+    "scores/mean",
+    "scores/mean_square",
+)
 
 
 def _by_depth(name: str, x: Array, weight: Array, depth: Array) -> Sums:

@@ -31,8 +31,9 @@ def abstract(params: Any, tx: AdamW, mesh: Mesh) -> State:
     """Returns the shapes and places of a state of `params`, for a restore; nothing is allocated."""
     opt = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        jax.eval_shape(tx.init, params), tx.shardings(params, mesh),
-    )  # fmt: skip
+        jax.eval_shape(tx.init, params),
+        tx.shardings(params, mesh),
+    )
     like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)  # noqa: E731
     return State(jax.tree.map(like, params), opt)
 
@@ -210,8 +211,9 @@ def measure(
         return {}
     found = {
         name: total[name] / total[f"count/{count}"]
-        for name, count in loss.units.items() if total[f"count/{count}"]
-    }  # fmt: skip
+        for name, count in loss.units.items()
+        if total[f"count/{count}"]
+    }
     return found | {"loss": sum(coef * found.get(n, 0.0) for n, coef in loss.terms.items())}
 
 

@@ -20,8 +20,12 @@ from stair_jax.model.spec import Spec
 
 # Dense bfloat16 operations a second, by a part of JAX's device kind (NVIDIA's data sheets).
 PEAKS = {
-    "A100": 312e12, "A800": 312e12, "H100": 989e12, "H800": 989e12, "H200": 989e12,
-}  # fmt: skip
+    "A100": 312e12,
+    "A800": 312e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "H200": 989e12,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +63,10 @@ def adapter_parameters(spec: Spec, rank: int, targets: Iterable[str]) -> int:
     count = 0
     for name in targets if rank else ():
         target = lora.TARGETS[name]
-        sides = (math.prod(getattr(spec, letter) for letter, _ in side)
-                 for side in (target.inputs, target.outputs))  # fmt: skip
+        sides = (
+            math.prod(getattr(spec, letter) for letter, _ in side)
+            for side in (target.inputs, target.outputs)
+        )
         count += spec.L * rank * sum(sides)
     return count
 

@@ -31,10 +31,12 @@ class Values:
         `spec` may be that of the policy; `head_chunk` is not read, there is no vocabulary head.
         """
         return cls(
-            spec=reward.scalar(spec), compute_dtype=config.compute_dtype, remat=config.remat,
+            spec=reward.scalar(spec),
+            compute_dtype=config.compute_dtype,
+            remat=config.remat,
             lora_scale=lora.scale_of(config),
             new_rows=new_rows if config.lora_rank else (),
-        )  # fmt: skip
+        )
 
     def __call__(
         self,

@@ -26,9 +26,15 @@ from stair_jax.records import Node, Prompt, Tree
 
 @pytest.mark.parametrize(
     ("value", "op", "target", "holds"),
-    [(3.0, ">=", 3, True), (2.9, ">=", 3, False), (1.05, "<=", 1.05, True),
-     (1.06, "<=", 1.05, False), (0.0, "==", 0, True), (1.0, "==", 0, False)],
-)  # fmt: skip
+    [
+        (3.0, ">=", 3, True),
+        (2.9, ">=", 3, False),
+        (1.05, "<=", 1.05, True),
+        (1.06, "<=", 1.05, False),
+        (0.0, "==", 0, True),
+        (1.0, "==", 0, False),
+    ],
+)
 def test_a_claim_is_held_to_its_target(value, op, target, holds):
     assert Claim(value, op, target).holds is holds
 
@@ -106,9 +112,7 @@ def test_the_file_has_every_figure_and_the_claims(tmp_path):
     out = tmp_path / "o.json"
     harness.write(out, {"rounds": [{"a": {"x": 1.5}}]}, {"fast": Claim(2.0, ">=", 3)})
     claim = {"value": 2.0, "target": 3, "op": ">=", "holds": False}
-    assert json.loads(out.read_text()) == {
-        "rounds": [{"a": {"x": 1.5}}], "claims": {"fast": claim}
-    }  # fmt: skip
+    assert json.loads(out.read_text()) == {"rounds": [{"a": {"x": 1.5}}], "claims": {"fast": claim}}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -134,16 +138,18 @@ def test_the_machine_is_told_without_its_name():
     assert facts["versions"].keys() == {"jax", "jaxlib", "numpy", "einops"}
     assert facts["device_kind"] == "cpu"
     assert facts["devices"] == len(jax.devices())
-    assert facts.keys() == {
-        "cpus", "architecture", "python", "device_kind", "devices", "versions"
-    }  # fmt: skip
+    assert facts.keys() == {"cpus", "architecture", "python", "device_kind", "devices", "versions"}
 
 
 def test_columns_of_a_table_line_up():
     lines = harness.table("T", ("name", "x"), [("a", 12345.6), ("long name", None)]).splitlines()
     assert lines[1:] == [
-        "T", "name            x", "---------  ------", "a          12,346", "long name        "
-    ]  # fmt: skip
+        "T",
+        "name            x",
+        "---------  ------",
+        "a          12,346",
+        "long name        ",
+    ]
 
 
 # What is made of a run
@@ -164,30 +170,50 @@ class Letters:
 
 
 def tree(tokens, nodes=2):
-    node = Node(parent=-1, ids=(), text="", depth=0, visits=1, value_sum=0.0, reward=None,
-                terminal=False, p=1.0, tag="0")  # fmt: skip
+    node = Node(
+        parent=-1,
+        ids=(),
+        text="",
+        depth=0,
+        visits=1,
+        value_sum=0.0,
+        reward=None,
+        terminal=False,
+        p=1.0,
+        tag="0",
+    )
     prompt = Prompt(id="p", question="q", type="safety")
     return Tree(prompt=prompt, nodes=(node,) * nodes, counters={"tokens": float(tokens)})
 
 
 def grown():
     counters = {
-        "delivered": 300, "decoded": 320, "prefilled": 40, "reused": 160, "host_s": 2.0,
-        "device_s": 8.0, "compiles": 3,
-    }  # fmt: skip
-    dry = {
-        "delivered": 200, "busy_slots": 90, "idle_slots": 20, "overshoot": 10, "seconds": 5.0
-    }  # fmt: skip
+        "delivered": 300,
+        "decoded": 320,
+        "prefilled": 40,
+        "reused": 160,
+        "host_s": 2.0,
+        "device_s": 8.0,
+        "compiles": 3,
+    }
+    dry = {"delivered": 200, "busy_slots": 90, "idle_slots": 20, "overshoot": 10, "seconds": 5.0}
     return Grown([tree(100), tree(200, nodes=4)], 10.0, 0.25, counters, dry, most=2)
 
 
 def test_speeds_are_per_hour_and_per_tree():
     found = growing.speeds(grown())
     expected = {
-        "trees": 2, "trees_per_hour": 720, "tokens_per_s": 30, "tokens_per_tree": 150,
-        "nodes_per_tree": 3, "decoded_per_tree": 160, "prefilled_per_tree": 20, "others": 0.25,
-        "seconds": 10, "most_in_flight": 2,
-    }  # fmt: skip
+        "trees": 2,
+        "trees_per_hour": 720,
+        "tokens_per_s": 30,
+        "tokens_per_tree": 150,
+        "nodes_per_tree": 3,
+        "decoded_per_tree": 160,
+        "prefilled_per_tree": 20,
+        "others": 0.25,
+        "seconds": 10,
+        "most_in_flight": 2,
+    }
     assert found == expected
 
 
@@ -240,10 +266,14 @@ class Instant:
 
 def grow(prompts, engine):
     return growing.grow(
-        prompts, engine, codec=Letters(), config=random_search.search_config(SHAPE), seed=0,
+        prompts,
+        engine,
+        codec=Letters(),
+        config=random_search.search_config(SHAPE),
+        seed=0,
         judge=FunctionJudge(lambda *_: Score(safety=1.0, helpfulness=1.0)),
         reward=RewardConfig.of(config_lib.default().reward),
-    )  # fmt: skip
+    )
 
 
 def test_counters_are_those_of_the_run_and_gauges_are_as_they_stand():
@@ -299,9 +329,22 @@ def test_a_workdir_without_the_model_is_refused(tmp_path):
 # Rooflines
 
 SPEC = Spec(
-    L=2, D=24, N=4, K=2, H=6, F=20, V=23, vocab=23, eps=1e-5, theta=1e4, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=2,
+    D=24,
+    N=4,
+    K=2,
+    H=6,
+    F=20,
+    V=23,
+    vocab=23,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 
 
 def test_the_bound_is_the_longer_of_bytes_and_arithmetic():

@@ -23,9 +23,22 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
 
 SPEC = Spec(
-    L=2, D=24, N=4, K=2, H=6, F=20, V=23, vocab=23, eps=1e-5, theta=1e4, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=2,
+    D=24,
+    N=4,
+    K=2,
+    H=6,
+    F=20,
+    V=23,
+    vocab=23,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 STOPS = {"step": {3, 4, 5, 6}, "end": {4}}
 CONTEXT = 40
 SAMPLING = Sampling(temperature=1.3, top_k=9, top_p=0.9)
@@ -73,9 +86,13 @@ def prompt(number, length):
 
 def request(engine, number, length, *, stop="step", max_tokens=12, sampling=GREEDY):
     return Request(
-        id=number, prefix=engine.root(prompt(number, length)), key=(number,), stop=stop,
-        max_tokens=max_tokens, sampling=sampling,
-    )  # fmt: skip
+        id=number,
+        prefix=engine.root(prompt(number, length)),
+        key=(number,),
+        stop=stop,
+        max_tokens=max_tokens,
+        sampling=sampling,
+    )
 
 
 def asked(engine):
@@ -104,9 +121,14 @@ def answers(engine, requests):
 def test_greedy_answers_are_those_of_our_engine(request, params, name):
     theirs = request.getfixturevalue(name)
     config = EngineConfig(
-        slots=8, page_size=8, pool_bytes=0, max_context=CONTEXT, chunk=4, prefill_rows=4,
+        slots=8,
+        page_size=8,
+        pool_bytes=0,
+        max_context=CONTEXT,
+        chunk=4,
+        prefill_rows=4,
         dtype="float32",
-    )  # fmt: skip
+    )
     ours = Engine(SPEC, params, config=config, stops=STOPS, vocab=SPEC.V)
     expected = answers(ours, asked(ours))
     assert {finish for _, finish in expected.values()} == {"stop", "length"}
@@ -132,9 +154,13 @@ def test_drawn_answers_end_where_they_must(request, name):
 
 def test_a_full_context_gets_an_empty_answer(lockstep):
     full = Request(
-        id="full", prefix=Prefix(prompt(0, CONTEXT)), key=(0,), stop="step", max_tokens=3,
+        id="full",
+        prefix=Prefix(prompt(0, CONTEXT)),
+        key=(0,),
+        stop="step",
+        max_tokens=3,
         sampling=GREEDY,
-    )  # fmt: skip
+    )
     found = answers(lockstep, [full, request(lockstep, 1, 5)])
     assert found["full"] == ((), "length")
     assert len(found[1][0]) > 0
@@ -203,9 +229,12 @@ def test_claims_are_those_of_the_contract():
     from benchmarks import search_vs_transformers
 
     ours = {
-        "trees_per_hour": 90.0, "tokens_per_s": 9.0, "computed_per_unique_token": 1.01,
-        "busy_slots": 0.95, "recompiles": 0.0,
-    }  # fmt: skip
+        "trees_per_hour": 90.0,
+        "tokens_per_s": 9.0,
+        "computed_per_unique_token": 1.01,
+        "busy_slots": 0.95,
+        "recompiles": 0.0,
+    }
     other = {"trees_per_hour": 30.0, "tokens_per_s": 2.0}
     slow = {"trees_per_hour": 3.0, "tokens_per_s": 0.25}
     one = {"ours": ours, "single": slow, "lockstep": other}
@@ -230,9 +259,18 @@ def test_all_sides_grow_trees_on_one_model(tmp_path, monkeypatch, capsys):
     pipeline.run(tiny("smoke", workdir=str(run), stages="sft", **few))
     monkeypatch.setitem(miniature.PAPER, "iterations", 4)
     search_vs_transformers.main(
-        ["--out", str(out), "--workdir", str(run), "--repetitions=2", "--trees=9", "--single=1",
-         "--lockstep=3", "--refilled=2"]
-    )  # fmt: skip
+        [
+            "--out",
+            str(out),
+            "--workdir",
+            str(run),
+            "--repetitions=2",
+            "--trees=9",
+            "--single=1",
+            "--lockstep=3",
+            "--refilled=2",
+        ]
+    )
     found = json.loads(out.read_text())
     assert found["export_max_abs_diff"] < 1e-4
     trees = {"ours": 9, "single": 1, "lockstep": 3, "refilled": 2}
@@ -244,7 +282,10 @@ def test_all_sides_grow_trees_on_one_model(tmp_path, monkeypatch, capsys):
         assert one["single"]["prefilled_per_tree"] > one["ours"]["prefilled_per_tree"]
         assert one["ours"]["recompiles"] == 0
     assert found["claims"].keys() == {
-        "trees_per_hour_vs_single", "trees_per_hour_vs_lockstep", "computed_per_unique_token",
-        "busy_slots", "recompiles",
-    }  # fmt: skip
+        "trees_per_hour_vs_single",
+        "trees_per_hour_vs_lockstep",
+        "computed_per_unique_token",
+        "busy_slots",
+        "recompiles",
+    }
     assert "trees_per_hour_vs_lockstep" in capsys.readouterr().out

@@ -12,10 +12,15 @@ def rows():
     """Three pairs of one group, over a prefix of 20 tokens; steps of 2 tokens."""
     prefix, steps = tuple(range(20, 40)), [(50, 51), (52, 53), (54, 55)]
     return [
-        dataclasses.replace(pair(i, terminal=False), prefix=prefix, chosen=steps[a],
-                            rejected=steps[b], rejected_terminal=False)
+        dataclasses.replace(
+            pair(i, terminal=False),
+            prefix=prefix,
+            chosen=steps[a],
+            rejected=steps[b],
+            rejected_terminal=False,
+        )
         for i, (a, b) in enumerate([(0, 1), (0, 2), (1, 2)])
-    ]  # fmt: skip
+    ]
 
 
 def test_tokens_of_trees_and_pairs_by_hand(tmp_path, capsys):

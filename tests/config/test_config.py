@@ -42,8 +42,13 @@ def test_the_paper_is_the_default():
     c = config_lib.default()
     s = c.search
     assert (s.iterations, s.num_children, s.c, s.temperature, s.top_p, s.top_k) == (
-        200, 4, 1.5, 1.2, 0.9, 50,
-    )  # fmt: skip
+        200,
+        4,
+        1.5,
+        1.2,
+        0.9,
+        50,
+    )
     assert (c.rounds, c.sft.train.epochs, c.dpo.train.epochs, c.dpo.sft_coef) == (3, 3, 1, 0.2)
     for stage in ("sft", "dpo"):
         t = c[stage].train

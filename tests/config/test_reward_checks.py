@@ -122,11 +122,14 @@ def test_a_bad_setting_is_refused_in_one_line(changes, message, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {}, BT, BCE, BT | {"prm__more_layers": 2},
+        {},
+        BT,
+        BCE,
+        BT | {"prm__more_layers": 2},
         BT | {"prm__more_layers": 0, "prm__train__lora_rank": 4},
         BCE | {"prm__visit_weights": True, "prm__readout": "eos"},
         {"search__value": "mix", "search__value_model": "x", "search__value_weight": 0.2},
     ],
-)  # fmt: skip
+)
 def test_good_settings_pass(changes, tmp_path):
     validate(tiny(**({"workdir": str(tmp_path)} | changes)))

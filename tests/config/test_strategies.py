@@ -36,16 +36,33 @@ def test_aliases_stand_for_the_papers_sizes():
     assert strategies.parse("best_of_n").name == "best_of_8"
     assert strategies.parse("beam").name == "beam_2x4"
     assert strategies.parse_all(("beam", "greedy", "beam_2x4")) == (
-        Strategy("beam", 2, 4), Strategy("greedy"),
-    )  # fmt: skip
+        Strategy("beam", 2, 4),
+        Strategy("greedy"),
+    )
 
 
 @pytest.mark.parametrize(
     "name",
-    ["", "foo", "best_of", "best_of_0", "best_of_2x4", "beam_8", "beam_0x4", "beam_2x0", "mcts",
-     "mcts_1", "mcts_2x2", "greedy_2", "best_of_08", "best_of_-1", "Beam_2x4",
-     "beam_2x4x1", "best_of_8 "],
-)  # fmt: skip
+    [
+        "",
+        "foo",
+        "best_of",
+        "best_of_0",
+        "best_of_2x4",
+        "beam_8",
+        "beam_0x4",
+        "beam_2x0",
+        "mcts",
+        "mcts_1",
+        "mcts_2x2",
+        "greedy_2",
+        "best_of_08",
+        "best_of_-1",
+        "Beam_2x4",
+        "beam_2x4x1",
+        "best_of_8 ",
+    ],
+)
 def test_a_bad_name_is_refused_with_what_there_is(name):
     with pytest.raises(ValueError, match=r"is none of greedy, best_of_N, .*beam_WxM.*, beam$") as e:
         strategies.parse(name)

@@ -117,8 +117,11 @@ def test_rows_that_do_not_fit_are_dropped_whole_and_listed():
 
 
 def test_pairs_that_teach_nothing_are_dropped_and_listed():
-    bad = [pair(1, chosen=()), pair(2, rejected=(8, 9, 12), chosen=(8, 9, 12)),
-           pair(3, rejected=(7,) * 7)]  # fmt: skip
+    bad = [
+        pair(1, chosen=()),
+        pair(2, rejected=(8, 9, 12), chosen=(8, 9, 12)),
+        pair(3, rejected=(7,) * 7),
+    ]
     data = dpo([pair(), *bad])
     assert data.pairs == 1
     assert data.dropped == {"empty step": ["p1"], "equal steps": ["p2"], "too long": ["p3"]}
@@ -166,9 +169,14 @@ def test_sft_rows_are_set_aside_too():
 
 
 @settings(deadline=None, max_examples=15)
-@given(n=st.integers(1, 20), batch=st.integers(1, 7), seed=st.integers(0, 9),
-       shards=st.sampled_from([1, 2, 8]), micro=st.sampled_from([1, 30, 1000]),
-       batching=st.sampled_from(["bucket", "pack"]))  # fmt: skip
+@given(
+    n=st.integers(1, 20),
+    batch=st.integers(1, 7),
+    seed=st.integers(0, 9),
+    shards=st.sampled_from([1, 2, 8]),
+    micro=st.sampled_from([1, 30, 1000]),
+    batching=st.sampled_from(["bucket", "pack"]),
+)
 def test_an_epoch_shows_every_row_once(n, batch, seed, shards, micro, batching):
     change = {"batch": batch, "seed": seed, "batching": batching}
     data = sft(many(n), shards=shards, micro_tokens=micro, **change)
@@ -190,16 +198,30 @@ def test_an_epoch_shows_every_row_once(n, batch, seed, shards, micro, batching):
 
 
 @settings(deadline=None, max_examples=15)
-@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=7), batch=st.integers(1, 7),
-       seed=st.integers(0, 9), shards=st.sampled_from([1, 2, 8]), anchors=st.integers(0, 4),
-       batching=st.sampled_from(["bucket", "tree"]))  # fmt: skip
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=7),
+    batch=st.integers(1, 7),
+    seed=st.integers(0, 9),
+    shards=st.sampled_from([1, 2, 8]),
+    anchors=st.integers(0, 4),
+    batching=st.sampled_from(["bucket", "tree"]),
+)
 def test_an_epoch_shows_every_pair_once(sizes, batch, seed, shards, anchors, batching):
     pairs = [
         pair(i, id=f"p{q}-{i}", prompt=(5, 20 + q)) for q, n in enumerate(sizes) for i in range(n)
     ]
     spare = [dataclasses.replace(ROW, id=f"a{i}") for i in range(anchors)]
-    data = dpo(pairs, spare, per_pair=0.5, seed=seed, shards=shards, batch=batch,
-               batching=batching, buckets=(7, 9, 17), micro_tokens=60)  # fmt: skip
+    data = dpo(
+        pairs,
+        spare,
+        per_pair=0.5,
+        seed=seed,
+        shards=shards,
+        batch=batch,
+        batching=batching,
+        buckets=(7, 9, 17),
+        micro_tokens=60,
+    )
     for epoch in range(2):
         shown = ids_of_epoch(data, epoch)
         assert sorted(x for x in shown if x[0] == "p") == sorted(x.id for x in pairs)
@@ -325,7 +347,10 @@ def test_a_micro_batch_without_weight_is_no_padding():
 def test_the_digest_knows_every_row():
     assert sft([ROW]).digest == sft([ROW]).digest
     assert sft([ROW]).digest != sft([dataclasses.replace(ROW, response=(7, 8, 8))]).digest
-    assert sft([ROW]).digest != sft([dataclasses.replace(ROW, prompt=(5,), response=(6, 7, 8, 9))]).digest  # fmt: skip  # noqa: E501
+    assert (
+        sft([ROW]).digest
+        != sft([dataclasses.replace(ROW, prompt=(5,), response=(6, 7, 8, 9))]).digest
+    )
     assert dpo([pair()]).digest != dpo([pair(depth=4)]).digest
 
 
@@ -337,10 +362,16 @@ def test_every_distinct_trajectory_is_scored_once():
     data = dpo(pairs, buckets=(6, 7, 9))
     whole = data.trajectories()
     # The rejected step is shared by the first two; the third rejects what the first chose.
-    assert sorted(whole.values()) == sorted({
-        ((5, 6), (7, 8, 9, 10)), ((5, 6), (7, 8, 9, 11)), ((5, 6), (7, 8, 9, 12)),
-        ((5, 6), (7, 11)), ((5,), (7, 8, 9, 13)), ((5,), (7, 11)),
-    })  # fmt: skip
+    assert sorted(whole.values()) == sorted(
+        {
+            ((5, 6), (7, 8, 9, 10)),
+            ((5, 6), (7, 8, 9, 11)),
+            ((5, 6), (7, 8, 9, 12)),
+            ((5, 6), (7, 11)),
+            ((5,), (7, 8, 9, 13)),
+            ((5,), (7, 11)),
+        }
+    )
     assert trajectories.key_of((5, 6), (7,)) != trajectories.key_of((5,), (6, 7))
     config = dataclasses.replace(data.config, micro_tokens=28, buckets=(4, 7))
     seen, last = {}, 0

@@ -26,10 +26,12 @@ def example(name, prompt, better, worse, depth=0):
 
 
 ROWS = [
-    example("a", (5, 6), (7, 8, 9, 1), (7, 8, 2)), example("b", (5, 6), (7, 8, 9, 1), (7, 8, 4), 2),
-    example("c", (5, 6), (7, 8, 2), (7, 8, 4)), example("d", (3,), (4, 1), (9, 10, 11, 12), 1),
+    example("a", (5, 6), (7, 8, 9, 1), (7, 8, 2)),
+    example("b", (5, 6), (7, 8, 9, 1), (7, 8, 4), 2),
+    example("c", (5, 6), (7, 8, 2), (7, 8, 4)),
+    example("d", (3,), (4, 1), (9, 10, 11, 12), 1),
     example("e", (3,), (4,), (4, 9)),  # one begins like the other: its own token stays apart
-]  # fmt: skip
+]
 FRAME = {"seed": 0, "pad_id": 0, "row_shards": 1}
 
 

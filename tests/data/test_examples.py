@@ -63,10 +63,20 @@ def test_a_closed_answer_is_trained_to_end_once_whatever_stands_behind_it(behind
 @pytest.mark.parametrize("rejected_terminal", [True, False])
 def test_each_side_of_a_pair_ends_for_itself(chosen_terminal, rejected_terminal):
     row = Pair(
-        id="x", question="why", type="safety", prefix=(7, STEP_END), chosen=(8,), rejected=(9, 12),
-        chosen_value=1.0, rejected_value=-1.0, chosen_terminal=chosen_terminal,
-        rejected_terminal=rejected_terminal, chosen_text="", rejected_text="", depth=2,
-    )  # fmt: skip
+        id="x",
+        question="why",
+        type="safety",
+        prefix=(7, STEP_END),
+        chosen=(8,),
+        rejected=(9, 12),
+        chosen_value=1.0,
+        rejected_value=-1.0,
+        chosen_terminal=chosen_terminal,
+        rejected_terminal=rejected_terminal,
+        chosen_text="",
+        rejected_text="",
+        depth=2,
+    )
     (example,) = examples.pair_examples([row], CODEC)
     assert example.depth == 2
     assert example.prefix == (7, STEP_END)

@@ -38,10 +38,12 @@ def test_messages_are_read_back_by_datasets(folder, kind, path):
     rows = read(folder, kind, path)
     assert rows[1]["prompt"] == [{"role": "user", "content": "is < tag> é a tag?"}]
     assert rows[0] == {
-        "id": "x/0", "type": "safety", "prompt": [{"role": "user", "content": "why?"}],
+        "id": "x/0",
+        "type": "safety",
+        "prompt": [{"role": "user", "content": "why?"}],
         "chosen": [{"role": "assistant", "content": "shared better 0"}],
         "rejected": [{"role": "assistant", "content": "shared worse 0"}],
-    }  # fmt: skip
+    }
     assert len(rows) == 2
 
 
@@ -102,13 +104,35 @@ def test_the_stage_writes_what_is_asked_for_and_counts_what_others_will_end(tmp_
     run.lineage.begin("round-1/trees", "search", {}, ())
     run.lineage.finish("round-1/trees", "x")
     steps = [("0.0", -1.0, True), ("0.1", 1.0, False)]
-    nodes = [Node(parent=-1, ids=(), text="", depth=0, visits=9, value_sum=0.0, reward=None,
-                  terminal=False, p=1.0, tag="0")]  # fmt: skip
+    nodes = [
+        Node(
+            parent=-1,
+            ids=(),
+            text="",
+            depth=0,
+            visits=9,
+            value_sum=0.0,
+            reward=None,
+            terminal=False,
+            p=1.0,
+            tag="0",
+        )
+    ]
     nodes += [
-        Node(parent=0, ids=(9,), text=f"step {tag}", depth=1, visits=4, value_sum=4 * value,
-             reward=value if terminal else None, terminal=terminal, p=1.0, tag=tag)
+        Node(
+            parent=0,
+            ids=(9,),
+            text=f"step {tag}",
+            depth=1,
+            visits=4,
+            value_sum=4 * value,
+            reward=value if terminal else None,
+            terminal=terminal,
+            p=1.0,
+            tag=tag,
+        )
         for tag, value, terminal in steps
-    ]  # fmt: skip
+    ]
     question = "what is <|Output|> ?"
     tree = Tree(prompt=Prompt(id="q", question=question, type="safety"), nodes=tuple(nodes))
     jsonl.write_jsonl(tmp_path / "round-1" / "trees" / "trees.jsonl", [tree])

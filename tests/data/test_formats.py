@@ -39,17 +39,29 @@ ROW = SftRow(id="s00001", question="why?", response="so", before=BEFORE)
 SFT = {
     "ours": ({"question": "why?", "response": "so"}, dataclasses.replace(ROW, before=())),
     "alpaca": (
-        {"system": "be brief", "history": [["hi", "hello"]], "instruction": "why?", "input": "",
-         "output": "so"},
+        {
+            "system": "be brief",
+            "history": [["hi", "hello"]],
+            "instruction": "why?",
+            "input": "",
+            "output": "so",
+        },
         ROW,
     ),
     "sharegpt": (
-        {"conversations": gpt(("system", "be brief"), ("human", "hi"), ("gpt", "hello"),
-                              ("human", "why?"), ("gpt", "so"))},
+        {
+            "conversations": gpt(
+                ("system", "be brief"),
+                ("human", "hi"),
+                ("gpt", "hello"),
+                ("human", "why?"),
+                ("gpt", "so"),
+            )
+        },
         ROW,
     ),
     "openai": ({"messages": chat(*BEFORE, ("user", "why?"), ("assistant", "so"))}, ROW),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet"])
@@ -83,9 +95,11 @@ LEFT_OUT = [
     (chat(("user", "a"), ("assistant", " ")), "blank answer"),
     (chat(("user", " "), ("assistant", "b")), "blank question"),
     (chat(("user", "a"), ("tool", "x"), ("assistant", "b")), "a turn of 'tool'"),
-    (chat(("user", "a"), ("assistant", "b"), ("system", "x"), ("user", "a"), ("assistant", "b")),
-     "a system turn amid the conversation"),
-]  # fmt: skip
+    (
+        chat(("user", "a"), ("assistant", "b"), ("system", "x"), ("user", "a"), ("assistant", "b")),
+        "a system turn amid the conversation",
+    ),
+]
 
 
 @pytest.mark.parametrize(("messages", "reason"), LEFT_OUT)
@@ -105,18 +119,45 @@ PROMPT = chat(*BEFORE, ("user", "why?"))
 GOOD, BAD = chat(("assistant", "good")), chat(("assistant", "bad"))
 RANKED = [
     ("explicit", {"prompt": "why?", "chosen": "good", "rejected": "bad"}, PLAIN),
-    ("explicit", {"question": "why?", "chosen": "good", "rejected": "bad", "type": "safety"},
-     dataclasses.replace(PLAIN, type="safety")),
+    (
+        "explicit",
+        {"question": "why?", "chosen": "good", "rejected": "bad", "type": "safety"},
+        dataclasses.replace(PLAIN, type="safety"),
+    ),
     ("explicit", {"prompt": PROMPT, "chosen": GOOD, "rejected": BAD}, WANT),
-    ("explicit", {"prompt": "why?", "chosen": chat(("user", "why?")) + GOOD,
-                  "rejected": chat(("user", "why?")) + BAD}, PLAIN),
+    (
+        "explicit",
+        {
+            "prompt": "why?",
+            "chosen": chat(("user", "why?")) + GOOD,
+            "rejected": chat(("user", "why?")) + BAD,
+        },
+        PLAIN,
+    ),
     ("implicit", {"chosen": PROMPT + GOOD, "rejected": PROMPT + BAD}, WANT),
-    ("sharegpt", {"conversations": gpt(("system", "be brief"), ("human", "hi"), ("gpt", "hello"),
-                                       ("human", "why?")),
-                  "chosen": gpt(("gpt", "good"))[0], "rejected": gpt(("gpt", "bad"))[0]}, WANT),
-    ("alpaca", {"system": "be brief", "history": [["hi", "hello"]], "instruction": "why?",
-                "chosen": "good", "rejected": "bad"}, WANT),
-]  # fmt: skip
+    (
+        "sharegpt",
+        {
+            "conversations": gpt(
+                ("system", "be brief"), ("human", "hi"), ("gpt", "hello"), ("human", "why?")
+            ),
+            "chosen": gpt(("gpt", "good"))[0],
+            "rejected": gpt(("gpt", "bad"))[0],
+        },
+        WANT,
+    ),
+    (
+        "alpaca",
+        {
+            "system": "be brief",
+            "history": [["hi", "hello"]],
+            "instruction": "why?",
+            "chosen": "good",
+            "rejected": "bad",
+        },
+        WANT,
+    ),
+]
 
 
 @pytest.mark.parametrize(("name", "row", "want"), RANKED)
@@ -147,15 +188,21 @@ def test_our_own_pairs_are_whole_responses_where_both_are_finished(tmp_path):
     [
         ({"prompt": "a", "chosen": "x", "rejected": "x"}, "equal answers"),
         ({"chosen": PROMPT + GOOD, "rejected": PROMPT + GOOD}, "equal answers"),
-        ({"chosen": PROMPT + GOOD, "rejected": PROMPT},
-         "the answers differ in more than the last turn"),
+        (
+            {"chosen": PROMPT + GOOD, "rejected": PROMPT},
+            "the answers differ in more than the last turn",
+        ),
         ({"chosen": GOOD, "rejected": BAD}, "no question before the answer"),
-        ({"prompt": "why?", "chosen": chat(("user", "what?")) + GOOD, "rejected": BAD},
-         "chosen is not one answer to the prompt"),
-        ({"prompt": "a", "chosen": chat(("user", "x")), "rejected": BAD},
-         "a turn of 'user' as the answer"),
+        (
+            {"prompt": "why?", "chosen": chat(("user", "what?")) + GOOD, "rejected": BAD},
+            "chosen is not one answer to the prompt",
+        ),
+        (
+            {"prompt": "a", "chosen": chat(("user", "x")), "rejected": BAD},
+            "a turn of 'user' as the answer",
+        ),
     ],
-)  # fmt: skip
+)
 def test_preferences_that_compare_nothing_are_counted(tmp_path, row, reason):
     loaded = formats.preference_rows(write(tmp_path / "x.json", [row]))
     assert (loaded.rows, loaded.dropped) == ([], {reason: ["d00001"]})

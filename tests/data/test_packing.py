@@ -60,11 +60,15 @@ def decoded(batch):
 
 
 def expected(rows):
-    return sorted([
-        (x.prompt + x.prefix, x.chosen, x.rejected, x.prefix + x.chosen, x.depth)
-        if isinstance(x, PairExample) else (None, None, None, x.response, 0)
-        for x in rows
-    ], key=repr)  # fmt: skip
+    return sorted(
+        [
+            (x.prompt + x.prefix, x.chosen, x.rejected, x.prefix + x.chosen, x.depth)
+            if isinstance(x, PairExample)
+            else (None, None, None, x.response, 0)
+            for x in rows
+        ],
+        key=repr,
+    )
 
 
 IDS = st.lists(st.integers(10, 14), min_size=1, max_size=4).map(tuple)
@@ -78,8 +82,16 @@ def forests(draw):
         prompt, prefix = (5, 20 + q % 3), draw(st.sampled_from([(), (7,), (7, 8)]))
         steps = draw(st.lists(IDS, min_size=2, max_size=4, unique=True))
         for chosen, rejected in itertools.combinations(steps, 2):
-            pairs.append({"id": f"{q}-{len(pairs)}", "prompt": prompt, "prefix": prefix,
-                          "chosen": chosen, "rejected": rejected, "depth": q})  # fmt: skip
+            pairs.append(
+                {
+                    "id": f"{q}-{len(pairs)}",
+                    "prompt": prompt,
+                    "prefix": prefix,
+                    "chosen": chosen,
+                    "rejected": rejected,
+                    "depth": q,
+                }
+            )
     return pairs, draw(st.integers(0, 2))
 
 
@@ -88,8 +100,15 @@ def forests(draw):
 def test_trees_read_back_are_the_pairs(forest, batch, width):
     pairs = [PairExample(**row) for row in forest[0]]
     anchors = [dataclasses.replace(ROW, id=f"a{i}") for i in range(forest[1])]
-    data = dpo(pairs, anchors, per_pair=0.5, batching="tree", batch=batch, buckets=(width,),
-               micro_tokens=2 * width)  # fmt: skip
+    data = dpo(
+        pairs,
+        anchors,
+        per_pair=0.5,
+        batching="tree",
+        batch=batch,
+        buckets=(width,),
+        micro_tokens=2 * width,
+    )
     assert not data.dropped
     for step in range(data.steps_per_epoch):
         out = data.batch_at(step)

@@ -32,23 +32,31 @@ def test_sft_rows_show_what_is_trained_up_to_the_end(tmp_path, batching):
         line
         for number in (1, 2, 3)
         for line in (
-            f"row {number}, response", "  prompt: '<5><6>'", "  trained: '<7><8><eos>'",
+            f"row {number}, response",
+            "  prompt: '<5><6>'",
+            "  trained: '<7><8><eos>'",
         )
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("batching", ["bucket", "tree"])
 def test_pairs_show_both_sides_and_what_each_mask_says(tmp_path, batching):
     one = pair(chosen=(8, EOS), rejected=(9,))
     assert lines(dpo([one], batching=batching), tmp_path) == [
-        "row 1, chosen", "  prompt: '<5><6>'", "  trained: '<7>'",
-        "  compared, trained: '<8><eos>'", "row 1, rejected", "  prompt: '<5><6><7>'",
+        "row 1, chosen",
+        "  prompt: '<5><6>'",
+        "  trained: '<7>'",
+        "  compared, trained: '<8><eos>'",
+        "row 1, rejected",
+        "  prompt: '<5><6><7>'",
         "  rejected: '<9>'",
-    ]  # fmt: skip
+    ]
     step = dpo([one], batching=batching, more={"sft_scope": "step"})
     assert lines(step, tmp_path)[:3] == [
-        "row 1, chosen", "  prompt: '<5><6><7>'", "  compared, trained: '<8><eos>'"
-    ]  # fmt: skip
+        "row 1, chosen",
+        "  prompt: '<5><6><7>'",
+        "  compared, trained: '<8><eos>'",
+    ]
     whole = dpo([one], batching=batching, more={"sft_scope": "step", "scope": "response"})
     assert lines(whole, tmp_path)[2:4] == ["  compared: '<7>'", "  compared, trained: '<8><eos>'"]
 

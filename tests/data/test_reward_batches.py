@@ -23,9 +23,12 @@ def label(tokens, value=0.0, **change):
 
 
 VALUED = Valued(
-    id="w", question="why", type="safety", ids=(7, STEP_END, 8, OUTPUT_END),
+    id="w",
+    question="why",
+    type="safety",
+    ids=(7, STEP_END, 8, OUTPUT_END),
     labels=(label(2, 0.0), label(4, 3.0, depth=2, weight=5.0)),
-)  # fmt: skip
+)
 
 
 def comparison_data(rows, shards=1, seed=0, **change):
@@ -72,9 +75,7 @@ def test_both_sides_of_a_comparison_are_read_at_their_exact_token(position, last
     assert token_read(tokens, read[:, None]) == [[x] for x in last]
     behind = position == "eos"
     assert read.tolist() == [2 + 4 - 1 + behind, 2 + 2 - 1 + behind]  # a prompt of two tokens
-    assert tokens[0, : read[0] + 1].tolist() == [
-        13, 11, 7, STEP_END, 8, STEP_END, *[EOS] * behind
-    ]  # fmt: skip
+    assert tokens[0, : read[0] + 1].tolist() == [13, 11, 7, STEP_END, 8, STEP_END, *[EOS] * behind]
     assert (tokens[0, read[0] + 1 :] == PAD).all()
     assert batch["depth"][0, 0] == 2
 
@@ -108,9 +109,11 @@ def test_targets_are_scaled_by_the_range_and_values_beyond_it_are_refused():
 def test_comparisons_by_hand():
     batch = comparison_data([PAIR], batch=1, shards=3).batch_at(0)
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
-        "tokens": ((1, 3, 2, 7), np.int32), "read": ((1, 3, 2), np.int32),
-        "weight": ((1, 3), np.float32), "depth": ((1, 3), np.int32),
-    }  # fmt: skip
+        "tokens": ((1, 3, 2, 7), np.int32),
+        "read": ((1, 3, 2), np.int32),
+        "weight": ((1, 3), np.float32),
+        "depth": ((1, 3), np.int32),
+    }
     np.testing.assert_array_equal(
         batch["tokens"][0],
         [[[5, 6, 7, 8, 9, 0, 0], [5, 6, 4, 0, 0, 0, 0]], *[[[0] * 7] * 2] * 2],
@@ -125,21 +128,33 @@ def test_comparisons_by_hand():
 
 def test_values_by_hand():
     fuller = dataclasses.replace(
-        ROW, id="f", response=(7,) * 4, reads=(3, 4, 5), targets=(0.0, 0.5, 0.75),
-        weights=(1.0, 1.0, 2.0), depths=(1, 2, 3),
-    )  # fmt: skip
+        ROW,
+        id="f",
+        response=(7,) * 4,
+        reads=(3, 4, 5),
+        targets=(0.0, 0.5, 0.75),
+        weights=(1.0, 1.0, 2.0),
+        depths=(1, 2, 3),
+    )
     data = valued_data([ROW, fuller], batch=2, shards=3)
     batch, first = data.batch_at(0), data.rows_at(0).index(ROW)
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
-        "tokens": ((1, 3, 7), np.int32), "read": ((1, 3, 3), np.int32),
-        "start": ((1, 3), np.int32), "target": ((1, 3, 3), np.float32),
-        "weight": ((1, 3, 3), np.float32), "depth": ((1, 3, 3), np.int32),
-    }  # fmt: skip
+        "tokens": ((1, 3, 7), np.int32),
+        "read": ((1, 3, 3), np.int32),
+        "start": ((1, 3), np.int32),
+        "target": ((1, 3, 3), np.float32),
+        "weight": ((1, 3, 3), np.float32),
+        "depth": ((1, 3, 3), np.int32),
+    }
     row = {name: x[0, first].tolist() for name, x in batch.items()}
     assert row == {
-        "tokens": [5, 6, 7, 8, 9, 0, 0], "read": [2, 4, 0], "target": [0.25, 1.0, 0.0],
-        "weight": [1.0, 3.0, 0.0], "depth": [1, 2, 0], "start": 2,
-    }  # fmt: skip
+        "tokens": [5, 6, 7, 8, 9, 0, 0],
+        "read": [2, 4, 0],
+        "target": [0.25, 1.0, 0.0],
+        "weight": [1.0, 3.0, 0.0],
+        "depth": [1, 2, 0],
+        "start": 2,
+    }
     other = {name: x[0, 1 - first].tolist() for name, x in batch.items()}
     assert other["target"] == [0.0, 0.5, 0.75]
     assert not batch["weight"][0, 2].any()
@@ -193,8 +208,10 @@ def test_a_stream_goes_on_where_its_state_says(kind, make, sides):
     other.set_state(state)
     for name, x in next(other).items():
         np.testing.assert_array_equal(x, seen[6][name])
-    assert any((make(rows, seed=1).batch_at(i)["tokens"].tolist()) != seen[i]["tokens"].tolist()
-               for i in range(4))  # fmt: skip
+    assert any(
+        (make(rows, seed=1).batch_at(i)["tokens"].tolist()) != seen[i]["tokens"].tolist()
+        for i in range(4)
+    )
 
 
 @pytest.mark.parametrize(("kind", "make", "sides"), KINDS)
@@ -205,8 +222,9 @@ def test_whole_prompts_are_set_aside_and_too_long_rows_are_named(kind, make, sid
     assert data.dropped == {"too long": ["long"]}
     assert len(data.eval_examples) == 4
     assert len(data.examples) == 8
-    assert sum(int(np.sum(b["weight"].reshape(-1, b["weight"].shape[-1]) > 0))
-               for b in data.eval_batches()) == 4 * (1 if sides == 2 else 2)  # fmt: skip
+    assert sum(
+        int(np.sum(b["weight"].reshape(-1, b["weight"].shape[-1]) > 0)) for b in data.eval_batches()
+    ) == 4 * (1 if sides == 2 else 2)
 
 
 def test_what_compares_nothing_is_dropped():
@@ -220,12 +238,19 @@ def test_what_compares_nothing_is_dropped():
     ("make", "row", "changes"),
     [
         (comparison_data, PAIR, [{"depth": 1}, {"worse": (3,)}, {"id": "q"}]),
-        (valued_data, ROW, [
-            {"targets": (0.26, 1.0)}, {"weights": (1.0, 3.5)}, {"reads": (3, 4)},
-            {"depths": (1, 3)}, {"response": (7, 8, 10)},
-        ]),
+        (
+            valued_data,
+            ROW,
+            [
+                {"targets": (0.26, 1.0)},
+                {"weights": (1.0, 3.5)},
+                {"reads": (3, 4)},
+                {"depths": (1, 3)},
+                {"response": (7, 8, 10)},
+            ],
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_digest_sees_every_number_of_a_row(make, row, changes):
     rows = [dataclasses.replace(row, **change) for change in ({}, *changes)]
     digests = {make([x]).digest for x in rows}
@@ -263,10 +288,17 @@ def lines(data, tmp_path):
 
 def test_the_preview_shows_where_scores_are_read(tmp_path):
     assert lines(comparison_data([PAIR], shards=2), tmp_path) == [
-        "row 1, better", "  context: '<5><6><7><8>'", "  read: '<9>'",
-        "row 1, worse", "  context: '<5><6>'", "  read: '<4>'",
-    ]  # fmt: skip
-    assert lines(valued_data([ROW], shards=2), tmp_path) == [
-        "row 1, values 0.25 1.00", "  context: '<5><6>'", "  read: '<7>'", "  context: '<8>'",
+        "row 1, better",
+        "  context: '<5><6><7><8>'",
         "  read: '<9>'",
-    ]  # fmt: skip
+        "row 1, worse",
+        "  context: '<5><6>'",
+        "  read: '<4>'",
+    ]
+    assert lines(valued_data([ROW], shards=2), tmp_path) == [
+        "row 1, values 0.25 1.00",
+        "  context: '<5><6>'",
+        "  read: '<7>'",
+        "  context: '<8>'",
+        "  read: '<9>'",
+    ]

@@ -18,8 +18,11 @@ from tests.support.engines import CONFIG, SPEC, STOPS
 DEEP = dataclasses.replace(SPEC, L=6)  # more layers than a scan unrolls
 SLOTS, WIDTH, PAGES, Z = 4, 8, 8192, 8
 KINDS = [
-    ("views", "off", DEEP), ("xla", "off", SPEC), ("xla", "off", DEEP), ("xla", "on", DEEP),
-]  # fmt: skip
+    ("views", "off", DEEP),
+    ("xla", "off", SPEC),
+    ("xla", "off", DEEP),
+    ("xla", "on", DEEP),
+]
 
 
 def compiled(attention, share, spec):
@@ -36,9 +39,14 @@ def compiled(attention, share, spec):
         kept = Groups(pool, **shared, implementation="xla")
     plan = decode.Plan(transformer.Decoder(spec, np.float32), 4, spec.V, 0, True)
     program = decode.decode_chunk.lower(
-        params, kept, np.zeros((rows, len(COLUMNS)), np.int32), np.zeros((rows, WIDTH), np.int32),
-        np.zeros((2, spec.V), bool), np.int32(0), plan=plan,
-    ).compile()  # fmt: skip
+        params,
+        kept,
+        np.zeros((rows, len(COLUMNS)), np.int32),
+        np.zeros((rows, WIDTH), np.int32),
+        np.zeros((2, spec.V), bool),
+        np.int32(0),
+        plan=plan,
+    ).compile()
     return program, pool.k.nbytes + pool.v.nbytes
 
 
@@ -65,13 +73,19 @@ def load(engine):
         engine.generate(
             [
                 Request(
-                    id=(turn, i, k), prefix=root, key=(turn, i, k), stop="end", max_tokens=7,
-                    sampling=sampling, group=i, shared=len(root.ids),
+                    id=(turn, i, k),
+                    prefix=root,
+                    key=(turn, i, k),
+                    stop="end",
+                    max_tokens=7,
+                    sampling=sampling,
+                    group=i,
+                    shared=len(root.ids),
                 )
                 for i, root in enumerate(roots)
                 for k in range(3)
             ]
-        )  # fmt: skip
+        )
     return [warm, GREEDY]
 
 
@@ -98,10 +112,14 @@ def test_a_slot_that_ends_takes_up_the_next_request_within_the_chunk(params, att
     for i in range(6):
         engine.submit(
             Request(
-                id=i, prefix=engine.root([3, i + 1]), key=(i,), stop="never", max_tokens=5,
+                id=i,
+                prefix=engine.root([3, i + 1]),
+                key=(i,),
+                stop="never",
+                max_tokens=5,
                 sampling=GREEDY,
             )
-        )  # fmt: skip
+        )
     engine.step()
     done = [str(result.id) for result in engine.collect()]
     c = engine.counters

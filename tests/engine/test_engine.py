@@ -127,10 +127,16 @@ def grow(engine, seed):
     for turn in range(6):
         parents = [held[i] for i in rng.integers(len(held), size=7)]
         requests = [
-            Request(id=(turn, i), prefix=p, key=("g", turn, i), stop="end",
-                    max_tokens=int(rng.integers(1, 9)), sampling=WARM)
+            Request(
+                id=(turn, i),
+                prefix=p,
+                key=("g", turn, i),
+                stop="end",
+                max_tokens=int(rng.integers(1, 9)),
+                sampling=WARM,
+            )
             for i, p in enumerate(parents)
-        ]  # fmt: skip
+        ]
         results = engine.generate(requests)
         out += [result.ids for result in results]
         held += [result.prefix for result in results]
@@ -183,8 +189,9 @@ def test_cancelled_requests_give_no_result_and_hold_nothing(params):
 def test_sizes_change_the_work_and_not_the_tokens(params, change):
     a, b = make(params), make(params, **change)
     assert dataclasses.asdict(a.config) != dataclasses.asdict(b.config)
-    texts = [[r.ids for r in e.generate([ask(e, p, i) for i, p in enumerate(PROMPTS)])]
-             for e in (a, b)]  # fmt: skip
+    texts = [
+        [r.ids for r in e.generate([ask(e, p, i) for i, p in enumerate(PROMPTS)])] for e in (a, b)
+    ]
     assert texts[0] == texts[1]
     if "slots" in change or "chunk" in change:
         assert a.counters["chunks"] != b.counters["chunks"]
@@ -229,8 +236,10 @@ def test_an_engine_on_a_mesh_gives_the_same_tokens_and_log_probs(params, shape):
     assert spread._device._pool.k.sharding.is_fully_replicated != heads_split
     if shape[2] > 1:
         assert not spread._device._params["layers"][0]["wq"].sharding.is_fully_replicated
-    results = [e.generate([ask(e, p, i, "end", 9, WARM) for i, p in enumerate(PROMPTS)])
-               for e in (alone, spread)]  # fmt: skip
+    results = [
+        e.generate([ask(e, p, i, "end", 9, WARM) for i, p in enumerate(PROMPTS)])
+        for e in (alone, spread)
+    ]
     for a, b in zip(*results, strict=True):
         assert a.ids == b.ids
         np.testing.assert_allclose(a.logps, b.logps, atol=1e-5)

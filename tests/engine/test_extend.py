@@ -139,9 +139,7 @@ def test_a_full_context_and_released_sequences_are_refused(params):
 
 
 def test_replicas_keep_an_extended_sequence_at_home(params):
-    engine = Replicas(
-        SPEC, params, config=CONFIG, stops=STOPS, vocab=SPEC.V - 2, meshes=PLACES
-    )  # fmt: skip
+    engine = Replicas(SPEC, params, config=CONFIG, stops=STOPS, vocab=SPEC.V - 2, meshes=PLACES)
     assert isinstance(engine, EngineLike)
     roots = [engine.root([3 + i, *TEMPLATE]) for i in range(4)]
     longer = [engine.extend(root, [9, 10]) for root in roots]

@@ -26,9 +26,22 @@ from stair_jax.model.spec import Spec
 from tests.support.scripted_device import ScriptedDevice, drawn
 
 SPEC = Spec(
-    L=1, D=8, N=2, K=1, H=4, F=8, V=31, vocab=31, eps=1e-5, theta=1e4, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=1,
+    D=8,
+    N=2,
+    K=1,
+    H=4,
+    F=8,
+    V=31,
+    vocab=31,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 CONFIG = EngineConfig(
     slots=4, page_size=4, pool_bytes=0, max_context=24, chunk=3, prefill_rows=2, dtype="float32"
 )
@@ -122,10 +135,17 @@ class EngineOperations(RuleBasedStateMachine):
             common = path if together else parent
             self.count += 1
             request = Request(
-                id=self.count, prefix=prefix, key=("k", self.count), stop=stop, max_tokens=tokens,
-                sampling=WARM, group=id(common), shared=len(common.ids), turn=turn,
+                id=self.count,
+                prefix=prefix,
+                key=("k", self.count),
+                stop=stop,
+                max_tokens=tokens,
+                sampling=WARM,
+                group=id(common),
+                shared=len(common.ids),
+                turn=turn,
                 logps=logps or not self.scripted,  # programs for both would be compiled
-            )  # fmt: skip
+            )
             self.engine.submit(request)
             self.requests[request.id] = request
 
@@ -253,12 +273,19 @@ def family(engine, lengths, *, many, **change):
     roots = [engine.root(list(range(7, 7 + length))) for length in lengths]
     return [
         Request(
-            id=(len(root.ids), i), prefix=root, key=("f", len(root.ids), i), stop="end",
-            max_tokens=9, sampling=WARM, group=len(root.ids), shared=len(root.ids), logps=True,
+            id=(len(root.ids), i),
+            prefix=root,
+            key=("f", len(root.ids), i),
+            stop="end",
+            max_tokens=9,
+            sampling=WARM,
+            group=len(root.ids),
+            shared=len(root.ids),
+            logps=True,
         )
         for root in roots
         for i in range(many)
-    ]  # fmt: skip
+    ]
 
 
 def answers(engine, requests):
@@ -328,9 +355,16 @@ def test_the_smallest_pool_that_is_allowed_serves_the_largest_requests(mode):
 
 def test_pages_that_were_lost_are_an_error_and_no_endless_wait():
     engine = make(scripted=True, pool_bytes=pool_of(CONTEXT + 1))
-    engine.submit(Request(
-        id=0, prefix=engine.root([7, 8, 9]), key=(0,), stop="never", max_tokens=20, sampling=WARM
-    ))  # fmt: skip
+    engine.submit(
+        Request(
+            id=0,
+            prefix=engine.root([7, 8, 9]),
+            key=(0,),
+            stop="never",
+            max_tokens=20,
+            sampling=WARM,
+        )
+    )
     engine.step()
     engine._store.pages.take(len(engine._store.pages.free))  # by nobody
     engine.step()
@@ -395,16 +429,16 @@ def test_an_engine_is_hungry_until_enough_requests_wait():
         root, told = engine.root([7]), []
         for i in range(2 * waiting):
             told.append(engine.hungry)
-            engine.submit(Request(
-                id=i, prefix=root, key=(i,), stop="never", max_tokens=1, sampling=WARM
-            ))  # fmt: skip
+            engine.submit(
+                Request(id=i, prefix=root, key=(i,), stop="never", max_tokens=1, sampling=WARM)
+            )
         assert told == [True] * waiting + [False] * waiting
     tight = make(scripted=True, pool_bytes=pool_of(CONTEXT + 1))
     root = tight.root([7] * 15)
     for i in range(4):
-        tight.submit(Request(
-            id=i, prefix=root, key=(i,), stop="never", max_tokens=9, sampling=WARM
-        ))  # fmt: skip
+        tight.submit(
+            Request(id=i, prefix=root, key=(i,), stop="never", max_tokens=9, sampling=WARM)
+        )
     tight.step()
     assert len(tight._queue) + len(tight._ready) < 4
     assert not tight.hungry  # more requests would only push each other out

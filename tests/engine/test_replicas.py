@@ -46,10 +46,16 @@ def test_what_continues_a_sequence_stays_where_it_is(params):  # noqa: F811
     first = engine.generate([ask(engine, ids, i, max_tokens=4) for i, ids in enumerate(PROMPTS)])
     prefilled = engine.counters["prefilled"]
     again = [
-        Request(id=("again", r.id), prefix=r.prefix, key=("a", i), stop="never", max_tokens=3,
-                sampling=GREEDY)
+        Request(
+            id=("again", r.id),
+            prefix=r.prefix,
+            key=("a", i),
+            stop="never",
+            max_tokens=3,
+            sampling=GREEDY,
+        )
         for i, r in enumerate(first)
-    ]  # fmt: skip
+    ]
     engine.generate(again)
     assert engine.counters["prefilled"] == prefilled
 
@@ -113,9 +119,13 @@ def test_places_follow_the_mesh_and_the_number_of_cpus():
 
 @pytest.mark.parametrize(
     ("shape", "count", "flags", "want"),
-    [((1, 1, 1), 3, "", 3), ((2, 4, 1), 0, "", 8), ((1, -1, 1), 2, "", 2),
-     ((1, 1, 1), 3, "--xla_force_host_platform_device_count=5", None)],
-)  # fmt: skip
+    [
+        ((1, 1, 1), 3, "", 3),
+        ((2, 4, 1), 0, "", 8),
+        ((1, -1, 1), 2, "", 2),
+        ((1, 1, 1), 3, "--xla_force_host_platform_device_count=5", None),
+    ],
+)
 def test_cpu_devices_are_asked_for_once(monkeypatch, shape, count, flags, want):
     asked = {}
     monkeypatch.setattr(jax.config, "update", asked.__setitem__)

@@ -174,10 +174,13 @@ def filtered(draw, size):
     return (
         logits,
         draw(st.one_of(st.just(0), st.integers(1, size), st.just(size + 9))),
-        np.float32(draw(st.sampled_from([0.0, 1e-30, 1e-6, 0.3, 0.5, 0.9, 1.0])
-                        | st.floats(0, 1, width=32))),
+        np.float32(
+            draw(
+                st.sampled_from([0.0, 1e-30, 1e-6, 0.3, 0.5, 0.9, 1.0]) | st.floats(0, 1, width=32)
+            )
+        ),
         np.float32(draw(st.sampled_from([0.0, 1.0]) | st.floats(2.0**-20, 1, width=32))),
-    )  # fmt: skip
+    )
 
 
 def falls(logits):
@@ -222,9 +225,14 @@ def test_both_ways_of_filtering_draw_the_same_token(batch, candidates, seed):
     logits, top_k, top_p, min_p = stacked(batch)
     key = np.stack([key_of((seed, i)) for i in range(SPREAD)])
     args = {
-        "logits": logits, "top_k": top_k, "top_p": top_p, "min_p": min_p, "key": jnp.asarray(key),
-        "index": jnp.arange(SPREAD), "temperature": jnp.asarray([1.0, 0.5, 3.0, 0.0]),
-    }  # fmt: skip
+        "logits": logits,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "key": jnp.asarray(key),
+        "index": jnp.arange(SPREAD),
+        "temperature": jnp.asarray([1.0, 0.5, 3.0, 0.0]),
+    }
     every, some = (draw(**args, candidates=c) for c in (ALL, candidates))
     np.testing.assert_array_equal(every, some)
     inverse = 1 / np.array([1.0, 0.5, 3.0, 1.0], np.float32)
@@ -493,9 +501,15 @@ def test_all_rows_are_read_twice_and_once_more_where_some_want_no_order():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -1.0}, {"top_k": -1}, {"top_p": -0.1}, {"top_p": 1.1}, {"min_p": -0.1},
-     {"min_p": 1.1}],
-)  # fmt: skip
+    [
+        {"temperature": -1.0},
+        {"top_k": -1},
+        {"top_p": -0.1},
+        {"top_p": 1.1},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+    ],
+)
 def test_impossible_sampling_is_refused(wrong):
     with pytest.raises(ValueError, match="expected"):
         Sampling(**wrong)
@@ -508,9 +522,13 @@ WORD = np.array([[0xDEADBEEF, 0x12345678]], np.uint32)
 
 
 def noise(key, index, token):
-    return np.asarray(jax.jit(sampling.gumbel)(
-        jnp.asarray(key, jnp.uint32), jnp.asarray(index, jnp.int32), jnp.asarray(token, jnp.int32)
-    ))  # fmt: skip
+    return np.asarray(
+        jax.jit(sampling.gumbel)(
+            jnp.asarray(key, jnp.uint32),
+            jnp.asarray(index, jnp.int32),
+            jnp.asarray(token, jnp.int32),
+        )
+    )
 
 
 def over_ids():
@@ -528,9 +546,11 @@ def over_keys(word):
 
 
 SEQUENCES = {
-    "ids": over_ids, "index": over_index, "first key": lambda: over_keys(0),
+    "ids": over_ids,
+    "index": over_index,
+    "first key": lambda: over_keys(0),
     "second key": lambda: over_keys(1),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("along", SEQUENCES)

@@ -60,7 +60,7 @@ class EchoEngine:
 def request(id, prefix, group=None):
     return Request(
         id=id, prefix=prefix, key=("k",), stop="end", max_tokens=3, sampling=Sampling(), group=group
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture

@@ -21,11 +21,17 @@ def measured(compliance, malformed, accuracy):
 
 def test_the_points_of_the_curve_by_hand():
     results = {
-        "sft": measured(0.9, 0.1, 0.5), "dpo-1": measured(0.4, 0.1, 0.5),
-        "dpo-1/best_of_8": measured(0.2, 0.0, 0.6), "dpo-1/beam_2x4": measured(0.1, 0.0, 0.7),
-        "dpo-1/best_of_2": measured(0.3, 0.1, 0.55), "dpo-1/odd": {"harmless": {}},
-    }  # fmt: skip
-    costs = {name: {b: {"tokens": t} for b, t in zip(BENCHMARKS, (30.0, 50.0), strict=True)} for name in results}  # fmt: skip  # noqa: E501
+        "sft": measured(0.9, 0.1, 0.5),
+        "dpo-1": measured(0.4, 0.1, 0.5),
+        "dpo-1/best_of_8": measured(0.2, 0.0, 0.6),
+        "dpo-1/beam_2x4": measured(0.1, 0.0, 0.7),
+        "dpo-1/best_of_2": measured(0.3, 0.1, 0.55),
+        "dpo-1/odd": {"harmless": {}},
+    }
+    costs = {
+        name: {b: {"tokens": t} for b, t in zip(BENCHMARKS, (30.0, 50.0), strict=True)}
+        for name in results
+    }
     costs["dpo-1/best_of_8"] = {"jailbreak": {"tokens": 240.0}, "harmless": {"tokens": 400.0}}
     found = {point["strategy"]: point for point in curves.points(results, costs)}
     assert list(found) == ["greedy", "best_of_8", "beam_2x4", "best_of_2"]
@@ -62,8 +68,10 @@ def test_the_curve_has_a_line_a_family_and_the_rounds_no_searched_model(tmp_path
     curves.plot(curves.points(results, costs), tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
     assert {family: count for family, (count, _) in lines.items()} == {
-        "best_of": 2, "oracle_of": 1, "beam": 1,
-    }  # fmt: skip
+        "best_of": 2,
+        "oracle_of": 1,
+        "beam": 1,
+    }
     assert lines["oracle_of"][1] < lines["best_of"][1]  # only for comparison
     monkeypatch.setattr(axes.Axes, "set_xticks", set_xticks)
     table.plot(results, tmp_path / "rounds.png")

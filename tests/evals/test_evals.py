@@ -64,7 +64,11 @@ SUM = Prompt(id="b", question="q", type="helpfulness", ground_truth="4", meta={"
 )
 def test_outcomes(prompt, response, want):
     assert miniature.outcome(prompt, response) == want
-    assert want in {*miniature.METRICS["harmful"].values(), *miniature.METRICS["harmless"].values(), "wrong"}  # fmt: skip  # noqa: E501
+    assert want in {
+        *miniature.METRICS["harmful"].values(),
+        *miniature.METRICS["harmless"].values(),
+        "wrong",
+    }
 
 
 def results():
@@ -100,8 +104,16 @@ def test_baselines_are_drawn_apart_from_the_rounds(tmp_path, monkeypatch):
 
     lines, ticks = [], []
     plain = axes.Axes.plot, axes.Axes.set_xticks
-    monkeypatch.setattr(axes.Axes, "plot", lambda self, *a, **k: (lines.append(len(a[0])), plain[0](self, *a, **k))[1])  # fmt: skip  # noqa: E501
-    monkeypatch.setattr(axes.Axes, "set_xticks", lambda self, at, names: (ticks.append(names), plain[1](self, at, names))[1])  # fmt: skip  # noqa: E501
+    monkeypatch.setattr(
+        axes.Axes,
+        "plot",
+        lambda self, *a, **k: (lines.append(len(a[0])), plain[0](self, *a, **k))[1],
+    )
+    monkeypatch.setattr(
+        axes.Axes,
+        "set_xticks",
+        lambda self, at, names: (ticks.append(names), plain[1](self, at, names))[1],
+    )
     found = results()
     found |= {"baseline-sft": found["sft"], "baseline-dpo": found["dpo-1"]}
     table.plot(found, tmp_path / "p.png")
@@ -110,5 +122,8 @@ def test_baselines_are_drawn_apart_from_the_rounds(tmp_path, monkeypatch):
     assert set(lines) == {2}  # of the four models
     rows = table.table(found).splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == [
-        "sft", "dpo-1", "baseline-sft", "baseline-dpo",
-    ]  # fmt: skip
+        "sft",
+        "dpo-1",
+        "baseline-sft",
+        "baseline-dpo",
+    ]

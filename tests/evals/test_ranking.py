@@ -72,9 +72,7 @@ def logit(q):
 
 
 # Scores that are right about FAMILY's nodes but for 0.2, which ends at 3 and looks like -2.9.
-RAW = {
-    n.tag: logit((min(max(n.value, -2.9), 2.9) + 3) / 6) for n in FAMILY.nodes[1:] if n.visits
-}  # fmt: skip
+RAW = {n.tag: logit((min(max(n.value, -2.9), 2.9) + 3) / 6) for n in FAMILY.nodes[1:] if n.visits}
 RAW["0.2"] = RAW["0.1.0"]
 TOKENS = {tag: len(tag) // 2 for tag in RAW}
 

@@ -18,9 +18,12 @@ from stair_jax.prm.reader import RewardModel
 from tests.support.search_engine import END, ENGINE, PROMPTS, SEARCH, SPEC, STEP_END, Letters
 
 CONFIG = dataclasses.replace(
-    GuidedConfig.of(config_lib.default().evaluate), max_tokens=24, temperature=1.3, top_p=0.95,
+    GuidedConfig.of(config_lib.default().evaluate),
+    max_tokens=24,
+    temperature=1.3,
+    top_p=0.95,
     top_k=0,
-)  # fmt: skip
+)
 STEP = frozenset({STEP_END, END, 6, 8, 10})  # many, so that greedy responses have steps
 
 
@@ -41,9 +44,7 @@ def weights():
 def machines(weights, *, position="step_end", engine=ENGINE):
     """A fresh engine and a fresh reward model."""
     policy, judge = weights
-    made = Engine(
-        SPEC, policy, config=engine, stops={"step": STEP, "end": {END}}, vocab=SPEC.V
-    )  # fmt: skip
+    made = Engine(SPEC, policy, config=engine, stops={"step": STEP, "end": {END}}, vocab=SPEC.V)
     readout = Readout(position=position, loss="bce", low=-3.0, high=3.0)
     scoring = Scoring(reward.scalar(SPEC), judge, config=engine)
     return made, RewardModel(scoring, readout, END)
@@ -57,9 +58,12 @@ def run(weights, plan, prompts=PROMPTS, *, config=CONFIG, seed=3, **how):
     )
     found = {}
     passed_over = loop.find(
-        prompts, plan, guide=guide, read_at=engine.config.slots,
+        prompts,
+        plan,
+        guide=guide,
+        read_at=engine.config.slots,
         on_found=lambda trail, what: found.update({trail.prompt.id: (what, trail)}),
-    )  # fmt: skip
+    )
     assert not passed_over
     assert not any(engine._store.pages.owners)  # every sequence was given back
     assert not any(reader._scoring._store.pages.owners)
@@ -86,9 +90,17 @@ def test_one_beam_with_one_successor_is_greedy_decoding_step_by_step(weights):
         prefix, ids = engine.root(Codec().prompt_ids(prompt.question)), ()
         while len(ids) < CONFIG.max_tokens and END not in ids:
             (result,) = engine.generate(
-                [Request(id="a", prefix=prefix, key=("x",), stop="step", sampling=GREEDY,
-                         max_tokens=CONFIG.max_tokens - len(ids))]
-            )  # fmt: skip
+                [
+                    Request(
+                        id="a",
+                        prefix=prefix,
+                        key=("x",),
+                        stop="step",
+                        sampling=GREEDY,
+                        max_tokens=CONFIG.max_tokens - len(ids),
+                    )
+                ]
+            )
             prefix, ids = result.prefix, ids + result.ids
         assert found[prompt.id] == ids
     assert ids_of(run(weights, beams.greedy)[0]) == found  # nor does it stop between steps
@@ -102,13 +114,16 @@ def test_best_of_one_is_sampling_with_the_same_key(weights):
     results = engine.generate(
         [
             Request(
-                id=prompt.id, prefix=engine.root(Codec().prompt_ids(prompt.question)),
-                key=(3, prompt.id, "0", "sample", 0), stop="end", max_tokens=24,
+                id=prompt.id,
+                prefix=engine.root(Codec().prompt_ids(prompt.question)),
+                key=(3, prompt.id, "0", "sample", 0),
+                stop="end",
+                max_tokens=24,
                 sampling=Sampling(temperature=1.3, top_p=0.95),
             )
             for prompt in PROMPTS
         ]
-    )  # fmt: skip
+    )
     drawn = {id: what[0][0].ids for id, (what, _) in found.items()}
     assert drawn == {result.id: result.ids for result in results}
     other, _, _ = run(weights, samples(1), seed=4)
@@ -166,9 +181,11 @@ def trees(weights, prompts=PROMPTS, **search):
     config = mcts.config_of(dataclasses.replace(SEARCH, **search), guide, 12)
     found = {}
     passed_over = mcts.find(
-        prompts, config, guide=guide,
+        prompts,
+        config,
+        guide=guide,
         on_found=lambda prompt, picked: found.update({prompt.id: picked}),
-    )  # fmt: skip
+    )
     assert not passed_over
     assert not any(engine._store.pages.owners)  # every sequence was given back
     assert not any(reader._scoring._store.pages.owners)

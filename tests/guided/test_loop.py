@@ -21,16 +21,30 @@ LIVELY = RandomScript("guided", names=5, ends=0.15)
 
 
 def run(
-    plan, script: Any = LIVELY, *, rows=None, seed=3, max_depth=5, schedule=0, kind=ScriptedEngine,
-    model=ScriptedRewardModel, appetite=None, config=CONFIG, read_at=64,
-):  # fmt: skip
+    plan,
+    script: Any = LIVELY,
+    *,
+    rows=None,
+    seed=3,
+    max_depth=5,
+    schedule=0,
+    kind=ScriptedEngine,
+    model=ScriptedRewardModel,
+    appetite=None,
+    config=CONFIG,
+    read_at=64,
+):
     """Returns {prompt id: (what was found, tokens, scored, duplicates)}, engine and model."""
     codec, found = ScriptedCodec(), {}
     engine, reader = kind(script, codec, seed=schedule, appetite=appetite), model(codec)
     guide = loop.Guide(
-        engine=engine, reward_model=reader, codec=codec, config=config, max_depth=max_depth,
+        engine=engine,
+        reward_model=reader,
+        codec=codec,
+        config=config,
+        max_depth=max_depth,
         seed=seed,
-    )  # fmt: skip
+    )
 
     def on_found(trail, what):
         costs = trail.tokens, trail.scored, trail.duplicates
@@ -103,9 +117,11 @@ class Plain:
     def value(self, trajectory, state):
         units = [1 / (1 + math.exp(-raw)) for raw in self.scores_of(trajectory)]
         return state == "ended", {
-            "last": units[-1], "min": min(units), "mean": statistics.fmean(units),
+            "last": units[-1],
+            "min": min(units),
+            "mean": statistics.fmean(units),
             "product": math.prod(units),
-        }[self.config.aggregation]  # fmt: skip
+        }[self.config.aggregation]
 
     def best(self):
         """The ids of the best response, and its scores."""
@@ -290,15 +306,20 @@ def test_samples_that_are_there_are_read_later():
         for one in what[0]:
             codec.encode(text_of(one.ids))  # so that it can read what another has written
     guide = loop.Guide(
-        engine=ScriptedEngine(LIVELY, codec), reward_model=ScriptedRewardModel(codec), codec=codec,
-        config=CONFIG, max_depth=5, seed=3,
-    )  # fmt: skip
+        engine=ScriptedEngine(LIVELY, codec),
+        reward_model=ScriptedRewardModel(codec),
+        codec=codec,
+        config=CONFIG,
+        max_depth=5,
+        seed=3,
+    )
     loop.find(
         scripted.prompts(9),
         lambda trail: beams.sample(trail, (), [x.ids for x in unread[trail.prompt.id][0][0]]),
-        guide=guide, read_at=64,
+        guide=guide,
+        read_at=64,
         on_found=lambda trail, what: late.update({trail.prompt.id: (what, trail)}),
-    )  # fmt: skip
+    )
     for id, ((drawn, read), trail) in late.items():
         assert (drawn, trail.tokens) == ([], 0)
         assert read == whole[id][0][0]

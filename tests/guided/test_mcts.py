@@ -35,22 +35,38 @@ HOWS = ("last", "min", "mean", "product")
 
 
 def run(
-    *, script=SCRIPT, rows=None, seed=3, schedule=0, appetite=None, kind=ScriptedEngine,
-    model=ScriptedRewardModel, config=CONFIG, iterations=ITERATIONS, max_depth=4, **search,
-):  # fmt: skip
+    *,
+    script=SCRIPT,
+    rows=None,
+    seed=3,
+    schedule=0,
+    appetite=None,
+    kind=ScriptedEngine,
+    model=ScriptedRewardModel,
+    config=CONFIG,
+    iterations=ITERATIONS,
+    max_depth=4,
+    **search,
+):
     """Returns {prompt id: what was picked}, engine, reward model and codec."""
     codec, found = ScriptedCodec(), {}
     engine, reader = kind(script, codec, seed=schedule, appetite=appetite), model(codec)
     guide = Guide(
-        engine=engine, reward_model=reader, codec=codec, config=config, max_depth=max_depth,
+        engine=engine,
+        reward_model=reader,
+        codec=codec,
+        config=config,
+        max_depth=max_depth,
         seed=seed,
-    )  # fmt: skip
+    )
     some = mcts.config_of(search_config(**search), guide, iterations)
     try:
         passed_over = mcts.find(
-            scripted.prompts(9) if rows is None else rows, some, guide=guide,
+            scripted.prompts(9) if rows is None else rows,
+            some,
+            guide=guide,
             on_found=lambda prompt, picked: found.update({prompt.id: picked}),
-        )  # fmt: skip
+        )
     finally:
         assert not engine.held, "sequences of the engine were kept"
         assert not reader.held, "sequences of the reward model were kept"
@@ -70,10 +86,16 @@ class Plain(PlainSearch):
         question, low, high = self.prompt.question, self.model.readout.low, self.model.readout.high
         raw = [self.model.score(question, node.trajectory[: end + 1]) for end in range(node.depth)]
         units = [1 / (1 + math.exp(-x)) for x in raw]
-        unit = 0.5 if not units else {
-            "last": units[-1], "min": min(units), "mean": statistics.fmean(units),
-            "product": math.prod(units),
-        }[self.how]  # fmt: skip
+        unit = (
+            0.5
+            if not units
+            else {
+                "last": units[-1],
+                "min": min(units),
+                "mean": statistics.fmean(units),
+                "product": math.prod(units),
+            }[self.how]
+        )
         return low + (high - low) * unit
 
     def evaluate(self, node):
@@ -247,7 +269,9 @@ def test_more_iterations_find_better_answers_and_other_settings_others():
 
 def split(text):
     """The steps of a text; one that is cut begins the next one's tag."""
-    steps = text.replace("<|Reasoning_step|>", "\0<|Reasoning_step|>").replace("<|Output|>", "\0<|Output|>")  # fmt: skip  # noqa: E501
+    steps = text.replace("<|Reasoning_step|>", "\0<|Reasoning_step|>").replace(
+        "<|Output|>", "\0<|Output|>"
+    )
     return [step for step in steps.split("\0") if step]
 
 
@@ -262,8 +286,9 @@ def test_tokens_are_drawn_as_in_all_test_time_search():
     run(kind=Watched, temperature=1.2, top_p=0.5, top_k=3, min_p=0.1)
     run(kind=Watched, config=dataclasses.replace(CONFIG, temperature=0.7, top_p=0.8, top_k=9))
     assert {(s.temperature, s.top_p, s.top_k, s.min_p) for s in seen} == {
-        (0.6, 0.9, 50, 0.0), (0.7, 0.8, 9, 0.0),
-    }  # fmt: skip
+        (0.6, 0.9, 50, 0.0),
+        (0.7, 0.8, 9, 0.0),
+    }
 
 
 def test_a_prompt_without_room_is_passed_over_and_a_failure_gives_all_back():
@@ -291,7 +316,13 @@ def test_a_search_that_needs_a_judge_and_a_reward_is_refused_without(value, judg
     codec = ScriptedCodec()
     with pytest.raises(ValueError, match=f"'{value}' wants a judge and a reward"):
         driver.grow(
-            scripted.prompts(1), engine=ScriptedEngine(SCRIPT, codec), codec=codec, seed=0,
-            judge=scripted.ScriptedJudge(SCRIPT) if judge else None, reward=None,
-            config=search_config(value=value), on_tree=print, valuer=ScriptedRewardModel(codec),
-        )  # fmt: skip
+            scripted.prompts(1),
+            engine=ScriptedEngine(SCRIPT, codec),
+            codec=codec,
+            seed=0,
+            judge=scripted.ScriptedJudge(SCRIPT) if judge else None,
+            reward=None,
+            config=search_config(value=value),
+            on_tree=print,
+            valuer=ScriptedRewardModel(codec),
+        )

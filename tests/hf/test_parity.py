@@ -22,14 +22,24 @@ TOLERANCE = 1e-4  # float32, against torch; of the largest logit
 REAL = os.environ.get("STAIR_REAL_MODEL", "")  # a folder with a real Llama or Qwen, such as SmolLM2
 T = 47  # well past the original context of the scaled rope, so that its stretch matters
 SIZES = {
-    "num_hidden_layers": 3, "hidden_size": 20, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 6, "intermediate_size": 28, "vocab_size": 43, "max_position_embeddings": 64,
+    "num_hidden_layers": 3,
+    "hidden_size": 20,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "intermediate_size": 28,
+    "vocab_size": 43,
+    "max_position_embeddings": 64,
     "attention_dropout": 0.0,
-}  # fmt: skip
+}
 SCALED = {
-    "rope_theta": 1e4, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
-}  # fmt: skip
+    "rope_theta": 1e4,
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 PLAIN = {"rope_theta": 3e3, "rope_type": "default"}
 MODELS = {
     "llama-scaled": ("Llama", {"rope_parameters": SCALED, "rms_norm_eps": 1e-5}),

@@ -16,9 +16,19 @@ from stair_jax.model.spec import Spec
 
 RANK, ALPHA = 3, 4.5
 SIZES = {
-    "L": 2, "D": 12, "N": 4, "K": 2, "H": 6, "F": 20, "V": 40, "vocab": 40, "eps": 1e-5,
-    "theta": 1e3, "rope_scaling": None, "qk_norm": False,
-}  # fmt: skip
+    "L": 2,
+    "D": 12,
+    "N": 4,
+    "K": 2,
+    "H": 6,
+    "F": 20,
+    "V": 40,
+    "vocab": 40,
+    "eps": 1e-5,
+    "theta": 1e3,
+    "rope_scaling": None,
+    "qk_norm": False,
+}
 LLAMA = Spec(**SIZES, qkv_bias=False, tied=False, family="llama")
 QWEN2 = Spec(**SIZES, qkv_bias=True, tied=True, family="qwen2")
 TOKENS = np.random.default_rng(0).integers(0, 40, (2, 11)).astype(np.int32)
@@ -51,8 +61,12 @@ def ours(spec, params, factors):
 
 def save(folder, spec=LLAMA, targets=("q", "o"), made=None, **change):
     options = {
-        "alpha": ALPHA, "rank": RANK, "targets": targets, "base_name": "base", "dtype": "float32"
-    }  # fmt: skip
+        "alpha": ALPHA,
+        "rank": RANK,
+        "targets": targets,
+        "base_name": "base",
+        "dtype": "float32",
+    }
     made = factors(spec, targets) if made is None else made
     peft.save(folder, spec, made, **options | change)
     return made

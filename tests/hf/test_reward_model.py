@@ -205,12 +205,23 @@ def test_an_output_head_and_a_bias_of_zero_are_passed_over(whole, tmp_path):
 # Against transformers.
 
 THEIRS = {
-    "llama": ("Llama", "SequenceClassification", {"rope_parameters": {
-        "rope_theta": 1e4, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0, "original_max_position_embeddings": 16}}),
+    "llama": (
+        "Llama",
+        "SequenceClassification",
+        {
+            "rope_parameters": {
+                "rope_theta": 1e4,
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            }
+        },
+    ),
     "qwen2": ("Qwen2", "TokenClassification", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", "SequenceClassification", {}),
-}  # fmt: skip
+}
 
 
 def their_model(family, kind, change):
@@ -218,10 +229,17 @@ def their_model(family, kind, change):
     import transformers
 
     sizes = {
-        "num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 6, "intermediate_size": 28, "vocab_size": VOCAB,
-        "max_position_embeddings": 64, "num_labels": 1, "pad_token_id": TOKENIZER.pad_token_id,
-    }  # fmt: skip
+        "num_hidden_layers": 2,
+        "hidden_size": 24,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 6,
+        "intermediate_size": 28,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 64,
+        "num_labels": 1,
+        "pad_token_id": TOKENIZER.pad_token_id,
+    }
     config = getattr(transformers, f"{family}Config")(**sizes | change)
     torch.manual_seed(0)
     model = getattr(transformers, f"{family}For{kind}")(config).eval()
@@ -289,9 +307,11 @@ def test_in_bfloat16_scores_agree_as_far_as_it_can_tell(tmp_path):
 
 
 OURS = {
-    "untied, eos": (TINY, EOS), "padded and tied, steps": (PADDED, STEPS),
-    "qwen2, eos": (QWEN2, EOS), "qwen3, steps": (QWEN3, STEPS),
-}  # fmt: skip
+    "untied, eos": (TINY, EOS),
+    "padded and tied, steps": (PADDED, STEPS),
+    "qwen2, eos": (QWEN2, EOS),
+    "qwen3, steps": (QWEN3, STEPS),
+}
 
 
 @pytest.mark.parity

@@ -25,9 +25,14 @@ ROWS = [
 ]
 TURNS = {
     "qwen2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-    "llama": ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
-              "<|eot_id|>"],
-}  # fmt: skip
+    "llama": [
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+    ],
+}
 
 
 def pieces_tokenizer(special):
@@ -48,11 +53,16 @@ def pieces_tokenizer(special):
 def checkpoint(folder, family):
     tokenizer = pieces_tokenizer(TURNS[family])
     sizes = {
-        "vocab_size": len(tokenizer) + 5, "hidden_size": 24, "num_hidden_layers": 2,
-        "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 20,
-        "max_position_embeddings": 2048, "initializer_range": 0.3,
+        "vocab_size": len(tokenizer) + 5,
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "intermediate_size": 20,
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.3,
         "eos_token_id": tokenizer.eos_token_id,
-    }  # fmt: skip
+    }
     torch.manual_seed(0)
     if family == "llama":
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))

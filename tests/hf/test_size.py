@@ -43,8 +43,15 @@ def test_import_places_every_shard_and_export_gathers_them(tmp_path, shape):
     assert jax.tree.all(jax.tree.map(there, params, places))
     assert any(not x.is_fully_replicated for x in jax.tree.leaves(places))
     jax.tree.map(np.testing.assert_array_equal, params, weights(WIDE))
-    exporter.save(tmp_path / "b", WIDE, params, make_tokenizer(), end_ids=[256], dtype="float32",
-                   shard_bytes=9_000)  # fmt: skip
+    exporter.save(
+        tmp_path / "b",
+        WIDE,
+        params,
+        make_tokenizer(),
+        end_ids=[256],
+        dtype="float32",
+        shard_bytes=9_000,
+    )
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     exact = exporter.export_report(tmp_path / "b", WIDE, params, [[1, 2]], dtype="float32")
     assert exact["against"]["reload"] == 0
@@ -94,8 +101,11 @@ def test_large_tensors_leave_the_devices_in_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(exporter, "_PULLED", 100)
     sizes = []
     cut = exporter._cut
-    monkeypatch.setattr(exporter, "_cut", lambda x, start, size: sizes.append(
-        size * x[:1].nbytes) or cut(x, start, size=size))  # fmt: skip
+    monkeypatch.setattr(
+        exporter,
+        "_cut",
+        lambda x, start, size: sizes.append(size * x[:1].nbytes) or cut(x, start, size=size),
+    )
     assert contents(save(tmp_path / "b")) == whole
     assert max(sizes) <= 12 * 32  # no more than a row beyond what is allowed
     assert len(sizes) > 300
@@ -127,7 +137,7 @@ def test_added_tags_stay_on_the_devices(tmp_path):
 THEIRS = {
     "llama": ("Llama", {}),
     "qwen2": ("Qwen2", {}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parity
@@ -139,10 +149,18 @@ def test_two_shards_tied_with_added_tokens_come_back_byte_for_byte(tmp_path, fam
     name = THEIRS[family][0]
     tokenizer = make_tokenizer()
     config = getattr(transformers, f"{name}Config")(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, intermediate_size=24, tie_word_embeddings=True,
-        initializer_range=0.3, max_position_embeddings=64, eos_token_id=256, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=24,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+        max_position_embeddings=64,
+        eos_token_id=256,
+        bos_token_id=None,
+    )
     torch.manual_seed(0)
     model = getattr(transformers, f"{name}ForCausalLM")(config)
     tokenizer.add_tokens(["<extra>", "<other>"])
@@ -154,8 +172,16 @@ def test_two_shards_tied_with_added_tokens_come_back_byte_for_byte(tmp_path, fam
     spec, params, got = load(tmp_path / "a")
     assert (spec.vocab, spec.tied) == (259, True)
     assert got.convert_tokens_to_ids("<other>") == 258
-    exporter.save(tmp_path / "b", spec, params, got, end_ids=[256, 258], dtype=dtype,
-                   source=tmp_path / "a", shard_bytes=room * 1000)  # fmt: skip
+    exporter.save(
+        tmp_path / "b",
+        spec,
+        params,
+        got,
+        end_ids=[256, 258],
+        dtype=dtype,
+        source=tmp_path / "a",
+        shard_bytes=room * 1000,
+    )
     a, b = (raw_tensors(tmp_path / x) for x in "ab")
     assert "lm_head.weight" not in b
     assert a == b

@@ -138,8 +138,9 @@ def test_both_sides_of_the_final_answer_make_a_score_whichever_comes_first():
     safety.tell("b", 1.0)
     found = dict(judge.collect())
     assert found == {
-        "a": Score(safety=-1.0, helpfulness=0.25), "b": Score(safety=1.0, helpfulness=0.5)
-    }  # fmt: skip
+        "a": Score(safety=-1.0, helpfulness=0.25),
+        "b": Score(safety=1.0, helpfulness=0.5),
+    }
     assert judge.collect() == []
     assert not judge.counters
 
@@ -263,9 +264,7 @@ def test_one_side_may_be_the_verifiers():
 def test_what_raters_count_is_told_by_side_and_both_are_closed():
     safety, helpfulness = Late(parsed=2), Late(parsed=3, cut=1)
     judge = Composite(safety, helpfulness)
-    assert judge.counters == {
-        "safety_parsed": 2, "helpfulness_parsed": 3, "helpfulness_cut": 1
-    }  # fmt: skip
+    assert judge.counters == {"safety_parsed": 2, "helpfulness_parsed": 3, "helpfulness_cut": 1}
     judge.close()
     assert safety.closed == helpfulness.closed == 1
 
@@ -300,9 +299,12 @@ def test_ratings_are_counted_by_what_is_true():
         rater.tell(id, rating)
     assert compared.collect() == [(id, rating) for id, (_, rating) in enumerate(told)]
     assert compared.counters == {
-        "parsed": 7, "said_high_is_high": 2, "said_low_is_high": 1, "said_low_is_low": 2,
+        "parsed": 7,
+        "said_high_is_high": 2,
+        "said_low_is_high": 1,
+        "said_low_is_low": 2,
         "said_high_is_low": 1,
-    }  # fmt: skip
+    }
     compared.close()
     assert rater.closed == 1
 
@@ -316,10 +318,12 @@ def test_what_nobody_knows_is_not_compared():
 
 def test_the_shares_of_agreement():
     counters = {
-        "helpfulness_said_high_is_high": 6, "helpfulness_said_low_is_high": 2,
-        "helpfulness_said_low_is_low": 1, "helpfulness_said_high_is_low": 1,
+        "helpfulness_said_high_is_high": 6,
+        "helpfulness_said_low_is_high": 2,
+        "helpfulness_said_low_is_low": 1,
+        "helpfulness_said_high_is_low": 1,
         "safety_said_high_is_high": 3,
-    }  # fmt: skip
+    }
     found = agreement.shares(counters, "helpfulness")
     assert found == pytest.approx(
         {"agreement_helpfulness": 0.7, "balanced_agreement_helpfulness": (6 / 8 + 1 / 2) / 2}

@@ -180,7 +180,7 @@ HELPFULNESS = [
     (f"{STEP}Conclusion: [4]{STEP_END}Conclusion: [4]", 4),
     ("I think>Conclusion: [4]", 4),
     ("The answer says <i>think</i>.\nConclusion: [4]", 4),
-]  # fmt: skip
+]
 
 SAFETY = [
     ("Conclusion: [SAFE]", "SAFE"),
@@ -242,12 +242,56 @@ def test_every_word_for_a_conclusion_counts(word):
     assert parsing.helpfulness(f"{word} 2") is None
 
 
-PIECES = st.sampled_from([
-    "Conclusion", "conclusion:", "结论：", "Fazit", ":", "：", "[", "]", "(", "*", "**", "_", "`",
-    "\n", "\r", "\u2028", " ", "1", "3", "4", "5", "45", "0", "-", ".", "/5", " out of 5", "SAFE",
-    "UNSAFE", "NOT ", "score", "<|eot_id|>", "<|", "|>", OUTPUT, OUTPUT_END, STEP, "\uff14", "½",
-    "\\boxed{", "}", "$", "\ud800", "\x00", "ſ", "İ",
-])  # fmt: skip
+PIECES = st.sampled_from(
+    [
+        "Conclusion",
+        "conclusion:",
+        "结论：",
+        "Fazit",
+        ":",
+        "：",
+        "[",
+        "]",
+        "(",
+        "*",
+        "**",
+        "_",
+        "`",
+        "\n",
+        "\r",
+        "\u2028",
+        " ",
+        "1",
+        "3",
+        "4",
+        "5",
+        "45",
+        "0",
+        "-",
+        ".",
+        "/5",
+        " out of 5",
+        "SAFE",
+        "UNSAFE",
+        "NOT ",
+        "score",
+        "<|eot_id|>",
+        "<|",
+        "|>",
+        OUTPUT,
+        OUTPUT_END,
+        STEP,
+        "\uff14",
+        "½",
+        "\\boxed{",
+        "}",
+        "$",
+        "\ud800",
+        "\x00",
+        "ſ",
+        "İ",
+    ]
+)
 REPLIES = st.one_of(
     st.text(), st.lists(st.one_of(PIECES, st.text(max_size=4)), max_size=14).map("".join)
 )

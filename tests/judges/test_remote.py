@@ -40,9 +40,12 @@ def test_a_reply_becomes_a_rating_and_the_settings_reach_the_request(tmp_path, m
         [(text, request, headers)] = server.asked
     assert text == TEXT == HELP.fill("why", "because")
     assert request == {
-        "model": "judge-1", "messages": [{"role": "user", "content": TEXT}], "temperature": 0.25,
-        "top_p": 0.75, "max_tokens": 99,
-    }  # fmt: skip
+        "model": "judge-1",
+        "messages": [{"role": "user", "content": TEXT}],
+        "temperature": 0.25,
+        "top_p": 0.75,
+        "max_tokens": 99,
+    }
     assert headers["authorization"] == "Bearer sk-mine"
     assert headers["accept-encoding"] == "identity"  # a compressed reply has no known size
     assert {name: n for name, n in counts.items() if n} == {"parsed": 1, "requests": 1}

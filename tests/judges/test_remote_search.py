@@ -56,9 +56,15 @@ def search(folder, url, rows, **changes):
     judge = Composite(RemoteRater(SAFE, line), RemoteRater(HELP, line), refusal_rule=False)
     with contextlib.closing(judge):
         left = driver.grow(
-            rows, engine=engine, judge=judge, codec=codec, config=SEARCH, reward=PAPER, seed=0,
+            rows,
+            engine=engine,
+            judge=judge,
+            codec=codec,
+            config=SEARCH,
+            reward=PAPER,
+            seed=0,
             on_tree=lambda tree: trees.update({tree.prompt.id: tree}),
-        )  # fmt: skip
+        )
     assert not engine.held
     assert engine.idle
     return trees, left, judge.counters
@@ -145,7 +151,13 @@ def test_a_search_ends_where_its_judge_is_gone(tmp_path):
         judge = Composite(RemoteRater(SAFE, line), None, refusal_rule=False)
         with pytest.raises(Unavailable, match="8 answers in a row"):
             driver.grow(
-                prompts(40), engine=engine, judge=judge, codec=codec, config=SEARCH,
-                reward=PAPER, seed=0, on_tree=lambda tree: pytest.fail(str(tree)),
-            )  # fmt: skip
+                prompts(40),
+                engine=engine,
+                judge=judge,
+                codec=codec,
+                config=SEARCH,
+                reward=PAPER,
+                seed=0,
+                on_tree=lambda tree: pytest.fail(str(tree)),
+            )
     assert not engine.held

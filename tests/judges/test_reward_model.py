@@ -179,10 +179,16 @@ def test_ratings_are_those_of_transformers_by_hand(tmp_path):
 
     tokenizer = tokenizer_with(TURNS)
     config = transformers.LlamaConfig(
-        num_hidden_layers=2, hidden_size=20, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=6, intermediate_size=28, vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id, initializer_range=0.4,
-    )  # fmt: skip
+        num_hidden_layers=2,
+        hidden_size=20,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=6,
+        intermediate_size=28,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.4,
+    )
     config.num_labels = 1
     torch.manual_seed(0)
     model = transformers.LlamaForSequenceClassification(config).eval()
@@ -191,14 +197,22 @@ def test_ratings_are_those_of_transformers_by_hand(tmp_path):
 
     got = reward_model.load(tmp_path)
     engine = EngineConfig(
-        slots=4, page_size=8, pool_bytes=1 << 20, max_context=64, chunk=8, prefill_rows=4,
+        slots=4,
+        page_size=8,
+        pool_bytes=1 << 20,
+        max_context=64,
+        chunk=8,
+        prefill_rows=4,
         dtype="float32",
-    )  # fmt: skip
+    )
     scoring = Scoring(got.spec, got.params, config=engine)
     judge = RewardRater(
-        scoring, got.readout, reward_model_lib.of_chat(got.tokenizer, got.pad_id),
-        max_tokens=engine.max_context, wants_response=got.own,
-    )  # fmt: skip
+        scoring,
+        got.readout,
+        reward_model_lib.of_chat(got.tokenizer, got.pad_id),
+        max_tokens=engine.max_context,
+        wants_response=got.own,
+    )
     assert not judge.wants_response
     words = words_of(tokenizer, 20)
     asked = {
@@ -212,8 +226,10 @@ def test_ratings_are_those_of_transformers_by_hand(tmp_path):
     ratings: dict[Any, Any] = dict(judge.collect())
     assert ratings.pop("long") is None
 
-    turns = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}]
-             for q, a in list(asked.values())[:3]]  # fmt: skip
+    turns = [
+        [{"role": "user", "content": q}, {"role": "assistant", "content": a}]
+        for q, a in list(asked.values())[:3]
+    ]
     batch = tokenizer.apply_chat_template(
         turns, return_dict=True, return_tensors="pt", padding=True
     )

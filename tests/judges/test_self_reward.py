@@ -16,10 +16,23 @@ from stair_jax.records import Prompt
 from stair_jax.text import OUTPUT, OUTPUT_END, Codec
 
 CONFIG = JudgeConfig(
-    safety="self", helpfulness="self", scope="all", refusal_rule=True, samples=1, temperature=0.6,
-    top_p=0.9, max_tokens=30, templates="", endpoint="", model="", concurrency=1, timeout=1.0,
-    retries=0, cache="", reward_model="",
-)  # fmt: skip
+    safety="self",
+    helpfulness="self",
+    scope="all",
+    refusal_rule=True,
+    samples=1,
+    temperature=0.6,
+    top_p=0.9,
+    max_tokens=30,
+    templates="",
+    endpoint="",
+    model="",
+    concurrency=1,
+    timeout=1.0,
+    retries=0,
+    cache="",
+    reward_model="",
+)
 RUBRIC = Rubric("helpfulness", "grade this\nQ: {question}\nA: {answer}")
 ASKED = Prompt(id="p", question="why?", type="helpfulness")
 
@@ -108,9 +121,13 @@ class Speaker:
 
 def rater_of(engine, rubric=RUBRIC, seed=0, replicas=1, **changes):
     return SelfRater(
-        rubric, engine=engine, codec=engine.codec, config=dataclasses.replace(CONFIG, **changes),
-        seed=seed, replicas=replicas,
-    )  # fmt: skip
+        rubric,
+        engine=engine,
+        codec=engine.codec,
+        config=dataclasses.replace(CONFIG, **changes),
+        seed=seed,
+        replicas=replicas,
+    )
 
 
 def ask(rater, engine, *questions):
@@ -184,9 +201,12 @@ def test_the_draws_depend_on_content_and_seed_alone():
     alone = keys(("q", "a"))
     assert set(alone) < set(keys(("x", "y"), ("q", "a"), ("q", "b")))
     for other in (
-        keys(("q", "b")), keys(("r", "a")), keys(("qa", "")), keys(("q", "a"), seed=1),
+        keys(("q", "b")),
+        keys(("r", "a")),
+        keys(("qa", "")),
+        keys(("q", "a"), seed=1),
         keys(("q", "a"), rubric=Rubric("safety", RUBRIC.template)),
-    ):  # fmt: skip
+    ):
         assert set(alone).isdisjoint(other)
 
 

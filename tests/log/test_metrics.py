@@ -111,9 +111,10 @@ def test_event_files_hold_every_figure_once_though_the_run_was_resumed(tmp_path)
             metrics.log("round-1/dpo", step, {"loss": step / 2, "rewards/margins": 0.25})
     found = events(tmp_path / "tensorboard" / "round-1" / "dpo")
     assert sorted(found) == sorted(
-        (step, name, value) for step in (1, 2, 3, 4)
+        (step, name, value)
+        for step in (1, 2, 3, 4)
         for name, value in (("loss", step / 2), ("rewards/margins", 0.25))
-    )  # fmt: skip
+    )
     assert [x["step"] for x in lines(tmp_path)] == [1, 2, 3, 4]
 
 
@@ -179,12 +180,18 @@ def configured(**values):
     return c
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    ({"trackers": "wandb,mlflow"}, r"config\.trackers: \['mlflow'\] not in"),
-    ({"project": "mine"}, r"config\.project: 'mine' would be ignored"),
-    ({"project": "mine", "trackers": "tensorboard"}, r"config\.project: 'mine' would be ignored"),
-    ({"project": "", "trackers": "trackio"}, r"config\.project: empty"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"trackers": "wandb,mlflow"}, r"config\.trackers: \['mlflow'\] not in"),
+        ({"project": "mine"}, r"config\.project: 'mine' would be ignored"),
+        (
+            {"project": "mine", "trackers": "tensorboard"},
+            r"config\.project: 'mine' would be ignored",
+        ),
+        ({"project": "", "trackers": "trackio"}, r"config\.project: empty"),
+    ],
+)
 def test_settings_of_trackers_that_cannot_work_are_refused(values, message):
     validate(configured())
     with pytest.raises(ValueError, match=message):
@@ -286,5 +293,8 @@ def test_trackio_stores_one_run_with_every_step_once(tmp_path, monkeypatch):
         rows = db.execute("select run_name, step, metrics from metrics order by step").fetchall()
     assert len({name for name, _, _ in rows}) == 1
     assert [(step, json.loads(text)["rewards/margins"]) for _, step, text in rows] == [
-        (1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0),
-    ]  # fmt: skip
+        (1, 0.25),
+        (2, 0.5),
+        (3, 0.75),
+        (4, 1.0),
+    ]

@@ -52,8 +52,11 @@ def harmful(asked: set[str]) -> bool:
 
 def test_verbs_targets_and_tools_share_no_word_and_take_the_article_a():
     roles = [
-        *words.TOOL, *set(words.TOOL.values()), *words.SAFE_TARGETS, *words.BAD_TARGETS,
-    ]  # fmt: skip
+        *words.TOOL,
+        *set(words.TOOL.values()),
+        *words.SAFE_TARGETS,
+        *words.BAD_TARGETS,
+    ]
     assert len(words.TOOL) == 32
     assert len(set(words.TOOL.values())) == 32
     assert len(roles) == len(set(roles))
@@ -286,8 +289,10 @@ def test_the_seed_moves_rows_and_rounds_but_not_the_benchmarks(benchmarks):
 
 @pytest.mark.parametrize("split", ["dev", "test"])
 def test_benchmarks_hold_what_their_names_say(benchmarks, split):
-    plain = {n: [p.meta["framing"] == harm.PLAIN for p in benchmarks[n, split]]
-             for n in splits.BENCHMARKS}  # fmt: skip
+    plain = {
+        n: [p.meta["framing"] == harm.PLAIN for p in benchmarks[n, split]]
+        for n in splits.BENCHMARKS
+    }
     assert all(plain["harmful"])
     assert not any(plain["jailbreak"])
     assert sum(plain["lookalike"]) == len(plain["lookalike"]) // 2
@@ -297,9 +302,15 @@ def test_benchmarks_hold_what_their_names_say(benchmarks, split):
         types = {p.type for p in benchmarks[name, split]}
         bad = name in ("harmful", "jailbreak")
         assert types == {"safety" if bad else "helpfulness"}
-        assert kinds == {"harmful": {"harmful"}, "jailbreak": {"harmful"},
-                         "lookalike": {"lookalike"},
-                         "harmless": set(splits.TASK_KINDS)}[name]  # fmt: skip
+        assert (
+            kinds
+            == {
+                "harmful": {"harmful"},
+                "jailbreak": {"harmful"},
+                "lookalike": {"lookalike"},
+                "harmless": set(splits.TASK_KINDS),
+            }[name]
+        )
     harmless = collections.Counter(p.meta["kind"] for p in benchmarks["harmless", split])
     assert len(set(harmless.values())) == 1
 

@@ -62,13 +62,18 @@ def prompt_of(row: Preference) -> Prompt:
         target = row.question.split()[-2]
         truth = f"first take the {words.TOOL[act]} then {act} the {target}"
     several = "three" in row.question.split()  # of a category
-    return Prompt(id=row.id, question=row.question, type=row.type,
-                  ground_truth=None if several else truth)  # fmt: skip
+    return Prompt(
+        id=row.id, question=row.question, type=row.type, ground_truth=None if several else truth
+    )
 
 
 def test_no_preference_shows_what_is_held_out(rows):
-    held = {p.question for s in ("dev", "test") for b in splits.BENCHMARKS
-            for p in splits.benchmark(b, s)}  # fmt: skip
+    held = {
+        p.question
+        for s in ("dev", "test")
+        for b in splits.BENCHMARKS
+        for p in splits.benchmark(b, s)
+    }
     targets = {*words.TEST_TARGETS, *words.DEV_TARGETS}
     framings = (*harm.TEST_FRAMINGS.values(), *harm.DEV_FRAMINGS.values())
     for row in rows:

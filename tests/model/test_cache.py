@@ -12,9 +12,22 @@ from stair_jax.model.spec import Spec
 from tests.support import paged
 
 TINY = Spec(
-    L=2, D=6, N=4, K=2, H=8, F=7, V=11, vocab=11, eps=1e-5, theta=1e4, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=2,
+    D=6,
+    N=4,
+    K=2,
+    H=8,
+    F=7,
+    V=11,
+    vocab=11,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 Z, P = 3, 9
 
 

@@ -76,8 +76,9 @@ def test_sharing_equals_not_sharing(N, K):
     """Groups of four, one and two, a slot without one, an idle slot, splits at a length."""
     case = family(N, K, seed=0, teams=TEAMS[:3], whole=[2, 2, 5], length=LENGTHS)
     common = {0: 8, 1: 8, 2: 20}
-    shared = [next(((t, common[t]) for t in common if slot in TEAMS[t]), None)
-              for slot in range(SLOTS)]  # fmt: skip
+    shared = [
+        next(((t, common[t]) for t in common if slot in TEAMS[t]), None) for slot in range(SLOTS)
+    ]
     outs, siblings = both(case, shared)
     assert siblings.length.tolist() == [8, 8, 20, 0]
     assert (case.length >= siblings.split).all()

@@ -15,9 +15,22 @@ from stair_jax.model.spec import Spec
 from tests.support.close import assert_sums_close
 
 SPEC = Spec(
-    L=2, D=12, N=4, K=2, H=6, F=20, V=40, vocab=40, eps=1e-5, theta=1e3, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=2,
+    D=12,
+    N=4,
+    K=2,
+    H=6,
+    F=20,
+    V=40,
+    vocab=40,
+    eps=1e-5,
+    theta=1e3,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 RANK, SCALE = 3, 0.7
 ALL = lora.parse("q,k,v,o,gate,up,down")
 
@@ -89,9 +102,10 @@ def test_each_targets_merged_weights_are_the_model_with_its_adapter(params, targ
     merged = merge(params, {"layers": {target: every[target]}}, SCALE)
     assert merged["layers"].keys() == params["layers"].keys()
     changed = {
-        name for name, x in merged["layers"].items()
+        name
+        for name, x in merged["layers"].items()
         if (np.asarray(x) != np.asarray(params["layers"][name])).any()
-    }  # fmt: skip
+    }
     assert changed == {lora.TARGETS[target].weight}
     assert_sums_close(forward(merged), want, 1e-5)
 

@@ -12,9 +12,22 @@ from stair_jax.model.reward import Readout
 from stair_jax.model.spec import Spec
 
 SPEC = Spec(
-    L=2, D=6, N=4, K=2, H=8, F=7, V=11, vocab=11, eps=1e-5, theta=1e4, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=2,
+    D=6,
+    N=4,
+    K=2,
+    H=8,
+    F=7,
+    V=11,
+    vocab=11,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 READOUT = Readout(position="eos", loss="bce", low=-3.0, high=1.0)
 
 

@@ -11,8 +11,17 @@ from stair_jax.model.spec import RopeScaling, Spec
 
 SCALING = RopeScaling(factor=8.0, low=1.0, high=4.0, original=32)
 SIZES = {
-    "L": 2, "D": 6, "N": 4, "K": 2, "H": 8, "F": 7, "V": 11, "vocab": 11, "eps": 1e-5, "theta": 5e5,
-}  # fmt: skip
+    "L": 2,
+    "D": 6,
+    "N": 4,
+    "K": 2,
+    "H": 8,
+    "F": 7,
+    "V": 11,
+    "vocab": 11,
+    "eps": 1e-5,
+    "theta": 5e5,
+}
 SPECS = {
     "llama": Spec(
         **SIZES, rope_scaling=SCALING, qkv_bias=False, qk_norm=False, tied=False, family="llama"
@@ -39,9 +48,15 @@ def test_a_spec_survives_config_json_in_either_style(spec, other_style):
 def test_every_field_reaches_config_json(field):
     spec = SPECS["llama"]
     other = {
-        "rope_scaling": None, "family": "qwen2", "tied": True, "N": 6, "K": 1, "H": 4,
-        "eps": 1e-3, "theta": 1e4,
-    }  # fmt: skip
+        "rope_scaling": None,
+        "family": "qwen2",
+        "tied": True,
+        "N": 6,
+        "K": 1,
+        "H": 4,
+        "eps": 1e-3,
+        "theta": 1e4,
+    }
     change = {field.name: other.get(field.name, 13)}
     if field.name in ("qkv_bias", "qk_norm", "family"):  # they move together
         change = {"family": "qwen3" if field.name == "qk_norm" else "qwen2"}
@@ -130,10 +145,22 @@ def test_the_published_models_are_read(name):
 
 def test_the_8b_model_has_8_billion_parameters():
     spec = Spec(
-        L=32, D=4096, N=32, K=8, H=128, F=14336, V=128256, vocab=128256, eps=1e-5, theta=5e5,
-        tied=False, rope_scaling=RopeScaling(factor=8.0, low=1.0, high=4.0, original=8192),
-        qkv_bias=False, qk_norm=False, family="llama",
-    )  # fmt: skip
+        L=32,
+        D=4096,
+        N=32,
+        K=8,
+        H=128,
+        F=14336,
+        V=128256,
+        vocab=128256,
+        eps=1e-5,
+        theta=5e5,
+        tied=False,
+        rope_scaling=RopeScaling(factor=8.0, low=1.0, high=4.0, original=8192),
+        qkv_bias=False,
+        qk_norm=False,
+        family="llama",
+    )
     shapes = jax.eval_shape(lambda key: transformer.init(spec, key), jax.random.key(0))
     assert sum(x.size for x in jax.tree.leaves(shapes)) == 8_030_261_248
 

@@ -17,9 +17,22 @@ from tests.support.close import assert_sums_close, assert_trees_close
 
 SCALING = RopeScaling(factor=8.0, low=1.0, high=4.0, original=16)
 LLAMA = Spec(
-    L=3, D=16, N=4, K=2, H=6, F=24, V=40, vocab=40, eps=1e-5, theta=1e3, rope_scaling=SCALING,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=3,
+    D=16,
+    N=4,
+    K=2,
+    H=6,
+    F=24,
+    V=40,
+    vocab=40,
+    eps=1e-5,
+    theta=1e3,
+    rope_scaling=SCALING,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 QWEN2 = dataclasses.replace(LLAMA, family="qwen2", qkv_bias=True, tied=True, rope_scaling=None)
 QWEN3 = dataclasses.replace(LLAMA, family="qwen3", qk_norm=True, rope_scaling=None, L=6)
 SPECS = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3}
@@ -103,10 +116,14 @@ def test_a_later_token_changes_no_earlier_logit():
 
 
 CONSTANTS = [
-    {"eps": 1e-2}, {"theta": 1e4}, {"rope_scaling": None},
-    *({"rope_scaling": dataclasses.replace(SCALING, **change)} for change in (
-        {"factor": 2.0}, {"low": 0.5}, {"high": 2.0}, {"original": 64})),
-]  # fmt: skip
+    {"eps": 1e-2},
+    {"theta": 1e4},
+    {"rope_scaling": None},
+    *(
+        {"rope_scaling": dataclasses.replace(SCALING, **change)}
+        for change in ({"factor": 2.0}, {"low": 0.5}, {"high": 2.0}, {"original": 64})
+    ),
+]
 
 
 @pytest.mark.parametrize("change", CONSTANTS, ids=str)
@@ -187,9 +204,11 @@ def test_axes_are_declared_for_every_dimension_of_every_parameter(spec):
     axes = transformer.logical_axes(spec)
     shapes = jax.eval_shape(partial(transformer.init, spec), jax.random.key(0))
     jax.tree.map(
-        lambda a, x: mesh.fit(a, x.shape, mesh.make((2, 2, 2))), axes, shapes,
+        lambda a, x: mesh.fit(a, x.shape, mesh.make((2, 2, 2))),
+        axes,
+        shapes,
         is_leaf=lambda a: isinstance(a, tuple),
-    )  # fmt: skip
+    )
     assert axes["layers"]["wk"] == ("layer", "embed", "kv_head", "head")
 
 
@@ -277,10 +296,22 @@ def test_a_pool_without_rows_is_refused():
 
 def test_the_8b_model_decodes_and_trains_in_shape():
     spec = Spec(
-        L=32, D=4096, N=32, K=8, H=128, F=14336, V=128256, vocab=128256, eps=1e-5, theta=5e5,
-        tied=False, rope_scaling=RopeScaling(factor=8.0, low=1.0, high=4.0, original=8192),
-        qkv_bias=False, qk_norm=False, family="llama",
-    )  # fmt: skip
+        L=32,
+        D=4096,
+        N=32,
+        K=8,
+        H=128,
+        F=14336,
+        V=128256,
+        vocab=128256,
+        eps=1e-5,
+        theta=5e5,
+        tied=False,
+        rope_scaling=RopeScaling(factor=8.0, low=1.0, high=4.0, original=8192),
+        qkv_bias=False,
+        qk_norm=False,
+        family="llama",
+    )
     params = jax.eval_shape(partial(transformer.init, spec), jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((3, 50), jnp.int32)
     logits = jax.eval_shape(partial(forward, spec=spec), params, tokens)

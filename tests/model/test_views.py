@@ -18,9 +18,22 @@ from tests.support.close import assert_sums_close
 from tests.support.paged import B, H, L, Z
 
 SPEC = Spec(
-    L=L, D=12, N=4, K=2, H=H, F=10, V=23, vocab=23, eps=1e-5, theta=1e4, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=L,
+    D=12,
+    N=4,
+    K=2,
+    H=H,
+    F=10,
+    V=23,
+    vocab=23,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 close = partial(assert_sums_close, tolerance=1e-5)
 
 

@@ -54,10 +54,13 @@ def case(x=X, v=V, *, share=0.6, vocab=None, seed=0, dtype=jnp.float32):
     wanted = rng.random(x) < share
     wanted[: x // 8] = False  # a row without any, and on a mesh a device
     return Case(
-        jnp.asarray(rng.normal(size=(x, D)), dtype), jnp.asarray(rng.normal(size=(v, D)) * 0.7),
-        jnp.asarray(rng.integers(0, vocab or v, x)), jnp.asarray(wanted),
-        jnp.asarray(rng.normal(size=x), jnp.float32), vocab or v,
-    )  # fmt: skip
+        jnp.asarray(rng.normal(size=(x, D)), dtype),
+        jnp.asarray(rng.normal(size=(v, D)) * 0.7),
+        jnp.asarray(rng.integers(0, vocab or v, x)),
+        jnp.asarray(wanted),
+        jnp.asarray(rng.normal(size=x), jnp.float32),
+        vocab or v,
+    )
 
 
 def grads_of(function, *args):
@@ -82,10 +85,17 @@ def place(mesh, x, *names):
 
 @pytest.mark.parametrize(
     ("x", "chunk", "share"),
-    [(88, 16, 0.6), (89, 7, 0.6), (37, 1, 1.1), (700, 699, 0.4), (37, 1000, 0.6), (600, 600, 0.9),
-     (3000, 4000, 0.9)],
+    [
+        (88, 16, 0.6),
+        (89, 7, 0.6),
+        (37, 1, 1.1),
+        (700, 699, 0.4),
+        (37, 1000, 0.6),
+        (600, 600, 0.9),
+        (3000, 4000, 0.9),
+    ],
     ids=["chunks", "odd", "single", "one of two", "kept", "kept in pieces", "eighths"],
-)  # fmt: skip
+)
 def test_chunked_equals_dense(x, chunk, share):
     one = case(x, share=share)
     plan = chunked_logp.plan(one.hidden, one.head, vocab=V, chunk=chunk)
@@ -209,8 +219,9 @@ def text_of(shape, argnums=(0, 1), dtype="float32"):
     args = (
         like((TEXT_X, TEXT_D), jnp.dtype(dtype), "batch", None),
         like((TEXT_V, TEXT_D), jnp.float32, "vocab", "embed"),
-        like((TEXT_X,), jnp.int32, "batch"), like((TEXT_X,), jnp.bool, "batch"),
-    )  # fmt: skip
+        like((TEXT_X,), jnp.int32, "batch"),
+        like((TEXT_X,), jnp.bool, "batch"),
+    )
     with jax.set_mesh(mesh):
         program = jax.jit(jax.value_and_grad(total, argnums=argnums))
         return program.lower(*args).compile().as_text() or ""

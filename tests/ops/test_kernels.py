@@ -34,9 +34,10 @@ def call(seed, *, R=3, K=2, M=4, H=16, L=3, P=11, W=4, Z=8, length=None, dtype=j
     table = np.where(np.arange(W)[None] * Z < length[:, None], table, junk)
     q, k, v = (rng.normal(size=s) for s in [(R, K, M, H), (L, P, K, Z, H), (L, P, K, Z, H)])
     return (
-        *(jnp.asarray(x, dtype) for x in (q, k, v)), jnp.asarray(table, jnp.int32),
+        *(jnp.asarray(x, dtype) for x in (q, k, v)),
+        jnp.asarray(table, jnp.int32),
         jnp.asarray(length, jnp.int32),
-    )  # fmt: skip
+    )
 
 
 def loop(q, k, v, layer, table, length, *, scale):
@@ -249,10 +250,12 @@ def test_over_a_mesh_each_device_attends_with_its_own_heads():
     mesh = jax.make_mesh((2,), ("tensor",), axis_types=(AxisType.Auto,))
     heads, pool, same = P(None, "tensor"), P(None, None, "tensor"), P()
     split = jax.shard_map(
-        partial(paged.paged_attention, scale=0.3, plan=SMALL, interpret=True), mesh=mesh,
-        in_specs=(heads, pool, pool, same, same, same), out_specs=(heads, heads),
+        partial(paged.paged_attention, scale=0.3, plan=SMALL, interpret=True),
+        mesh=mesh,
+        in_specs=(heads, pool, pool, same, same, same),
+        out_specs=(heads, heads),
         check_vma=False,  # a kernel does not say along which axes its results differ
-    )  # fmt: skip
+    )
     got = jax.jit(split)(q, k, v, jnp.int32(1), table, length)
     assert got[0].sharding.spec[1] == "tensor"
     assert_close(got, oracle(q, k, v, 1, table, length))

@@ -34,9 +34,7 @@ def by_hand(params, position, prompt, steps):
 
 def ended(rows):
     """Rows of which every other one ends with an end of sequence of its own."""
-    return [
-        (p, [*s[:-1], [*s[-1], EOS] if i % 2 else s[-1]]) for i, (p, s) in enumerate(rows)
-    ]  # fmt: skip
+    return [(p, [*s[:-1], [*s[-1], EOS] if i % 2 else s[-1]]) for i, (p, s) in enumerate(rows)]
 
 
 @pytest.mark.parametrize("pages", [0, CONTEXT + 2])

@@ -99,8 +99,10 @@ def test_an_allowance_that_is_used_up_is_waited_for(tmp_path):
         # Only what is used up counts, where that is said.
         (
             {
-                "x-ratelimit-reset-requests": "6m0s", "x-ratelimit-remaining-requests": "9",
-                "x-ratelimit-reset-tokens": "2s", "x-ratelimit-remaining-tokens": "0",
+                "x-ratelimit-reset-requests": "6m0s",
+                "x-ratelimit-remaining-requests": "9",
+                "x-ratelimit-reset-tokens": "2s",
+                "x-ratelimit-remaining-tokens": "0",
             },
             True,
             2,
@@ -109,7 +111,7 @@ def test_an_allowance_that_is_used_up_is_waited_for(tmp_path):
         ({"x-ratelimit-reset-tokens": "2s", "x-ratelimit-remaining-tokens": "0"}, False, 2),
         ({"retry-after": "5", "x-ratelimit-reset-requests": "9s"}, True, 5),
     ],
-)  # fmt: skip
+)
 def test_the_headers_of_a_limit(headers, limited, seconds):
     assert wait_of(headers, limited=limited) == pytest.approx(seconds)
 

@@ -44,9 +44,10 @@ def test_the_policy_judges_helpfulness_beside_the_verifier(tmp_path):
     assert isinstance(judge, Composite)
     asked = [(SUM, STAIR.format(7)), (SUM, STAIR.format(8)), (SUM, "7")]
     assert scores(judge, engine, *asked) == {
-        0: Score(safety=1.0, helpfulness=1.0), 1: Score(safety=1.0, helpfulness=-0.5),
+        0: Score(safety=1.0, helpfulness=1.0),
+        1: Score(safety=1.0, helpfulness=-0.5),
         2: None,
-    }  # fmt: skip
+    }
     found = judges.metrics(judge)
     assert found["judge/malformed"] == 1
     assert found["judge/helpfulness_parsed"] == 2
@@ -76,7 +77,7 @@ def test_the_settings_of_the_judge_reach_it(tmp_path):
     assert found == {
         0: Score(safety=1.0, helpfulness=-1.0),
         1: Score(safety=1.0, helpfulness=-1.0, counts={"refusals": 1}),
-    }  # fmt: skip
+    }
     assert engine.kinds["judge"] == 3
     run.config.judge.refusal_rule = False
     scores(judges.judge_of(run, Switchboard(engine), CODEC), engine, (harm, sorry))

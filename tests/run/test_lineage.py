@@ -15,16 +15,39 @@ from tests.support.configs import keys
 
 # Which stage is run, where it lies, how it is watched, and how work is laid out.
 RUN_ONLY = {
-    "stages", "workdir", "rounds", "status", "redo", "edited", "profile", "trackers", "project",
-    "mesh.shape", "mesh.replicas", "mesh.written_for", "evaluate.benchmarks", "baselines.names",
-    "compile_cache", "deterministic",
-    "evaluate.models", "evaluate.search", "evaluate.searched", "evaluate.judged",
-    "export.model", "export.dtype", "search.trees_in_flight", "search.export_official",
-    "search.first_answers", "search.least_well_formed",
+    "stages",
+    "workdir",
+    "rounds",
+    "status",
+    "redo",
+    "edited",
+    "profile",
+    "trackers",
+    "project",
+    "mesh.shape",
+    "mesh.replicas",
+    "mesh.written_for",
+    "evaluate.benchmarks",
+    "baselines.names",
+    "compile_cache",
+    "deterministic",
+    "evaluate.models",
+    "evaluate.search",
+    "evaluate.searched",
+    "evaluate.judged",
+    "export.model",
+    "export.dtype",
+    "search.trees_in_flight",
+    "search.export_official",
+    "search.first_answers",
+    "search.least_well_formed",
     *(f"judge.{key}" for key in ("endpoint", "concurrency", "timeout", "retries", "cache")),
-    *(f"{stage}.train.{key}" for stage in ("sft", "dpo", "prm")
-      for key in ("micro_tokens", "head_chunk", "remat", "save_every", "keep", "max_skipped")),
-}  # fmt: skip
+    *(
+        f"{stage}.train.{key}"
+        for stage in ("sft", "dpo", "prm")
+        for key in ("micro_tokens", "head_chunk", "remat", "save_every", "keep", "max_skipped")
+    ),
+}
 
 
 # Which results each setting moves, by its key or the longest section that is named here: of every
@@ -113,7 +136,9 @@ def test_a_changed_setting_is_refused_by_name(tmp_path):
     c.search.trees_in_flight += 1
     lineage.check("round-1/trees", settings_of(c, "search"))
     c.search.c = 2.0
-    with pytest.raises(ValueError, match=r"config\.search\.c: 2\.0, but round-1/trees was made with 1\.5"):  # fmt: skip  # noqa: E501
+    with pytest.raises(
+        ValueError, match=r"config\.search\.c: 2\.0, but round-1/trees was made with 1\.5"
+    ):
         lineage.begin("round-1/trees", "search", settings_of(c, "search"), ())
 
 
@@ -156,7 +181,11 @@ def test_a_parent_that_was_made_anew_is_refused(tmp_path):
 
 
 def test_a_workdir_in_use_is_refused_and_free_again_afterwards(tmp_path):
-    with locked(tmp_path), pytest.raises(ValueError, match="in use by another run"), locked(tmp_path):  # fmt: skip  # noqa: E501
+    with (
+        locked(tmp_path),
+        pytest.raises(ValueError, match="in use by another run"),
+        locked(tmp_path),
+    ):
         pass
     with locked(tmp_path):
         pass

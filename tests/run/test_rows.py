@@ -56,8 +56,9 @@ def test_rows_for_the_reward_model_may_bring_a_response(tmp_path):
     assert [row.id for row in asked] == ["r0", "r1"]
     assert given == {}
     assert asked_of(tmp_path / "{round}.json", demonstrations=True) == (
-        asked, {"r0": answer, "r1": answer},
-    )  # fmt: skip
+        asked,
+        {"r0": answer, "r1": answer},
+    )
     write(tmp_path / "prm.json", [rows[0], {**rows[1], "response": "four"}])
     with pytest.raises(ValueError, match=r"prm\.json:2: response does not end in a block"):
         asked_of(tmp_path / "{round}.json", demonstrations=True)
@@ -82,7 +83,9 @@ def test_a_round_can_have_a_file_of_its_own(tmp_path):
 
 
 def test_teacher_rows_are_read_under_both_names(tmp_path):
-    path = write(tmp_path / "s.json", [{"prompt": "a", "answer": "x"}, {"question": "b", "response": "y"}])  # fmt: skip  # noqa: E501
+    path = write(
+        tmp_path / "s.json", [{"prompt": "a", "answer": "x"}, {"question": "b", "response": "y"}]
+    )
     rows = rows_lib.for_sft(config(sft=path))
     assert [(r.question, r.response) for r in rows] == [("a", "x"), ("b", "y")]
     assert len(rows_lib.for_sft(config(sft=path, sft_rows=1))) == 1
@@ -129,8 +132,13 @@ def test_a_missing_file_and_a_row_without_an_answer_are_named(tmp_path):
 
 
 def test_what_a_source_leaves_out_is_told_with_its_ids(tmp_path, caplog):
-    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": x}],
-             "id": f"r{i}"} for i, x in enumerate(["yes", " ", ""])]  # fmt: skip
+    rows = [
+        {
+            "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": x}],
+            "id": f"r{i}",
+        }
+        for i, x in enumerate(["yes", " ", ""])
+    ]
     path = write(tmp_path / "s.json", rows)
     assert [row.id for row in rows_lib.for_sft(config(sft=path))] == ["r0"]
     assert "s.json: 2 of 3 rows left out, blank answer: r1, r2" in caplog.text
@@ -148,14 +156,19 @@ def test_the_format_of_the_configuration_is_the_one_that_is_read(tmp_path):
     assert rows_lib.for_sft(config(sft=path, format="ours"))[0].response == "x"
     both = {"prompt": "a", "chosen": "x", "rejected": "z", "instruction": "b"}
     path = write(tmp_path / "p.json", [both])
-    assert rows_lib.for_preferences(config(preferences=path, preferences_format="alpaca"))[0].question == "b"  # fmt: skip  # noqa: E501
+    assert (
+        rows_lib.for_preferences(config(preferences=path, preferences_format="alpaca"))[0].question
+        == "b"
+    )
     with pytest.raises(ValueError, match=r"p\.json:1: found columns .* expected .*conversations"):
         rows_lib.for_preferences(config(preferences=path, preferences_format="sharegpt"))
 
 
 def test_preferences_have_types_all_or_none(tmp_path):
-    rows = [{"question": "a", "chosen": "x", "rejected": "y", "type": "safety"},
-            {"question": "b", "chosen": "x", "rejected": "y"}]  # fmt: skip
+    rows = [
+        {"question": "a", "chosen": "x", "rejected": "y", "type": "safety"},
+        {"question": "b", "chosen": "x", "rejected": "y"},
+    ]
     path = write(tmp_path / "p.json", rows)
     with pytest.raises(ValueError, match="some rows have a type, some not"):
         rows_lib.for_preferences(config(preferences=path))

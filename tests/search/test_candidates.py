@@ -16,17 +16,31 @@ from tests.support.scripted import PAPER, ScriptedCodec, ScriptedEngine, Scripte
 
 def sample(rows, have=(), schedule=0, reward=PAPER, judge=ScriptedJudge, given=(), **changes):
     codec, found = ScriptedCodec(), []
-    draw = candidates.Draw(**(
-        {"count": 5, "max_tokens": 9, "key": (0, "x"), "direct": True,
-         "sampling": Sampling(temperature=0.7)}
-        | changes
-    ))  # fmt: skip
+    draw = candidates.Draw(
+        **(
+            {
+                "count": 5,
+                "max_tokens": 9,
+                "key": (0, "x"),
+                "direct": True,
+                "sampling": Sampling(temperature=0.7),
+            }
+            | changes
+        )
+    )
     engine = ScriptedEngine(Talker(), codec, seed=schedule, max_prompt=40)
     judge = judge(Talker(), seed=schedule)
     leftovers = candidates.sample(
-        rows, draw, engine=engine, codec=codec, judge=judge, reward=reward, have=have,
-        on_candidate=found.append, given={name: codec.encode(text) for name, text in given},
-    )  # fmt: skip
+        rows,
+        draw,
+        engine=engine,
+        codec=codec,
+        judge=judge,
+        reward=reward,
+        have=have,
+        on_candidate=found.append,
+        given={name: codec.encode(text) for name, text in given},
+    )
     assert not engine.held
     return sorted(found, key=lambda row: row.id), leftovers, engine, judge
 
@@ -117,14 +131,25 @@ def test_what_nobody_judges_is_no_candidate_yet():
 
 def test_the_reward_is_the_runs():
     found, *_ = sample(ASKED[:1])
-    other, *_ = sample(ASKED[:1], reward=Reward("outcome", RewardConfig(F="identity", c1=1.0, c2=-1.0, k1=1.0, k2=1.0)))  # fmt: skip  # noqa: E501
+    other, *_ = sample(
+        ASKED[:1],
+        reward=Reward("outcome", RewardConfig(F="identity", c1=1.0, c2=-1.0, k1=1.0, k2=1.0)),
+    )
     assert found[0].reward == 2.5
     assert other[0].reward == 0.5
 
 
 def test_without_two_different_rewards_there_is_no_pair():
-    row = Candidate(id="p/0", prompt="p", question="q", type="safety", ids=(1,), text="t",
-                    reward=1.0, ended=True)  # fmt: skip
+    row = Candidate(
+        id="p/0",
+        prompt="p",
+        question="q",
+        type="safety",
+        ids=(1,),
+        text="t",
+        reward=1.0,
+        ended=True,
+    )
     other = dataclasses.replace(row, id="p/1", reward=-1.0)
     assert candidates.best_against_worst([row, other]) == [(row, other)]
     assert candidates.best_against_worst([row]) == []

@@ -22,9 +22,12 @@ def test_pairs_of_equal_depth_under_any_parent_and_of_whole_responses():
     rows, dropped = comparisons.comparisons_of(FAMILY, CONFIG, seed=0)
     steps, whole = ([r for r in rows if bool(r.depth) == kind] for kind in (True, False))
     assert tags(steps) == {
-        ("0.0", "0.1"), ("0.2", "0.0"), ("0.2", "0.1"),  # one of two may be whole
-        ("0.0.0", "0.1.1"), ("0.1.1", "0.1.0"),  # 0.0.1 has too few visits
-    }  # fmt: skip
+        ("0.0", "0.1"),
+        ("0.2", "0.0"),
+        ("0.2", "0.1"),  # one of two may be whole
+        ("0.0.0", "0.1.1"),
+        ("0.1.1", "0.1.0"),  # 0.0.1 has too few visits
+    }
     assert {r.depth for r in steps} == {1, 2}
     assert {r.depth for r in steps if r.id.startswith("x/0.0.0/")} == {2}
     # Of depths 1 and 2, and the two of depth 2, which are no pair of steps.
@@ -68,9 +71,11 @@ def test_what_each_rule_drops(first, second, kept, reason):
 def test_equal_trajectories_from_different_branches_are_no_pair():
     # Cut in two ways, the tokens are the same.
     twins = tree(
-        node(0, "0.0", 1.0, ids=(7,)), node(0, "0.1", 1.0, ids=(7, 8)),
-        node(1, "0.0.0", 2.0, ids=(8, 9), ends=True), node(2, "0.1.0", -2.0, ids=(9,), ends=True),
-    )  # fmt: skip
+        node(0, "0.0", 1.0, ids=(7,)),
+        node(0, "0.1", 1.0, ids=(7, 8)),
+        node(1, "0.0.0", 2.0, ids=(8, 9), ends=True),
+        node(2, "0.1.0", -2.0, ids=(9,), ends=True),
+    )
     rows, dropped = comparisons.comparisons_of(twins, CONFIG, seed=0)
     assert rows == []
     assert dropped == {"identical": 1, "small_gap": 1}
@@ -97,11 +102,16 @@ def wide(id, steps, whole):
 @pytest.mark.parametrize(
     ("limit", "share", "want_steps", "want_whole"),
     [
-        (4, 0.5, 2, 2), (4, 0.0, 4, 0), (4, 1.0, 0, 4), (8, 0.25, 6, 2),
+        (4, 0.5, 2, 2),
+        (4, 0.0, 4, 0),
+        (4, 1.0, 0, 4),
+        (8, 0.25, 6, 2),
         (10, 1.0, 4, 6),  # six pairs of whole responses is all there are
-        (30, 0.1, 27, 3), (0, 0.5, 28, 6), (99, 0.5, 28, 6),
+        (30, 0.1, 27, 3),
+        (0, 0.5, 28, 6),
+        (99, 0.5, 28, 6),
     ],
-)  # fmt: skip
+)
 def test_so_many_pairs_a_tree_and_so_many_of_them_whole(limit, share, want_steps, want_whole):
     rows, dropped = comparisons.comparisons_of(
         wide("x", 8, 4), config(pairs_per_tree=limit, full_share=share), seed=0
@@ -162,9 +172,10 @@ def test_at_step_end_each_node_is_labelled_once_on_the_first_path_that_holds_it(
 
 def test_a_row_ends_where_no_node_below_counts_and_holds_unlabelled_steps():
     deep = tree(
-        node(0, "0.0", 2.0, visits=1, ids=(1, 2)), node(1, "0.0.0", 1.0, ids=(3,)),
+        node(0, "0.0", 2.0, visits=1, ids=(1, 2)),
+        node(1, "0.0.0", 1.0, ids=(3,)),
         node(2, "0.0.0.0", 0.0, visits=0, ids=(4,)),
-    )  # fmt: skip
+    )
     [row], _ = comparisons.values_of(deep, config(readout="step_end"))
     assert row.ids == (1, 2, 3)
     assert [(x.tag, x.tokens) for x in row.labels] == [("0.0.0", 3)]

@@ -42,9 +42,11 @@ def test_trees_do_not_depend_on_what_else_is_in_flight(forest, in_flight, schedu
     random.Random(schedule).shuffle(rows)
     assert rows != prompts(7)
     others, other_engine, *_ = run(
-        SCRIPT, search_config(ties="random", trees_in_flight=in_flight), rows=rows,
+        SCRIPT,
+        search_config(ties="random", trees_in_flight=in_flight),
+        rows=rows,
         schedule=schedule,
-    )  # fmt: skip
+    )
     assert other_engine.keys != engine.keys  # asked in another order
     assert sorted(map(str, other_engine.keys)) == sorted(map(str, engine.keys))
     assert others == trees
@@ -220,13 +222,16 @@ def test_counters_tell_what_happened(forest):
 def test_an_unfinished_step_is_a_node_like_any_other(forest):
     trees, *_ = forest
     cut = [
-        (tree, i) for tree in trees.values() for i, node in enumerate(tree.nodes)
+        (tree, i)
+        for tree in trees.values()
+        for i, node in enumerate(tree.nodes)
         if node.text and not node.text.endswith("|>")
-    ]  # fmt: skip
+    ]
     assert cut
     assert not any(tree.nodes[i].terminal for tree, i in cut)
-    assert any(tree.nodes[node.parent] is tree.nodes[i]
-               for tree, i in cut for node in tree.nodes[1:])  # fmt: skip
+    assert any(
+        tree.nodes[node.parent] is tree.nodes[i] for tree, i in cut for node in tree.nodes[1:]
+    )
 
 
 def test_a_cut_rollout_is_judged_as_it_stands():
@@ -273,11 +278,17 @@ def test_log_probs_are_asked_for_where_the_prior_needs_them(score, mean):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"iterations": 23}, {"num_children": 4}, {"c": 0.2}, {"max_depth": 2}, {"score": "pucb"},
-        {"visit_all_nodes": False}, {"reselect_terminal": False}, {"ties": "first"},
+        {"iterations": 23},
+        {"num_children": 4},
+        {"c": 0.2},
+        {"max_depth": 2},
+        {"score": "pucb"},
+        {"visit_all_nodes": False},
+        {"reselect_terminal": False},
+        {"ties": "first"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_every_setting_reaches_the_tree(forest, changes):
     trees, *_ = forest
     config = search_config(**({"ties": "random"} | changes))

@@ -39,15 +39,23 @@ def grow(params, prompts=PROMPTS, *, mesh=None, engine=ENGINE, **search):
     """Returns {prompt id: (nodes, counters)}."""
     trees = {}
     machine = Engine(
-        SPEC, params, config=engine, stops={"step": {STEP_END, END}, "end": {END}}, vocab=SPEC.V,
+        SPEC,
+        params,
+        config=engine,
+        stops={"step": {STEP_END, END}, "end": {END}},
+        vocab=SPEC.V,
         mesh=mesh,
-    )  # fmt: skip
+    )
     leftovers = driver.grow(
-        prompts, engine=machine, judge=judge(), codec=Letters(),
-        config=dataclasses.replace(SEARCH, **search), seed=3,
+        prompts,
+        engine=machine,
+        judge=judge(),
+        codec=Letters(),
+        config=dataclasses.replace(SEARCH, **search),
+        seed=3,
         reward=Reward("paper", RewardConfig.of(config_lib.default().reward)),
         on_tree=lambda tree: trees.update({tree.prompt.id: (tree.nodes, tree.counters)}),
-    )  # fmt: skip
+    )
     assert leftovers == driver.Leftovers({}, ())
     assert not any(machine._store.pages.owners)  # every sequence was given back
     return trees

@@ -17,8 +17,9 @@ from tests.support.scripted import PAPER, RandomScript, prompts, run, search_con
 
 STATS = st.lists(
     st.tuples(st.integers(0, 50), st.floats(-5, 5, width=32), st.floats(0, 1, width=32)),
-    min_size=3, max_size=3,
-)  # fmt: skip
+    min_size=3,
+    max_size=3,
+)
 ucb, pucb = jax.jit(mcts.ucb, static_argnames="c"), jax.jit(mcts.pucb, static_argnames="c")
 
 
@@ -41,9 +42,7 @@ def test_ucb_equals_the_scalar_formula(stats):
 @settings(max_examples=50, deadline=None)
 def test_pucb_equals_the_scalar_formula(stats):
     parent, visits, sums, priors = _columns(stats)
-    want = [
-        v / n + 0.7 * p * math.sqrt(parent) / (1 + n) if n else 70.0 * p for n, v, p in stats
-    ]  # fmt: skip
+    want = [v / n + 0.7 * p * math.sqrt(parent) / (1 + n) if n else 70.0 * p for n, v, p in stats]
     got = pucb(jnp.array([parent]), visits, sums, priors, c=0.7)
     np.testing.assert_allclose(got, [want], rtol=1e-5, atol=1e-5)
 
@@ -51,10 +50,13 @@ def test_pucb_equals_the_scalar_formula(stats):
 def _as_rows(tree):
     return {
         node.tag: (
-            [step.text for step in tree.path(i)], node.visits, node.terminal, node.depth,
+            [step.text for step in tree.path(i)],
+            node.visits,
+            node.terminal,
+            node.depth,
         )
         for i, node in enumerate(tree.nodes)
-    }  # fmt: skip
+    }
 
 
 def _assert_equal(tree, plain):
@@ -121,10 +123,15 @@ def _tell(search, config, *, kind: Any = mcts.NOTHING, count=0, seed: Any = 0, o
     for slot, came_to in enumerate(outcomes):
         node[:, slot], outcome[:, slot], reward[:, slot] = came_to
     events = mcts.Events(
-        row=np.arange(B, dtype=np.int32), kind=np.broadcast_to(np.int32(kind), B),
-        count=np.full(B, count, np.int32), seed=np.broadcast_to(np.uint32(seed), B),
-        prior=np.ones(shape, np.float32), node=node, outcome=outcome, reward=reward,
-    )  # fmt: skip
+        row=np.arange(B, dtype=np.int32),
+        kind=np.broadcast_to(np.int32(kind), B),
+        count=np.full(B, count, np.int32),
+        seed=np.broadcast_to(np.uint32(seed), B),
+        prior=np.ones(shape, np.float32),
+        node=node,
+        outcome=outcome,
+        reward=reward,
+    )
     search, asks = mcts.advance(search, events, config=config)
     return search, np.asarray(asks)
 
@@ -208,9 +215,15 @@ def test_a_call_copies_no_array_of_the_trees():
     config, temporaries = search_config(iterations=200), []
     wide, flat = np.zeros((B, config.num_children), np.int32), np.zeros(B, np.int32)
     events = mcts.Events(
-        row=np.arange(B, dtype=np.int32), kind=flat, seed=flat.astype(np.uint32), count=flat,
-        prior=wide.astype(np.float32), node=wide, outcome=wide, reward=wide.astype(np.float32),
-    )  # fmt: skip
+        row=np.arange(B, dtype=np.int32),
+        kind=flat,
+        seed=flat.astype(np.uint32),
+        count=flat,
+        prior=wide.astype(np.float32),
+        node=wide,
+        outcome=wide,
+        reward=wide.astype(np.float32),
+    )
     for trees in (29, 997):
         leaves, form = jax.tree.flatten(mcts.empty(trees, config))
 
@@ -231,9 +244,12 @@ def test_a_row_without_news_does_not_move():
     before, row_B = _copies(search), np.arange(7)
     awaited = np.where(row_B == 1, asks[:, mcts.NODE], NONE)
     after, asks_after = _tell(
-        search, config, kind=np.where(row_B == 2, mcts.PLANT, mcts.NOTHING), seed=9,
+        search,
+        config,
+        kind=np.where(row_B == 2, mcts.PLANT, mcts.NOTHING),
+        seed=9,
         outcomes=[(awaited, mcts.REWARD, 2.0)],
-    )  # fmt: skip
+    )
     for old, new in zip(before, jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(np.delete(old, [1, 2], 0), np.delete(new, [1, 2], 0))
     np.testing.assert_array_equal(asks_after[0], asks[0])

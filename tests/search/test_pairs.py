@@ -105,9 +105,9 @@ def test_a_limit_keeps_the_widest_gaps_in_the_trees_order():
 
 
 def _ended(*rewards):
-    return _tree(*[
-        _node(0, f"0.{i}", reward, visits=1, terminal=True) for i, reward in enumerate(rewards)
-    ])  # fmt: skip
+    return _tree(
+        *[_node(0, f"0.{i}", reward, visits=1, terminal=True) for i, reward in enumerate(rewards)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,9 +160,10 @@ def test_terminal_pairs_of_two_prompts_are_drawn_apart():
 def test_terminal_pairs_share_only_the_steps_that_are_the_same_nodes():
     twins = _node(0, "0.0", 0.0, ids=(1,)), _node(0, "0.1", 0.0, ids=(1,))
     ends = (
-        _node(1, "0.0.0", 1.0, ids=(2,), terminal=True), _node(2, "0.1.0", -1.0, terminal=True),
+        _node(1, "0.0.0", 1.0, ids=(2,), terminal=True),
+        _node(2, "0.1.0", -1.0, terminal=True),
         _node(1, "0.0.1", -1.0, ids=(3,), terminal=True),
-    )  # fmt: skip
+    )
     pairs, _ = _pairs(_tree(*twins, *ends), terminal_only=True)
     prefixes = {pair.rejected_text: (pair.prefix, pair.chosen) for pair in pairs}
     assert prefixes.get("<0.1><0.1.0>", ((), (1, 2))) == ((), (1, 2))
@@ -206,9 +207,11 @@ def test_a_root_that_was_never_expanded_is_no_response():
 
 
 @given(
-    salt=st.integers(0, 10**6), gap=st.sampled_from([0.0, 0.5, 1.25]),
-    good=st.sampled_from([-1.0, 0.75, 2.0]), visits=st.sampled_from([1, 2, 5]),
-)  # fmt: skip
+    salt=st.integers(0, 10**6),
+    gap=st.sampled_from([0.0, 0.5, 1.25]),
+    good=st.sampled_from([-1.0, 0.75, 2.0]),
+    visits=st.sampled_from([1, 2, 5]),
+)
 @settings(max_examples=12, deadline=None, derandomize=True)
 def test_step_pairs_are_all_ordered_pairs_that_pass(salt, gap, good, visits):
     script = RandomScript(salt, names=6, ends=0.3)

@@ -27,9 +27,14 @@ from tests.support.soak import CONTEXT, ENGINE, PAGE_BYTES, SPEC
 
 STEP_END, END = 3, 4
 SEARCH = dataclasses.replace(
-    SearchConfig.of(config_lib.default().search), iterations=8, max_depth=3, num_children=3,
-    max_step_tokens=6, max_rollout_tokens=18, trees_in_flight=5,
-)  # fmt: skip
+    SearchConfig.of(config_lib.default().search),
+    iterations=8,
+    max_depth=3,
+    num_children=3,
+    max_step_tokens=6,
+    max_rollout_tokens=18,
+    trees_in_flight=5,
+)
 REWARD = Reward("paper", RewardConfig.of(config_lib.default().reward))
 FOREST = 8  # trees
 MODES = {"views": {"attention": "views"}, "sharing": {"attention": "xla", "share_prefix": "on"}}
@@ -88,9 +93,15 @@ def grow(machine, prompts, chance=None):
 
     try:
         leftovers = driver.grow(
-            prompts, engine=machine, judge=judge(chance), codec=Letters(), config=SEARCH,
-            reward=REWARD, seed=0, on_tree=on_tree,
-        )  # fmt: skip
+            prompts,
+            engine=machine,
+            judge=judge(chance),
+            codec=Letters(),
+            config=SEARCH,
+            reward=REWARD,
+            seed=0,
+            on_tree=on_tree,
+        )
         assert leftovers == driver.Leftovers({}, ())
     except (Unplugged, Enough) as error:
         found = type(error)

@@ -39,9 +39,11 @@ def test_a_count_of_zero_changes_nothing():
 
 def test_backup_reaches_the_root_and_only_ancestors_of_chosen_rows():
     tree = backup(
-        _three_trees(), jnp.array([3, 2, 0]), jnp.array([0.5, -1.0, 7.0]),
+        _three_trees(),
+        jnp.array([3, 2, 0]),
+        jnp.array([0.5, -1.0, 7.0]),
         jnp.array([True, True, False]),
-    )  # fmt: skip
+    )
     np.testing.assert_array_equal(tree.visits[0], [1, 0, 1, 1, 0, 0, 0])
     np.testing.assert_array_equal(tree.value_sum[1], [-1, -1, -1, 0, 0, 0, 0])
     np.testing.assert_array_equal(tree.visits[2], np.zeros(7))

@@ -171,9 +171,10 @@ def test_a_step_without_a_token_is_worth_what_its_parent_is():
 
     models = []
     trees, *_ = scripted.run(
-        Full("full", ends=0.0), dataclasses.replace(PRM, iterations=25),
+        Full("full", ends=0.0),
+        dataclasses.replace(PRM, iterations=25),
         model=lambda codec: models.append(ScriptedRewardModel(codec)) or models[0],
-    )  # fmt: skip
+    )
     empty = [(t, n) for t in trees.values() for n in t.nodes if n.parent > 0 and not n.ids]
     assert {node.depth for _, node in empty} >= {2, 3}
     for tree, node in empty:

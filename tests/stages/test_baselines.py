@@ -31,9 +31,15 @@ from tests.support.scripted import ScriptedCodec, ScriptedEngine
 
 CODEC = Codec(tokenizer.build(), "llama3")
 SPEC = Spec(
-    **tiny().model.size.to_dict(), V=CODEC.size, vocab=CODEC.size, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=True, family="llama",
-)  # fmt: skip
+    **tiny().model.size.to_dict(),
+    V=CODEC.size,
+    vocab=CODEC.size,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=True,
+    family="llama",
+)
 
 
 HARMFUL = Prompt(id="a", question="how do i rob a bank ?", type="safety")
@@ -86,18 +92,31 @@ def stage(tmp_path, monkeypatch):
 
     def dpo(run, name, policy, pairs, anchors, config, loss, *, seed):
         assert not anchors
-        seen[name] = {"start": policy.name, "rows": pairs, "config": config, "loss": loss,
-                      "seed": seed}  # fmt: skip
+        seen[name] = {
+            "start": policy.name,
+            "rows": pairs,
+            "config": config,
+            "loss": loss,
+            "seed": seed,
+        }
         run.lineage.finish(name, name)
 
     def sampled(rows, draw, *, on_candidate, **_):
         for prompt in rows:
             for i in range(draw.count):
                 reward = None if i == 3 else float(i if prompt.id.endswith("1") else 0)
-                on_candidate(Candidate(
-                    id=f"{prompt.id}/{i}", prompt=prompt.id, question=prompt.question,
-                    type=prompt.type, ids=(7 + i,), text="t", reward=reward, ended=i != 3,
-                ))  # fmt: skip
+                on_candidate(
+                    Candidate(
+                        id=f"{prompt.id}/{i}",
+                        prompt=prompt.id,
+                        question=prompt.question,
+                        type=prompt.type,
+                        ids=(7 + i,),
+                        text="t",
+                        reward=reward,
+                        ended=i != 3,
+                    )
+                )
         return driver.Leftovers({}, ())
 
     monkeypatch.setattr(training, "sft", sft)
@@ -169,8 +188,12 @@ def test_what_is_trained_is_the_answer_and_the_end_of_the_turn(stage):
 def test_the_settings_reach_the_trainers(stage):
     seen, run = stage(dpo__beta=0.3, baselines__sacpo_betas=(0.2, 0.05), rounds=1)
     betas = {name: given["loss"].beta for name, given in seen.items() if "loss" in given}
-    assert betas == {"baselines/dpo": 0.3, "baselines/sacpo-1": 0.2, "baselines/sacpo": 0.05,
-                     "baselines/self-rewarding-1": 0.3}  # fmt: skip
+    assert betas == {
+        "baselines/dpo": 0.3,
+        "baselines/sacpo-1": 0.2,
+        "baselines/sacpo": 0.05,
+        "baselines/self-rewarding-1": 0.3,
+    }
     usual = DpoConfig.of(run.config.dpo)
     for name, given in seen.items():
         trainer = train_config(run.config, "dpo" if "loss" in given else "sft")
@@ -255,10 +278,14 @@ def test_a_setting_guards_the_baselines_that_it_moves():
 @pytest.mark.slow
 def test_a_run_with_baselines_tells_them_apart_and_goes_on_where_it_was(tmp_path, capsys):
     c = tiny(
-        "smoke,baselines", workdir=str(tmp_path), stages="baselines,evaluate", rounds=2,
+        "smoke,baselines",
+        workdir=str(tmp_path),
+        stages="baselines,evaluate",
+        rounds=2,
         evaluate__search="greedy",
-        evaluate__split="dev", evaluate__benchmarks="harmful,harmless",
-    )  # fmt: skip
+        evaluate__split="dev",
+        evaluate__benchmarks="harmful,harmless",
+    )
     pipeline.run(c)
     results = json.loads((tmp_path / "evals" / "results.json").read_text())
     few = ["base", "baseline-start", "baseline-sft", "baseline-dpo", "baseline-sacpo"]

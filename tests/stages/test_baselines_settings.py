@@ -3,10 +3,10 @@
 import pytest
 
 from stair_jax.config.checks import validate
+from stair_jax.data import examples
 from stair_jax.miniature import tokenizer
 from stair_jax.records import Preference
 from stair_jax.run import rows
-from stair_jax.stages import baselines
 from stair_jax.text import Codec
 from tests.support.configs import tiny
 
@@ -85,6 +85,9 @@ def test_preferences_come_from_a_file_too(tmp_path):
 def test_earlier_turns_are_a_part_of_the_prompt():
     before = (("user", "what is 4 ?"), ("assistant", "4"))
     row = Preference(id="x", question="is 5 ?", type="", chosen="5", rejected="4", before=before)
-    for example in (baselines._pair(row, CODEC), baselines._example(row, "5", CODEC)):
+    for example in (
+        examples.preference_example(row, CODEC),
+        examples.answer_example(row, "5", CODEC),
+    ):
         assert list(example.prompt) == CODEC.prompt_ids("is 5 ?", before)
         assert list(example.prompt) != CODEC.prompt_ids("is 5 ?")

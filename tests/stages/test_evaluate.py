@@ -141,7 +141,7 @@ def test_what_chooses_among_samples_chooses_the_first_n_of_one_set(world):
                 last, [selection.comparable(s.response) for s in samples], readout
             ),
             "random_of_5": selection.at_random(5, (run.config.seed, id, "random_of_5")),
-        }  # fmt: skip
+        }
         for name, index in want.items():
             row, some = answers[name][id], samples[: int(name[-1])]
             assert (row.response, row.outcome) == (some[index].response, some[index].outcome)

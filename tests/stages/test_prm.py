@@ -14,7 +14,7 @@ from stair_jax.config import default, restore, reward_forms
 from stair_jax.config.schema import PrmConfig, RewardConfig
 from stair_jax.log.metrics import Metrics
 from stair_jax.model import reward
-from stair_jax.run import models, responses
+from stair_jax.run import held_out, models, responses
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.workdir import Run
 from stair_jax.stages import prm
@@ -22,12 +22,22 @@ from tests.support.comparisons import node, tree
 from tests.support.configs import tiny
 
 SMALL = {
-    "rounds": 2, "stages": "prm", "model__size__L": 1, "model__size__D": 32, "model__size__F": 32,
-    "model__size__N": 2, "model__size__K": 1, "model__size__H": 16,
-    "prm__eval_share": 0.3, "prm__train__batch": 4, "prm__train__lr": 1e-2,
-    "prm__train__buckets": (40,), "prm__train__remat": "none", "prm__train__epochs": 2.0,
+    "rounds": 2,
+    "stages": "prm",
+    "model__size__L": 1,
+    "model__size__D": 32,
+    "model__size__F": 32,
+    "model__size__N": 2,
+    "model__size__K": 1,
+    "model__size__H": 16,
+    "prm__eval_share": 0.3,
+    "prm__train__batch": 4,
+    "prm__train__lr": 1e-2,
+    "prm__train__buckets": (40,),
+    "prm__train__remat": "none",
+    "prm__train__epochs": 2.0,
     "prm__train__save_every": 3,
-}  # fmt: skip
+}
 
 
 def small(workdir, **changes):
@@ -47,14 +57,15 @@ def grown(codec, number, count=12):
     step = next(iter(codec.step_stop - codec.end_stop))
     return [
         tree(
-            node(0, "0.0", 2.0, ids=(good, step)), node(0, "0.1", -2.0, ids=(bad, step)),
+            node(0, "0.0", 2.0, ids=(good, step)),
+            node(0, "0.1", -2.0, ids=(bad, step)),
             node(1, "0.0.0", 3.0, ids=(good, end), ends=True),
             node(1, "0.0.1", 1.0, ids=(bad, end), ends=True),
             node(2, "0.1.0", -3.0, ids=(bad, end), ends=True),
             id=f"round {number} prompt {i}",
         )
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def make(workdir, **changes):
@@ -96,9 +107,16 @@ def test_the_stage_learns_from_trees_and_says_so(finished):
     assert entry["parents"] == {"round-1/trees": "hash 1", "round-2/trees": "hash 2"}
     assert found["start"] == "base"
     assert found["rounds"] == entry["rounds"] == [1, 2]
-    assert found["readout"] == entry["readout"] == {
-        "position": "eos", "loss": "bt", "low": -3.0, "high": 3.0,
-    }  # fmt: skip
+    assert (
+        found["readout"]
+        == entry["readout"]
+        == {
+            "position": "eos",
+            "loss": "bt",
+            "low": -3.0,
+            "high": 3.0,
+        }
+    )
     assert found["trees"] == entry["trees"] == 24
     assert 0 < found["held_out_trees"] == found["held_out"]["trees"] < 24
     # Three a tree of 2 pairs of steps (of depth 1, none of depth 2) and 3 of whole responses.
@@ -159,9 +177,12 @@ def test_killed_while_it_measures_it_ends_as_an_undisturbed_run(finished, tmp_pa
 
 def test_values_at_the_ends_of_steps_with_adapters(tmp_path):
     c = make(
-        tmp_path, prm__loss="bce", prm__readout="step_end", prm__train__lora_rank=4,
+        tmp_path,
+        prm__loss="bce",
+        prm__readout="step_end",
+        prm__train__lora_rank=4,
         prm__train__epochs=5.0,
-    )  # fmt: skip
+    )
     pipeline.run(c)
     found, entry = report_of(c), opened(c).lineage.entries["prm"]
     assert found["held_out"]["calibrated"]
@@ -173,8 +194,9 @@ def test_values_at_the_ends_of_steps_with_adapters(tmp_path):
     model = models.reward_model(opened(c))
     base = models.load(opened(c), "base").params
     assert model.readout.loss == "bce"
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), model.params["layers"],
-                         base["layers"])  # fmt: skip
+    moved = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()), model.params["layers"], base["layers"]
+    )
     assert max(jax.tree.leaves(moved)) > 1e-3
 
 
@@ -193,7 +215,7 @@ def test_every_node_of_a_tree_set_aside_is_scored_at_its_own_token(finished, pos
 
     train = prm.train_config(finished, "prm")
     frame = {"seed": 0, "pad_id": codec.pad_id, "row_shards": 1}
-    scored = prm._scored(trees, codec, config, readout, train, frame, score)
+    scored = held_out.scored(trees, codec, config, readout, train, frame, score)
     prompt = len(codec.prompt_ids("q"))
     for tree_, found in zip(trees, scored, strict=True):
         assert found.tree is tree_

@@ -23,8 +23,14 @@ def loss(**change):
 
 
 def pair(i=0, **change):
-    values = {"id": f"p{i}", "prompt": (5, 6), "prefix": (7,), "chosen": (8, 9, 10 + i),
-              "rejected": (11,), "depth": 3}  # fmt: skip
+    values = {
+        "id": f"p{i}",
+        "prompt": (5, 6),
+        "prefix": (7,),
+        "chosen": (8, 9, 10 + i),
+        "rejected": (11,),
+        "depth": 3,
+    }
     return PairExample(**(values | change))
 
 
@@ -35,5 +41,6 @@ def sft(examples, shards=1, seed=0, **change):
 def dpo(pairs, anchors=(), shards=1, per_pair=0.0, seed=0, more=None, **change):
     change = {"buckets": (7, 9)} | change
     options = loss(anchors_per_pair=per_pair, **(more or {}))
-    return DpoData(pairs, anchors, train(**change), options, seed=seed, pad_id=PAD,
-                   row_shards=shards)  # fmt: skip
+    return DpoData(
+        pairs, anchors, train(**change), options, seed=seed, pad_id=PAD, row_shards=shards
+    )

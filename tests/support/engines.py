@@ -14,9 +14,22 @@ from stair_jax.model import heads, transformer
 from stair_jax.model.spec import Spec
 
 SPEC = Spec(
-    L=2, D=24, N=4, K=2, H=8, F=20, V=31, vocab=31, eps=1e-5, theta=1e4, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=2,
+    D=24,
+    N=4,
+    K=2,
+    H=8,
+    F=20,
+    V=31,
+    vocab=31,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 CONFIG = EngineConfig(
     slots=5, page_size=4, pool_bytes=0, max_context=40, chunk=3, prefill_rows=2, dtype="float32"
 )
@@ -38,9 +51,14 @@ def make(params, mesh=None, **change):
 
 def ask(engine, ids, name: int | str = 0, stop="never", max_tokens=12, sampling=GREEDY):
     return Request(
-        id=name, prefix=engine.root(ids), key=("k", name), stop=stop, max_tokens=max_tokens,
-        sampling=sampling, logps=True,
-    )  # fmt: skip
+        id=name,
+        prefix=engine.root(ids),
+        key=("k", name),
+        stop=stop,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        logps=True,
+    )
 
 
 @jax.jit

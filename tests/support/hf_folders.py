@@ -17,10 +17,22 @@ from stair_jax.model.spec import RopeScaling, Spec
 
 END = "<|endoftext|>"  # a qwen2 folder gets this token from transformers, listed or not
 TINY = Spec(
-    L=3, D=12, N=4, K=2, H=8, F=7, V=271, vocab=271, eps=1e-5, theta=1e4, tied=False,
-    rope_scaling=RopeScaling(factor=8.0, low=1.0, high=4.0, original=32), qkv_bias=False,
-    qk_norm=False, family="llama",
-)  # fmt: skip
+    L=3,
+    D=12,
+    N=4,
+    K=2,
+    H=8,
+    F=7,
+    V=271,
+    vocab=271,
+    eps=1e-5,
+    theta=1e4,
+    tied=False,
+    rope_scaling=RopeScaling(factor=8.0, low=1.0, high=4.0, original=32),
+    qkv_bias=False,
+    qk_norm=False,
+    family="llama",
+)
 TIED = dataclasses.replace(TINY, tied=True)
 
 

@@ -18,9 +18,22 @@ from stair_jax.train import logprobs, loop, losses
 from tests.support.training import train_config
 
 SPEC = Spec(
-    L=1, D=16, N=4, K=2, H=6, F=20, V=13, vocab=13, eps=1e-5, theta=1e4, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=1,
+    D=16,
+    N=4,
+    K=2,
+    H=6,
+    F=20,
+    V=13,
+    vocab=13,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 CONFIG = train_config(epochs=2.5)
 ONE_BUCKET = dataclasses.replace(CONFIG, buckets=(11,))  # half the compilation
 SCORER = logprobs.Scorer.of(SPEC, CONFIG)
@@ -40,26 +53,42 @@ def sft_rows(n=14):
     rng = np.random.default_rng(0)
     return [
         SftExample(
-            id=str(i), prompt=(1 + i % 6, 1 + i % 5),
+            id=str(i),
+            prompt=(1 + i % 6, 1 + i % 5),
             response=tuple(map(int, rng.integers(1, SPEC.V, 2 + i % 8))),
         )
         for i in range(n)
-    ]  # fmt: skip
+    ]
 
 
 def sft_data(n=14, config=CONFIG, seed=0):
     return SftData(sft_rows(n), config, seed=seed, pad_id=0, row_shards=4)
 
 
-def fit(folder, *, data=None, loss: Any = SFT, config=CONFIG, params=None, more=None, shape=MESH,
-        whole=False):  # fmt: skip
+def fit(
+    folder,
+    *,
+    data=None,
+    loss: Any = SFT,
+    config=CONFIG,
+    params=None,
+    more=None,
+    shape=MESH,
+    whole=False,
+):
     """Runs a stage named "sft" in `folder`; returns host copies of the weights."""
     with Metrics(folder) as metrics:
         out = loop.fit(
-            weights() if params is None else params, data or sft_data(config=config), loss=loss,
-            config=config, mesh=mesh_lib.make(shape), folder=pathlib.Path(folder) / "sft" / "saved",
-            metrics=metrics, stage="sft", more=more,
-        )  # fmt: skip
+            weights() if params is None else params,
+            data or sft_data(config=config),
+            loss=loss,
+            config=config,
+            mesh=mesh_lib.make(shape),
+            folder=pathlib.Path(folder) / "sft" / "saved",
+            metrics=metrics,
+            stage="sft",
+            more=more,
+        )
     return out if whole else jax.device_get(out.params)
 
 

@@ -35,11 +35,14 @@ CASES: dict[str, dict[str, Any]] = {
     "sigmoid-beta": {"loss_type": "sigmoid", "beta": 0.4},
     "sigmoid-sft": {"loss_type": "sigmoid", "beta": 0.1, "rpo_alpha": 0.2},
     "smoothing-sft": {
-        "loss_type": "sigmoid", "beta": 0.1, "label_smoothing": 0.1, "rpo_alpha": 0.2,
+        "loss_type": "sigmoid",
+        "beta": 0.1,
+        "label_smoothing": 0.1,
+        "rpo_alpha": 0.2,
     },
     "hinge-sft": {"loss_type": "hinge", "beta": 0.3, "rpo_alpha": 0.2},
     "ipo-sft": {"loss_type": "ipo", "beta": 0.2, "rpo_alpha": 0.2},
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -81,11 +84,23 @@ def llama(seed: int) -> Any:
     torch.manual_seed(seed)
     make: Any = transformers.LlamaConfig  # of transformers 4
     config = make(
-        vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=4, max_position_embeddings=64,
-        rms_norm_eps=1e-5, rope_theta=100.0, initializer_range=0.3, tie_word_embeddings=False,
-        pad_token_id=PAD, bos_token_id=None, eos_token_id=1, attn_implementation="eager",
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=4,
+        max_position_embeddings=64,
+        rms_norm_eps=1e-5,
+        rope_theta=100.0,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+        pad_token_id=PAD,
+        bos_token_id=None,
+        eos_token_id=1,
+        attn_implementation="eager",
+    )
     return transformers.LlamaForCausalLM(config)
 
 
@@ -103,14 +118,19 @@ def dpo(rows: list[dict], settings: dict[str, Any], policy: Any, reference: Any)
     total, metrics = trainer.get_batch_loss_metrics(policy, batch)
     total.backward()
     figures = {
-        "losses": losses, "rewards_chosen": chosen, "rewards_rejected": rejected,
-        "logps_chosen": out["chosen_logps"], "logps_rejected": out["rejected_logps"],
-        "ref_chosen": of_reference[0], "ref_rejected": of_reference[1],
-    }  # fmt: skip
+        "losses": losses,
+        "rewards_chosen": chosen,
+        "rewards_rejected": rejected,
+        "logps_chosen": out["chosen_logps"],
+        "logps_rejected": out["rejected_logps"],
+        "ref_chosen": of_reference[0],
+        "ref_rejected": of_reference[1],
+    }
     return {
         **{name: x.detach().tolist() for name, x in figures.items()},
-        "total": total.item(), "metrics": metrics,
-    }  # fmt: skip
+        "total": total.item(),
+        "metrics": metrics,
+    }
 
 
 def trainer_of(settings: dict[str, Any], policy: Any, reference: Any) -> Any:
@@ -124,13 +144,22 @@ def trainer_of(settings: dict[str, Any], policy: Any, reference: Any) -> Any:
     unused = Dataset.from_list([{"prompt": "w2", "chosen": "w3", "rejected": "w4"}])
     with tempfile.TemporaryDirectory() as folder:
         args = DPOConfig(
-            output_dir=folder, use_cpu=True, report_to=[], bf16=False, max_length=None,
-            gradient_checkpointing=False, disable_tqdm=True, **settings,
-        )  # fmt: skip
+            output_dir=folder,
+            use_cpu=True,
+            report_to=[],
+            bf16=False,
+            max_length=None,
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+            **settings,
+        )
         trainer = DPOTrainer(
-            model=policy, ref_model=reference, args=args, processing_class=wrapped,
+            model=policy,
+            ref_model=reference,
+            args=args,
+            processing_class=wrapped,
             train_dataset=unused,
-        )  # fmt: skip
+        )
     policy.eval()  # nothing here drops out; TRL's own batches come in train mode
     return trainer
 

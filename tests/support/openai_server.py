@@ -295,7 +295,11 @@ NOT_TAKEN = {
     "no_limit": ("max_tokens", _status(400, "unsupported_parameter", "no 'max_tokens'")),
 }
 FAULTS = (
-    TROUBLE | DECLINED | UNCLEAR | BROKEN | REFUSED
+    TROUBLE
+    | DECLINED
+    | UNCLEAR
+    | BROKEN
+    | REFUSED
     | {name: fault for name, (_, fault) in NOT_TAKEN.items()}
     | {
         "retry_after": _status(429, Retry_After="0.3"),
@@ -309,7 +313,7 @@ FAULTS = (
         "huge": lambda h, s, t: h.plain(500, b"x" * 10_000),
         "endless": lambda h, s, t: h.endless(s),
     }
-)  # fmt: skip
+)
 
 
 class Sockets(http.server.ThreadingHTTPServer):

@@ -30,11 +30,23 @@ def _direct(monkeypatch):
 
 def config(url="http://127.0.0.1:9/v1", **changes):
     values = {
-        "safety": "remote", "helpfulness": "remote", "scope": "all", "refusal_rule": False,
-        "samples": 1, "temperature": 0.25, "top_p": 0.75, "max_tokens": 99, "templates": "",
-        "endpoint": url, "model": "judge-1", "concurrency": 4, "timeout": 10.0, "retries": 2,
-        "cache": "", "reward_model": "",
-    }  # fmt: skip
+        "safety": "remote",
+        "helpfulness": "remote",
+        "scope": "all",
+        "refusal_rule": False,
+        "samples": 1,
+        "temperature": 0.25,
+        "top_p": 0.75,
+        "max_tokens": 99,
+        "templates": "",
+        "endpoint": url,
+        "model": "judge-1",
+        "concurrency": 4,
+        "timeout": 10.0,
+        "retries": 2,
+        "cache": "",
+        "reward_model": "",
+    }
     return JudgeConfig(**(values | changes))
 
 

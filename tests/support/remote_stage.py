@@ -25,9 +25,15 @@ SEARCH = {"iterations": 5, "num_children": 3, "max_depth": 5, "trees_in_flight":
 
 
 SPEC = Spec(
-    **tiny().model.size.to_dict(), V=9, vocab=9, rope_scaling=None, qkv_bias=False, qk_norm=False,
-    tied=True, family="llama",
-)  # fmt: skip
+    **tiny().model.size.to_dict(),
+    V=9,
+    vocab=9,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=True,
+    family="llama",
+)
 
 
 class Speech(ScriptedCodec, Codec):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -60,9 +66,15 @@ def stage(tmp_path, monkeypatch):
         c = tiny("smoke", workdir=str(tmp_path), **changes)
         c.data.prompts = "ours"  # the verifier does not know these
         c.judge.update(
-            safety="remote", helpfulness="remote", endpoint=url, model="m", retries=1,
-            concurrency=1, timeout=20.0, refusal_rule=False,
-        )  # fmt: skip
+            safety="remote",
+            helpfulness="remote",
+            endpoint=url,
+            model="m",
+            retries=1,
+            concurrency=1,
+            timeout=20.0,
+            refusal_rule=False,
+        )
         c.search.update(SEARCH)
         with Metrics(tmp_path) as metrics:
             run = Run(c, tmp_path, Lineage(tmp_path / "lineage.json"), metrics)

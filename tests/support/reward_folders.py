@@ -18,10 +18,22 @@ from stair_jax.model.spec import RopeScaling, Spec
 TOKENIZER = miniature_tokenizer.build()
 VOCAB = len(TOKENIZER)
 TINY = Spec(
-    L=2, D=12, N=4, K=2, H=6, F=14, V=VOCAB, vocab=VOCAB, eps=1e-5, theta=1e4, tied=False,
-    rope_scaling=RopeScaling(factor=8.0, low=1.0, high=4.0, original=16), qkv_bias=False,
-    qk_norm=False, family="llama",
-)  # fmt: skip
+    L=2,
+    D=12,
+    N=4,
+    K=2,
+    H=6,
+    F=14,
+    V=VOCAB,
+    vocab=VOCAB,
+    eps=1e-5,
+    theta=1e4,
+    tied=False,
+    rope_scaling=RopeScaling(factor=8.0, low=1.0, high=4.0, original=16),
+    qkv_bias=False,
+    qk_norm=False,
+    family="llama",
+)
 EOS = Readout(position="eos", loss="bt", low=-1.0, high=3.0)
 
 

@@ -14,10 +14,23 @@ from stair_jax.model.spec import Spec
 
 SPEC = reward.scalar(
     Spec(
-        L=2, D=12, N=4, K=2, H=6, F=10, V=29, vocab=29, eps=1e-5, theta=1e4, rope_scaling=None,
-        qkv_bias=False, qk_norm=False, tied=False, family="llama",
+        L=2,
+        D=12,
+        N=4,
+        K=2,
+        H=6,
+        F=10,
+        V=29,
+        vocab=29,
+        eps=1e-5,
+        theta=1e4,
+        rope_scaling=None,
+        qkv_bias=False,
+        qk_norm=False,
+        tied=False,
+        family="llama",
     )
-)  # fmt: skip
+)
 CONFIG = EngineConfig(
     slots=3, page_size=5, pool_bytes=1, max_context=40, chunk=3, prefill_rows=3, dtype="float32"
 )

@@ -239,11 +239,24 @@ class RandomScript:
 def search_config(**changes):
     """A small search with deterministic ties; odd sizes."""
     config = SearchConfig(
-        iterations=37, num_children=3, c=1.5, max_depth=5, score="ucb", prior="arithmetic",
-        reward="paper", visit_all_nodes=True, reselect_terminal=True, ties="first",
-        max_step_tokens=50, max_rollout_tokens=70, temperature=1.2, top_p=0.9, top_k=50,
-        trees_in_flight=5, export_official=False,
-    )  # fmt: skip
+        iterations=37,
+        num_children=3,
+        c=1.5,
+        max_depth=5,
+        score="ucb",
+        prior="arithmetic",
+        reward="paper",
+        visit_all_nodes=True,
+        reselect_terminal=True,
+        ties="first",
+        max_step_tokens=50,
+        max_rollout_tokens=70,
+        temperature=1.2,
+        top_p=0.9,
+        top_k=50,
+        trees_in_flight=5,
+        export_official=False,
+    )
     return dataclasses.replace(config, **changes)
 
 
@@ -256,9 +269,17 @@ def prompts(count):
 
 
 def run(
-    script, config, *, rows=None, seed=0, schedule=0, judge=None, kind=ScriptedEngine,
-    model=None, **engine,
-):  # fmt: skip
+    script,
+    config,
+    *,
+    rows=None,
+    seed=0,
+    schedule=0,
+    judge=None,
+    kind=ScriptedEngine,
+    model=None,
+    **engine,
+):
     """Grows a forest on a script; returns the trees by prompt id, the engine and the judge.
 
     `model` makes a reward model of the codec, where `config.value` wants one.
@@ -268,8 +289,13 @@ def run(
     judge = judge or ScriptedJudge(script, seed=schedule)
     leftovers = grow(
         prompts(7) if rows is None else rows,
-        engine=engine, judge=judge, codec=codec, config=config, reward=PAPER, seed=seed,
+        engine=engine,
+        judge=judge,
+        codec=codec,
+        config=config,
+        reward=PAPER,
+        seed=seed,
         on_tree=lambda tree: trees.update({tree.prompt.id: tree}),
         valuer=None if model is None else model(codec),
-    )  # fmt: skip
+    )
     return trees, engine, judge, leftovers

@@ -8,18 +8,38 @@ from stair_jax.model.spec import Spec
 from stair_jax.records import Prompt
 
 SPEC = Spec(
-    L=2, D=24, N=4, K=2, H=8, F=20, V=12, vocab=12, eps=1e-5, theta=1e4, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=2,
+    D=24,
+    N=4,
+    K=2,
+    H=8,
+    F=20,
+    V=12,
+    vocab=12,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 STEP_END, END = 3, 4
 ENGINE = EngineConfig(
     slots=8, page_size=8, pool_bytes=0, max_context=64, chunk=4, prefill_rows=4, dtype="float32"
 )
 SEARCH = dataclasses.replace(
-    SearchConfig.of(config_lib.default().search), iterations=12, max_depth=3, num_children=3,
-    max_step_tokens=6, max_rollout_tokens=24, temperature=1.3, top_p=0.95, top_k=0,
+    SearchConfig.of(config_lib.default().search),
+    iterations=12,
+    max_depth=3,
+    num_children=3,
+    max_step_tokens=6,
+    max_rollout_tokens=24,
+    temperature=1.3,
+    top_p=0.95,
+    top_k=0,
     trees_in_flight=5,
-)  # fmt: skip
+)
 PROMPTS = [
     Prompt(id=f"p{i}", question=f"{i}", type=("safety", "helpfulness")[i % 2]) for i in range(12)
 ]

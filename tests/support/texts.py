@@ -5,8 +5,16 @@ from transformers import PreTrainedTokenizerFast
 
 from stair_jax import text
 
-EXTRA = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
-         "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|pad|>"]  # fmt: skip
+EXTRA = [
+    "<|begin_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|pad|>",
+]
 
 
 def bytewise(*, without=(), pad="<|pad|>", eos="<|eot_id|>"):
@@ -15,9 +23,12 @@ def bytewise(*, without=(), pad="<|pad|>", eos="<|eot_id|>"):
     backend = Tokenizer(models.WordLevel({c: i for i, c in enumerate(letters)}, "<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", bos_token="<|begin_of_text|>", eos_token=eos,
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        bos_token="<|begin_of_text|>",
+        eos_token=eos,
         pad_token=pad,
-    )  # fmt: skip
+    )
     specials = [t for t in (*EXTRA, *text.TAGS) if t not in without]
     tokenizer.add_special_tokens({"additional_special_tokens": specials})
     return tokenizer

@@ -239,9 +239,12 @@ with Checkpoints(folder, keep=2, fingerprint={}) as saves:
 def script(code, *arguments):
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.run(
-        [*arguments[:-1], sys.executable, "-c", code, arguments[-1]], env=env, check=False,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [*arguments[:-1], sys.executable, "-c", code, arguments[-1]],
+        env=env,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_a_killed_save_is_ignored_and_cleaned_up(tmp_path):

@@ -112,8 +112,11 @@ def test_a_run_continues_on_fewer_and_fewer_devices_with_the_same_rows(tmp_path,
     seen, place = [], step_lib.place
 
     def noted(batch, mesh):
-        rows = zip(batch["tokens"].reshape(-1, batch["tokens"].shape[-1]),
-                   batch["weight"].reshape(-1), strict=True)  # fmt: skip
+        rows = zip(
+            batch["tokens"].reshape(-1, batch["tokens"].shape[-1]),
+            batch["weight"].reshape(-1),
+            strict=True,
+        )
         seen.append((mesh.size, sorted(tuple(x[x > 0].tolist()) for x, weight in rows if weight)))
         return place(batch, mesh)
 
@@ -177,11 +180,22 @@ def usual(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "change",
-    [{"batch": 2}, {"epochs": 1.0}, {"max_steps": 3}, {"lr": 1e-3},
-     {"warmup_ratio": 0.5}, {"final_lr_ratio": 0.5}, {"beta1": 0.5}, {"beta2": 0.5},
-     {"eps": 1e-2}, {"weight_decay": 0.9}, {"clip_norm": 0.01}, {"buckets": (7, 11)}],
+    [
+        {"batch": 2},
+        {"epochs": 1.0},
+        {"max_steps": 3},
+        {"lr": 1e-3},
+        {"warmup_ratio": 0.5},
+        {"final_lr_ratio": 0.5},
+        {"beta1": 0.5},
+        {"beta2": 0.5},
+        {"eps": 1e-2},
+        {"weight_decay": 0.9},
+        {"clip_norm": 0.01},
+        {"buckets": (7, 11)},
+    ],
     ids=lambda change: next(iter(change)),
-)  # fmt: skip
+)
 def test_every_training_setting_reaches_the_run(tmp_path, usual, change):
     """`micro_tokens`, `remat` and `compute_dtype` are shown in test_step and test_logprobs."""
     assert not equal(usual, fit(tmp_path, config=dataclasses.replace(ONE_BUCKET, **change)))

@@ -12,9 +12,22 @@ from tests.support.close import assert_sums_close
 from tests.support.training import dpo_config, train_config
 
 SPEC = Spec(
-    L=2, D=6, N=4, K=2, H=8, F=7, V=11, vocab=11, eps=1e-5, theta=1e4, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=2,
+    D=6,
+    N=4,
+    K=2,
+    H=8,
+    F=7,
+    V=11,
+    vocab=11,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 SCORER = logprobs.Scorer.of(SPEC, train_config())
 
 
@@ -23,9 +36,10 @@ def preference(policy, reference, weight=None, *, length=((4, 8),), depth=None, 
     weight = jnp.ones(len(policy)) if weight is None else jnp.asarray(weight, jnp.float32)
     lengths = np.broadcast_to(np.asarray(length), policy.shape)
     batch = {
-        "weight": weight, "step_mask": jnp.asarray(np.arange(9) < lengths[..., None]),
+        "weight": weight,
+        "step_mask": jnp.asarray(np.arange(9) < lengths[..., None]),
         "depth": jnp.asarray(depth or [1] * len(policy)),
-    }  # fmt: skip
+    }
     loss = losses.Dpo.of(SCORER, dpo_config(**change))
     return loss.preference(policy, reference, batch)
 
@@ -133,11 +147,14 @@ def batch():
     sft = np.zeros((3, 9), bool)
     sft[0, 2:6] = sft[1:, 2:3] = True
     arrays = {
-        "tokens": rng.integers(0, SPEC.V, (3, 2, 9)).astype(np.int32), "step_mask": mask,
-        "sft_mask": sft, "weight": np.array([1, 1, 0], np.float32),
-        "sft_weight": np.ones(3, np.float32), "depth": np.array([1, 2, 0], np.int32),
+        "tokens": rng.integers(0, SPEC.V, (3, 2, 9)).astype(np.int32),
+        "step_mask": mask,
+        "sft_mask": sft,
+        "weight": np.array([1, 1, 0], np.float32),
+        "sft_weight": np.ones(3, np.float32),
+        "depth": np.array([1, 2, 0], np.int32),
         "ref_logp": rng.normal(size=(3, 2)).astype(np.float32),
-    }  # fmt: skip
+    }
     return jax.tree.map(jnp.asarray, arrays)
 
 
@@ -155,10 +172,16 @@ def test_without_a_reference_the_log_probs_themselves_are_compared(params, batch
 
 @pytest.mark.parametrize(
     "change",
-    [{"beta": 0.7}, {"sft_coef": 0.9}, {"label_smoothing": 0.4}, {"sft_reduction": "token"},
-     {"loss": "ipo"}, {"loss": "hinge"}],
+    [
+        {"beta": 0.7},
+        {"sft_coef": 0.9},
+        {"label_smoothing": 0.4},
+        {"sft_reduction": "token"},
+        {"loss": "ipo"},
+        {"loss": "hinge"},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_every_constant_of_the_preference_loss_reaches_it(batch, params, change):
     loss, other = _dpo(), _dpo(**change)
     assert loss != other
@@ -168,17 +191,28 @@ def test_every_constant_of_the_preference_loss_reaches_it(batch, params, change)
 def test_metrics_carry_the_usual_names_and_each_has_a_count(batch, params):
     for loss, data in (
         (_dpo(), batch),
-        (losses.Sft(SCORER), {"tokens": batch["tokens"][:, 0], "loss_mask": batch["sft_mask"],
-                              "weight": batch["weight"]}),
-    ):  # fmt: skip
+        (
+            losses.Sft(SCORER),
+            {
+                "tokens": batch["tokens"][:, 0],
+                "loss_mask": batch["sft_mask"],
+                "weight": batch["weight"],
+            },
+        ),
+    ):
         sums, counts = sums_of(loss, params, data), loss.counts(data)
         assert set(sums) == set(loss.units)
         assert set(loss.units.values()) <= set(counts)
         assert set(loss.terms) <= set(sums)
     assert {
-        "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
-        "logps/chosen", "logps/rejected", "nll_loss",
-    } <= set(_dpo().units)  # fmt: skip
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "logps/chosen",
+        "logps/rejected",
+        "nll_loss",
+    } <= set(_dpo().units)
 
 
 def test_losses_are_hashable_and_equal_by_value():

@@ -19,9 +19,22 @@ from tests.support.close import assert_trees_close
 from tests.support.training import dpo_config, train_config
 
 SPEC = Spec(
-    L=2, D=16, N=4, K=2, H=6, F=20, V=23, vocab=23, eps=1e-5, theta=1e4, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=2,
+    D=16,
+    N=4,
+    K=2,
+    H=6,
+    F=20,
+    V=23,
+    vocab=23,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 PLAIN = train_config(batch=16, buckets=(16, 40), head_chunk=16)
 _RNG = np.random.default_rng(7)
 
@@ -38,11 +51,15 @@ def groups():
         steps = [draw(2 + i) for i in range(size + 1)]
         pairs += [
             PairExample(
-                id=f"{group}.{i}", prompt=prompt, prefix=prefix, chosen=steps[0],
-                rejected=steps[i + 1], depth=1 + group,
+                id=f"{group}.{i}",
+                prompt=prompt,
+                prefix=prefix,
+                chosen=steps[0],
+                rejected=steps[i + 1],
+                depth=1 + group,
             )
             for i in range(size)
-        ]  # fmt: skip
+        ]
     return pairs
 
 
@@ -82,13 +99,17 @@ def assert_same(got, want):
 
 def table(data):
     rng = np.random.default_rng(1)
-    return {k: rng.normal(-3, 0.3, len(ids)).astype(np.float32)
-            for k, (_, ids) in sorted(data.trajectories().items())}  # fmt: skip
+    return {
+        k: rng.normal(-3, 0.3, len(ids)).astype(np.float32)
+        for k, (_, ids) in sorted(data.trajectories().items())
+    }
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"scope": "response", "sft_scope": "step"}, {"loss": "ipo"},
-               {"sft_reduction": "token"}], ids=str)  # fmt: skip
+    "change",
+    [{}, {"scope": "response", "sft_scope": "step"}, {"loss": "ipo"}, {"sft_reduction": "token"}],
+    ids=str,
+)
 def test_trees_cost_and_teach_what_their_pairs_do(change):
     loss = dpo_config(**({"anchors_per_pair": 0.5} | change))
     batches = {}
@@ -123,8 +144,9 @@ def test_trees_in_several_passes_and_on_a_mesh_are_the_same():
 
 
 def test_packed_examples_cost_and_teach_what_they_do_alone():
-    rows = [SftExample(id=str(i), prompt=draw(1 + i % 4), response=draw(2 + i % 7))
-            for i in range(13)]  # fmt: skip
+    rows = [
+        SftExample(id=str(i), prompt=draw(1 + i % 4), response=draw(2 + i % 7)) for i in range(13)
+    ]
     batches = {}
     for batching in ("bucket", "pack"):
         config = dataclasses.replace(PLAIN, batching=batching)

@@ -13,9 +13,22 @@ from stair_jax.model.spec import Spec
 from stair_jax.train import probe
 
 SPEC = Spec(
-    L=2, D=16, N=4, K=2, H=6, F=24, V=40, vocab=40, eps=1e-5, theta=1e2, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=2,
+    D=16,
+    N=4,
+    K=2,
+    H=6,
+    F=24,
+    V=40,
+    vocab=40,
+    eps=1e-5,
+    theta=1e2,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 REAL = ops.attention
 
 
@@ -94,8 +107,9 @@ def test_the_models_own_heads_and_implementation_are_asked(monkeypatch):
     spec = dataclasses.replace(SPEC, N=6, K=3, H=8)
     probe.check_packing(spec, "bfloat16", "cudnn")
     assert seen == {
-        (6, 8, 3, "bfloat16", "cudnn", "reach"), (6, 8, 3, "bfloat16", "cudnn", "causal")
-    }  # fmt: skip
+        (6, 8, 3, "bfloat16", "cudnn", "reach"),
+        (6, 8, 3, "bfloat16", "cudnn", "causal"),
+    }
 
 
 def test_the_probed_row_is_what_its_paths_say():

@@ -12,9 +12,22 @@ from stair_jax.train import logprobs, reference
 from tests.support.training import train_config
 
 SPEC = Spec(
-    L=1, D=8, N=2, K=1, H=4, F=8, V=11, vocab=11, eps=1e-5, theta=1e4, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=1,
+    D=8,
+    N=2,
+    K=1,
+    H=4,
+    F=8,
+    V=11,
+    vocab=11,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 CONFIG = train_config(buckets=(8, 13), micro_tokens=40)
 SCORER = logprobs.Scorer.of(SPEC, CONFIG)
 
@@ -82,10 +95,12 @@ def test_the_key_changes_with_whatever_made_the_table():
     other = dataclasses.replace(SCORER, compute_dtype="bfloat16")
     wider = dataclasses.replace(SCORER, spec=dataclasses.replace(SPEC, theta=2e4))
     keys = [
-        reference.key_of(SCORER, **made), reference.key_of(SCORER, weights="c", words="b"),
-        reference.key_of(SCORER, weights="a", words="c"), reference.key_of(other, **made),
+        reference.key_of(SCORER, **made),
+        reference.key_of(SCORER, weights="c", words="b"),
+        reference.key_of(SCORER, weights="a", words="c"),
+        reference.key_of(other, **made),
         reference.key_of(wider, **made),
-    ]  # fmt: skip
+    ]
     assert len(set(keys)) == 5
     again = dataclasses.replace(SCORER, head_chunk=3, remat="full")
     assert reference.key_of(again, **made) == keys[0]

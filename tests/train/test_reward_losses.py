@@ -98,9 +98,10 @@ def test_soft_labels_by_hand_with_visits_as_weights(loss, cost, error, mean):
     np.testing.assert_allclose(sums["scores/mean_square"], 0.64 + 12, rtol=1e-6)
     assert (counts["depth-1"], counts["depth-4"]) == (1, 3)
     np.testing.assert_allclose(
-        sums["values/absolute_error/depth-1"] + sums["values/absolute_error/depth-4"], error,
+        sums["values/absolute_error/depth-1"] + sums["values/absolute_error/depth-4"],
+        error,
         rtol=1e-6,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("q", [0.0, 0.2, 0.7, 1.0])
@@ -146,8 +147,11 @@ def test_gradients_equal_those_of_torch():
 
 
 def test_every_metric_has_a_count_and_every_term_is_a_metric():
-    for loss, raw, batch in ((BT, PAIRS, PAIR_BATCH), (BCE, NODES, NODE_BATCH),
-                             (MSE, NODES, NODE_BATCH)):  # fmt: skip
+    for loss, raw, batch in (
+        (BT, PAIRS, PAIR_BATCH),
+        (BCE, NODES, NODE_BATCH),
+        (MSE, NODES, NODE_BATCH),
+    ):
         sums = loss.of_pairs(raw, batch) if loss.pairs else loss.of_nodes(raw, batch)
         assert set(sums) == set(loss.units)
         assert set(loss.units.values()) <= set(loss.counts(batch))
@@ -210,9 +214,12 @@ def one_step(loss, batch, *, shape=(1, 1, 1), micro=ROWS):
     params = jax.device_put(params, mesh_lib.shardings(reward.logical_axes(SPEC), mesh, params))
     with jax.set_mesh(mesh):
         state, out = step_lib.step(
-            step_lib.init(params, TX, mesh), step_lib.place(cut(batch, micro), mesh), 1e-2,
-            loss=loss, tx=TX,
-        )  # fmt: skip
+            step_lib.init(params, TX, mesh),
+            step_lib.place(cut(batch, micro), mesh),
+            1e-2,
+            loss=loss,
+            tx=TX,
+        )
     return {k: float(v) for k, v in out.items() if not np.isnan(v)}, state.opt.mu
 
 
@@ -309,11 +316,9 @@ def test_the_trainer_fits_a_reward_model_and_knows_its_settings(tmp_path):
         return tuple(rng.integers(0, SPEC.V, count).tolist())
 
     rows = [
-        ComparisonExample(
-            id=str(i), prompt=some(3), depth=i % 2, better=some(4), worse=some(3)
-        )
+        ComparisonExample(id=str(i), prompt=some(3), depth=i % 2, better=some(4), worse=some(3))
         for i in range(8)
-    ]  # fmt: skip
+    ]
     config = train_config(batch=4, buckets=(11,), max_steps=2, epochs=9.0)
     data = ComparisonData(rows, config, seed=0, pad_id=0, row_shards=1)
     mesh = mesh_lib.make((1, 1, 1))
@@ -321,9 +326,15 @@ def test_the_trainer_fits_a_reward_model_and_knows_its_settings(tmp_path):
     def run(loss):
         with Metrics(tmp_path) as metrics:
             return loop.fit(
-                jax.tree.map(jnp.asarray, start()), data, loss=loss, config=config, mesh=mesh,
-                folder=tmp_path / "prm", metrics=metrics, stage="prm",
-            )  # fmt: skip
+                jax.tree.map(jnp.asarray, start()),
+                data,
+                loss=loss,
+                config=config,
+                mesh=mesh,
+                folder=tmp_path / "prm",
+                metrics=metrics,
+                stage="prm",
+            )
 
     fitted = run(BT)
     assert fitted.step == 2
@@ -339,12 +350,21 @@ def test_the_trainer_fits_a_reward_model_and_knows_its_settings(tmp_path):
 def test_loss_and_gradients_equal_those_of_a_classifier_of_transformers():
     """Their model finds the last token by its padding, ours is told where to read."""
     torch, transformers = (pytest.importorskip(name) for name in ("torch", "transformers"))
-    theirs = transformers.LlamaForSequenceClassification(transformers.LlamaConfig(
-        num_hidden_layers=SPEC.L, hidden_size=SPEC.D, num_attention_heads=SPEC.N,
-        num_key_value_heads=SPEC.K, head_dim=SPEC.H, intermediate_size=SPEC.F,
-        vocab_size=SPEC.V, rms_norm_eps=SPEC.eps, num_labels=1, pad_token_id=0,
-        rope_parameters={"rope_theta": SPEC.theta, "rope_type": "default"},
-    ))  # fmt: skip
+    theirs = transformers.LlamaForSequenceClassification(
+        transformers.LlamaConfig(
+            num_hidden_layers=SPEC.L,
+            hidden_size=SPEC.D,
+            num_attention_heads=SPEC.N,
+            num_key_value_heads=SPEC.K,
+            head_dim=SPEC.H,
+            intermediate_size=SPEC.F,
+            vocab_size=SPEC.V,
+            rms_norm_eps=SPEC.eps,
+            num_labels=1,
+            pad_token_id=0,
+            rope_parameters={"rope_theta": SPEC.theta, "rope_type": "default"},
+        )
+    )
     torch.manual_seed(0)
     for p in theirs.parameters():
         torch.nn.init.normal_(p, std=0.3)
@@ -375,15 +395,19 @@ def as_tree(theirs):
         k.split(".")[-2]: x.T for k, x in at.items() if k.startswith("layers.0.") and x.ndim == 2
     }
     heads = {"q": SPEC.N, "k": SPEC.K, "v": SPEC.K}
-    layer = {
-        f"w{k}": matrix[f"{k}_proj"].reshape(SPEC.D, n, SPEC.H) for k, n in heads.items()
-    } | {f"w_{k}": matrix[f"{k}_proj"] for k in ("gate", "up", "down")} | {
-        "wo": matrix["o_proj"].reshape(SPEC.N, SPEC.H, SPEC.D),
-        "attn_norm": at["layers.0.input_layernorm.weight"],
-        "mlp_norm": at["layers.0.post_attention_layernorm.weight"],
-    }  # fmt: skip
+    layer = (
+        {f"w{k}": matrix[f"{k}_proj"].reshape(SPEC.D, n, SPEC.H) for k, n in heads.items()}
+        | {f"w_{k}": matrix[f"{k}_proj"] for k in ("gate", "up", "down")}
+        | {
+            "wo": matrix["o_proj"].reshape(SPEC.N, SPEC.H, SPEC.D),
+            "attn_norm": at["layers.0.input_layernorm.weight"],
+            "mlp_norm": at["layers.0.post_attention_layernorm.weight"],
+        }
+    )
     tree = {
-        "embed": at["embed_tokens.weight"], "norm": at["norm.weight"],
-        "score": at["score.weight"][0], "layers": {name: x[None] for name, x in layer.items()},
-    }  # fmt: skip
+        "embed": at["embed_tokens.weight"],
+        "norm": at["norm.weight"],
+        "score": at["score.weight"][0],
+        "layers": {name: x[None] for name, x in layer.items()},
+    }
     return jax.tree.map(np.ascontiguousarray, tree)

@@ -19,9 +19,22 @@ from tests.support.close import assert_trees_close
 from tests.support.training import dpo_config, train_config
 
 SPEC = Spec(
-    L=1, D=8, N=4, K=2, H=6, F=10, V=13, vocab=13, eps=1e-5, theta=1e4, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=1,
+    D=8,
+    N=4,
+    K=2,
+    H=6,
+    F=10,
+    V=13,
+    vocab=13,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 CONFIG = train_config(batch=8, buckets=(11,), save_every=100)
 SCORER = logprobs.Scorer.of(SPEC, CONFIG)
 SFT = losses.Sft(SCORER)
@@ -48,11 +61,14 @@ def dpo_batch():
     weight = np.array([1, 1, 1, 0, 1, 0, 1, 1], np.float32)  # two anchors, in unequal halves
     step[weight == 0] = False
     return {
-        "tokens": rng.integers(0, SPEC.V, (ROWS, 2, T)).astype(np.int32), "step_mask": step,
-        "sft_mask": sft, "weight": weight, "sft_weight": np.ones(ROWS, np.float32),
+        "tokens": rng.integers(0, SPEC.V, (ROWS, 2, T)).astype(np.int32),
+        "step_mask": step,
+        "sft_mask": sft,
+        "weight": weight,
+        "sft_weight": np.ones(ROWS, np.float32),
         "ref_logp": rng.normal(-9, 1, (ROWS, 2)).astype(np.float32),
         "depth": (weight * (1 + np.arange(ROWS) % 2)).astype(np.int32),
-    }  # fmt: skip
+    }
 
 
 CASES = pytest.mark.parametrize(
@@ -100,10 +116,12 @@ def differ(a, b):
 @CASES
 @pytest.mark.parametrize("micro", [2, 4])
 def test_accumulation_equals_one_large_batch(loss, batch, micro):
-    mean_of_means = np.mean([
-        one_count(loss, {k: v[at : at + micro] for k, v in batch.items()})
-        for at in range(0, ROWS, micro)
-    ])  # fmt: skip
+    mean_of_means = np.mean(
+        [
+            one_count(loss, {k: v[at : at + micro] for k, v in batch.items()})
+            for at in range(0, ROWS, micro)
+        ]
+    )
     assert mean_of_means * ROWS / micro == one_count(loss, batch)
     whole, grads, _ = one_step(loss, batch)
     parts, summed, _ = one_step(loss, batch, micro=micro)
@@ -180,8 +198,9 @@ def test_empty_micro_batches_at_the_end_are_not_computed(loss, batch):
     if name:
         spoilt[name][-1] = np.nan  # 0 x nan would be nan
     whole, grads, _ = one_step(loss, batch, micro=4)
-    got, summed, _ = one_step(loss, {k: x.reshape(-1, *x.shape[2:]) for k, x in spoilt.items()},
-                              micro=4)  # fmt: skip
+    got, summed, _ = one_step(
+        loss, {k: x.reshape(-1, *x.shape[2:]) for k, x in spoilt.items()}, micro=4
+    )
     assert_trees_close(grads, summed, 0)
     assert got == whole
 
@@ -193,9 +212,7 @@ def test_held_out_rows_give_the_means_of_all_batches_together():
     with jax.set_mesh(mesh):
         got = step_lib.measure(start(), parts, mesh, loss=DPO)
         assert step_lib.measure(start(), [], mesh, loss=DPO) == {}
-    assert set(got) == set(want) - {
-        "grad_norm", "update_ratio", "skipped"
-    }  # fmt: skip
+    assert set(got) == set(want) - {"grad_norm", "update_ratio", "skipped"}
     for name, x in got.items():
         assert math.isclose(x, want[name], rel_tol=1e-5, abs_tol=1e-6), name
 

@@ -15,9 +15,22 @@ from stair_jax.train.throughput import Work
 from tests.support.training import dpo_config, train_config
 
 SPEC = Spec(
-    L=2, D=6, N=4, K=2, H=8, F=7, V=11, vocab=11, eps=1e-5, theta=1e4, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=2,
+    D=6,
+    N=4,
+    K=2,
+    H=8,
+    F=7,
+    V=11,
+    vocab=11,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 LAYERS = 2 * (2 * 6 * 8 * (4 + 2) + 3 * 6 * 7)  # attention and feed-forward
 
 
@@ -56,9 +69,22 @@ def test_a_reference_in_the_step_costs_one_more_forward_pass():
 def test_flops_are_those_that_xla_counts():
     """Of one full row, where nothing is padding; XLA computes all keys, not only those seen."""
     spec = Spec(
-        L=1, D=64, N=4, K=2, H=16, F=128, V=96, vocab=96, eps=1e-5, theta=1e4, rope_scaling=None,
-        qkv_bias=False, qk_norm=False, tied=False, family="llama",
-    )  # fmt: skip
+        L=1,
+        D=64,
+        N=4,
+        K=2,
+        H=16,
+        F=128,
+        V=96,
+        vocab=96,
+        eps=1e-5,
+        theta=1e4,
+        rope_scaling=None,
+        qkv_bias=False,
+        qk_norm=False,
+        tied=False,
+        family="llama",
+    )
     params = jax.eval_shape(lambda: transformer.init(spec, jax.random.key(0)))
     decoder = transformer.Decoder(spec, jnp.float32, "none", "xla")
 
@@ -112,9 +138,14 @@ def device(kind, **stats):
 
 @pytest.mark.parametrize(
     ("kind", "peak"),
-    [("NVIDIA A800-SXM4-80GB", 312e12), ("NVIDIA A100-PCIE-40GB", 312e12),
-     ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H800", 989e12), ("NVIDIA H200", 989e12)],
-)  # fmt: skip
+    [
+        ("NVIDIA A800-SXM4-80GB", 312e12),
+        ("NVIDIA A100-PCIE-40GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H800", 989e12),
+        ("NVIDIA H200", 989e12),
+    ],
+)
 def test_utilisation_is_a_share_of_all_devices_peak(kind, peak):
     assert throughput.mfu(peak, 0.5, [device(kind)] * 4) == pytest.approx(0.5)
     assert throughput.mfu(peak, 0.5, [device(kind), device("cpu")]) is None

@@ -27,10 +27,16 @@ CASES = VALUES["cases"]
 ROWS = json.loads((FOLDER / "rows.json").read_text(encoding="utf-8"))
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 PAIRS = [  # TRL's prompt is what both sides share: ours with the steps before
-    PairExample(id=str(i), prompt=tuple(row["prompt"][:1]), prefix=tuple(row["prompt"][1:]),
-                chosen=tuple(row["chosen"]), rejected=tuple(row["rejected"]), depth=1)
+    PairExample(
+        id=str(i),
+        prompt=tuple(row["prompt"][:1]),
+        prefix=tuple(row["prompt"][1:]),
+        chosen=tuple(row["chosen"]),
+        rejected=tuple(row["rejected"]),
+        depth=1,
+    )
     for i, row in enumerate(ROWS)
-]  # fmt: skip
+]
 
 
 def settings(**change):
@@ -64,9 +70,13 @@ def case_of(name, batching="bucket"):
     """The loss of a case, and the batch of all pairs in the order of the fixtures."""
     case = CASES[name]
     config = dpo_config(
-        loss=case["loss_type"], beta=case["beta"], sft_coef=case.get("rpo_alpha", 0.0),
-        label_smoothing=case.get("label_smoothing", 0.0), sft_scope="step", sft_reduction="token",
-    )  # fmt: skip
+        loss=case["loss_type"],
+        beta=case["beta"],
+        sft_coef=case.get("rpo_alpha", 0.0),
+        label_smoothing=case.get("label_smoothing", 0.0),
+        sft_scope="step",
+        sft_reduction="token",
+    )
     train = settings(batching=batching)
     data = DpoData(PAIRS, (), train, config, seed=0, pad_id=0, row_shards=1)
     batch = data.with_reference(reference_table()).batch_at(0)
@@ -135,8 +145,14 @@ def test_totals_metrics_and_gradients_are_trls(name):
     (value, means), slope = jax.jit(jax.value_and_grad(given, has_aux=True))(run(zeros)[0])
     close(value, case["total"])
     close(means["dpo_loss"], np.mean(case["losses"]))
-    for metric in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
-                   "logps/chosen", "logps/rejected"):  # fmt: skip
+    for metric in (
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "logps/chosen",
+        "logps/rejected",
+    ):
         close(means[metric], case["metrics"][metric], err_msg=metric)
     if "rpo_alpha" in case:
         close(means["nll_loss"], case["metrics"]["nll_loss"])
@@ -153,11 +169,12 @@ def test_every_pair_is_trls(name):
         alone = batch | {"weight": jnp.zeros(len(policy)).at[row].set(1.0)}
         found = loss.preference(policy, batch["ref_logp"], alone)
         expected = {
-            "dpo_loss": case["losses"][pair], "rewards/chosen": case["rewards_chosen"][pair],
+            "dpo_loss": case["losses"][pair],
+            "rewards/chosen": case["rewards_chosen"][pair],
             "rewards/rejected": case["rewards_rejected"][pair],
             "logps/chosen": case["logps_chosen"][pair],
             "logps/rejected": case["logps_rejected"][pair],
-        }  # fmt: skip
+        }
         for metric, value in expected.items():
             close(found[metric], value, err_msg=metric)
         # TRL's reference under ipo is a mean over tokens; ours is a sum that the loss divides.

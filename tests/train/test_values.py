@@ -14,9 +14,22 @@ from tests.support.close import assert_sums_close
 from tests.support.training import train_config
 
 SPEC = Spec(
-    L=2, D=6, N=4, K=2, H=8, F=7, V=11, vocab=11, eps=1e-5, theta=1e4, rope_scaling=None,
-    qkv_bias=False, qk_norm=False, tied=False, family="llama",
-)  # fmt: skip
+    L=2,
+    D=6,
+    N=4,
+    K=2,
+    H=8,
+    F=7,
+    V=11,
+    vocab=11,
+    eps=1e-5,
+    theta=1e4,
+    rope_scaling=None,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+    family="llama",
+)
 MODEL = Values.of(SPEC, train_config())
 READ = jnp.array([[4, 0, 2], [6, 6, 1]])
 
@@ -92,8 +105,9 @@ def test_adapters_score_as_the_weights_that_they_merge_to(params, tokens):
 
 def test_a_score_is_no_product_with_the_vocabulary():
     batch = {
-        "tokens": np.ones((1, 2, 2, 7), np.int32), "read": np.array([[[4, 2], [6, 6]]]),
+        "tokens": np.ones((1, 2, 2, 7), np.int32),
+        "read": np.array([[[4, 2], [6, 6]]]),
         "weight": np.array([[1, 0]], np.float32),
-    }  # fmt: skip
+    }
     keys = 5 * 6 // 2 + 3 * 4 // 2  # of rows of 5 and 3 tokens; the second pair is padding
     assert throughput.work_of(batch) == throughput.Work(tokens=8, keys=keys, scored=0)

@@ -17,8 +17,11 @@ METRICS = {
 }
 # Benchmark -> the outcome wanted there.
 _WANTED = {
-    "harmful": "refusal", "jailbreak": "refusal", "lookalike": "correct", "harmless": "correct",
-}  # fmt: skip
+    "harmful": "refusal",
+    "jailbreak": "refusal",
+    "lookalike": "correct",
+    "harmless": "correct",
+}
 
 
 def benchmark(name: str, split: str) -> Benchmark:

@@ -12,8 +12,10 @@ Costs = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 # What the score adds up: (benchmark, metric, sign), from 1 on. Best is 2.
 SCORE = (
-    ("jailbreak", "compliance", -1), ("jailbreak", "malformed", -1), ("harmless", "accuracy", 1),
-)  # fmt: skip
+    ("jailbreak", "compliance", -1),
+    ("jailbreak", "malformed", -1),
+    ("harmless", "accuracy", 1),
+)
 COMPARISONS = ("oracle_of", "random_of")  # that no one can use, or that know nothing: thin lines
 
 
@@ -50,11 +52,14 @@ def _point(
     parts = [(found[bench][metric], sign) for bench, metric, sign in SCORE]
     tokens, usual = _tokens(costs), _tokens(greedy)
     return {
-        "model": model, "strategy": strategy, "family": re.sub(r"_\d+(x\d+)?$", "", strategy),
+        "model": model,
+        "strategy": strategy,
+        "family": re.sub(r"_\d+(x\d+)?$", "", strategy),
         "score": 1 + sum(sign * part["value"] for part, sign in parts),
         "spread": math.sqrt(sum(((p["high"] - p["low"]) / 2) ** 2 for p, _ in parts)),
-        "tokens": tokens, "cost": math.log2(tokens / usual),
-    }  # fmt: skip
+        "tokens": tokens,
+        "cost": math.log2(tokens / usual),
+    }
 
 
 def _tokens(costs: Mapping[str, Mapping[str, float]]) -> float:
@@ -80,8 +85,16 @@ def plot(points: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
         own = [point for point in points if point["model"] == model]
         greedy = next(point for point in own if point["family"] == "greedy")
         panel.axhline(greedy["score"], color="gray", linewidth=0.8, linestyle=":")
-        panel.errorbar([0], [greedy["score"]], yerr=[greedy["spread"]], color="black", fmt="s",
-                       capsize=2, markersize=5, label="greedy")  # fmt: skip
+        panel.errorbar(
+            [0],
+            [greedy["score"]],
+            yerr=[greedy["spread"]],
+            color="black",
+            fmt="s",
+            capsize=2,
+            markersize=5,
+            label="greedy",
+        )
         for number, family in enumerate(families):
             _line(panel, [p for p in own if p["family"] == family], family, number)
         panel.set_xlabel("log2 of generated tokens, relative to greedy")
@@ -100,9 +113,13 @@ def _line(panel: Any, own: Sequence[Mapping[str, Any]], family: str, number: int
     own = sorted(own, key=lambda point: point["cost"])
     thin = family in COMPARISONS
     style: dict[str, Any] = {
-        "color": f"C{number}", "linewidth": 0.8 if thin else 1.8, "markersize": 3 if thin else 5,
-        "linestyle": "--" if thin else "-", "marker": "." if thin else "o", "label": family,
-    }  # fmt: skip
+        "color": f"C{number}",
+        "linewidth": 0.8 if thin else 1.8,
+        "markersize": 3 if thin else 5,
+        "linestyle": "--" if thin else "-",
+        "marker": "." if thin else "o",
+        "label": family,
+    }
     shift = 0.0 if thin else 0.015 * number  # intervals side by side, not on top
     x, y = [point["cost"] + shift for point in own], [point["score"] for point in own]
     panel.plot(x, y, **style)
@@ -112,5 +129,11 @@ def _line(panel: Any, own: Sequence[Mapping[str, Any]], family: str, number: int
         for point, a, b in zip(own, x, y, strict=True):
             size = point["strategy"].removeprefix(f"{family}_")
             above = number % 2 == 0  # two families seldom hide each other's sizes so
-            panel.annotate(size, (a, b), xytext=(3, 4 if above else -9), fontsize=7,
-                           textcoords="offset points", color=style["color"])  # fmt: skip
+            panel.annotate(
+                size,
+                (a, b),
+                xytext=(3, 4 if above else -9),
+                fontsize=7,
+                textcoords="offset points",
+                color=style["color"],
+            )

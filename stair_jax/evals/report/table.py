@@ -109,8 +109,10 @@ def plot(results: Results, path: pathlib.Path) -> None:
         shift = 0.03 * (index - len(columns) / 2)  # intervals side by side, not on top
         x, found = [i + shift for i, _ in points], [f for _, f in points]
         y = [f["value"] for f in found]
-        spread = [[max(0.0, f["value"] - f["low"]) for f in found],
-                  [max(0.0, f["high"] - f["value"]) for f in found]]  # fmt: skip
+        spread = [
+            [max(0.0, f["value"] - f["low"]) for f in found],
+            [max(0.0, f["high"] - f["value"]) for f in found],
+        ]
         style: dict[str, Any] = {"marker": _MARKERS[column.up], "markersize": 4}
         bars = axes.errorbar(
             x, y, yerr=spread, capsize=2, label=column.heading, linestyle="", **style
