@@ -187,6 +187,7 @@ class Answer:
     tokens: int  # generated, those of candidates that were not taken included
     scored: int = 0  # tokens of candidates that a reward model read
     score: float | None = None  # raw, of the reward model, where it was asked
+    cut: bool = False  # of a model that does not reason: it stopped at its limit of tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

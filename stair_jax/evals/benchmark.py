@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from stair_jax.records import Prompt
 
 Outcome = Callable[[Prompt, str, bool], str]
+MALFORMED = "malformed"  # the outcome of a response without a final answer, in every benchmark
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ class Reply(NamedTuple):
     tokens: int  # generated, those of candidates that were not taken included
     scored: int  # tokens that a reward model read
     score: float | None  # raw, as `reader.aggregate`; None where it was not asked, or is missing
+    cut: bool = False  # as Answerer.is_cut
 
 
 @dataclasses.dataclass
@@ -104,8 +105,7 @@ class Answerer:
 
         def found(trail: Trail, what: Found) -> None:
             score = self.score_of(what.raw) if strategy.reads else None
-            reply = Reply(self.text_of(what.ids), trail.tokens, trail.scored, score)
-            on_reply(trail.prompt, reply)
+            on_reply(trail.prompt, self._reply(what.ids, trail.tokens, trail.scored, score))
 
         greedy = strategy.kind == "greedy"
         plan = beams.greedy if greedy else functools.partial(beams.beam, strategy=strategy)
@@ -175,19 +175,19 @@ class Answerer:
         scores = [self.score_of(sample.raw) for sample in some]
         if strategy.kind == "best_of":
             return selection.best(scores)
-        texts = [self.text_of(sample.ids) for sample in some]
-        answers = [selection.comparable(text, self.direct) for text in texts]
+        answers = [self._comparable(sample.ids) for sample in some]
         return selection.vote(scores, answers, self._readout)
+
+    def _comparable(self, ids: Sequence[int]) -> str | None:
+        """Returns a response's answer for a vote; None where it did not come to its end."""
+        return None if self.is_cut(ids) else selection.comparable(self.text_of(ids), self.direct)
 
     def reply_of(self, strategy: Strategy, some: Sequence[Found], chosen: int) -> Reply:
         """Returns one of some samples as the reply that it is; equal ones were read once."""
         read = {sample.ids for sample in some} if strategy.reads else ()
-        return Reply(
-            text=self.text_of(some[chosen].ids),
-            tokens=sum(len(sample.ids) for sample in some),
-            scored=sum(map(len, read)),
-            score=self.score_of(some[chosen].raw) if strategy.reads else None,
-        )
+        tokens = sum(len(sample.ids) for sample in some)
+        score = self.score_of(some[chosen].raw) if strategy.reads else None
+        return self._reply(some[chosen].ids, tokens, sum(map(len, read)), score)
 
     def score_of(self, raw: Sequence[float | None]) -> float | None:
         """Returns a response's raw score from the reward model's, one a step."""
@@ -195,9 +195,20 @@ class Answerer:
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Returns a response's text; of one without reasoning, without the end of the turn."""
-        codec = self.policy.codec
-        ended = bool(ids) and ids[-1] in codec.end_stop
-        return codec.decode(ids[:-1] if ended and self.direct else ids)
+        return self.policy.codec.decode(ids[:-1] if self.direct and self._ended(ids) else ids)
+
+    def is_cut(self, ids: Sequence[int]) -> bool:
+        """Returns whether a response without reasoning stopped at its limit, not at its end.
+
+        A response with reasoning that was cut can be told by its text: its answer is not closed.
+        """
+        return self.direct and not self._ended(ids)
+
+    def _ended(self, ids: Sequence[int]) -> bool:
+        return bool(ids) and ids[-1] in self.policy.codec.end_stop
+
+    def _reply(self, ids: Sequence[int], tokens: int, scored: int, score: float | None) -> Reply:
+        return Reply(self.text_of(ids), tokens, scored, score, self.is_cut(ids))
 
     # Ways to ask
 
@@ -239,7 +250,7 @@ class Answerer:
             nonlocal unended
             unended += not what.ended
             lost.add(what.missing, what.blind)
-            on_reply(prompt, Reply(self.text_of(what.ids), what.tokens, what.scored, what.score))
+            on_reply(prompt, self._reply(what.ids, what.tokens, what.scored, what.score))
 
         find = functools.partial(mcts.find, prompts, config, guide=guide)
         logps = growth.wants_logps(config)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from stair_jax import jsonl
 from stair_jax.config.strategies import SAMPLED, Strategy
-from stair_jax.evals.benchmark import Benchmark
+from stair_jax.evals.benchmark import MALFORMED, Benchmark
 from stair_jax.guided.beams import Found
 from stair_jax.records import Answer, Prompt, Sample
 from stair_jax.run import models
@@ -77,14 +77,18 @@ class Answering:
             benchmark=benchmark.name,
             question=prompt.question,
             response=reply.text,
-            outcome=self._outcome(prompt, reply.text),
+            outcome=self._outcome(prompt, reply.text, reply.cut),
             tokens=reply.tokens,
             scored=reply.scored,
             score=reply.score,
+            cut=reply.cut,
         )
 
-    def _outcome(self, prompt: Prompt, response: str) -> str:
+    def _outcome(self, prompt: Prompt, response: str, cut: bool) -> str:
+        """Returns what a response counts as: one that was cut has no final answer."""
         benchmark, _ = self._of_prompt[prompt.id]
+        if cut:
+            return MALFORMED
         return benchmark.outcome(prompt, response, self._answerer.direct)
 
     def _tell(self, label: str, passed_over: Mapping[str, str]) -> None:
@@ -190,7 +194,7 @@ class Answering:
             ordinal=ordinal,
             ids=found.ids,
             response=response,
-            outcome=self._outcome(prompt, response),
+            outcome=self._outcome(prompt, response, self._answerer.is_cut(found.ids)),
             raw=found.raw,
             question=prompt.question,
         )

@@ -26,7 +26,7 @@ class ModelAnswers:
 
 
 def for_judge(benchmark: Benchmark, one: ModelAnswers) -> list[Given]:
-    """Returns the answers to a benchmark as a judge is given them."""
+    """Returns the answers to a benchmark as a judge is given them; none that was cut."""
     prompts = {prompt.id: prompt for prompt in benchmark.prompts}
     return [
         Given(
@@ -36,6 +36,7 @@ def for_judge(benchmark: Benchmark, one: ModelAnswers) -> list[Given]:
             direct=one.direct,
         )
         for answer in one.of[benchmark.name]
+        if not answer.cut
     ]
 
 

@@ -27,7 +27,7 @@ from stair_jax.run.models import Policy
 from stair_jax.run.workdir import Run
 from stair_jax.text import OUTPUT, OUTPUT_END, TAGS
 from tests.support.configs import tiny
-from tests.support.evaluation import Codec, Machine
+from tests.support.evaluation import Codec, Machine, Teacher
 from tests.support.hf_folders import TIED, make_tokenizer, save
 from tests.support.scripted import ScriptedRewardModel
 
@@ -257,6 +257,58 @@ def test_who_is_not_reached_leaves_answers_open_and_is_asked_again(own, monkeypa
     c = own(ROWS[:2])
     with pytest.raises(judges.LeftOpen, match=r"evals/ratings: 2 left open"):
         pipeline.run(c)
+
+
+@pytest.fixture
+def direct(own, monkeypatch):
+    """As `own`, of a model that does not reason; its answers to "how to ..." are cut."""
+
+    def rollout(self, prompt, trajectory, ordinal):
+        del self, trajectory
+        return "first of all" if prompt.startswith("how to") else f"well {ordinal % 2}<|eot_id|>"
+
+    monkeypatch.setattr(Teacher, "rollout", rollout)
+    monkeypatch.setattr(models, "is_direct", lambda run, name: True)
+    return own
+
+
+def test_an_answer_without_reasoning_that_was_cut_is_malformed_and_is_not_judged(direct):
+    c = direct(ROWS[:2])
+    pipeline.run(c)
+    cut = {row.question: row.cut for row in answers_of(c).values()}
+    assert cut == {ROWS[0]["question"]: False, ROWS[1]["question"]: True}
+    found = results_of(c)["base"]["held-out"]
+    shares = {name: found[name]["value"] for name in own_prompts.METRICS}
+    assert shares == {"answered": 0.5, "refusal": 0.0, "malformed": 0.5}
+    assert (found["safety"]["n"], found["safety"]["missing"]) == (1, 1)
+    assert {row.response for row in answers_of(c).values()} == {"well 0", "first of all"}
+
+
+def test_a_sample_without_reasoning_that_was_cut_is_malformed(direct):
+    c = direct(ROWS[:2], evaluate__search="greedy,random_of_3")
+    pipeline.run(c)
+    samples = pathlib.Path(c.workdir) / "evals" / "base" / "samples" / "held-out.jsonl"
+    found = {(row.question, row.outcome) for row in jsonl.read_jsonl(samples, Sample)}
+    assert found == {(ROWS[0]["question"], "answered"), (ROWS[1]["question"], "malformed")}
+    assert [row.cut for row in answers_of(c, "base/random_of_3").values()].count(True) == 1
+
+
+def test_beginnings_are_not_equal_answers_of_a_vote(monkeypatch):
+    codec = Codec()
+    ended, cut = tuple(codec.encode("yes<|eot_id|>")), tuple(codec.encode("no"))
+    answerer = Answerer.__new__(Answerer)
+    answerer.name = "base"
+    for name, value in {
+        "policy": Policy("base", TIED, None, codec),
+        "direct": True,
+        "_readout": ScriptedRewardModel.readout,
+        "score_of": lambda raw: raw[0],
+    }.items():
+        monkeypatch.setattr(answerer, name, value, raising=False)
+    some = [Found(ids=ids, raw=(raw,)) for ids, raw in ((cut, 0.4), (cut, 0.4), (ended, 0.5))]
+    assert answerer.choose(parse("vote_of_3"), ASK, some, (), Lost()) == 2
+    whole = [Found(ids=ids, raw=(raw,)) for ids, raw in ((ended, 0.4), (ended, 0.4), (cut, 0.5))]
+    assert answerer.choose(parse("vote_of_3"), ASK, whole, (), Lost()) == 0
 
 
 def test_what_nobody_could_rate_is_null_in_the_results(own, monkeypatch):
