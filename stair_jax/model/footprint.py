@@ -84,6 +84,7 @@ def training(
     head: bool,
     split: Split,
     fused: bool,
+    new_rows: int = 0,
 ) -> Bytes:
     """Returns the bytes of a device while it trains.
 
@@ -96,6 +97,7 @@ def training(
       head: whether tokens go through the vocabulary's head.
       split: of the mesh.
       fused: whether attention never forms its scores, as cuDNN's does not.
+      new_rows: tokens that the checkpoint did not have; beside adapters their rows are trained.
     """
     own, item = trained / split.weights, ITEM[config.compute_dtype]
     one = Pass.of(config, sides, split)
@@ -113,6 +115,8 @@ def training(
     }
     if head:
         found["head"] = _head(spec, config, one, split, trained=not config.lora_rank)
+    if config.lora_rank and new_rows:
+        found["tables with new rows"] = _tables(spec, config, split, head=head)
     return {name: size for name, size in found.items() if size}
 
 
@@ -122,6 +126,17 @@ def _head(spec: Spec, config: TrainConfig, one: Pass, split: Split, *, trained: 
     gathered = rows * spec.D * item if split.fsdp > 1 or config.compute_dtype != "float32" else 0
     logits = _LOGITS * 4 * min(config.head_chunk, one.tokens) * rows
     return logits + gathered + trained * 4 * rows * spec.D
+
+
+def _tables(spec: Spec, config: TrainConfig, split: Split, *, head: bool) -> Amount:
+    """Returns the bytes of the tables of tokens with new rows put in, and of their gradients.
+
+    These are of all rows, though only the new ones are kept: of the embedding in the compute
+    dtype, of the head in float32.
+    """
+    size, item = spec.V / split.tensor * spec.D, ITEM[config.compute_dtype]
+    tables = 2 if head and not spec.tied else 1
+    return size * (item * tables + item + 4 * head)
 
 
 def engine(spec: Spec, config: EngineConfig, *, pool: Amount, programs: int, tensor: int) -> Bytes:

@@ -9,14 +9,16 @@ from collections.abc import Iterable, Mapping
 
 import jax
 
+from stair_jax.config import Config
 from stair_jax.config.schema import TrainConfig, words
 from stair_jax.config.strategies import parse_all
 from stair_jax.engine import prefill
 from stair_jax.hf import reward_model
-from stair_jax.model import footprint
+from stair_jax.model import footprint, lora
 from stair_jax.model.footprint import ITEM, Split
 from stair_jax.model.spec import Spec
 from stair_jax.run import models
+from stair_jax.run import rows as rows_lib
 from stair_jax.run.search_sizes import tree_bytes
 from stair_jax.run.workdir import Run, engine_config, size_of, train_config
 from stair_jax.train.throughput import adapter_parameters
@@ -28,6 +30,7 @@ Needs = Mapping[str, int | float]  # bytes by what they hold
 PROCESS_BYTES = 0.7e9  # of the host: Python, JAX, XLA's compiler, the tokenizer
 _TRAINED = {"sft": 1, "dpo": 2, "prm": 2}  # rows of an example, by stage; of the baselines below
 _ENGINE = ("search", "evaluate")
+_BASELINE_STEPS = {"sft": 1, "dpo": 1, "sacpo": 2}  # models that a method trains one after another
 _KNOBS = {
     "train": "train.micro_tokens, train.head_chunk, train.remat, train.lora_rank, mesh.shape",
     "engine": "engine.slots, engine.max_context, engine.pool_bytes, mesh.replicas, mesh.shape",
@@ -82,7 +85,9 @@ def memory_of(run: Run, stage: str, spec: Spec) -> Needs:
         parts.append(_training(run, stage, spec))
     if stage == "baselines":
         parts += [_training(run, "sft", spec), _training(run, "dpo", spec)]
-    if stage in _ENGINE or (stage == "prm" and run.config.prm.prompts):
+    sampled = "self-rewarding" in words(run.config.baselines.names)
+    asked = {"prm": run.config.prm.prompts > 0, "baselines": sampled}
+    if stage in _ENGINE or asked.get(stage):
         parts.append(_serving(run, stage, spec))
     if not parts:
         return {}
@@ -98,11 +103,13 @@ def _training(run: Run, stage: str, spec: Spec) -> Needs:
     copy = spec.parameters * ITEM[config.compute_dtype]
     reads = stage == "dpo" and c.dpo.reference == "on_the_fly"
     reads |= stage == "prm" and c.prm.loss == "implicit" and c.prm.reference == "start"
+    new_rows = len(models.new_rows(run))
     by_value = stage == "prm" and c.prm.loss in ("bce", "mse")  # rows of one response
     found = footprint.training(
         spec,
         config,
-        trained=trained_of(spec, config),
+        trained=trained_of(spec, config, new_rows),
+        new_rows=new_rows,
         frozen=float(copy if config.lora_rank or reads else 0),
         sides=1 if config.batching != "bucket" or by_value else _TRAINED[stage],
         head=stage != "prm" or c.prm.loss == "implicit",
@@ -113,11 +120,12 @@ def _training(run: Run, stage: str, spec: Spec) -> Needs:
     return {name: size * together for name, size in found.items()}
 
 
-def trained_of(spec: Spec, config: TrainConfig) -> int:
-    """Returns the parameters that are trained."""
-    if config.lora_rank:
-        return adapter_parameters(spec, config.lora_rank, words(config.lora_targets))
-    return spec.parameters
+def trained_of(spec: Spec, config: TrainConfig, new_rows: int) -> int:
+    """Returns the parameters that are trained: all, or adapters with the rows of new tokens."""
+    if not config.lora_rank:
+        return spec.parameters
+    rows = new_rows * spec.D * len(lora.tables_of(spec))
+    return adapter_parameters(spec, config.lora_rank, words(config.lora_targets)) + rows
 
 
 def _serving(run: Run, stage: str, spec: Spec) -> Needs:
@@ -178,17 +186,28 @@ def _programs(run: Run) -> int:
 def disk_of(run: Run, stages: Iterable[str], spec: Spec) -> Needs:
     """Returns the bytes that the stages write."""
     c, found = run.config, dict.fromkeys(("checkpoints", "trees", "export"), 0.0)
+    new_rows = len(models.new_rows(run))
     for stage in stages:
-        if stage in _TRAINED:
-            config, times = train_config(c, stage), c.rounds if stage == "dpo" else 1
+        for trainer, times in _trainings(c, stage).items():
+            config = train_config(c, trainer)
             kept = config.keep + 1 + (config.result == "best")  # one more until the oldest goes
-            found["checkpoints"] += 12.0 * trained_of(spec, config) * kept * times
-        if stage == "search":  # files may have any number of rows
-            found["trees"] += float(c.rounds * c.data.round_prompts * tree_bytes(c))
+            found["checkpoints"] += 12.0 * trained_of(spec, config, new_rows) * kept * times
+        if stage == "search":
+            prompts = sum(rows_lib.count(c, number) for number in range(1, c.rounds + 1))
+            found["trees"] += float(prompts * tree_bytes(c))
         if stage == "export":
             dtype = c.export.dtype if c.export.dtype != "auto" else "float32"
             found["export"] += float(spec.parameters * ITEM[dtype])
     return {name: size for name, size in found.items() if size}
+
+
+def _trainings(c: Config, stage: str) -> dict[str, int]:
+    """Returns which trainers a stage runs, and how often: each run keeps checkpoints of its own."""
+    if stage == "baselines":
+        times = {**_BASELINE_STEPS, "self-rewarding": c.rounds}
+        found = {f"baselines.{name}": times[name] for name in words(c.baselines.names)}
+        return found if c.model.checkpoint else {"baselines.start": 1, **found}
+    return {stage: c.rounds if stage == "dpo" else 1} if stage in _TRAINED else {}
 
 
 def _memory() -> tuple[int | float | None, str]:

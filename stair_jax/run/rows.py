@@ -32,6 +32,13 @@ def for_round(config: Config, number: int) -> list[Prompt]:
     return _from_file(config, str(number), count)
 
 
+def count(config: Config, number: int) -> int:
+    """Returns how many rows of prompts a round has, repeated ones included; as `for_round`."""
+    if config.data.prompts == "miniature" or config.data.round_prompts:
+        return config.data.round_prompts
+    return len(_located(config, str(number), 0))
+
+
 def for_prm(config: Config) -> tuple[list[Prompt], dict[str, str]]:
     """Returns the further prompts of the reward model, `prm.prompts` of them; as `for_round`.
 

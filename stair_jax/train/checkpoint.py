@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 
 from stair_jax import jsonl
 from stair_jax.log import progress
+from stair_jax.model import finite
 
 log = logging.getLogger(__name__)
 
@@ -119,12 +120,14 @@ class Checkpoints:
 
         Raises:
           OSError: where this save cannot begin, or the one before it failed.
-          ValueError: where the step is there already.
+          ValueError: where the step is there already, or a parameter is not finite.
         """
         self.wait()
         where = self.folder / str(step)
         if where.exists():
             raise ValueError(f"{where}: this step is saved already")
+        if wrong := finite.complaint(params):
+            raise ValueError(f"{where}: not written, {wrong}; {self._newest()}")
         meta = {"step": step, "fingerprint": self._fingerprint, "data": data, "metric": metric}
         self._pending = step
         try:
@@ -149,7 +152,7 @@ class Checkpoints:
 
         Raises:
           ValueError: where a setting of the fingerprint has changed, naming it, or where there is
-            no such checkpoint or it does not fit the trees.
+            no such checkpoint, it does not fit the trees or a parameter is not finite.
         """
         self.wait()
         where = self.folder / str(step)
@@ -165,7 +168,8 @@ class Checkpoints:
             )
         except Exception as error:  # Orbax's, tensorstore's and OS errors
             raise ValueError(f"{where}: cannot be restored: {_line(error)}") from error
-        return found["params"], jax.tree.map(_like, opt, found["opt"]), meta["data"]
+        params = _checked(found["params"], where)
+        return params, jax.tree.map(_like, opt, found["opt"]), meta["data"]
 
     def wait(self) -> None:
         """Waits for the save under way, then removes what is not kept.
@@ -193,11 +197,11 @@ class Checkpoints:
         """Returns what to raise for a failed save, and clears away what it wrote."""
         where, self._pending = self.folder / str(self._pending), None
         self._clear()
-        last = max(saved_steps(self.folder), default=None)
-        return OSError(
-            f"{where}: the checkpoint was not written: {_line(error)}; the last one is "
-            f"{'none' if last is None else last}"
-        )
+        return OSError(f"{where}: the checkpoint was not written: {_line(error)}; {self._newest()}")
+
+    def _newest(self) -> str:
+        """Returns in words which checkpoint there is to go back to."""
+        return f"the last one is {max(saved_steps(self.folder), default='none')}"
 
     def _clear(self) -> None:
         """Removes what unfinished saves and removals have left, and steps that lack a part."""
@@ -239,12 +243,12 @@ def load_params(folder: str | os.PathLike, abstract: Any, step: int | None = Non
       step: of the checkpoint; None for the newest.
 
     Raises:
-      ValueError: where there is no such checkpoint.
+      ValueError: where there is no such checkpoint, or a parameter is not finite.
     """
     where = _chosen(pathlib.Path(folder).absolute(), step)
     line = progress.line(f"reading {where}")
     with line, ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(where / "params", abstract)
+        return _checked(checkpointer.restore(where / "params", abstract), where)
 
 
 def load_leaf(
@@ -259,7 +263,7 @@ def load_leaf(
       step: of the checkpoint; None for the newest.
 
     Raises:
-      ValueError: where there is no such checkpoint.
+      ValueError: where there is no such checkpoint, or the parameter is not finite.
     """
     where = _chosen(pathlib.Path(folder).absolute(), step)
     item: Any = abstract
@@ -271,7 +275,8 @@ def load_leaf(
         partial_restore=True,
     )
     with ocp.PyTreeCheckpointer() as checkpointer:
-        (leaf,) = jax.tree.leaves(checkpointer.restore(where / "params", args=how))
+        found = _checked(checkpointer.restore(where / "params", args=how), where)
+    (leaf,) = jax.tree.leaves(found)
     return leaf
 
 
@@ -297,6 +302,13 @@ def _chosen(folder: pathlib.Path, step: int | None) -> pathlib.Path:
         named = "" if step is None else f" {step}"
         raise ValueError(f"{folder}: no checkpoint{named}, has {steps}")
     return folder / str(steps[-1] if step is None else step)
+
+
+def _checked(params: Any, where: pathlib.Path) -> Any:
+    """Returns parameters that were read; ValueError where one is not finite."""
+    if wrong := finite.complaint(params):
+        raise ValueError(f"{where}: {wrong}")
+    return params
 
 
 def _meta(where: pathlib.Path) -> dict[str, Any]:

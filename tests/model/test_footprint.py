@@ -2,11 +2,18 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from benchmarks import roofline
-from stair_jax.model import footprint
+from stair_jax import mesh as mesh_lib
+from stair_jax.model import footprint, lora, transformer
 from stair_jax.model.footprint import Pass, Split
+from stair_jax.train import step as step_lib
+from stair_jax.train.logprobs import Scorer
+from stair_jax.train.losses import Sft
+from stair_jax.train.optimizer import AdamW
 from tests.support.placing import CONFIG, SPEC
 from tests.support.training import train_config
 
@@ -49,6 +56,47 @@ def test_adapters_leave_the_weights_frozen():
     assert found["moments"] == 800
     assert found["frozen weights"] == 4 * s.parameters
     assert found["head"] == 2 * 4 * 8 * s.V
+
+
+def step_bytes(spec, config, rows):
+    """Returns what a step over adapters takes besides its arguments, as XLA compiles it."""
+    mesh = mesh_lib.make((1, 1, 1))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def like(draw, *key):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+            jax.eval_shape(draw, *key),
+        )
+
+    key = jax.random.key(0)
+    base = like(lambda key: transformer.init(spec, key), key)
+    factors = like(lambda k: lora.init(spec, k, rank=2, targets=("q",), new_rows=len(rows)), key)
+    batch = {"tokens": jnp.zeros((1, 2, 16), jnp.int32), "loss_mask": jnp.ones((1, 2, 16), bool)}
+    batch = like(lambda: batch | {"weight": jnp.ones((1, 2))})
+    tx, loss = AdamW.of(config, rows), Sft(Scorer.of(spec, config, rows))
+    state = step_lib.abstract(factors, tx, mesh)
+    leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))
+    programs = step_lib.Programs.of(loss, tx, tree, tuple(leaves))
+    with jax.set_mesh(mesh):
+        lowered = programs.whole.lower(state, {"base": base}, batch, jnp.float32(1e-3))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_rows_beside_adapters_cost_tables_as_xla_compiles_them(tied):
+    spec = dataclasses.replace(SPEC, L=1, V=20_000, vocab=20_000, tied=tied)
+    config = train_config(lora_rank=2, head_chunk=4, micro_tokens=32, buckets=(16,), batch=2)
+    rows = (19_990, 19_991)
+    compiled = step_bytes(spec, config, rows) - step_bytes(spec, config, ())
+    how = {"trained": 100, "frozen": 4.0 * spec.parameters}
+    found = train(spec, config, **how, new_rows=2)
+    assert found["tables with new rows"] == pytest.approx(compiled, rel=0.2)
+    assert "tables with new rows" not in train(spec, config, **how)
+    full = dataclasses.replace(config, lora_rank=0)  # there all is trained anyway
+    assert "tables with new rows" not in train(spec, full, new_rows=2)
+    scored = train(spec, config, **how, new_rows=2, head=False)["tables with new rows"]
+    assert scored == 2 * 4 * spec.V * spec.D  # the embedding alone: with its rows, and its gradient
 
 
 @pytest.mark.parametrize(

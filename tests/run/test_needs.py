@@ -84,6 +84,51 @@ def test_disk_by_hand(tmp_path):
     assert found["export"] == 4 * spec.parameters
 
 
+def test_all_prompts_of_a_file_are_counted(tmp_path):
+    c = {"data__prompts": str(tmp_path / "prompts-{round}.jsonl"), "data__round_prompts": 0}
+    for number, rows in ((1, 3), (2, 5)):
+        row = '{"question": "q", "type": "safety"}\n'
+        (tmp_path / f"prompts-{number}.jsonl").write_text(row * rows)
+    run = run_of(tmp_path, rounds=2, **c)
+    s = run.config.search
+    found = needs.disk_of(run, ("search",), models.frame(run)[0])
+    assert found["trees"] == (3 + 5) * s.iterations * s.max_step_tokens * 8
+
+
+def test_every_model_of_the_baselines_has_checkpoints(tmp_path):
+    names = "sft,dpo,sacpo,self-rewarding"
+    how = {"rounds": 3, "sft__train__keep": 3, "dpo__train__keep": 1}
+    run = run_of(tmp_path, **how, baselines__names=names)
+    spec = models.frame(run)[0]
+    found = needs.disk_of(run, ("baselines",), spec)["checkpoints"]
+    # Start and sft as stage sft's; dpo, two steps of sacpo and three rounds as stage dpo's.
+    assert found == 12 * spec.parameters * (2 * 4 + (1 + 2 + 3) * 2)
+    fewer = needs.disk_of(run_of(tmp_path, **how, baselines__names="dpo"), ("baselines",), spec)
+    assert fewer["checkpoints"] == 12 * spec.parameters * (4 + 2)
+    assert not needs.disk_of(run, ("pairs",), spec)
+
+
+def test_baselines_that_sample_need_an_engine(tmp_path):
+    some = {"baselines__names": "sft,self-rewarding", "engine__slots": 4096}
+    assert total(run_of(tmp_path, **some), "baselines") > total(
+        run_of(tmp_path, **some | {"baselines__names": "sft"}), "baselines"
+    )
+
+
+def test_rows_of_new_tags_count_beside_adapters_alone(tmp_path, monkeypatch):
+    run = run_of(tmp_path, sft__train__lora_rank=2)
+    spec, config = models.frame(run)[0], train_config(run.config, "sft")
+    before, disk = total(run, "sft"), needs.disk_of(run, ("sft",), spec)["checkpoints"]
+    monkeypatch.setattr(models, "new_rows", lambda run: (7, 8, 9))
+    assert "tables with new rows" in needs.memory_of(run, "sft", spec)
+    assert total(run, "sft") > before + 4 * spec.V * spec.D
+    own = needs.trained_of(spec, config, 3) - needs.trained_of(spec, config, 0)
+    assert own == 3 * spec.D  # the miniature's tables are one
+    assert needs.disk_of(run, ("sft",), spec)["checkpoints"] == disk + 12 * own * 3
+    full = run_of(tmp_path)
+    assert needs.trained_of(spec, train_config(full.config, "sft"), 3) == spec.parameters
+
+
 @pytest.mark.parametrize(
     ("stage", "more"),
     [
@@ -110,7 +155,7 @@ def test_adapters_need_less_and_lie_on_frozen_weights(tmp_path):
     spec = models.frame(run)[0]
     found = needs.memory_of(run, "sft", spec)
     assert found["frozen weights"] == 4 * spec.parameters
-    trained = needs.trained_of(spec, train_config(run.config, "sft"))
+    trained = needs.trained_of(spec, train_config(run.config, "sft"), 0)
     assert 0 < trained < spec.parameters
     assert found["moments"] == 8 * trained
     assert needs.disk_of(run, ("sft",), spec)["checkpoints"] == 12 * trained * 3

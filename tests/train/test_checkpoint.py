@@ -188,6 +188,30 @@ def test_a_missing_checkpoint_is_named(tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path, monkeypatch, bad):
+    params, opt = fill(tmp_path, (2,))
+    broken = {"w": params["w"].at[5, 1].set(bad)}
+    message = r"/4: (not written, )?w has 1 values that are NaN or infinite, expected finite ones"
+    with open_at(tmp_path) as saves:
+        with pytest.raises(ValueError, match=message + "; the last one is 2"):
+            saves.save(4, params=broken, opt=opt, data={})
+        assert saves.latest == 2
+        with monkeypatch.context() as before:  # a file of an earlier version, or one that rotted
+            before.setattr(checkpoint.finite, "complaint", lambda params: "")
+            saves.save(4, params=broken, opt=opt, data={})
+            saves.wait()
+        with pytest.raises(ValueError, match=message):
+            saves.restore(4, params=like(params), opt=like(opt))
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load_params(tmp_path, like(params))
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load_leaf(tmp_path, ["w"], like(params)["w"])
+    np.testing.assert_array_equal(
+        checkpoint.load_params(tmp_path, like(params), 2)["w"], params["w"]
+    )
+
+
 @pytest.mark.parametrize("part", ["params", "opt", "meta"])
 def test_a_torn_folder_never_counts(tmp_path, part):
     params, opt = fill(tmp_path, (2, 4))
