@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from stair_jax import mesh as mesh_lib
 from stair_jax.model import lora, reward, transformer
+from stair_jax.model.spec import Spec
 from stair_jax.plan import gpu_text
 from stair_jax.train import step as step_lib
 from stair_jax.train.logprobs import Scorer
@@ -41,6 +42,8 @@ ROOM = 80e9 * 0.92  # of a GPU, what drivers and libraries leave
 T, ACCUM = 2048, 2
 TOKENS = 65_536  # of one pass: 8,192 a GPU
 RANK, ADAPTED = 16, tuple(lora.TARGETS)
+GROWN = dataclasses.replace(LLAMA_8B, V=128_264, vocab=128_260)  # with STAIR's tags, see `hf.tags`
+NEW_ROWS = tuple(range(LLAMA_8B.vocab, GROWN.vocab))  # theirs, trained beside adapters
 TX = AdamW(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
 SCORER = Scorer(
     spec=LLAMA_8B, compute_dtype="bfloat16", remat="full", head_chunk=1024, lora_scale=0.0
@@ -95,16 +98,17 @@ def batch_of(loss: Any, mesh: Any, *, tree: bool, tokens: int) -> dict[str, Any]
     }
 
 
-def weights(mesh: Any, dtype: Any, *, scalar: bool = False) -> Any:
+def weights(spec: Spec, mesh: Any, dtype: Any, *, scalar: bool = False) -> Any:
     """Returns the shapes and places of a policy's weights, or of a reward model's."""
     model: Any = reward if scalar else transformer
-    return placed(lambda key: model.init(LLAMA_8B, key), model.logical_axes(LLAMA_8B), mesh, dtype)
+    return placed(lambda key: model.init(spec, key), model.logical_axes(spec), mesh, dtype)
 
 
-def adapters(mesh: Any) -> Any:
-    """Returns the shapes and places of adapters."""
-    draw = lambda key: lora.init(LLAMA_8B, key, rank=RANK, targets=ADAPTED)  # noqa: E731
-    return placed(draw, lora.logical_axes(ADAPTED), mesh, jnp.float32)
+def adapters(spec: Spec, mesh: Any) -> Any:
+    """Returns the shapes and places of adapters, and of the rows of new tags beside them."""
+    how: dict[str, Any] = {"rank": RANK, "targets": ADAPTED, "new_rows": len(NEW_ROWS)}
+    axes = lora.logical_axes(ADAPTED, spec)
+    return placed(lambda key: lora.init(spec, key, **how), axes, mesh, jnp.float32)
 
 
 def placed(draw: Any, axes: Any, mesh: Any, dtype: Any) -> Any:
@@ -120,13 +124,14 @@ def compiled(
     loss: Any, mesh: Any, *, tree: bool = False, low_rank: bool = False, tokens: int = TOKENS
 ) -> Any:
     """Returns the compiled pass of a step over a micro-batch, and the bytes of its moments."""
-    scalar = isinstance(loss, Prm)
-    params, frozen = weights(mesh, jnp.float32, scalar=scalar), None
+    scalar, spec = isinstance(loss, Prm), GROWN if low_rank else LLAMA_8B
+    params, frozen = weights(spec, mesh, jnp.float32, scalar=scalar), None
     if low_rank:
-        frozen = {"base": weights(mesh, jnp.bfloat16, scalar=scalar)}
-        factors = adapters(mesh)
+        frozen = {"base": weights(spec, mesh, jnp.bfloat16, scalar=scalar)}
+        factors = adapters(spec, mesh)
         params = reward.adapted(params, factors) if scalar else factors
-        scorer = dataclasses.replace(loss.scorer, lora_scale=1.0)
+        own = reward.scalar(spec) if scalar else spec
+        scorer = dataclasses.replace(loss.scorer, spec=own, lora_scale=1.0, new_rows=NEW_ROWS)
         loss = dataclasses.replace(loss, scorer=scorer)
     state = step_lib.abstract(params, TX, mesh)
     leaves, treedef = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))
@@ -174,6 +179,7 @@ PROGRAMS = {
     "sft remat=none, quarter": ((1, 8, 1), remat(Sft(SCORER), "none"), {"tokens": TOKENS // 4}),
     "dpo (1,8,1)": ((1, 8, 1), DPO, {}),
     "dpo tree": ((1, 8, 1), DPO, {"tree": True}),
+    "sft lora": ((1, 8, 1), Sft(SCORER), {"low_rank": True}),
     "dpo lora": ((1, 8, 1), dataclasses.replace(DPO, reference="lora_base"), {"low_rank": True}),
     "prm": ((1, 8, 1), HEAD, {}),
     "prm tree": ((1, 8, 1), HEAD, {"tree": True}),

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 from stair_jax import interrupt
 from stair_jax import mesh as mesh_lib
 from stair_jax.data.batches import SftData
+from stair_jax.log import compiling
 from stair_jax.train import checkpoint
 from stair_jax.train import step as step_lib
 from stair_jax.train.checkpoint import Checkpoints
@@ -380,6 +382,24 @@ def test_one_program_for_each_bucket_and_none_for_a_second_round(tmp_path, caplo
     assert made.cache_info().hits > info.hits
     sizes = [program._cache_size() for program in (programs.whole, programs.add)]
     assert sum(sizes) == len(CONFIG.buckets)
+
+
+def test_each_new_shape_of_a_step_is_told_once_with_the_time_that_it_took(
+    tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(compiling, "LEAST_S", 0.0)  # small programs take no second
+    with caplog.at_level(logging.INFO, logger="stair_jax.log.compiling"):
+        fit(tmp_path)
+    said = [record.getMessage() for record in caplog.records]
+    steps = [text.partition(" tokens (")[2] for text in said if "compiled a step" in text]
+    most = len(CONFIG.buckets)
+    assert most > 1
+    assert [text.partition(")")[0] for text in steps] == [
+        f"shape {number} of at most {most}" for number in range(1, most + 1)
+    ]
+    assert all(
+        text.startswith("sft: compiled") and " s" in text.rpartition(")")[2] for text in said
+    )
 
 
 def _tx():
