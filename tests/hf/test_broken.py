@@ -246,15 +246,15 @@ def test_ends_that_are_no_tokens_are_refused(folder, file, value):
         metadata.ends_of(folder, TINY)
 
 
-def test_a_checkpoints_own_python_is_never_run(folder, monkeypatch):
-    def asked(*_):
-        raise AssertionError("something was asked on the standard input")
-
-    monkeypatch.setattr("builtins.input", asked)
-    hidden = folder / "tokenization_mine.py"
-    hidden.write_text("raise AssertionError('the code of the checkpoint was run')")
+def test_a_checkpoints_own_python_is_never_run(folder, tmp_path, monkeypatch):
+    asked, ran = [], tmp_path / "ran"
+    monkeypatch.setattr("builtins.input", lambda *_: asked.append("on standard input") or "y")
+    code = f"open({str(ran)!r}, 'w')\nraise ValueError('here it ran')"
+    (folder / "tokenization_mine.py").write_text(code)
     auto_map = {"AutoTokenizer": ["tokenization_mine.Mine", None]}
     edit_json(folder / "tokenizer_config.json", tokenizer_class="Mine", auto_map=auto_map)
     with pytest.raises(ValueError, match="the tokenizer cannot be read: ") as error:
         metadata.load_frame(folder)
     assert "\n" not in str(error.value)
+    assert not asked
+    assert not ran.exists()
