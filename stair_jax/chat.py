@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from stair_jax import startup, text
 from stair_jax.config import Config, restore
 from stair_jax.config.strategies import GREEDY, Strategy, parse
-from stair_jax.evals.benchmarks import miniature
 from stair_jax.log import bars
 from stair_jax.log.metrics import Metrics
 from stair_jax.records import Prompt
-from stair_jax.run import models
+from stair_jax.run import models, worlds
 from stair_jax.run.answerer import Answerer, Reply
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.workdir import Run
+from stair_jax.world import World
 
 _SEARCH = (
     "how an answer is found: greedy (default), or as config.evaluate.search: best_of_8, vote_of_8,"
@@ -74,7 +74,7 @@ def _talk(options: argparse.Namespace) -> None:
     codec = answerer.policy.codec
     print(f"{name} of {options.workdir}; a question a line, end with Ctrl-D", file=sys.stderr)
     if not config.model.checkpoint:
-        _introduce()
+        _introduce(worlds.of_model(config))
     for number, question in enumerate(map(str.strip, sys.stdin)):
         if not question:
             continue
@@ -119,11 +119,10 @@ def _print(prompt: Prompt, reply: Reply) -> None:
         print(f"(score {reply.score:.3f}, {reply.tokens} tokens generated)", file=sys.stderr)
 
 
-def _introduce() -> None:
-    """Says what a model of the miniature can be asked."""
-    examples = [miniature.prompts(name, "dev")[0].question for name in miniature.METRICS]
-    lines = ["The miniature understands its own words and forms of question alone, such as:"]
-    print("\n  ".join(lines + examples), file=sys.stderr)
+def _introduce(world: World) -> None:
+    """Says what a world's model can be asked."""
+    line = f"The {world.name} understands its own words and forms of question alone, such as:"
+    print("\n  ".join([line, *world.examples()]), file=sys.stderr)
 
 
 def _unknown(codec: text.Codec, question: str) -> list[str]:

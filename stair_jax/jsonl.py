@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stair_jax.records import Row, from_json, to_json
@@ -153,3 +153,23 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def object_of(where: str, row: Any) -> Mapping[str, Any]:
+    """Returns a row that must be an object; ValueError that names its place where it is none."""
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{where}: found {type(row).__name__}, expected an object")
+    return row
+
+
+def text_of(where: str, row: Any, *keys: str) -> str:
+    """Returns the first of `keys` that a row has as a text that is not blank.
+
+    Raises:
+      ValueError: where there is none, or the row is no object.
+    """
+    row = object_of(where, row)
+    for key in keys:
+        if isinstance(row.get(key), str) and row[key].strip():
+            return row[key]
+    raise ValueError(f"{where}: no text under {' or '.join(map(repr, keys))}, found {sorted(row)}")

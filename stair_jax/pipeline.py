@@ -16,7 +16,7 @@ from stair_jax.config.checks import validate
 from stair_jax.config.schema import words
 from stair_jax.log import progress
 from stair_jax.log.metrics import Metrics
-from stair_jax.run import inputs, models, needs
+from stair_jax.run import benchmarks, inputs, models, needs
 from stair_jax.run.lineage import Lineage, settings_of
 from stair_jax.run.redo import Redo
 from stair_jax.run.workdir import CHECKPOINT, Run, locked
@@ -85,6 +85,7 @@ def run(config: Config, flags: Collection[str] = ()) -> None:
       ValueError: for settings that cannot work, or that would mix results of two configurations.
     """
     validate(config)
+    benchmarks.check(config)
     workdir = pathlib.Path(config.workdir)
     if config.status:
         print(status(config, Lineage(workdir / "lineage.json")))
@@ -132,6 +133,7 @@ def _with_flags_of_before(config: Config, lineage: Lineage, flags: Collection[st
         return config
     changed = with_values(config, missing)
     validate(changed)
+    benchmarks.check(changed)
     return changed
 
 

@@ -198,12 +198,16 @@ def escape(question: str, specials: Iterable[str]) -> str:
     return question
 
 
-def final_answer(response: str) -> str | None:
+def final_answer(response: str, direct: bool = False) -> str | None:
     """Returns the text of the closed Output block, or None where there is none.
+
+    A `direct` response, of a model that does not reason, is the answer as a whole.
 
     The block may carry a "Final Answer:" line, which is not part of the answer. Source:
     thu-ml/STAIR src/final_orm.py takes the same block but cannot tell a missing one apart.
     """
+    if direct:
+        return response.strip()
     blocks = re.findall(re.escape(OUTPUT) + r"(.*?)" + re.escape(OUTPUT_END), response, re.DOTALL)
     if not blocks:
         return None

@@ -10,7 +10,7 @@ from stair_jax.config import STAGES
 ROOT = pathlib.Path(__file__).parents[1] / "stair_jax"
 FLOORS = [
     {"config", "records", "jsonl", "text", "interrupt"},
-    {"ops", "mesh", "startup", "xla_flags", "miniature", "kernels"},
+    {"ops", "mesh", "startup", "xla_flags", "world", "miniature", "kernels"},
     {"model"},
     {"engine", "data", "hf", "remote", "log"},
     {"judges", "prm", "train"},

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 __all__ = [
     "BASELINES",
-    "BENCHMARKS",
     "EXPORTS",
     "ROW_FILES",
     "STAGES",
@@ -25,7 +24,6 @@ __all__ = [
 if TYPE_CHECKING:
     from stair_jax.config.defaults import (
         BASELINES,
-        BENCHMARKS,
         EXPORTS,
         ROW_FILES,
         STAGES,

@@ -6,6 +6,7 @@ from stair_jax import config
 from stair_jax.config import Config, default, ignored, ranges, redaction
 from stair_jax.config.reward_checks import validate_rewards
 from stair_jax.config.schema import words
+from stair_jax.config.sources import is_world
 from stair_jax.config.threshold_checks import validate_thresholds
 
 _CHOICES = {
@@ -148,7 +149,7 @@ def _validate_data(c: Config) -> None:
     ):
         if not used:
             continue
-        embedded = c.data[key] == "miniature"
+        embedded = is_world(c.data[key])
         if embedded and c.data[number] <= 0:
             raise ValueError(
                 f"config.data.{number}: {c.data[number]}, the miniature needs a number above 0"
@@ -159,7 +160,7 @@ def _validate_data(c: Config) -> None:
                 " config.model.checkpoint (empty stands for the miniature's own model)"
             )
     for key in ("safety", "helpfulness"):
-        if c.judge[key] == "verifier" and c.data.prompts != "miniature":
+        if c.judge[key] == "verifier" and not is_world(c.data.prompts):
             raise ValueError(f"config.judge.{key}: 'verifier' knows the miniature's prompts only")
 
 
@@ -172,10 +173,10 @@ def _validate_baselines(c: Config) -> None:
     if b.buckets:
         _validate_buckets("config.baselines.buckets", b.buckets)
     reads = {"sft", "dpo", "sacpo"} & set(names)
-    if reads and c.data.preferences == "miniature" and c.model.checkpoint:
+    if reads and is_world(c.data.preferences) and c.model.checkpoint:
         raise ValueError(
-            f"config.data.preferences: 'miniature' means nothing to {c.model.checkpoint!r}; the"
-            " baselines sft, dpo and sacpo need a file of preferences"
+            f"config.data.preferences: {c.data.preferences!r} means nothing to"
+            f" {c.model.checkpoint!r}; the baselines sft, dpo and sacpo need a file of preferences"
         )
 
 

@@ -13,7 +13,6 @@ from ml_collections.config_dict import placeholder
 Config = Any  # an ml_collections.ConfigDict; type checkers cannot see its fields
 
 ROW_FILES = (".json", ".jsonl", ".parquet")  # suffixes of files of rows
-BENCHMARKS = ("harmful", "jailbreak", "lookalike", "harmless")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 STAGES = ("sft", "search", "pairs", "dpo", "baselines", "prm", "evaluate", "export")
 EXPORTS = ("llamafactory", "openrlhf", "trl")
@@ -257,7 +256,8 @@ def _add_baselines(c: Config) -> None:
 def _add_outcomes(c: Config) -> None:
     c.evaluate = ml_collections.ConfigDict()
     c.evaluate.benchmarks = "harmful,jailbreak,lookalike,harmless"  # comma-separated: these are the
-    #   miniature's; or files or hub names of prompts, as data.prompts
+    #   miniature's; or names of others (gsm8k), from the hub, or gsm8k:FILE; or files or hub names
+    #   of prompts, as data.prompts
     c.evaluate.models = ""  # "base", "sft", "dpo-1", ...; empty: all that are there
     c.evaluate.judged = True  # whether config.judge scores the answers to prompts of files
     c.evaluate.search = "greedy"  # how answers are found: comma-separated of greedy; under the

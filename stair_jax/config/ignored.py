@@ -7,9 +7,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from stair_jax.config import BENCHMARKS, ROW_FILES, Config, default, redaction
+from stair_jax.config import ROW_FILES, Config, default, redaction
 from stair_jax.config.ranges import leaves
 from stair_jax.config.schema import words
+from stair_jax.config.sources import is_world, prompts_among
 from stair_jax.config.strategies import GREEDY, Strategy, parse_all
 
 REQUEST = ("temperature", "top_p", "max_tokens")  # what `judge.leave_out` can name
@@ -57,13 +58,9 @@ def _sides(c: Config) -> set[str]:
     return {c.judge.safety, c.judge.helpfulness}
 
 
-def _own_benchmarks(c: Config) -> list[str]:
-    return [name for name in words(c.evaluate.benchmarks) if name not in BENCHMARKS]
-
-
 def _on_hub(c: Config) -> bool:
-    sources = c.data.sft, c.data.prompts, c.data.preferences, *_own_benchmarks(c)
-    return not all(x == "miniature" or x.endswith(ROW_FILES) for x in sources)
+    sources = c.data.sft, c.data.prompts, c.data.preferences, *prompts_among(c.evaluate.benchmarks)
+    return not all(is_world(x) or x.endswith(ROW_FILES) for x in sources)
 
 
 def _judged_by_truth(c: Config) -> bool:
@@ -106,12 +103,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("data.format",),
-        lambda c: c.data.sft != "miniature",
+        lambda c: not is_world(c.data.sft),
         "a file or hub name in config.data.sft",
     ),
     Rule(
         ("data.preferences_format",),
-        lambda c: c.data.preferences != "miniature",
+        lambda c: not is_world(c.data.preferences),
         "a file or hub name in config.data.preferences",
     ),
     Rule(
@@ -259,5 +256,9 @@ RULES: tuple[Rule, ...] = (
         lambda c: any(s.kind == "lookahead" for s in _searches(c)),
         "lookahead_WxM in config.evaluate.search",
     ),
-    Rule(("evaluate.judged",), _own_benchmarks, "files of prompts in config.evaluate.benchmarks"),
+    Rule(
+        ("evaluate.judged",),
+        lambda c: prompts_among(c.evaluate.benchmarks),
+        "files of prompts in config.evaluate.benchmarks",
+    ),
 )

@@ -1,8 +1,9 @@
 """What the settings of judges, reward model and test-time search must be. Floor 0."""
 
-from stair_jax.config import BENCHMARKS, ROW_FILES, Config, redaction
+from stair_jax.config import Config, redaction
 from stair_jax.config.ignored import REQUEST
 from stair_jax.config.schema import words
+from stair_jax.config.sources import is_world
 from stair_jax.config.strategies import GREEDY, parse_all
 
 
@@ -12,7 +13,6 @@ def validate_rewards(c: Config) -> None:
     _validate_judge(c)
     _validate_prm(c)
     _validate_evaluate(c)
-    _validate_benchmarks(c, "evaluate" in words(c.stages))
     _validate_draws(c)
 
 
@@ -33,11 +33,11 @@ def _validate_judge(c: Config) -> None:
         _validate_remote(j)
     if "reward_model" in sides and not j.reward_model:
         raise ValueError("config.judge.reward_model: empty, expected a folder or a hub name")
-    own = j.templates == "miniature"
-    if own and (c.model.checkpoint or c.data.sft != "miniature"):
+    own = is_world(j.templates)
+    if own and (c.model.checkpoint or c.data.sft != j.templates):
         raise ValueError(
-            "config.judge.templates: 'miniature' is for a model that stage 1 teaches to judge, so"
-            " config.model.checkpoint must be empty and config.data.sft 'miniature'"
+            f"config.judge.templates: {j.templates!r} is for a model that stage 1 teaches to judge,"
+            f" so config.model.checkpoint must be empty and config.data.sft {j.templates!r}"
         )
     judged = "search" in words(c.stages) or "self-rewarding" in words(c.baselines.names)
     if judged and "self" in sides and not (own or c.model.checkpoint):
@@ -98,38 +98,3 @@ def _validate_draws(c: Config) -> None:
                 f"config.{section}.temperature: 0 draws the same tokens each time, expected a"
                 " number above 0"
             )
-
-
-def _validate_benchmarks(c: Config, wanted: bool) -> None:
-    e, key = c.evaluate, "config.evaluate.benchmarks"
-    found, embedded = words(e.benchmarks), c.data.prompts == "miniature"
-    own = [name for name in found if name not in BENCHMARKS]
-    if not found:
-        raise ValueError(f"{key}: empty, expected some of {list(BENCHMARKS)} or files of prompts")
-    if unknown := [name for name in own if not ("/" in name or name.endswith(ROW_FILES))]:
-        raise ValueError(
-            f"{key}: {unknown} not in {list(BENCHMARKS)}, and no file ({', '.join(ROW_FILES)}) nor"
-            " a name on the Hugging Face hub"
-        )
-    if not wanted:
-        return
-    if len(own) < len(found) and c.model.checkpoint and not embedded:
-        raise ValueError(
-            f"{key}: {[name for name in found if name in BENCHMARKS]} are the miniature's, which"
-            f" mean nothing to {c.model.checkpoint!r} without its prompts (config.data.prompts);"
-            " name a file of prompts"
-        )
-    if own and not c.model.checkpoint:
-        raise ValueError(
-            f"{key}: {own} need a model that speaks their language; set config.model.checkpoint"
-        )
-    if own and any(s.kind == "oracle_of" for s in parse_all(words(e.search))):
-        raise ValueError(
-            f"config.evaluate.search: oracle_of_N needs the truth, which is known of"
-            f" {list(BENCHMARKS)} and not of {own}"
-        )
-    if own and e.judged and "verifier" in (c.judge.safety, c.judge.helpfulness):
-        raise ValueError(
-            f"config.evaluate.judged: config.judge names 'verifier', which knows nothing of {own};"
-            " set it to False, or name another judge"
-        )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from stair_jax.data import sources
+from stair_jax.jsonl import object_of, text_of
 from stair_jax.records import Preference, SftRow
 from stair_jax.text import Turn, tags_close
 
@@ -74,7 +75,7 @@ def _load(
     dropped: dict[str, list[str]] = {}
     seen: dict[str, tuple[str, Row]] = {}  # where an id stands, and its row
     for number, (where, row) in enumerate(rows, start=1):
-        fields = _object(where, row)
+        fields = object_of(where, row)
         given = id_of(where, fields)
         name = given or f"{letter}{number:05d}"
         before, same = seen.setdefault(name, (where, fields))
@@ -261,25 +262,6 @@ def _answer(turn: Turn) -> str:
 # Pieces of rows.
 
 
-def _object(where: str, row: Any) -> Row:
-    if not isinstance(row, Mapping):
-        raise ValueError(f"{where}: found {type(row).__name__}, expected an object")
-    return row
-
-
-def text_of(where: str, row: Any, *keys: str) -> str:
-    """Returns the first of `keys` that a row has as a text that is not blank.
-
-    Raises:
-      ValueError: where there is none, or the row is no object.
-    """
-    row = _object(where, row)
-    for key in keys:
-        if isinstance(row.get(key), str) and row[key].strip():
-            return row[key]
-    raise ValueError(f"{where}: no text under {' or '.join(map(repr, keys))}, found {sorted(row)}")
-
-
 def _string(where: str, row: Row, key: str) -> str:
     """Returns a text that may be blank."""
     if not isinstance(row.get(key), str):
@@ -296,7 +278,7 @@ def _turns(where: str, row: Row, key: str) -> list[Turn]:
 
 def _turn(where: str, turn: Any) -> Turn:
     """Returns (role, content) of {"role", "content"} or {"from", "value"}."""
-    found = _object(where, turn)
+    found = object_of(where, turn)
     for role, content in (("role", "content"), ("from", "value")):
         if role in found and content in found:
             if not isinstance(found[role], str) or not isinstance(found[content], str):
@@ -360,7 +342,7 @@ def _chosen(
 ) -> Callable[[str, str, Row], Kept]:
     """Returns the reader of a format, told by the first row where `name` is "auto"."""
     where, first = rows[0]
-    columns = _object(where, first)
+    columns = object_of(where, first)
     fitting = [known for known, one in formats.items() if one.fits(columns)]
     if name != "auto":
         if name not in formats:

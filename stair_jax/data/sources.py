@@ -20,8 +20,10 @@ def is_file(source: str) -> bool:
     return pathlib.Path(source).suffix in ROW_FILES or pathlib.Path(source).is_file()
 
 
-def read(source: str, split: str = "train") -> list[Located]:
+def read(source: str, split: str = "train", subset: str | None = None) -> list[Located]:
     """Returns all rows of a .json list, a .jsonl or .parquet file, or a split of a hub name.
+
+    A data set of the hub that has several parts is read from a `subset`.
 
     Raises:
       ValueError: for a source that is not there, is not what its name says, or has no rows.
@@ -29,7 +31,7 @@ def read(source: str, split: str = "train") -> list[Located]:
     if is_file(source):
         rows, name = _file(pathlib.Path(source)), source
     else:
-        rows, name = _hub(source, split), f"{source}[{split}]"
+        rows, name = _hub(source, split, subset), f"{source}[{split}]"
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{name}: found no rows, expected a list of at least one")
     found = [Located(f"{name}:{number}", row) for number, row in enumerate(rows, start=1)]
@@ -132,11 +134,11 @@ def _check_texts(where: str, value: Any, key: str = "") -> None:
             _check_texts(where, inner, f"{key}[{number}]")
 
 
-def _hub(name: str, split: str) -> list[Any]:
+def _hub(name: str, split: str, subset: str | None) -> list[Any]:
     import datasets  # slow to import, and only where a hub name is read
 
     try:
-        return datasets.load_dataset(name, split=split).to_list()  # pyright: ignore[reportAttributeAccessIssue] one split is one Dataset
+        return datasets.load_dataset(name, subset, split=split).to_list()  # pyright: ignore[reportAttributeAccessIssue] one split is one Dataset
     except Exception as error:  # of many libraries: the hub's, HTTP's, the readers'
         raise ValueError(
             f"{name}: neither a file nor a data set of the Hugging Face hub with split {split!r}"

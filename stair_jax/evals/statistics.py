@@ -1,7 +1,7 @@
 """Shares with their uncertainty."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 Z95 = 1.959963984540054  # normal quantile of a two-sided 95 % interval
 
@@ -22,15 +22,11 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
-def shares(outcomes: Sequence[str], metrics: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """Returns {metric: {value, n, low, high}}, the share of the outcome that each metric counts."""
-    found = {}
-    for metric, outcome in metrics.items():
-        hits = sum(o == outcome for o in outcomes)
-        low, high = wilson(hits, len(outcomes))
-        value = hits / len(outcomes) if outcomes else math.nan
-        found[metric] = {"value": value, "n": len(outcomes), "low": low, "high": high}
-    return found
+def share(hits: Sequence[float]) -> dict[str, float]:
+    """Returns {value, n, low, high}: the share of ones among ones and zeros, and its interval."""
+    count, found = len(hits), int(sum(hits))
+    low, high = wilson(found, count)
+    return {"value": found / count if count else math.nan, "n": count, "low": low, "high": high}
 
 
 def mean(values: Sequence[float]) -> float:

@@ -42,8 +42,7 @@ class Beam:
 
 def greedy(trail: Trail) -> Moves[Found]:
     """Returns the response of the likeliest tokens."""
-    limit = trail.guide.config.max_tokens
-    wish = Wish(trail.root, (START, "greedy", 0), "end", limit, GREEDY)
+    wish = Wish(trail.root, (START, "greedy", 0), "end", trail.limit, GREEDY)
     (result,) = yield from trail.generate([wish])
     return Found(ids=result.ids)
 
@@ -65,8 +64,7 @@ def sample(
     """
     guide = trail.guide
     wishes = [
-        Wish(trail.root, (START, "sample", i), "end", guide.config.max_tokens, guide.sampling)
-        for i in ordinals
+        Wish(trail.root, (START, "sample", i), "end", trail.limit, guide.sampling) for i in ordinals
     ]
     results = yield from trail.generate(wishes)
     drawn = [result.ids for result in results]
@@ -162,7 +160,7 @@ def _extend(trail: Trail, parents: Sequence[Beam], shares: dict[int, int]) -> Mo
         last = parent.depth + 1 >= guide.max_depth
         for ordinal in range(first, first + count):
             key = (parent.tag, "end" if last else "step", ordinal)
-            room = guide.config.max_tokens - len(parent.ids)
+            room = trail.limit - len(parent.ids)
             wishes.append((parent, Wish(parent.prefix, key, key[1], room, guide.sampling)))
     results = yield from trail.generate([wish for _, wish in wishes])
     fresh: dict[tuple[int, str, tuple[int, ...]], tuple[Beam, Wish, Result]] = {}
@@ -191,7 +189,7 @@ def _child(
         parent.ids + result.ids,
         parent.raw + (tuple(map(finite, reading.raw)) if reading else ()),
     )
-    full = result.finish == "length" or len(ids) >= guide.config.max_tokens
+    full = result.finish == "length" or len(ids) >= trail.limit
     ends = any(token in guide.codec.end_stop for token in result.ids)
     child = Beam(
         tag=f"{parent.tag}.{ordinal}",
@@ -237,7 +235,7 @@ def _futures(trail: Trail, beams: Sequence[Beam], looks: int) -> Moves[dict[str,
                 ends[beam.tag],
                 (beam.tag, "look", look, "step", 0),
                 "step",
-                guide.config.max_tokens - len(beam.ids) - len(found[beam.tag]),
+                trail.limit - len(beam.ids) - len(found[beam.tag]),
                 GREEDY,
             )
             for beam in going
@@ -248,7 +246,7 @@ def _futures(trail: Trail, beams: Sequence[Beam], looks: int) -> Moves[dict[str,
                 trail.release(ends[beam.tag])
             found[beam.tag] += result.ids
             ends[beam.tag] = result.prefix
-            over = len(beam.ids) + len(found[beam.tag]) >= guide.config.max_tokens
+            over = len(beam.ids) + len(found[beam.tag]) >= trail.limit
             stops = any(token in guide.codec.end_stop for token in result.ids)
             if look == looks - 1 or over or stops or result.finish == "length":
                 trail.release(ends.pop(beam.tag))

@@ -9,7 +9,7 @@ under way, nor on the order of prompts. Whatever fails, every sequence is given 
 
 import collections
 import dataclasses
-from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from stair_jax.config.schema import GuidedConfig
@@ -42,6 +42,12 @@ class Guide:
     config: GuidedConfig
     max_depth: int  # steps of a response; the last one runs to the response's end
     seed: int
+    limits: Mapping[str, int] = dataclasses.field(default_factory=dict)  # as `Trail.limit`, by id
+
+    def limit_of(self, prompt: Prompt) -> int:
+        """Returns how many tokens a response to a prompt has at most."""
+        most = self.config.max_tokens
+        return min(self.limits.get(prompt.id, most), most)
 
     @property
     def sampling(self) -> Sampling:
@@ -95,6 +101,7 @@ class Trail:
 
     def __init__(self, prompt: Prompt, guide: Guide):
         self.prompt, self.guide = prompt, guide
+        self.limit = guide.limit_of(prompt)  # tokens of a response
         self.tokens = 0  # generated, whether or not they came into the answer
         self.scored = 0  # tokens of responses that the reward model read
         self.missing = 0  # scores of the reward model that were not finite

@@ -81,7 +81,7 @@ def find(
         reward=None,
         seed=guide.seed,
         valuer=Aggregated(guide.model, guide.config.aggregation),
-        on_tree=lambda tree: on_found(tree.prompt, pick(tree, guide.config.max_tokens)),
+        on_tree=lambda tree: on_found(tree.prompt, pick(tree, guide.limit_of(tree.prompt))),
     )
     return leftovers.passed_over
 

@@ -78,7 +78,7 @@ def comparable(response: str, direct: bool = False) -> str | None:
       response: whole, as decoded.
       direct: whether all of it is the answer, of a model that does not reason.
     """
-    answer = response if direct else text.final_answer(response)
+    answer = text.final_answer(response, direct)
     if answer is None:
         return None
     return " ".join(answer.casefold().split()).removesuffix(".").rstrip()

@@ -25,7 +25,7 @@ class RuleJudge(FunctionJudge):
         self._malformed = 0
 
     def _score(self, prompt: Prompt, response: str, direct: bool) -> Score | None:
-        answer = response.strip() if direct else text.final_answer(response)
+        answer = text.final_answer(response, direct)
         if not answer:
             self._malformed += 1
             return None

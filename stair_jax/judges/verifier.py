@@ -1,25 +1,10 @@
-"""Judges that know the truth: the miniature's verifier."""
+"""Judges that know the truth: a world's truth function."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
 
 from stair_jax.judges.base import FunctionJudge, FunctionRater, Rating, Score
 from stair_jax.records import Prompt
-
-
-@runtime_checkable
-class Verdict(Protocol):
-    """What a verifier says of a response."""
-
-    @property
-    def safety(self) -> float:
-        """In [-1, 1]; above 0 is safe."""
-        ...
-
-    @property
-    def helpfulness(self) -> float:
-        """In [-1, 1]."""
-        ...
+from stair_jax.world import Verdict
 
 
 class VerifierJudge(FunctionJudge):

@@ -8,11 +8,11 @@ part of the vocabulary.
 
 import pathlib
 import random
-from collections.abc import Callable
 
 from stair_jax.miniature import splits
 from stair_jax.miniature.verifier import Verdict, answer_of, verify
 from stair_jax.records import Prompt, SftRow
+from stair_jax.world import Fills
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 WORDS = ("conclusion", "[", "]", "SAFE", "UNSAFE", "safe", "question", "help")  # of rubric, reply
@@ -21,7 +21,7 @@ FOREIGN = 0.5  # share of lessons whose answer was given to another question: of
 _COMPLIES = "lookalike"  # or for a harmful question, whose kind is mostly refused, of this one
 
 
-def rows(seed: int, count: int, fills: dict[str, Callable[[str, str], str]]) -> list[SftRow]:
+def rows(seed: int, count: int, fills: Fills) -> list[SftRow]:
     """Returns `count` lessons; the sides take turns, questions are stage 1's.
 
     Args:

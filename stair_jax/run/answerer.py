@@ -68,14 +68,22 @@ class Answerer:
       run: the run.
       name: of the model.
       strategies: all that it is to answer with.
+      limits: tokens of a response, by prompt id, where they are fewer than the run's.
       compile_first: whether all programs are compiled before the first answer, so that none of
         many waits for one.
     """
 
     def __init__(
-        self, run: Run, name: str, strategies: Iterable[Strategy], *, compile_first: bool = True
+        self,
+        run: Run,
+        name: str,
+        strategies: Iterable[Strategy],
+        *,
+        limits: Mapping[str, int] | None = None,
+        compile_first: bool = True,
     ):
         self._run, self.name, self._compile_first = run, name, compile_first
+        self._limits = limits or {}
         self.config = GuidedConfig.of(run.config.evaluate)
         self._reads = any(strategy.reads for strategy in strategies)
 
@@ -353,4 +361,5 @@ class Answerer:
             config=self.config,
             max_depth=self._run.config.search.max_depth,
             seed=self._run.config.seed,
+            limits=self._limits,
         )

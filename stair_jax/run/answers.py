@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from stair_jax import jsonl
 from stair_jax.config.strategies import SAMPLED, Strategy
-from stair_jax.evals.benchmark import MALFORMED, Benchmark
+from stair_jax.evals.benchmark import Benchmark
 from stair_jax.guided.beams import Found
 from stair_jax.records import Answer, Prompt, Sample
 from stair_jax.run import models
@@ -87,9 +87,7 @@ class Answering:
     def _outcome(self, prompt: Prompt, response: str, cut: bool) -> str:
         """Returns what a response counts as: one that was cut has no final answer."""
         benchmark, _ = self._of_prompt[prompt.id]
-        if cut:
-            return MALFORMED
-        return benchmark.outcome(prompt, response, self._answerer.direct)
+        return benchmark.grade(prompt, "" if cut else response, self._answerer.direct).outcome
 
     def _tell(self, label: str, passed_over: Mapping[str, str]) -> None:
         """Says which prompts got no answer; they are counted as missing."""
@@ -108,7 +106,7 @@ class Answering:
             if not (some := self._samples[prompt.id][: strategy.width]):
                 continue  # passed over
             benchmark, _ = self._of_prompt[prompt.id]
-            merits = [benchmark.merit(sample.outcome) for sample in some] if benchmark.merit else []
+            merits = [benchmark.merits[s.outcome] for s in some] if benchmark.merits else []
             found = [Found(ids=sample.ids, raw=sample.raw) for sample in some]
             chosen = self._answerer.choose(strategy, prompt, found, merits, lost)
             take(self._row(prompt, self._answerer.reply_of(strategy, found, chosen)))

@@ -1,18 +1,82 @@
-"""The benchmarks that a configuration names: the miniature's, and prompts of the user's own."""
+"""The benchmarks that a configuration names: registered ones, and prompts of the user's own."""
 
 import dataclasses
+import difflib
 import pathlib
+from collections.abc import Mapping, Sequence
 
-from stair_jax.config import BENCHMARKS, Config
+from stair_jax.config import ROW_FILES, Config
 from stair_jax.config.schema import words
+from stair_jax.config.sources import prompts_among
+from stair_jax.config.strategies import parse_all
 from stair_jax.data import sources
-from stair_jax.evals.benchmark import Benchmark
-from stair_jax.evals.benchmarks import miniature, own_prompts
+from stair_jax.evals.benchmark import Benchmark, registered
+from stair_jax.evals.benchmarks import own_prompts
+from stair_jax.judges.rubrics import SIDES
 from stair_jax.run import rows as rows_lib
+
+_KEY = "config.evaluate.benchmarks"
+
+
+def check(c: Config) -> None:
+    """Refuses benchmarks that do not exist, or of which the run's model or judge knows nothing.
+
+    Raises:
+      ValueError: naming them.
+    """
+    known, own = registered(), prompts_among(c.evaluate.benchmarks)
+    asked = {word: known.get(_name(word)) for word in words(c.evaluate.benchmarks)}
+    if not asked:
+        raise ValueError(f"{_KEY}: empty, expected some of {list(known)} or files of prompts")
+    if unknown := [word for word, one in asked.items() if not one and word not in own]:
+        near = difflib.get_close_matches(_name(unknown[0]), known, 1)
+        raise ValueError(
+            f"{_KEY}: {unknown} not in {list(known)}, and no file ({', '.join(ROW_FILES)}) nor"
+            f" a name on the Hugging Face hub{f'; did you mean {near[0]!r}?' if near else ''}"
+        )
+    if placed := [word for word, one in asked.items() if ":" in word and one and not one.hub]:
+        raise ValueError(f"{_KEY}: {placed}, expected the name alone: it makes its own prompts")
+    if "evaluate" in words(c.stages):
+        _check_languages(c, {word: one.world if one else "" for word, one in asked.items()})
+        _check_truth(c, [word for word, one in asked.items() if not (one and one.merits)])
+
+
+def _name(word: str) -> str:
+    return word.partition(":")[0]
+
+
+def _check_languages(c: Config, worlds: Mapping[str, str]) -> None:
+    """Refuses benchmarks in a language that the run's model does not speak."""
+    checkpoint = c.model.checkpoint
+    foreign = [word for word, world in worlds.items() if world not in ("", c.data.prompts)]
+    if checkpoint and foreign:
+        raise ValueError(
+            f"{_KEY}: {foreign} are the {worlds[foreign[0]]}'s, which mean nothing to"
+            f" {checkpoint!r} without its prompts (config.data.prompts); name a file of prompts"
+        )
+    if not checkpoint and (plain := [word for word, world in worlds.items() if not world]):
+        raise ValueError(
+            f"{_KEY}: {plain} need a model that speaks their language; set config.model.checkpoint"
+        )
+
+
+def _check_truth(c: Config, blind: Sequence[str]) -> None:
+    """Refuses searches and judges that need the truth, which is not known of some benchmarks."""
+    if blind and any(s.kind == "oracle_of" for s in parse_all(words(c.evaluate.search))):
+        raise ValueError(
+            "config.evaluate.search: oracle_of_N needs the truth, which is known of"
+            f" {[name for name, one in registered().items() if one.merits]} and not of {blind}"
+        )
+    own = list(prompts_among(c.evaluate.benchmarks))
+    if own and c.evaluate.judged and "verifier" in (c.judge.safety, c.judge.helpfulness):
+        raise ValueError(
+            f"config.evaluate.judged: config.judge names 'verifier', which knows nothing of {own};"
+            " set it to False, or name another judge"
+        )
 
 
 def of(config: Config) -> list[Benchmark]:
-    """Returns the benchmarks of `config.evaluate.benchmarks`, in its order.
+    """Returns the benchmarks of `config.evaluate.benchmarks` with their prompts, in its order.
 
     The ids of prompts of the user's own have the benchmark's name before them: two files may ask
     the same.
@@ -21,27 +85,38 @@ def of(config: Config) -> list[Benchmark]:
       ValueError: for prompts that cannot be read, naming file and row, or for a name taken twice.
     """
     found: dict[str, Benchmark] = {}
-    for source in words(config.evaluate.benchmarks):
-        own = source not in BENCHMARKS
-        benchmark = (
-            _own(config, source) if own else miniature.benchmark(source, config.evaluate.split)
-        )
-        if benchmark.name in found or (own and benchmark.name in BENCHMARKS):
+    own = prompts_among(config.evaluate.benchmarks)
+    for word in words(config.evaluate.benchmarks):
+        benchmark = _own(config, word) if word in own else _loaded(config, word)
+        if benchmark.name in found or (word in own and benchmark.name in registered()):
             raise ValueError(
-                f"config.evaluate.benchmarks: {source!r} would be called {benchmark.name!r}, as"
-                " another benchmark is; give it another name"
+                f"{_KEY}: {word!r} would be called {benchmark.name!r}, as another benchmark is;"
+                " give it another name"
             )
         found[benchmark.name] = benchmark
     return list(found.values())
 
 
+def _loaded(config: Config, word: str) -> Benchmark:
+    """Returns a registered benchmark with its prompts, read from the hub or the place it names."""
+    name, _, place = word.partition(":")
+    benchmark, split = registered()[name], config.evaluate.split
+    rows, protocol = [], benchmark.protocol
+    if hub := benchmark.hub:
+        rows = sources.read(place or hub.name, hub.splits[split], hub.subset)
+        protocol = f"{place or f'{hub.name} {hub.splits[split]}'}, {protocol}"
+    prompts = tuple(benchmark.load(rows, split))
+    return dataclasses.replace(benchmark, prompts=prompts, protocol=protocol)
+
+
 def _own(config: Config, source: str) -> Benchmark:
-    name = name_of(source)
+    name, judge = name_of(source), config.judge
     rows = [
         dataclasses.replace(prompt, id=f"{name}/{prompt.id}")
         for prompt in rows_lib.of_source(config, source)
     ]
-    return own_prompts.benchmark(name, rows, source, judged=config.evaluate.judged)
+    rated = [side for side in SIDES if side == "safety" or judge.helpfulness != "none"]
+    return own_prompts.benchmark(name, rows, source, sides=rated if config.evaluate.judged else ())
 
 
 def name_of(source: str) -> str:

@@ -87,7 +87,7 @@ def _look_at(run: Run, stage: str, number: int | None) -> None:
         if c.prm.prompts:
             rows_lib.for_prm(c)
     elif stage == "evaluate":
-        if any(benchmark.judged for benchmark in benchmarks.of(c)):
+        if any(benchmark.sides for benchmark in benchmarks.of(c)):
             judges.facts(c)
     elif stage == "baselines" and sources.is_file(data.preferences):
         rows_lib.for_preferences(c)

@@ -21,11 +21,11 @@ from stair_jax.judges.rubrics import SIDES, Rubric
 from stair_jax.judges.rule import RuleJudge, RuleRater
 from stair_jax.judges.self_reward import SelfRater
 from stair_jax.judges.verifier import VerifierJudge, VerifierRater
-from stair_jax.miniature import judging, verifier
 from stair_jax.records import Prompt
 from stair_jax.remote import client
-from stair_jax.run import models
+from stair_jax.run import models, worlds
 from stair_jax.run.workdir import Run, engine_config
+from stair_jax.world import World
 
 _READ_RUBRICS = ("self", "remote")  # judges that are asked in words
 
@@ -42,26 +42,26 @@ def judge_of(
       direct: whether responses are answers as a whole, without STAIR's format.
     """
     config = JudgeConfig.of(run.config.judge)
-    names = config.safety, config.helpfulness
-    if names == ("verifier", "verifier") and config.scope == "all":
-        return VerifierJudge(functools.partial(verifier.verify, direct=direct))
+    names, world = (config.safety, config.helpfulness), worlds.of(run.config.data.prompts)
+    if world and names == ("verifier", "verifier") and config.scope == "all":
+        return VerifierJudge(lambda prompt, given: world.verify(prompt, given, direct))
     if names == ("rule", "none"):
         return RuleJudge(direct)
-    raters = _Raters(run, board, codec, config, direct)
+    raters = _Raters(run, board, codec, config, direct, world)
     return Composite(
         raters.of("safety"),
         None if config.helpfulness == "none" else raters.of("helpfulness"),
         scope=config.scope,
         refusal_rule=config.refusal_rule,
-        answer_of=_answer_of(names, direct),
+        answer_of=_answer_of(world if "verifier" in names else None, direct),
     )
 
 
-def _answer_of(names: tuple[str, str], direct: bool) -> Callable[[str], str | None]:
-    """Returns what finds a final answer; beside the verifier, only in the miniature's format."""
-    if "verifier" in names:
-        return functools.partial(verifier.answer_of, direct=direct)
-    return str.strip if direct else text.final_answer
+def _answer_of(world: World | None, direct: bool) -> Callable[[str], str | None]:
+    """Returns what finds a final answer; of a world whose truth judges, in its format alone."""
+    if world:
+        return lambda response: world.answer_of(response, direct)
+    return lambda response: text.final_answer(response, direct)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,25 +73,27 @@ class _Raters:
     codec: text.Codec
     config: JudgeConfig
     direct: bool
+    world: World | None  # of the prompts
 
     def of(self, side: str) -> Rater:
         """Returns the rater of a side; a model's is compared with the truth, where that is known.
 
-        It is known of the miniature's prompts.
+        It is known of a world's prompts.
         """
-        name = getattr(self.config, side)
+        name, world = getattr(self.config, side), self.world
         if name == "rule":
             return RuleRater()
         if name == "verifier":
-            return VerifierRater(functools.partial(verifier.verify, direct=True), side)
+            assert world is not None, "the verifier knows a world's prompts"
+            return VerifierRater(lambda prompt, answer: world.verify(prompt, answer, True), side)
         made = {"self": self._self, "remote": self._remote, "reward_model": self._reward_model}
         rater = made[name](side)
-        if self.run.config.data.prompts != "miniature":
+        if world is None:
             return rater
         bare = self.direct or not wants_response(rater)
 
         def truth(prompt: Prompt, given: str) -> float:
-            return float(getattr(verifier.verify(prompt, given, direct=bare), side))
+            return float(getattr(world.verify(prompt, given, bare), side))
 
         return agreement.Compared(rater, truth)
 
@@ -156,7 +158,7 @@ def check_open(artefact: str, left_open: Sequence[str]) -> None:
 def rubric(config: Config, side: str) -> Rubric:
     """Returns the rubric of a side; raises as `Rubric.load`."""
     folder = config.judge.templates
-    return Rubric.load(side, str(judging.TEMPLATES) if folder == "miniature" else folder)
+    return Rubric.load(side, str(world.templates) if (world := worlds.of(folder)) else folder)
 
 
 def samplings(config: Config) -> list[Sampling]:

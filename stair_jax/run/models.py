@@ -12,6 +12,7 @@ import jax
 from stair_jax import mesh as mesh_lib
 from stair_jax import text
 from stair_jax.config.schema import TrainConfig
+from stair_jax.config.sources import is_world
 from stair_jax.engine import placing
 from stair_jax.engine.device import joins
 from stair_jax.engine.engine import Engine
@@ -19,10 +20,10 @@ from stair_jax.engine.placing import Later
 from stair_jax.engine.replicas import Replicas
 from stair_jax.hf import importer, metadata, tags
 from stair_jax.hf import names as names_lib
-from stair_jax.miniature import tokenizer as miniature_tokenizer
 from stair_jax.model import lora, reward, transformer
 from stair_jax.model.reward import Readout
 from stair_jax.model.spec import Spec
+from stair_jax.run import worlds
 from stair_jax.run.hashes import digest_of
 from stair_jax.run.workdir import Run, engine_config, train_config
 from stair_jax.train import checkpoint
@@ -326,7 +327,7 @@ def _tagged(run: Run) -> tuple[Spec, Any, lora.Rows, Any]:
         ends = metadata.ends_of(origin.model.checkpoint, spec)
         spec, rows = tags.tag(tokenizer, spec)
         return spec, tokenizer, tuple(rows), ends
-    tokenizer = miniature_tokenizer.build(judging_too=origin.judge.templates == "miniature")
+    tokenizer = worlds.of_model(origin).tokenizer(is_world(origin.judge.templates))
     spec = Spec(
         **origin.model.size.to_dict(),
         V=len(tokenizer),

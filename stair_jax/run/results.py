@@ -1,13 +1,11 @@
-"""What answers come to: metrics, the judge's means, and what they cost."""
+"""What answers come to: metrics, and what they cost."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from stair_jax.evals import statistics
 from stair_jax.evals.benchmark import Benchmark
-from stair_jax.judges.rubrics import SIDES
-from stair_jax.records import Answer, Rated
+from stair_jax.records import Answer, Prompt, Rated
 from stair_jax.run import rating
 from stair_jax.run.rating import Given
 from stair_jax.run.workdir import Run
@@ -29,15 +27,16 @@ def for_judge(benchmark: Benchmark, one: ModelAnswers) -> list[Given]:
     """Returns the answers to a benchmark as a judge is given them; none that was cut."""
     prompts = {prompt.id: prompt for prompt in benchmark.prompts}
     return [
-        Given(
-            benchmark=benchmark.name,
-            prompt=prompts[answer.id],
-            response=answer.response,
-            direct=one.direct,
-        )
+        _given(benchmark, prompts[answer.id], answer, one)
         for answer in one.of[benchmark.name]
         if not answer.cut
     ]
+
+
+def _given(benchmark: Benchmark, prompt: Prompt, answer: Answer, one: ModelAnswers) -> Given:
+    return Given(
+        benchmark=benchmark.name, prompt=prompt, response=answer.response, direct=one.direct
+    )
 
 
 def metrics_of(
@@ -45,18 +44,19 @@ def metrics_of(
 ) -> dict[str, dict]:
     """Returns {benchmark: {metric: {value, n, low, high}}}.
 
-    Beside them `missing` and `protocol` where prompts are not the miniature's: how many prompts
-    have none, and what the figures are of.
+    Beside them `missing` and `protocol` where prompts are not a world's: how many prompts have
+    none, and what the figures are of.
     """
     found: dict[str, dict] = {}
     for benchmark in asked:
-        answers = one.of[benchmark.name]
-        metrics = statistics.shares([answer.outcome for answer in answers], benchmark.metrics)
-        if benchmark.judged:
-            metrics |= _judged(run, for_judge(benchmark, one), ratings)
-        if benchmark.merit is None:
-            protocol = benchmark.source
-            if benchmark.judged:
+        figures = _figures(run, benchmark, one, ratings)
+        metrics = {}
+        for name, sum_up in benchmark.metrics.items():
+            there = [(prompt, of[name]) for prompt, of in figures if of.get(name) is not None]
+            metrics[name] = sum_up(there)
+        if benchmark.protocol:
+            protocol = benchmark.protocol
+            if benchmark.sides:
                 protocol += f", judged by {rating.judge_name(run)}"
             for metric in metrics.values():
                 metric |= {"missing": len(benchmark.prompts) - metric["n"], "protocol": protocol}
@@ -64,15 +64,20 @@ def metrics_of(
     return found
 
 
-def _judged(run: Run, given: Sequence[Given], ratings: Ratings) -> dict[str, dict[str, Any]]:
-    """Returns the mean of each side of the judge's verdicts, over the answers that it rated."""
-    c, found = run.config.judge, {}
-    for side in SIDES:
-        if side == "helpfulness" and c.helpfulness == "none":
-            continue
-        some = [row for row in given if c.scope == "all" or row.prompt.type == side]
-        said = [getattr(ratings[row.id], side) for row in some]
-        found[side] = statistics.mean_of([score for score in said if score is not None])
+def _figures(
+    run: Run, benchmark: Benchmark, one: ModelAnswers, ratings: Ratings
+) -> list[tuple[Prompt, dict[str, float | None]]]:
+    """Returns the figures of each answer, the judge's among them; one that was cut says nothing."""
+    prompts, scope = {prompt.id: prompt for prompt in benchmark.prompts}, run.config.judge.scope
+    found = []
+    for answer in one.of[benchmark.name]:
+        prompt, said = prompts[answer.id], "" if answer.cut else answer.response
+        figures = dict(benchmark.grade(prompt, said, one.direct).figures)
+        for side in benchmark.sides:
+            asked = not answer.cut and (scope == "all" or prompt.type == side)
+            rated = ratings[_given(benchmark, prompt, answer, one).id] if asked else None
+            figures[side] = getattr(rated, side, None)
+        found.append((prompt, figures))
     return found
 
 

@@ -1,16 +1,17 @@
-"""Where questions and teacher rows come from: the miniature, files of the user's, or the hub."""
+"""Where questions and teacher rows come from: a world, files of the user's, or the hub."""
 
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stair_jax import jsonl
 from stair_jax.config import Config
+from stair_jax.config.sources import is_world
 from stair_jax.data import formats, sources
 from stair_jax.judges.rubrics import SIDES
-from stair_jax.miniature import judging, preferences, splits
 from stair_jax.records import Preference, Prompt, SftRow
-from stair_jax.run import hashes, judges
+from stair_jax.run import hashes, judges, worlds
 from stair_jax.text import OUTPUT, OUTPUT_END, final_answer
 
 log = logging.getLogger(__name__)
@@ -27,14 +28,14 @@ def for_round(config: Config, number: int) -> list[Prompt]:
       ValueError: for a file without such rows, naming file, row and key.
     """
     count = config.data.round_prompts
-    if config.data.prompts == "miniature":
-        return splits.round_prompts(number, config.seed, count)
+    if world := worlds.of(config.data.prompts):
+        return world.round_prompts(number, config.seed, count)
     return _from_file(config, str(number), count)
 
 
 def count(config: Config, number: int) -> int:
     """Returns how many rows of prompts a round has, repeated ones included; as `for_round`."""
-    if config.data.prompts == "miniature" or config.data.round_prompts:
+    if is_world(config.data.prompts) or config.data.round_prompts:
         return config.data.round_prompts
     return len(_located(config, str(number), 0))
 
@@ -46,8 +47,8 @@ def for_prm(config: Config) -> tuple[list[Prompt], dict[str, str]]:
     rows then need a "response". In the name of a file, {round} becomes "prm".
     """
     count, shown = config.prm.prompts, config.prm.demonstrations
-    if config.data.prompts == "miniature":
-        lessons = splits.prm_lessons(config.seed, count)
+    if world := worlds.of(config.data.prompts):
+        lessons = world.prm_lessons(config.seed, count)
         asked = [prompt for prompt, _ in lessons]
         return asked, {prompt.id: text for prompt, text in lessons} if shown else {}
     located = _further(config, count)
@@ -81,7 +82,7 @@ def _further(config: Config, count: int) -> list[sources.Located]:
 
 
 def _demonstration(where: str, row: Any) -> str:
-    text = formats.text_of(where, row, "response").rstrip()
+    text = jsonl.text_of(where, row, "response").rstrip()
     if final_answer(text) is None or not text.endswith(OUTPUT_END):
         raise ValueError(f"{where}: response does not end in a block {OUTPUT} ... {OUTPUT_END}")
     return text
@@ -105,9 +106,9 @@ def _located(config: Config, part: str, count: int) -> list[sources.Located]:
 def noise_seed(config: Config, number: int) -> int:
     """Returns the seed of a round's draws: a question that comes back in another round gets others.
 
-    The ids of the miniature's prompts have the round in them.
+    The ids of a world's prompts have the round in them.
     """
-    again = 0 if config.data.prompts == "miniature" else number - 1
+    again = 0 if is_world(config.data.prompts) else number - 1
     return config.seed + again * _BETWEEN_ROUNDS
 
 
@@ -148,27 +149,27 @@ def _prompts(located: Sequence[sources.Located]) -> list[Prompt]:
 def for_sft(config: Config) -> list[SftRow]:
     """Returns the teacher rows of stage 1; raises as `for_round`."""
     count, data = config.data.sft_rows, config.data
-    if data.sft == "miniature":
-        return splits.sft_rows(config.seed, count) + _judging(config)
+    if world := worlds.of(data.sft):
+        return world.sft_rows(config.seed, count) + _judging(config)
     loaded = formats.sft_rows(data.sft, name=data.format, split=data.split)
     return _used(data.sft, loaded, count)
 
 
 def _judging(config: Config) -> list[SftRow]:
-    """Returns the rows that teach the miniature's model to judge, where it judges itself."""
-    if config.judge.templates != "miniature":
+    """Returns the rows that teach a world's model to judge, where it judges itself."""
+    if not (world := worlds.of(config.judge.templates)):
         return []
     fills = {
         side: judges.rubric(config, side).fill for side in SIDES if config.judge[side] == "self"
     }
-    return judging.rows(config.seed, round(judging.SHARE * config.data.sft_rows), fills)
+    return world.judging_rows(config.seed, config.data.sft_rows, fills)
 
 
 def for_preferences(config: Config) -> list[Preference]:
     """Returns the rows that the baselines sft, dpo and sacpo learn from; raises as `for_round`."""
     count, data = config.data.preference_rows, config.data
-    if data.preferences == "miniature":
-        return preferences.preferences(config.seed, count)
+    if world := worlds.of(data.preferences):
+        return world.preferences(config.seed, count)
     loaded = formats.preference_rows(
         data.preferences, name=data.preferences_format, split=data.split
     )
@@ -199,7 +200,7 @@ def _used(source: str, loaded: formats.Loaded[formats.Kept], count: int) -> list
 
 def _prompt(where: str, row: Any) -> Prompt:
     """Returns a row's prompt, by its own id or one of what it asks: rows may move in their file."""
-    question = formats.text_of(where, row, "question", "prompt")
+    question = jsonl.text_of(where, row, "question", "prompt")
     kind, truth, own = _type(where, row), row.get("ground_truth"), formats.id_of(where, row)
     truth = None if truth is None else str(truth)
     asked = json.dumps([question, kind, truth])

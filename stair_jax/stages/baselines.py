@@ -21,9 +21,8 @@ from stair_jax import jsonl
 from stair_jax.config.schema import DpoConfig, words
 from stair_jax.data import examples
 from stair_jax.engine.request import Sampling
-from stair_jax.miniature.preferences import direct_rows
 from stair_jax.records import Candidate, Preference
-from stair_jax.run import models, responses, training
+from stair_jax.run import models, responses, training, worlds
 from stair_jax.run import rows as rows_lib
 from stair_jax.run.hashes import digest_of
 from stair_jax.run.workdir import Run, train_config
@@ -48,7 +47,7 @@ def _start(run: Run) -> str:
         c, policy = run.config, models.load(run, "base")
         rows = [
             examples.answer_example(row, row.response, policy.codec)
-            for row in direct_rows(c.seed, c.data.sft_rows)
+            for row in worlds.of_model(c).answer_rows(c.seed, c.data.sft_rows)
         ]
         artefact = str(models.artefact_of(name))
         training.sft(run, artefact, policy, rows, train_config(c, "baselines.start"))

@@ -7,7 +7,7 @@ from typing import Any
 from stair_jax import jsonl
 from stair_jax.config.schema import words
 from stair_jax.config.strategies import GREEDY, MCTS, Strategy, parse_all
-from stair_jax.evals.benchmark import Benchmark
+from stair_jax.evals.benchmark import Benchmark, columns_of
 from stair_jax.evals.report import curves, table
 from stair_jax.records import Answer
 from stair_jax.run import benchmarks, rating
@@ -34,10 +34,11 @@ def run(run: Run) -> None:
             f" {run.workdir}; run stage prm first"
         )
     asked = benchmarks.of(run.config)
+    limits = {p.id: b.max_tokens for b in asked if b.max_tokens for p in b.prompts}
     found: list[ModelAnswers] = []
     for name in _models(run):
         wanted = [s for s in strategies if s == GREEDY or name in searched]
-        answerer = Answerer(run, name, wanted)
+        answerer = Answerer(run, name, wanted, limits=limits)
         answering = Answering(run, answerer, asked, wanted)
         found += [_answers(run, strategy, asked, answerer, answering) for strategy in wanted]
     ratings = _ratings(run, asked, found)
@@ -45,7 +46,7 @@ def run(run: Run) -> None:
     for one in found:
         digest = digest_of("\n".join(repr(a) for b in asked for a in one.of[b.name]))
         run.lineage.finish(one.artefact, digest, results=results[one.model])
-    _tell(run, results, {one.model: costs_of(one) for one in found})
+    _tell(run, asked, results, {one.model: costs_of(one) for one in found})
 
 
 def _models(run: Run) -> Sequence[str]:
@@ -108,21 +109,23 @@ def _read(folder: pathlib.Path, benchmark: Benchmark) -> list[Answer]:
 
 def _ratings(run: Run, asked: Sequence[Benchmark], found: Sequence[ModelAnswers]) -> Ratings:
     """Returns what the judge says of the answers to the benchmarks that want one, by answer."""
-    judged = [benchmark for benchmark in asked if benchmark.judged]
+    judged = [benchmark for benchmark in asked if benchmark.sides]
     given = [row for one in found for benchmark in judged for row in for_judge(benchmark, one)]
     return rating.rate(run, given) if given else {}
 
 
-def _tell(run: Run, results: dict[str, Any], costs: dict[str, Any]) -> None:
+def _tell(
+    run: Run, asked: Sequence[Benchmark], results: dict[str, Any], costs: dict[str, Any]
+) -> None:
     """Writes results, costs, table and pictures, and prints where they lie."""
     jsonl.write_json(run.workdir / "evals" / "results.json", results)
     jsonl.write_json(run.workdir / "evals" / "tokens.json", costs)
-    folder = run.workdir / "report"
-    text = table.table(results)
+    folder, columns = run.workdir / "report", columns_of(asked)
+    text = table.table(results, columns)
     jsonl.write_text(folder / "table.md", text)
     print(f"\n{text}\nThe same in {folder / 'table.md'}.")
     if GREEDY in parse_all(words(run.config.evaluate.search)):
-        table.plot(results, folder / "rounds.png")
+        table.plot(results, columns, folder / "rounds.png")
         print(f"As a picture in {folder / 'rounds.png'}.")
     if points := curves.points(results, costs):
         jsonl.write_json(folder / "search.json", points)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from stair_jax import jsonl
 from stair_jax.config.schema import RewardConfig, SearchConfig
+from stair_jax.config.sources import is_world
 from stair_jax.engine import counters
 from stair_jax.engine.switchboard import Switchboard
 from stair_jax.log import progress, trace
@@ -71,7 +72,8 @@ def run(run: Run, number: int) -> None:
 def _refuse_numbered(run: Run, name: str) -> None:
     """Refuses trees that an earlier version has begun, which knew prompts of files by their row."""
     entry = run.lineage.entries.get(name, {})
-    if run.config.data.prompts != "miniature" and "inputs" not in entry and run.lineage.binds(name):
+    by_row = not is_world(run.config.data.prompts) and "inputs" not in entry
+    if by_row and run.lineage.binds(name):
         raise ValueError(
             f"{name} was begun by a version that knew prompts by row; finish it with that one,"
             f" or {run.lineage.way_out(name)}"

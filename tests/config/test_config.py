@@ -147,7 +147,6 @@ BAD = [
     ({"data__sft_rows": 0}, r"config\.data\.sft_rows: 0, the miniature needs"),
     ({"data__round_prompts": 0}, r"config\.data\.round_prompts: 0, the miniature needs"),
     ({"data__prompts": "mine.json"}, r"config\.data\.prompts: 'mine\.json' needs a model"),
-    ({"evaluate__benchmarks": "harmful,mmlu"}, r"config\.evaluate\.benchmarks: \['mmlu'\]"),
     ({"evaluate__search": "greedy,foo"}, r"config\.evaluate\.search: 'foo' is none of greedy"),
     ({"export__dtype": "float64"}, r"config\.export\.dtype"),
     ({"model__template": "alpaca"}, r"config\.model\.template"),

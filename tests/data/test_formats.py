@@ -257,13 +257,13 @@ def test_unknown_formats_and_files_are_refused(tmp_path):
 def test_a_hub_name_is_loaded_by_its_split(monkeypatch):
     rows = [{"messages": PROMPT + chat(("assistant", "so"))}]
     monkeypatch.setattr(
-        datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(rows)
+        datasets, "load_dataset", lambda name, subset, split: datasets.Dataset.from_list(rows)
     )
     assert formats.sft_rows("owner/rows", split="half").rows == [ROW]
 
 
 def test_a_hub_name_without_network_is_one_clear_line(monkeypatch):
-    def fail(name, split):
+    def fail(name, subset, split):
         raise ConnectionError("Couldn't reach the hub\nmore")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)

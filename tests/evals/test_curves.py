@@ -5,7 +5,7 @@ import math
 import pytest
 
 from stair_jax.evals.report import curves, table
-from tests.support.evaluation import BENCHMARKS
+from tests.support.evaluation import BENCHMARKS, COLUMNS
 
 
 def share(value, spread):
@@ -74,5 +74,5 @@ def test_the_curve_has_a_line_a_family_and_the_rounds_no_searched_model(tmp_path
     }
     assert lines["oracle_of"][1] < lines["best_of"][1]  # only for comparison
     monkeypatch.setattr(axes.Axes, "set_xticks", set_xticks)
-    table.plot(results, tmp_path / "rounds.png")
+    table.plot(results, COLUMNS, tmp_path / "rounds.png")
     assert ticks == [["dpo-1"]]

@@ -5,10 +5,12 @@ import pytest
 from scipy import stats
 
 from stair_jax.evals import statistics
+from stair_jax.evals.benchmark import by_outcome, registered
 from stair_jax.evals.benchmarks import miniature
 from stair_jax.evals.report import table
 from stair_jax.records import Prompt
 from stair_jax.text import OUTPUT, OUTPUT_END, STEP, STEP_END
+from tests.support.evaluation import COLUMNS
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 9), (3, 9), (9, 9), (157, 320), (1, 1000)])
@@ -31,12 +33,14 @@ def test_wilson_of_nothing_says_nothing():
         statistics.wilson(5, 4)
 
 
-def test_shares_count_each_outcome():
-    found = statistics.shares(["a", "b", "a", "c"], {"first": "a", "none": "z"})
-    assert found["first"]["value"] == 0.5
-    assert found["none"]["value"] == 0.0
-    assert found["first"]["n"] == 4
-    assert math.isnan(statistics.shares([], {"first": "a"})["first"]["value"])
+def test_a_share_is_of_all_answers():
+    grades = [by_outcome(outcome, {"first": "a", "none": "z"}) for outcome in "abac"]
+    assert [grade.outcome for grade in grades] == list("abac")
+    found = statistics.share([float(grade.figures["first"] or 0) for grade in grades])
+    assert (found["value"], found["n"]) == (0.5, 4)
+    assert (found["low"], found["high"]) == statistics.wilson(2, 4)
+    assert {grade.figures["none"] for grade in grades} == {0.0}
+    assert math.isnan(statistics.share([])["value"])
 
 
 def say(answer):
@@ -64,11 +68,14 @@ SUM = Prompt(id="b", question="q", type="helpfulness", ground_truth="4", meta={"
 )
 def test_outcomes(prompt, response, want):
     assert miniature.outcome(prompt, response) == want
-    assert want in {
-        *miniature.METRICS["harmful"].values(),
-        *miniature.METRICS["harmless"].values(),
-        "wrong",
-    }
+    benchmark = registered()["harmful" if prompt is HARM else "harmless"]
+    grade = benchmark.grade(prompt, response, False)
+    assert grade.outcome == want
+    assert set(grade.figures) == set(benchmark.metrics)
+    counted = "accuracy" if want == "correct" else want
+    hit = {figure for figure, value in grade.figures.items() if value}
+    assert hit == {counted} & set(grade.figures)  # of "wrong" there is no figure
+    assert want in benchmark.merits
 
 
 def results():
@@ -83,7 +90,7 @@ def results():
 
 
 def test_the_table_holds_every_model_and_share():
-    text = table.table(json.loads(json.dumps(results())))
+    text = table.table(json.loads(json.dumps(results())), COLUMNS)
     lines = text.strip().splitlines()
     assert len(lines) == 4
     assert "jailbreak: complied" in lines[0]
@@ -95,7 +102,7 @@ def test_the_table_holds_every_model_and_share():
 
 
 def test_the_plot_is_a_picture(tmp_path):
-    table.plot(results(), tmp_path / "report" / "p.png")
+    table.plot(results(), COLUMNS, tmp_path / "report" / "p.png")
     assert (tmp_path / "report" / "p.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -116,11 +123,11 @@ def test_baselines_are_drawn_apart_from_the_rounds(tmp_path, monkeypatch):
     )
     found = results()
     found |= {"baseline-sft": found["sft"], "baseline-dpo": found["dpo-1"]}
-    table.plot(found, tmp_path / "p.png")
+    table.plot(found, COLUMNS, tmp_path / "p.png")
     assert ticks == [["sft", "dpo-1", "sft", "dpo"]]
-    assert len(lines) == len([c for c in table.COLUMNS if c.benchmark != "lookalike"]) - 1
+    assert len(lines) == len(COLUMNS)
     assert set(lines) == {2}  # of the four models
-    rows = table.table(found).splitlines()[2:]
+    rows = table.table(found, COLUMNS).splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == [
         "sft",
         "dpo-1",

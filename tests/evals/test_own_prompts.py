@@ -12,6 +12,7 @@ from stair_jax import jsonl, pipeline, text
 from stair_jax.config.checks import validate
 from stair_jax.config.strategies import parse
 from stair_jax.evals import statistics
+from stair_jax.evals.benchmark import columns_of, registered
 from stair_jax.evals.benchmarks import own_prompts
 from stair_jax.evals.report import curves
 from stair_jax.evals.report import table as table_lib
@@ -74,7 +75,7 @@ def own(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "engine_for", engine_for)
     monkeypatch.setattr(models, "is_direct", lambda run, name: False)
     for module in (table_lib, curves):
-        monkeypatch.setattr(module, "plot", lambda results, path: None)
+        monkeypatch.setattr(module, "plot", lambda *_: None)
 
     def make(rows, /, **changes):
         c = config_lib.default()
@@ -91,8 +92,8 @@ def results_of(c):
     return json.loads((pathlib.Path(c.workdir) / "evals" / "results.json").read_text())
 
 
-def answers_of(c, model="base"):
-    path = pathlib.Path(c.workdir) / "evals" / model / "held-out.jsonl"
+def answers_of(c, model="base", benchmark="held-out"):
+    path = pathlib.Path(c.workdir) / "evals" / model / f"{benchmark}.jsonl"
     return {row.id: row for row in jsonl.read_jsonl(path, Answer)}
 
 
@@ -112,7 +113,7 @@ OUTCOMES = [
 
 @pytest.mark.parametrize(("response", "direct", "outcome"), OUTCOMES)
 def test_an_answer_counts_as_what_it_looks_like(response, direct, outcome):
-    assert own_prompts.outcome(ASK, response, direct) == outcome
+    assert own_prompts.grade(ASK, response, direct).outcome == outcome
     assert outcome in own_prompts.METRICS.values()
 
 
@@ -146,6 +147,39 @@ def test_a_checkpoint_answers_a_file_and_is_judged(own, capsys):
     out = capsys.readouterr().out
     assert "held-out: safety" in out
     assert "harmful" not in out
+
+
+GSM = [
+    {"question": "how much is 1 and 1?", "answer": "#### 2"},
+    {"question": "how much is 2 and 3?", "answer": "#### 5"},
+]
+
+
+def test_a_published_benchmark_is_asked_beside_a_file(own, tmp_path, monkeypatch, capsys):
+    c = own(ROWS[:2])
+    path = write(tmp_path / "rows.jsonl", GSM)
+    c.evaluate.benchmarks += f",gsm8k:{path}"
+    limited = dataclasses.replace(registered()["gsm8k"], max_tokens=3)
+    monkeypatch.setitem(registered(), "gsm8k", limited)
+    pipeline.run(c)
+    assert "| GSM8K: right" in capsys.readouterr().out
+    found = results_of(c)["base"]
+    assert set(found["held-out"]) == {*own_prompts.METRICS, "safety"}
+    assert set(found["gsm8k"]) == set(limited.metrics)  # nobody judges them
+    for metric in found["gsm8k"].values():
+        assert (metric["n"], metric["missing"]) == (2, 0)
+        assert metric["protocol"] == f"{path}, {limited.protocol}"
+    answers = answers_of(c, benchmark="gsm8k")
+    assert set(answers) == {"gsm8k/0001", "gsm8k/0002"}
+    assert {one.outcome for one in answers.values()} == {"malformed"}  # cut before the answer
+    assert {one.tokens for one in answers.values()} == {3}
+    assert min(one.tokens for one in answers_of(c).values()) > 3
+    monkeypatch.setitem(registered(), "gsm8k", dataclasses.replace(limited, max_tokens=None))
+    c.workdir += "-free"
+    pipeline.run(c)
+    free = answers_of(c, benchmark="gsm8k").values()
+    assert min(one.tokens for one in free) > 3
+    assert "malformed" not in {one.outcome for one in free}
 
 
 def test_a_changed_file_costs_what_it_touches(own, monkeypatch):
@@ -387,7 +421,7 @@ def test_two_files_may_ask_the_same(tmp_path):
     assert [one.name for one in found] == ["harmless", "a", "b"]
     ids = [prompt.id for one in found for prompt in one.prompts]
     assert len(ids) == len(set(ids))
-    assert [one.judged for one in found] == [False, True, True]
+    assert [one.sides for one in found] == [(), *[("safety", "helpfulness")] * 2]
 
 
 def test_models_can_be_chosen(own):
@@ -430,11 +464,17 @@ BAD = [
 ]
 
 
+def start(c):
+    """What every run does first."""
+    validate(c)
+    benchmarks.check(c)
+
+
 @pytest.mark.parametrize(("changes", "message"), BAD, ids=lambda x: str(x)[:60])
 def test_a_setting_that_cannot_work_is_refused_in_one_line(changes, message):
     validate(tiny())
     with pytest.raises(ValueError, match=message) as error:
-        validate(tiny(**changes))
+        start(tiny(**changes))
     assert "\n" not in str(error.value)
 
 
@@ -452,7 +492,9 @@ def test_a_file_that_cannot_be_read_is_found_before_the_first_stage(own, tmp_pat
 def test_the_table_has_shares_in_percent_and_scores_as_they_are():
     share = {"value": 0.5, "n": 4, "low": 0.15, "high": 0.85}
     score = {"value": -0.25, "n": 4, "low": -0.5, "high": 0.0}
-    table = table_lib.table({"sft": {"mine": {"answered": share, "safety": score}}})
+    mine = own_prompts.benchmark("mine", (), "mine.jsonl", sides=("safety",))
+    found = dict.fromkeys(own_prompts.METRICS, share) | {"safety": score}
+    table = table_lib.table({"sft": {"mine": found}}, columns_of([mine]))
     assert "mine: answered" in table
     assert "50.0 (15-85)" in table
     assert "mine: safety ↑" in table

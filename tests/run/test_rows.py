@@ -181,7 +181,7 @@ def test_preferences_have_types_all_or_none(tmp_path):
 def test_a_split_goes_to_the_hub(monkeypatch):
     asked = []
 
-    def load(name, split):
+    def load(name, subset, split):
         asked.append((name, split))
         return datasets.Dataset.from_list([{"prompt": "a", "answer": "x", "type": "safety"}])
 

@@ -10,10 +10,11 @@ import pytest
 from stair_jax import config as config_lib
 from stair_jax import jsonl
 from stair_jax.config.checks import validate
-from stair_jax.evals.benchmarks import miniature
+from stair_jax.evals.benchmark import registered
 from stair_jax.evals.report import curves, table
 from stair_jax.guided import loop, selection
 from stair_jax.log.metrics import Metrics
+from stair_jax.miniature import splits
 from stair_jax.records import Answer, Sample
 from stair_jax.run import answerer, models
 from stair_jax.run.lineage import Lineage
@@ -33,7 +34,7 @@ COUNT = 7  # prompts of each
 def world(tmp_path, monkeypatch):
     """Makes runs whose models are scripted: `world(...)` returns the run."""
     metrics, codec = Metrics(tmp_path / "w"), Codec()
-    some = {name: miniature.prompts(name, "test")[:COUNT] for name in BENCHMARKS}
+    some = {name: splits.benchmark(name)[:COUNT] for name in BENCHMARKS}
 
     def make(*, allowance=10**6, prm=True, **changes):
         usual = {
@@ -52,7 +53,7 @@ def world(tmp_path, monkeypatch):
         monkeypatch.setattr(
             answerer.Answerer, "_reward_model", ScriptedRewardModel(codec), raising=False
         )
-        monkeypatch.setattr(miniature, "prompts", lambda name, split: some[name])
+        monkeypatch.setattr(splits, "benchmark", lambda name, split: some[name])
         return run
 
     return make
@@ -81,7 +82,7 @@ def pictures(request, monkeypatch):
     """Lets tests that do not look at the pictures draw none."""
     if "world" in request.fixturenames and "capsys" not in request.fixturenames:
         for module in (table, curves):
-            monkeypatch.setattr(module, "plot", lambda results, path: None)
+            monkeypatch.setattr(module, "plot", lambda *_: None)
 
 
 def test_the_stage_leaves_a_row_for_each_model_and_strategy(world, capsys):
@@ -357,9 +358,9 @@ def test_settings_count_under_the_strategies_that_use_them():
 
 
 def test_merit_ranks_the_outcomes():
-    for benchmark in miniature.METRICS:
-        good = "refusal" if benchmark in ("harmful", "jailbreak") else "correct"
+    for name in splits.BENCHMARKS:
+        good = "refusal" if name in ("harmful", "jailbreak") else "correct"
         bad = "compliance" if good == "refusal" else "wrong"
-        ranks = [miniature.merit(benchmark, x) for x in (good, bad, "malformed")]
+        ranks = [registered()[name].merits[x] for x in (good, bad, "malformed")]
         assert ranks == sorted(ranks, reverse=True)
         assert len(set(ranks)) == 3

@@ -3,11 +3,13 @@
 from typing import Any
 
 from stair_jax import text
+from stair_jax.evals.benchmark import columns_of, registered
 from stair_jax.text import OUTPUT, OUTPUT_END, STEP, STEP_END
 from tests.golden.scripted_policy import unit
 from tests.support.scripted import ScriptedCodec, ScriptedEngine
 
 BENCHMARKS = ("jailbreak", "harmless")
+COLUMNS = columns_of([registered()[name] for name in BENCHMARKS])  # of a table of them
 
 
 class Teacher:

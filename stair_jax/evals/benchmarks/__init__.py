@@ -1,1 +1,1 @@
-"""The benchmarks, a file each."""
+"""The benchmarks, a file each; see `evals.benchmark`."""

@@ -1,69 +1,24 @@
 """The table at the end of a run, and the picture of its rounds."""
 
 import pathlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from stair_jax.evals.benchmarks import own_prompts
+from stair_jax.evals.benchmark import Column
 
 Results = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
 
 BASELINE = "baseline-"  # what the names of models begin with that are none of STAIR's
 
-
-class Column(NamedTuple):
-    """A column of the table: a metric of a benchmark."""
-
-    heading: str
-    benchmark: str
-    metric: str
-    up: bool | None  # whether more is better; None where that depends on the prompts
-    share: bool = True  # of the answers, from 0 to 1; else a score of a judge
-
-
-COLUMNS = (  # of the miniature
-    Column("harmful: refused", "harmful", "refusal", up=True),
-    Column("jailbreak: complied", "jailbreak", "compliance", up=False),
-    Column("jailbreak: malformed", "jailbreak", "malformed", up=False),
-    Column("look-alike: right", "lookalike", "accuracy", up=True),
-    Column("look-alike: refused", "lookalike", "refusal", up=False),
-    Column("harmless: right", "harmless", "accuracy", up=True),
-    Column("harmless: malformed", "harmless", "malformed", up=False),
-)
 _ARROWS = {True: " ↑", False: " ↓", None: ""}
 _MARKERS = {True: "o", False: "v", None: "s"}
 
 
-def columns_of(results: Results) -> list[Column]:
-    """Returns the miniature's columns, then all metrics of other benchmarks, as far as there."""
-    there = [column for column in COLUMNS if any(column.benchmark in r for r in results.values())]
-    known = {column.benchmark for column in COLUMNS}
-    own = {
-        (benchmark, metric)
-        for found in results.values()
-        for benchmark, metrics in found.items()
-        if benchmark not in known
-        for metric in metrics
-    }
-    better = {"malformed": False, "safety": True, "helpfulness": True}
-    return there + [
-        Column(
-            f"{benchmark}: {metric}",
-            benchmark,
-            metric,
-            better.get(metric),
-            share=metric in own_prompts.METRICS,
-        )
-        for benchmark, metric in sorted(own)
-    ]
-
-
-def table(results: Results) -> str:
+def table(results: Results, columns: Sequence[Column]) -> str:
     """Returns the results as a Markdown table: a model a row, 95 % intervals in brackets.
 
     Shares are in percent, a judge's scores on their scale.
     """
-    columns = columns_of(results)
     rows = [["model", *(f"{column.heading}{_ARROWS[column.up]}" for column in columns)]]
     rows += [[model, *(_cell(found, c) for c in columns)] for model, found in results.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -84,7 +39,7 @@ def _cell(found: Mapping[str, Mapping[str, Mapping[str, float]]], column: Column
     return f"{f['value']:.2f} ({f['low']:.2f} to {f['high']:.2f})"
 
 
-def plot(results: Results, path: pathlib.Path) -> None:
+def plot(results: Results, columns: Sequence[Column], path: pathlib.Path) -> None:
     """Draws each share over the models, with its intervals, into a PNG file.
 
     Lines join STAIR's models, whose order is that of the rounds; baselines come after them. Models
@@ -99,7 +54,7 @@ def plot(results: Results, path: pathlib.Path) -> None:
     rounds = sum(not m.startswith(BASELINE) for m in models)  # joined by lines; baselines are not
     width = 8 + 0.6 * (len(models) - rounds)
     figure, axes = pyplot.subplots(figsize=(width, 4.5), layout="constrained")
-    columns = [column for column in columns_of(results) if column.share]
+    columns = [column for column in columns if column.share]
     for index, column in enumerate(columns):
         points = [
             (i, results[m][column.benchmark][column.metric])

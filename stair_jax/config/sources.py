@@ -1,0 +1,23 @@
+"""What a setting that names rows or benchmarks stands for. Floor 0."""
+
+from stair_jax.config import ROW_FILES
+from stair_jax.config.schema import words
+
+WORLDS = ("miniature",)  # the embedded ones; `run.worlds` has what each of them is
+
+
+def is_world(source: str) -> bool:
+    """Returns whether a setting names an embedded world, and neither a file nor the hub."""
+    return source in WORLDS
+
+
+def prompts_among(benchmarks: str) -> tuple[str, ...]:
+    """Returns which of `config.evaluate.benchmarks` are files or data sets of prompts.
+
+    The others are names of benchmarks; where the rows lie may follow one, as in "gsm8k:rows.jsonl".
+    """
+    return tuple(word for word in words(benchmarks) if _is_place(word.partition(":")[0]))
+
+
+def _is_place(word: str) -> bool:
+    return "/" in word or word.endswith(ROW_FILES)
