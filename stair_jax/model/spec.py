@@ -48,9 +48,14 @@ class Spec:
 
     def __post_init__(self):
         if self.N % self.K:
-            raise ValueError(f"N={self.N} query heads do not divide into K={self.K} kv heads")
+            raise ValueError(
+                f"{self.N} query heads (num_attention_heads) do not divide into {self.K} of keys"
+                " and values (num_key_value_heads)"
+            )
         if self.H % 2:
-            raise ValueError(f"head dim H={self.H} must be even for rotary embeddings")
+            raise ValueError(
+                f"head_dim is {self.H}, expected an even number, for rotary embeddings"
+            )
         if not 0 < self.vocab <= self.V:
             raise ValueError(f"vocab={self.vocab} tokens, expected 1 to the V={self.V} rows")
         if self.family not in FAMILIES:

@@ -182,8 +182,10 @@ REFUSED = {
         "rope_parameters": {"rope_theta": 1e4, "rope_type": "llama3", "factor": 8.0}
     },
     "'rms_norm_eps' is missing": {"rms_norm_eps": None},
-    "query heads do not divide": {"num_key_value_heads": 3},
-    "must be even": {"head_dim": 5},
+    r"num_attention_heads\) do not divide into 3 of .*num_key_value_heads": {
+        "num_key_value_heads": 3
+    },
+    "head_dim is 5, expected an even": {"head_dim": 5},
 }
 
 
