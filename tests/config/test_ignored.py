@@ -1,0 +1,112 @@
+"""When a setting counts: for each rule a configuration under which it does, and one where not."""
+
+import pytest
+
+from stair_jax.config import default, ignored, with_values
+
+# The settings of a rule: what changes of the default make them count, and what makes them ignored.
+HUB, FILES = {"data.prompts": "org/name"}, {"data.prompts": "a.jsonl", "data.sft": "b.jsonl"}
+FROM_HF = {"model.checkpoint": "x"}
+VERIFIER = {"judge.safety": "verifier", "judge.helpfulness": "verifier"}
+RULE_NONE = {"judge.safety": "rule", "judge.helpfulness": "none"}
+REMOTE = {"judge.safety": "remote", "judge.helpfulness": "remote"}
+SELF = {"judge.safety": "self", "judge.helpfulness": "self"}
+BASELINES = {"baselines.names": "dpo"}
+GREEDY, BEST = {"evaluate.search": "greedy"}, {"evaluate.search": "greedy,best_of_4"}
+LORA = [
+    (
+        f"{stage}.train.lora_alpha {stage}.train.lora_targets",
+        {f"{stage}.train.lora_rank": 2},
+        {f"{stage}.train.lora_rank": 0},
+    )
+    for stage in ("sft", "dpo", "prm")
+]
+LEFT_OUT = [
+    (f"judge.{name}", REMOTE | {"judge.leave_out": ""}, REMOTE | {"judge.leave_out": name})
+    for name in ("temperature", "top_p", "max_tokens")
+]
+WHEN = [
+    ("profile", {"stages": "search"}, {"stages": "sft"}),
+    ("project", {"trackers": "wandb"}, {"trackers": ""}),
+    (
+        "model.size.L model.size.D model.size.N model.size.K model.size.H model.size.F"
+        " model.size.eps model.size.theta",
+        {"model.checkpoint": ""},
+        FROM_HF,
+    ),
+    ("data.format", {"data.sft": "b.jsonl"}, {"data.sft": "miniature"}),
+    ("data.preferences_format", {"data.preferences": "b.jsonl"}, {"data.preferences": "miniature"}),
+    ("data.split", HUB, FILES),
+    *LORA,
+    (
+        "sft.train.new_rows_lr dpo.train.new_rows_lr prm.train.new_rows_lr",
+        FROM_HF,
+        {"model.checkpoint": ""},
+    ),
+    ("search.least_well_formed", {"search.first_answers": 8}, {"search.first_answers": 0}),
+    ("dpo.label_smoothing", {"dpo.loss": "sigmoid"}, {"dpo.loss": "ipo"}),
+    (
+        "dpo.sft_scope dpo.sft_reduction dpo.anchors_per_pair",
+        {"dpo.sft_coef": 0.1},
+        {"dpo.sft_coef": 0.0},
+    ),
+    ("search.prior", {"search.score": "pucb"}, {"search.score": "ucb"}),
+    ("search.value_model", {"search.value": "prm"}, {"search.value": "rollout"}),
+    ("search.value_weight", {"search.value": "mix"}, {"search.value": "prm"}),
+    ("reward.F reward.c1 reward.c2", {"search.reward": "paper"}, {"search.reward": "outcome"}),
+    ("reward.k1 reward.k2", {"search.reward": "safe-constraint"}, {"search.reward": "paper"}),
+    ("judge.templates", SELF, VERIFIER),
+    ("judge.reward_model", {"judge.helpfulness": "reward_model"}, SELF),
+    ("judge.samples judge.temperature judge.top_p judge.max_tokens", REMOTE, VERIFIER),
+    ("judge.refusal_rule", SELF, RULE_NONE),
+    ("judge.scope", SELF, RULE_NONE),
+    (
+        "judge.endpoint judge.model judge.concurrency judge.timeout judge.retries judge.cache"
+        " judge.leave_out",
+        REMOTE,
+        SELF,
+    ),
+    *LEFT_OUT,
+    ("engine.share_prefix", {"engine.attention": "xla"}, {"engine.attention": "views"}),
+    ("pairs.min_visits", {"pairs.terminal_only": False}, {"pairs.terminal_only": True}),
+    ("pairs.max_good_bad_ratio", {"pairs.terminal_only": True}, {"pairs.terminal_only": False}),
+    (
+        "prm.min_value_gap prm.pairs_per_tree prm.full_share",
+        {"prm.loss": "implicit"},
+        {"prm.loss": "bce"},
+    ),
+    ("prm.full_share", {"prm.pairs_per_tree": 1}, {"prm.pairs_per_tree": 0}),
+    ("prm.centering", {"prm.loss": "bt"}, {"prm.loss": "implicit"}),
+    (
+        "prm.beta prm.reference prm.sft_coef prm.train.head_chunk",
+        {"prm.loss": "implicit"},
+        {"prm.loss": "bt"},
+    ),
+    ("prm.visit_weights", {"prm.loss": "mse"}, {"prm.loss": "bt"}),
+    ("prm.samples prm.temperature prm.demonstrations", {"prm.prompts": 1}, {"prm.prompts": 0}),
+    ("baselines.buckets baselines.sft_lr", BASELINES, {"baselines.names": ""}),
+    ("baselines.sacpo_betas", {"baselines.names": "sft,sacpo"}, BASELINES),
+    (
+        "baselines.candidates baselines.temperature baselines.top_p",
+        {"baselines.names": "dpo,self-rewarding"},
+        BASELINES,
+    ),
+    ("evaluate.temperature evaluate.top_p evaluate.top_k evaluate.searched", BEST, GREEDY),
+    ("evaluate.aggregation", BEST, {"evaluate.search": "greedy,random_of_4"}),
+    ("evaluate.lookahead", {"evaluate.search": "lookahead_2x2"}, BEST),
+    ("evaluate.judged", {"evaluate.benchmarks": "a.jsonl"}, {"evaluate.benchmarks": "harmless"}),
+]
+
+
+def test_every_rule_has_its_case():
+    assert [" ".join(rule.keys) for rule in ignored.RULES] == [keys for keys, _, _ in WHEN]
+
+
+@pytest.mark.parametrize(
+    ("rule", "on", "off"),
+    [(rule, on, off) for rule, (_, on, off) in zip(ignored.RULES, WHEN, strict=True)],
+    ids=[keys for keys, _, _ in WHEN],
+)
+def test_a_setting_counts_here_and_is_ignored_there(rule, on, off):
+    assert rule.counts(with_values(default(), on))
+    assert not rule.counts(with_values(default(), off))
