@@ -52,8 +52,8 @@ def metrics_of(
         figures = _figures(run, benchmark, one, ratings)
         metrics = {}
         for name, sum_up in benchmark.metrics.items():
-            there = [(prompt, of[name]) for prompt, of in figures if of.get(name) is not None]
-            metrics[name] = sum_up(there)
+            values = ((prompt, of.get(name)) for prompt, of in figures)
+            metrics[name] = sum_up([(p, value) for p, value in values if value is not None])
         if benchmark.protocol:
             protocol = benchmark.protocol
             if benchmark.sides:
