@@ -43,10 +43,10 @@ from stair_jax.model import transformer
 from stair_jax.model.spec import Spec
 from stair_jax.run import rows as rows_lib
 from stair_jax.run.workdir import train_config
+from stair_jax.train import optimizer
 from stair_jax.train import step as step_lib
 from stair_jax.train.logprobs import Scorer
 from stair_jax.train.losses import Dpo, Loss, Sft
-from stair_jax.train.optimizer import AdamW
 
 THREADS = 2  # of torch
 LR = 1e-4
@@ -257,7 +257,7 @@ class Ours:
     """The product's step; the state goes on from run to run."""
 
     def __init__(self, setup: Setup, devices: int):
-        self._loss, self._tx = setup.loss, AdamW.of(setup.config)
+        self._loss, self._tx = setup.loss, optimizer.of(setup.config)
         self._mesh = mesh_lib.make((devices, 1, 1), jax.devices()[:devices])
         with jax.set_mesh(self._mesh):
             own = jax.tree.map(np.array, setup.params)  # a step consumes what it is given
@@ -282,7 +282,7 @@ class Torch:
     """PyTorch on the exported weights."""
 
     def __init__(self, setup: Setup):
-        tx = AdamW.of(setup.config)
+        config = setup.config
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "model"
             exporter.save(
@@ -290,11 +290,11 @@ class Torch:
             )  # a model without words
             self._trainer = torch_trainer.Trainer(
                 torch_trainer.load(path),
-                beta1=tx.beta1,
-                beta2=tx.beta2,
-                eps=tx.eps,
-                weight_decay=tx.weight_decay,
-                clip_norm=tx.clip_norm,
+                beta1=config.beta1,
+                beta2=config.beta2,
+                eps=config.eps,
+                weight_decay=config.weight_decay,
+                clip_norm=config.clip_norm,
             )
         self._loss = setup.loss
 

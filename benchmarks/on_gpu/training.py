@@ -20,12 +20,12 @@ from stair_jax.train import step as step_lib
 from stair_jax.train import throughput
 from stair_jax.train.logprobs import Scorer
 from stair_jax.train.losses import Dpo, Loss, Sft
-from stair_jax.train.optimizer import AdamW
+from stair_jax.train.optimizer import adamw
 
 LR = 1e-4
 LOSSES = 3  # steps whose losses are told
 TIMED = 5
-ADAMW = AdamW(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
+ADAMW = adamw(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
 ROOM = 20  # seconds that one more kind of step takes
 
 Batch = dict[str, np.ndarray]

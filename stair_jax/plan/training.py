@@ -31,7 +31,7 @@ from stair_jax.plan import gpu_text
 from stair_jax.train import step as step_lib
 from stair_jax.train.logprobs import Scorer
 from stair_jax.train.losses import Dpo, Sft
-from stair_jax.train.optimizer import AdamW
+from stair_jax.train.optimizer import adamw
 from stair_jax.train.reward_losses import Prm
 from stair_jax.train.values import Values
 
@@ -44,7 +44,7 @@ TOKENS = 65_536  # of one pass: 8,192 a GPU
 RANK, ADAPTED = 16, tuple(lora.TARGETS)
 GROWN = dataclasses.replace(LLAMA_8B, V=128_264, vocab=128_260)  # with STAIR's tags, see `hf.tags`
 NEW_ROWS = tuple(range(LLAMA_8B.vocab, GROWN.vocab))  # theirs, trained beside adapters
-TX = AdamW(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
+TX = adamw(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
 SCORER = Scorer(
     spec=LLAMA_8B, compute_dtype="bfloat16", remat="full", head_chunk=1024, lora_scale=0.0
 )

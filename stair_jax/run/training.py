@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from stair_jax.config import Config
 from stair_jax.config.schema import DpoConfig, PrmConfig, TrainConfig
@@ -25,7 +26,6 @@ from stair_jax.train import loop, optimizer, probe, reference
 from stair_jax.train import step as step_lib
 from stair_jax.train.logprobs import Scorer
 from stair_jax.train.losses import Dpo, Loss, Sft
-from stair_jax.train.optimizer import AdamW
 from stair_jax.train.reward_losses import Prm
 from stair_jax.train.values import Ratios, Values
 
@@ -264,15 +264,17 @@ def _train(
     run.lineage.finish(name, digest_of(fitted.params), **facts, **made)
 
 
-def _optimizer(run: Run, policy: Policy, config: TrainConfig) -> tuple[AdamW, dict[str, Any]]:
+def _optimizer(
+    run: Run, policy: Policy, config: TrainConfig
+) -> tuple[optax.GradientTransformation, dict[str, Any]]:
     """Returns the optimiser, and what a continued run must share where it has new tags to train.
 
     That is so where their rows have a rate of their own, or lie beside adapters.
     """
     rows = models.new_rows(run)
     if not rows or not (config.new_rows_lr or config.lora_rank):
-        return AdamW.of(config), {}
-    tx = AdamW.of(config, rows, optimizer.spreads_of(policy.params))
+        return optimizer.of(config), {}
+    tx = optimizer.of(config, rows, optimizer.spreads_of(policy.params))
     return tx, {"new rows": list(rows), "train.new_rows_lr": config.new_rows_lr}
 
 

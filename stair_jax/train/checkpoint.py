@@ -151,13 +151,15 @@ class Checkpoints:
           opt: likewise; numpy arrays and numbers stand for themselves.
 
         Raises:
-          ValueError: where a setting of the fingerprint has changed, naming it, or where there is
-            no such checkpoint, it does not fit the trees or a parameter is not finite.
+          ValueError: where a setting of the fingerprint has changed, naming it, where `opt` was
+            saved in another layout, or where there is no such checkpoint, it does not fit the
+            trees or a parameter is not finite.
         """
         self.wait()
         where = self.folder / str(step)
         meta = _meta(_chosen(self.folder, step))
         self._check(where, meta["fingerprint"])
+        self._check_layout(where, opt)
         try:
             found = self._saver.restore(
                 where,
@@ -167,7 +169,7 @@ class Checkpoints:
                 ),
             )
         except Exception as error:  # Orbax's, tensorstore's and OS errors
-            raise ValueError(f"{where}: cannot be restored: {_line(error)}") from error
+            raise _unreadable(where, error) from error
         params = _checked(found["params"], where)
         return params, jax.tree.map(_like, opt, found["opt"]), meta["data"]
 
@@ -232,6 +234,20 @@ class Checkpoints:
                     f"{where}: {key} was {saved.get(key)!r} when this was saved and is "
                     f"{now.get(key)!r} now; restore the setting or use another workdir"
                 )
+
+    def _check_layout(self, where: pathlib.Path, opt: Any) -> None:
+        """Raises ValueError where another kind of optimiser's state was saved."""
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                saved = reader.metadata(where / "opt").item_metadata.tree
+        except Exception as error:  # as in `restore`
+            raise _unreadable(where, error) from error
+        if ocp.tree.to_flat_dict(saved).keys() != ocp.tree.to_flat_dict(opt).keys():
+            raise ValueError(
+                f"{where}: another version of stair_jax, or another optimiser, began this training:"
+                " the optimiser's state has another layout; finish it with what began it, or"
+                f" remove {self.folder} to train from the start"
+            )
 
 
 def load_params(folder: str | os.PathLike, abstract: Any, step: int | None = None) -> Any:
@@ -323,6 +339,11 @@ def _leaf(x: Any) -> Any:
 def _like(given: Any, found: Any) -> Any:
     """Returns a restored leaf with the type of the one given: a numpy number is one again."""
     return found[()] if isinstance(given, np.generic) else found
+
+
+def _unreadable(where: pathlib.Path, error: Exception) -> ValueError:
+    """Returns what to raise for a checkpoint that cannot be read."""
+    return ValueError(f"{where}: cannot be restored: {_line(error)}")
 
 
 def _line(error: Exception) -> str:

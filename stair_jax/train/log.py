@@ -97,6 +97,7 @@ class StepLog:
         found = {name: float(x) for name, x in jax.device_get(out).items()}
         if found.pop("skipped"):
             self._skip(step, found)
+        found["learning_rate"] = lr
         # A mean over nothing is no figure: a batch without a pair of depth 3, say.
         found = {name: x for name, x in found.items() if not math.isnan(x)}
         if step == 0:
@@ -105,7 +106,6 @@ class StepLog:
         speed = self.meter.figures(batch, seconds=now - self._clock)
         self._clock = now
         more = {
-            "learning_rate": lr,
             "epoch": (step + 1) / self.data.steps_per_epoch,
             "data_wait_ms": 1e3 * waited,
             "skipped_steps": self.skipped,

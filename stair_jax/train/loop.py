@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import pathlib
 import threading
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from stair_jax import interrupt
 from stair_jax.config.checks import validate_training
@@ -24,7 +26,6 @@ from stair_jax.train.checkpoint import Checkpoints, Fingerprint
 from stair_jax.train.log import NonFiniteError, Rows, StepLog
 from stair_jax.train.losses import Frozen, Loss
 from stair_jax.train.meter import Meter
-from stair_jax.train.optimizer import AdamW
 
 __all__ = ["Data", "Fitted", "NonFiniteError", "fit"]
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def fit(
     stage: str,
     frozen: Frozen = None,
     more: Fingerprint | None = None,
-    tx: AdamW | None = None,
+    tx: optax.GradientTransformation | None = None,
 ) -> Fitted:
     """Returns the trained parameters; continues from the newest checkpoint where there is one.
 
@@ -98,7 +99,8 @@ def fit(
       stage: name of the run in the metrics, the progress line and messages.
       frozen: weights that the loss reads, by name.
       more: further settings that a continued run must share, such as the parent model's hash.
-      tx: the optimiser, where it knows more than the configuration.
+      tx: the optimiser, any of optax's; None for the configuration's. The configuration's schedule
+        sets a `learning_rate` injected into it; without one it follows a rate of its own.
 
     Raises:
       NonFiniteError: at a loss that is not finite, or one skipped step too many; the rows lie
@@ -119,7 +121,7 @@ def fit(
     log.info("%s: %d steps of %d rows, %d are done", stage, steps, config.batch, before)
     heard, bar = interrupt.granted_by_me(), progress.line(stage, steps, "steps", done=before)
     with heard as wish, jax.set_mesh(mesh), saves, bar as show:  # the last save is waited for, too
-        tx = tx or AdamW.of(config)
+        tx = tx or optimizer.of(config)
         run = _Fit(loss, data, config, mesh, saves, stage, frozen, tx, steps, wish, show)
         meter = Meter(loss.scorer.spec, config, reference=loss.reads_reference, mesh=mesh)
         fitted = run(params, StepLog(stage, data, metrics, folder, config, meter, show))
@@ -139,7 +141,7 @@ class _Fit:
     saves: Checkpoints
     stage: str
     frozen: Frozen
-    tx: AdamW
+    tx: optax.GradientTransformation
     steps: int
     wish: threading.Event
     show: progress.Line
@@ -157,6 +159,7 @@ class _Fit:
         else:
             state = step_lib.init(params, self.tx, self.mesh)
         del params
+        rated = optimizer.takes_rate(state.opt)
         out.rewind(start)
         if start and self._owes_a_measurement(start):
             metric = self._measure(start, state, begun, stream, out)
@@ -164,7 +167,7 @@ class _Fit:
         for step in range(start, self.steps):
             here = stream.get_state()
             batch = out.waited(lambda: next(stream))
-            lr = optimizer.learning_rate(self.config, step, self.steps)
+            lr = optimizer.learning_rate(self.config, step, self.steps) if rated else math.nan
             try:
                 with self._first("a step", [batch]):
                     state, figures = step_lib.step(

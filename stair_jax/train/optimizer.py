@@ -1,6 +1,6 @@
-"""AdamW with float32 master weights, clipping, and the learning rate of a step."""
+"""The optimiser, an optax chain made from the configuration, and the learning rate of a step."""
 
-import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -8,101 +8,126 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from stair_jax.config.schema import TrainConfig
 from stair_jax.model import lora
 
 _NONE: Mapping[str, float] = {}
 BIASES = ("bq", "bk", "bv")
+RATE = "learning_rate"  # as `optax.inject_hyperparams` names it in a state
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdamW:
-    """The optimiser's constants; hashable, so it can be a static argument of `jit`.
+def of(
+    config: TrainConfig, new_rows: lora.Rows = (), spreads: Mapping[str, float] = _NONE
+) -> optax.GradientTransformation:
+    """Returns the optimiser of a training configuration.
 
-    The learning rate is an argument of `update`, not a part of it: runs of other lengths and
-    rounds with other peaks then share one compiled program.
+    Args:
+      config: of the trainer.
+      new_rows: tokens that the checkpoint did not have.
+      spreads: of the tables of tokens, by name; see `spreads_of`.
+    """
+    ratios: dict[str, float] = {}
+    if new_rows and config.new_rows_lr:
+        ratio = config.new_rows_lr / config.lr
+        ratios = {table: ratio * spread for table, spread in spreads.items()}
+    return adamw(
+        beta1=config.beta1,
+        beta2=config.beta2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+        new_rows=new_rows if ratios else (),
+        ratios=tuple(ratios.items()),
+    )
+
+
+@functools.cache  # the same chain for the same constants, so that stages share compiled programs
+def adamw(
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    clip_norm: float,
+    new_rows: lora.Rows = (),
+    ratios: tuple[tuple[str, float], ...] = (),
+) -> optax.GradientTransformation:
+    """Returns AdamW behind clipping; its learning rate is injected, a part of the state.
+
+    Runs of other lengths and rounds with other peaks then share one compiled program.
+
+    Args:
+      beta1: decay of the first moment.
+      beta2: decay of the second moment.
+      eps: added to the root of the second moment.
+      weight_decay: of all but norm gains and biases.
+      clip_norm: global norm of the gradient; 0: no clipping.
+      new_rows: tokens whose rows have a rate of their own.
+      ratios: of that rate over all others', by table.
     """
 
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    clip_norm: float  # global norm; 0: no clipping
-    new_rows: lora.Rows = ()  # tokens whose rows have a rate of their own
-    ratios: tuple[tuple[str, float], ...] = ()  # of that rate over all others', by table
-
-    @classmethod
-    def of(
-        cls, config: TrainConfig, new_rows: lora.Rows = (), spreads: Mapping[str, float] = _NONE
-    ) -> "AdamW":
-        """Takes its constants from the training configuration.
-
-        Args:
-          config: of the trainer.
-          new_rows: tokens that the checkpoint did not have.
-          spreads: of the tables of tokens, by name; see `spreads_of`.
-        """
-        names = {f.name for f in dataclasses.fields(cls)} - {"new_rows", "ratios"}
-        own = {name: getattr(config, name) for name in names}
-        if not (new_rows and config.new_rows_lr):
-            return cls(**own)
-        ratio = config.new_rows_lr / config.lr
-        ratios = tuple((table, ratio * spread) for table, spread in spreads.items())
-        return cls(**own, new_rows=new_rows, ratios=ratios)
-
-    def _adam(self) -> optax.GradientTransformation:
-        return optax.scale_by_adam(self.beta1, self.beta2, self.eps)
-
-    def init(self, params: Any) -> Any:
-        """Returns moments of zero, float32 whatever the parameters are."""
-        return self._adam().init(_float32(params))
-
-    def shardings(self, params: Any, mesh: jax.sharding.Mesh) -> Any:
-        """Returns where the moments lie: each beside its parameter, the counter everywhere."""
-        adam, everywhere = self._adam(), NamedSharding(mesh, PartitionSpec())
-        return optax.tree.map_params(
-            adam,
-            lambda _, p: p.sharding,
-            jax.eval_shape(adam.init, params),
-            params,
-            transform_non_params=lambda _: everywhere,
+    def chain(learning_rate: jax.Array) -> optax.GradientTransformation:
+        return optax.chain(
+            _clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+            optax.adamw(learning_rate, beta1, beta2, eps, weight_decay=weight_decay, mask=decayed),
+            _scale_new_rows(new_rows, dict(ratios)) if ratios else optax.identity(),
         )
 
-    def update(
-        self, grads: Any, opt: Any, params: Any, lr: jax.Array
-    ) -> tuple[Any, Any, dict[str, jax.Array]]:
-        """Returns the next parameters and moments, and two figures of this step.
+    return optax.inject_hyperparams(chain, hyperparam_dtype=jnp.float32)(learning_rate=0.0)
 
-        `grad_norm` is the gradient's global norm before clipping, `update_ratio` the norm of the
-        change over that of the parameters.
-        """
-        norm = optax.tree.norm(grads)
-        if self.clip_norm:
-            scale = jnp.minimum(1.0, self.clip_norm / jnp.maximum(norm, 1e-12))
-            grads = jax.tree.map(lambda g: g * scale, grads)
-        updates, opt = self._adam().update(_float32(grads), opt)
 
-        def change(path, p, u):
-            decay = 0.0 if _is_gain_or_bias(path) else self.weight_decay
-            return -lr * self._ratio(path, p) * (u + decay * p.astype(jnp.float32))
+def _clip_by_global_norm(most: float) -> optax.GradientTransformation:
+    """Scales updates down to a global norm of `most`.
 
-        changes = jax.tree_util.tree_map_with_path(change, params, updates)
-        new = jax.tree.map(
-            lambda p, c: (p.astype(jnp.float32) + c).astype(p.dtype), params, changes
-        )
-        ratio = optax.tree.norm(changes) / jnp.maximum(optax.tree.norm(_float32(params)), 1e-12)
-        return new, opt, {"grad_norm": norm, "update_ratio": ratio}
+    Not optax's of this name: it divides and selects, for which XLA holds up to .4 copies of the
+    parameters more.
+    """
 
-    def _ratio(self, path: tuple, p: jax.Array) -> jax.Array | float:
-        """Returns the rates of a parameter over that of the step, one a row of a table."""
-        ratio = dict(self.ratios).get(str(path[-1].key))
+    def clip(updates: Any, _: Any) -> Any:
+        scale = jnp.minimum(1.0, most / jnp.maximum(optax.tree.norm(updates), 1e-12))
+        return jax.tree.map(lambda x: x * scale, updates)
+
+    return optax.stateless(clip)
+
+
+def decayed(params: Any) -> Any:
+    """Returns True for each parameter that weight decay reaches.
+
+    Norm gains and biases are not decayed, as Hugging Face trainers do.
+    """
+
+    def decays(path: tuple, _: Any) -> bool:
+        name = str(path[-1].key)
+        return "norm" not in name and name not in BIASES
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _scale_new_rows(
+    new_rows: lora.Rows, ratios: Mapping[str, float]
+) -> optax.GradientTransformation:
+    """Scales the updates of some tokens' rows, in each table by its ratio."""
+
+    def scale(path: tuple, update: jax.Array) -> jax.Array:
+        ratio = ratios.get(str(path[-1].key))
         if ratio is None:
-            return 1.0
-        if str(path[0].key) == lora.ROWS:  # beside adapters: none but the new ones
-            return ratio
-        return jnp.ones((len(p), 1)).at[jnp.array(self.new_rows)].set(ratio)
+            return update
+        if str(path[0].key) == lora.ROWS:  # beside adapters a table holds nothing but new rows
+            return ratio * update
+        return update * jnp.ones((len(update), 1)).at[jnp.array(new_rows)].set(ratio)
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
+
+
+def takes_rate(opt: Any) -> bool:
+    """Returns whether a state holds an injected learning rate."""
+    return bool(optax.tree.get_all_with_path(opt, RATE))
+
+
+def with_rate(opt: Any, lr: jax.Array) -> Any:
+    """Returns a state with another learning rate, if it holds one at all."""
+    return optax.tree.set(opt, **{RATE: lr}) if takes_rate(opt) else opt
 
 
 def spreads_of(params: Any) -> dict[str, float]:
@@ -112,16 +137,6 @@ def spreads_of(params: Any) -> dict[str, float]:
     """
     spread = jax.jit(lambda table: jnp.std(table, dtype=jnp.float32))
     return {name: float(f"{spread(params[name]):.2g}") for name in lora.TABLES if name in params}
-
-
-def _float32(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
-
-
-def _is_gain_or_bias(path: tuple) -> bool:
-    """Norm gains and biases are not decayed (the usual rule of Hugging Face trainers)."""
-    name = str(path[-1].key)
-    return "norm" in name or name in BIASES
 
 
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:

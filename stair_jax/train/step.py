@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stair_jax import mesh as mesh_lib
+from stair_jax.train import optimizer
 from stair_jax.train.losses import Batch, Loss, Sums
-from stair_jax.train.optimizer import AdamW
 
 
 @struct.dataclass
@@ -20,27 +21,49 @@ class State:
     """What a step changes, and a checkpoint holds."""
 
     params: Any  # what is trained: all weights, or the adapters
-    opt: Any  # AdamW's moments
+    opt: Any  # the optimiser's state: moments, counters, the rate
 
 
 class GivenUp(Exception):
     """A step, or a measurement, was not finished because it was asked to stop."""
 
 
-def abstract(params: Any, tx: AdamW, mesh: Mesh) -> State:
+def abstract(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> State:
     """Returns the shapes and places of a state of `params`, for a restore; nothing is allocated."""
     opt = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        jax.eval_shape(tx.init, params),
-        tx.shardings(params, mesh),
+        jax.eval_shape(functools.partial(_start, tx), params),
+        _places(params, tx, mesh),
     )
     like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)  # noqa: E731
     return State(jax.tree.map(like, params), opt)
 
 
-def init(params: Any, tx: AdamW, mesh: Mesh) -> State:
+def init(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> State:
     """Returns the state before the first step; it owns `params`, which the first step consumes."""
-    return State(params, jax.jit(tx.init, out_shardings=tx.shardings(params, mesh))(params))
+    begin = jax.jit(functools.partial(_start, tx), out_shardings=_places(params, tx, mesh))
+    return State(params, begin(params))
+
+
+def _start(tx: optax.GradientTransformation, params: Any) -> Any:
+    """Returns the optimiser's first state: float32 whatever the parameters are."""
+    return tx.init(_float32(params))
+
+
+def _places(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """Returns where a state of the optimiser lies: moments beside their parameters."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return optax.tree.map_params(
+        tx,
+        lambda x, p: p.sharding if x.shape == p.shape else everywhere,
+        jax.eval_shape(functools.partial(_start, tx), params),
+        params,
+        transform_non_params=lambda _: everywhere,
+    )
+
+
+def _float32(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def on_mesh(params: Any, mesh: Mesh) -> Any:
@@ -69,7 +92,7 @@ def step(
     lr: float | jax.Array,
     *,
     loss: Loss,
-    tx: AdamW,
+    tx: optax.GradientTransformation,
     frozen: Any = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[State, Sums]:
@@ -81,9 +104,9 @@ def step(
     Args:
       state: parameters and moments, anywhere on the mesh; they stay where they are.
       batch: arrays [accum, micro, ...] of `place`.
-      lr: the learning rate of this step.
+      lr: the learning rate of this step, if it is injected into `tx`.
       loss: the objective.
-      tx: the optimiser.
+      tx: the optimiser, any of optax's.
       frozen: weights that the objective reads and nobody trains, by name: "base" under adapters,
         "reference" of a preference.
       stop: asked between two forward and backward passes whether to give the step up.
@@ -115,7 +138,9 @@ class Programs(NamedTuple):
 
     @classmethod
     @functools.lru_cache(maxsize=32)
-    def of(cls, loss: Loss, tx: AdamW, tree: Any, shardings: tuple) -> "Programs":
+    def of(
+        cls, loss: Loss, tx: optax.GradientTransformation, tree: Any, shardings: tuple
+    ) -> "Programs":
         """Returns the programs of an objective for a state of this layout."""
         where = jax.tree.unflatten(tree, shardings)
         sums = ((None, None), where.params)
@@ -132,7 +157,15 @@ class Programs(NamedTuple):
         )
 
 
-def _step(state: State, frozen: Any, batch: Batch, lr: jax.Array, *, loss: Loss, tx: AdamW):
+def _step(
+    state: State,
+    frozen: Any,
+    batch: Batch,
+    lr: jax.Array,
+    *,
+    loss: Loss,
+    tx: optax.GradientTransformation,
+):
     total = _pass(state.params, frozen, batch, 0, loss=loss)
     return _update(state, total, batch, lr, loss=loss, tx=tx)
 
@@ -163,14 +196,39 @@ def _added(part: Any, total: Any, params: Any, frozen: Any, batch: Batch, number
     return jax.tree.map(jnp.add, total, part(params, frozen, batch, number))
 
 
-def _update(state: State, total: Any, batch: Batch, lr: jax.Array, *, loss: Loss, tx: AdamW):
+def _update(
+    state: State,
+    total: Any,
+    batch: Batch,
+    lr: jax.Array,
+    *,
+    loss: Loss,
+    tx: optax.GradientTransformation,
+):
     (value, sums), grads = total
     counts = loss.counts(batch)
-    params, opt, norms = tx.update(grads, state.opt, state.params, lr)
+    new, norms = updated(state, grads, lr, tx)
     finite = jnp.isfinite(value) & jnp.isfinite(norms["grad_norm"])
-    new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), State(params, opt), state)
+    new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, state)
     metrics = {name: x / counts[loss.units[name]] for name, x in sums.items()}
     return new, metrics | norms | {"loss": value, "skipped": 1 - finite}
+
+
+def updated(
+    state: State, grads: Any, lr: jax.Array, tx: optax.GradientTransformation
+) -> tuple[State, dict[str, jax.Array]]:
+    """Returns the state after an update, and two figures of it.
+
+    All is float32 until parameters are stored in their own dtype. `grad_norm` is the gradient's
+    global norm before clipping, `update_ratio` the norm of the change over that of the parameters.
+    """
+    grads, params = _float32(grads), _float32(state.params)
+    changes, opt = tx.update(grads, optimizer.with_rate(state.opt, lr), params)
+    norms = {
+        "grad_norm": optax.tree.norm(grads),
+        "update_ratio": optax.tree.norm(changes) / jnp.maximum(optax.tree.norm(params), 1e-12),
+    }
+    return State(optax.apply_updates(state.params, changes), opt), norms
 
 
 def _used(batch: Batch) -> int:

@@ -22,7 +22,7 @@ from stair_jax.run.lineage import Lineage
 from stair_jax.run.workdir import Run
 from stair_jax.text import TAGS
 from stair_jax.train import optimizer
-from stair_jax.train.optimizer import AdamW
+from stair_jax.train import step as step_lib
 from tests.support.hf_folders import TIED, TINY, make_tokenizer, weights
 from tests.support.training import train_config
 
@@ -58,8 +58,10 @@ def test_new_rows_have_a_rate_of_their_own():
     grads = jax.tree.map(jnp.ones_like, params)
     spreads = optimizer.spreads_of(params)
     assert spreads == {"embed": pytest.approx(float(params["embed"].std()), rel=0.05)}
-    tx = AdamW.of(config, (3, 8), spreads)
-    new, _, _ = tx.update(grads, tx.init(params), params, jnp.float32(config.lr))
+    tx = optimizer.of(config, (3, 8), spreads)
+    update = jax.jit(step_lib.updated, static_argnums=3)
+    lr = jnp.float32(config.lr)
+    new = update(step_lib.State(params, tx.init(params)), grads, lr, tx)[0].params
     moved = np.abs(np.asarray(new["embed"] - params["embed"]))
     want = np.full(len(moved), config.lr)
     want[[3, 8]] = 0.5 * spreads["embed"]
@@ -67,17 +69,17 @@ def test_new_rows_have_a_rate_of_their_own():
     np.testing.assert_allclose(params["norm"] - new["norm"], config.lr, rtol=1e-3)
     # Beside adapters the rows are all there is of their table.
     trained = {"layers": {"q": {"a": jnp.ones(2)}}, "rows": {"embed": jnp.ones((2, 12))}}
-    new, _, _ = tx.update(
-        jax.tree.map(jnp.ones_like, trained), tx.init(trained), trained, jnp.float32(1e-3)
-    )
+    grads = jax.tree.map(jnp.ones_like, trained)
+    new = update(step_lib.State(trained, tx.init(trained)), grads, lr, tx)[0].params
     np.testing.assert_allclose(1 - new["rows"]["embed"], 0.5 * spreads["embed"], rtol=1e-3)
     np.testing.assert_allclose(1 - new["layers"]["q"]["a"], 1e-3, rtol=1e-2)
 
 
 def test_without_new_rows_or_a_rate_of_theirs_the_optimiser_is_the_same():
-    assert AdamW.of(train_config(new_rows_lr=0.5)) == AdamW.of(train_config())
-    assert AdamW.of(train_config(), (3,), {"embed": 1.0}) == AdamW.of(train_config())
-    assert AdamW.of(train_config(new_rows_lr=0.5), (3,), {"embed": 1.0}) != AdamW.of(train_config())
+    usual, fast = train_config(), train_config(new_rows_lr=0.5)
+    assert optimizer.of(fast) is optimizer.of(usual)
+    assert optimizer.of(usual, (3,), {"embed": 1.0}) is optimizer.of(usual)
+    assert optimizer.of(fast, (3,), {"embed": 1.0}) is not optimizer.of(usual)
 
 
 def checkpoint(folder, spec=SMALL, knows=()):

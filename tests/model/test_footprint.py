@@ -10,10 +10,10 @@ from benchmarks import roofline
 from stair_jax import mesh as mesh_lib
 from stair_jax.model import footprint, lora, transformer
 from stair_jax.model.footprint import Pass, Split
+from stair_jax.train import optimizer
 from stair_jax.train import step as step_lib
 from stair_jax.train.logprobs import Scorer
 from stair_jax.train.losses import Sft
-from stair_jax.train.optimizer import AdamW
 from tests.support.placing import CONFIG, SPEC
 from tests.support.training import train_config
 
@@ -74,7 +74,7 @@ def step_bytes(spec, config, rows):
     factors = like(lambda k: lora.init(spec, k, rank=2, targets=("q",), new_rows=len(rows)), key)
     batch = {"tokens": jnp.zeros((1, 2, 16), jnp.int32), "loss_mask": jnp.ones((1, 2, 16), bool)}
     batch = like(lambda: batch | {"weight": jnp.ones((1, 2))})
-    tx, loss = AdamW.of(config, rows), Sft(Scorer.of(spec, config, rows))
+    tx, loss = optimizer.of(config, rows), Sft(Scorer.of(spec, config, rows))
     state = step_lib.abstract(factors, tx, mesh)
     leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))
     programs = step_lib.Programs.of(loss, tx, tree, tuple(leaves))

@@ -109,7 +109,7 @@ SPEC = Spec(
 )
 ACCUM, B, T, PAIRS = 1, 3, 10, 2
 CONFIG = train_config(buckets=(T,), head_chunk=4, compute_dtype="bfloat16")
-TX = optimizer.AdamW.of(CONFIG)
+TX = optimizer.of(CONFIG)
 
 
 def kinds(remat, dtype="bfloat16"):

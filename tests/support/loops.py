@@ -73,6 +73,7 @@ def fit(
     config=CONFIG,
     params=None,
     more=None,
+    tx=None,
     shape=MESH,
     whole=False,
 ):
@@ -88,6 +89,7 @@ def fit(
             metrics=metrics,
             stage="sft",
             more=more,
+            tx=tx,
         )
     return out if whole else jax.device_get(out.params)
 

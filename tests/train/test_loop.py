@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from stair_jax import interrupt
 from stair_jax import mesh as mesh_lib
 from stair_jax.data.batches import SftData
 from stair_jax.log import compiling
-from stair_jax.train import checkpoint
+from stair_jax.train import checkpoint, optimizer
 from stair_jax.train import step as step_lib
 from stair_jax.train.checkpoint import Checkpoints
 from tests.support.loops import (
@@ -74,6 +75,50 @@ def test_a_run_killed_and_continued_ends_bit_for_bit_as_a_straight_one(tmp_path,
     a, b = (checkpoint.load_params(tmp_path / x / "sft" / "saved", _abstract()) for x in ("a", "b"))
     assert equal(a, b)
     assert equal(a, resumed)
+
+
+@pytest.mark.parametrize(
+    ("tx", "scheduled"),
+    [
+        (optax.sgd(0.05, momentum=0.9), False),
+        (optax.inject_hyperparams(optax.lion)(learning_rate=0.0), True),
+        (optax.adafactor(0.01, min_dim_size_to_factor=4), False),  # its moments are of other shapes
+    ],
+    ids=["sgd", "lion", "adafactor"],
+)
+def test_any_optimiser_of_optax_trains_and_is_resumed_exactly(tmp_path, monkeypatch, tx, scheduled):
+    config, shape = dataclasses.replace(ONE_BUCKET, epochs=2.0), (1, 2, 2)
+    straight = fit(tmp_path / "a", config=config, tx=tx, shape=shape)
+    assert not equal(straight, fit(tmp_path / "usual", config=config, shape=shape))
+    with monkeypatch.context() as patch:
+        kill_before(patch, 6)
+        with pytest.raises(Killed):
+            fit(tmp_path / "b", config=config, tx=tx, shape=shape)
+    assert checkpoint.saved_steps(tmp_path / "b" / "sft" / "saved") == [5]
+    assert equal(straight, fit(tmp_path / "b", config=config, tx=tx, shape=shape))
+    steps = [x for x in lines(tmp_path / "a") if "nll_loss" in x]
+    assert steps[-1]["nll_loss"] < steps[0]["nll_loss"]
+    # A rate of its own is not what the configuration says.
+    assert [x.get("learning_rate") for x in steps] == [
+        optimizer.learning_rate(config, i, 8) if scheduled else None for i in range(8)
+    ]
+
+
+def test_a_run_that_an_older_version_began_is_refused_and_its_parameters_are_read(tmp_path):
+    """AdamW's moments were the whole state before the optimiser became a chain."""
+    fit(tmp_path / "new", config=ONE_BUCKET)
+    with Checkpoints(tmp_path / "new" / "sft" / "saved", keep=2, fingerprint={}) as saves:
+        meta = checkpoint._meta(saves.folder / "5")
+    params = step_lib.on_mesh(weights(), mesh_lib.make(MESH))
+    old = tmp_path / "old" / "sft" / "saved"
+    with Checkpoints(old, keep=2, fingerprint=meta["fingerprint"]) as saves:
+        moments = optax.scale_by_adam().init(params)
+        saves.save(5, params=params, opt=moments, data=meta["data"])
+    with pytest.raises(ValueError, match="another version of stair_jax") as error:
+        fit(tmp_path / "old", config=ONE_BUCKET)
+    assert f"remove {old} to train from the start" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert equal(checkpoint.load_params(old, _abstract()), weights())
 
 
 def _abstract():
@@ -376,9 +421,9 @@ def test_one_program_for_each_bucket_and_none_for_a_second_round(tmp_path, caplo
     assert info.currsize == 1
     mesh = mesh_lib.make(MESH)
     with jax.set_mesh(mesh):
-        state = step_lib.init(step_lib.on_mesh(weights(), mesh), _tx(), mesh)
+        state = step_lib.init(step_lib.on_mesh(weights(), mesh), optimizer.of(CONFIG), mesh)
         leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))
-    programs = made(SFT, _tx(), tree, tuple(leaves))
+    programs = made(SFT, optimizer.of(CONFIG), tree, tuple(leaves))
     assert made.cache_info().hits > info.hits
     sizes = [program._cache_size() for program in (programs.whole, programs.add)]
     assert sum(sizes) == len(CONFIG.buckets)
@@ -400,12 +445,6 @@ def test_each_new_shape_of_a_step_is_told_once_with_the_time_that_it_took(
     assert all(
         text.startswith("sft: compiled") and " s" in text.rpartition(")")[2] for text in said
     )
-
-
-def _tx():
-    from stair_jax.train.optimizer import AdamW
-
-    return AdamW.of(CONFIG)
 
 
 def test_sft_overfits_eight_rows(tmp_path):

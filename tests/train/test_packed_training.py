@@ -80,7 +80,7 @@ def weights():
 
 def gradients(loss, batch, shape=(1, 1, 1)):
     """Metrics, and the first moments, which are a tenth of the gradient."""
-    mesh, tx = mesh_lib.make(shape), optimizer.AdamW.of(dataclasses.replace(PLAIN, clip_norm=0.0))
+    mesh, tx = mesh_lib.make(shape), optimizer.of(dataclasses.replace(PLAIN, clip_norm=0.0))
     with jax.set_mesh(mesh):
         params = step_lib.on_mesh(jax.tree.map(jnp.asarray, weights()), mesh)
         state = step_lib.init(params, tx, mesh)

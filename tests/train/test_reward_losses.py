@@ -22,7 +22,7 @@ from tests.support.close import assert_sums_close, assert_trees_close
 from tests.support.reward_losses import BT, CONFIG, MODEL, SPEC
 from tests.support.training import train_config
 
-TX = optimizer.AdamW.of(CONFIG)
+TX = optimizer.of(CONFIG)
 BCE = Prm(scorer=MODEL, loss="bce", centering=0.0)
 MSE = dataclasses.replace(BCE, loss="mse")
 ROWS, T, R = 8, 11, 3

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from stair_jax import mesh as mesh_lib
@@ -39,7 +40,7 @@ CONFIG = train_config(batch=8, buckets=(11,), save_every=100)
 SCORER = logprobs.Scorer.of(SPEC, CONFIG)
 SFT = losses.Sft(SCORER)
 DPO = losses.Dpo.of(SCORER, dpo_config())
-TX = optimizer.AdamW.of(CONFIG)
+TX = optimizer.of(CONFIG)
 ROWS, T = 8, 11
 
 
@@ -102,7 +103,7 @@ def one_step(loss, batch, *, shape=(1, 1, 1), micro=ROWS, tx=TX, lr=1e-2, params
             state, step_lib.place(cut(batch, micro), mesh), lr, loss=loss, tx=tx
         )
     figures = {k: float(v) for k, v in out.items() if not np.isnan(v)}  # means over nothing
-    return figures, state.opt.mu, state.params
+    return figures, optax.tree.get(state.opt, "mu"), state.params
 
 
 def differ(a, b):
@@ -292,27 +293,35 @@ def test_bfloat16_compute_differs_and_stays_close():
 )
 def test_every_constant_of_the_optimiser_reaches_the_weights(change):
     """Two plain steps of AdamW on one matrix: the constants of the average need a second one."""
-    tx = dataclasses.replace(TX, **change)
+    tx = optimizer.of(dataclasses.replace(CONFIG, **change))
 
     @jax.jit
     def two(params):
-        opt_a, opt_b = TX.init(params), tx.init(params)
-        a = b = params
+        a, b = begun(params), begun(params, tx)
         for scale in (1.0, -0.2):
             grads = jax.tree.map(lambda x, s=scale: s * jnp.sin(x), params)
-            a, opt_a, _ = TX.update(grads, opt_a, a, 0.1 * jnp.ones(()))
-            b, opt_b, _ = tx.update(grads, opt_b, b, 0.1 * jnp.ones(()))
-        return a, b
+            a, _ = step_lib.updated(a, grads, 0.1 * jnp.ones(()), TX)
+            b, _ = step_lib.updated(b, grads, 0.1 * jnp.ones(()), tx)
+        return a.params, b.params
 
     a, b = two({"w": jnp.linspace(-2, 3, 12).reshape(4, 3)})
     assert differ(a, b)
 
 
+def begun(params, tx=TX):
+    return step_lib.State(params, tx.init(params))
+
+
+def updated(state, grads, lr, tx=TX):
+    return jax.jit(step_lib.updated, static_argnums=3)(state, grads, jnp.float32(lr), tx)
+
+
 def test_adamw_by_hand():
-    tx = dataclasses.replace(TX, weight_decay=0.5, clip_norm=1.0, beta1=0.8, beta2=0.9, eps=1e-3)
+    tx = optimizer.adamw(weight_decay=0.5, clip_norm=1.0, beta1=0.8, beta2=0.9, eps=1e-3)
     params = {"w": jnp.array([3.0, -2.0]), "attn_norm": jnp.array([1.0]), "bq": jnp.array([1.0])}
     grads = {"w": jnp.array([3.0, 0.0]), "attn_norm": jnp.array([4.0]), "bq": jnp.array([0.0])}
-    new, _, norms = jax.jit(tx.update)(grads, tx.init(params), params, jnp.float32(0.1))
+    state, norms = updated(begun(params, tx), grads, 0.1, tx)
+    new = state.params
     assert norms["grad_norm"] == 5  # before clipping; afterwards .6 and .8
     moved = [new[k] - params[k] for k in params]
     ratio = np.linalg.norm(np.concatenate(moved)) / math.sqrt(9 + 4 + 1 + 1)
@@ -321,26 +330,48 @@ def test_adamw_by_hand():
     np.testing.assert_allclose(new["w"][1], -2 + 0.1 * 0.5 * 2, rtol=1e-5)
     np.testing.assert_allclose(new["attn_norm"], 1 - 0.1 * 0.8 / (0.8 + 1e-3), rtol=1e-5)
     assert new["bq"] == 1  # gains and biases do not decay
-    assert not optimizer._is_gain_or_bias((jax.tree_util.DictKey("b"),))  # a factor of LoRA
+    assert optimizer.decayed({"q": {"b": 0}, "w": 0, "bq": 0, "norm": 0}) == {
+        "q": {"b": True},  # a factor of LoRA
+        "w": True,
+        "bq": False,
+        "norm": False,
+    }
 
 
 def test_bfloat16_parameters_keep_float32_moments_and_move_where_they_can():
     params = {"w": jnp.array([1.0, 2.0], jnp.bfloat16)}
-    opt = TX.init(params)
-    assert opt.mu["w"].dtype == opt.nu["w"].dtype == jnp.float32
+    mesh = mesh_lib.make((1, 1, 1))
+    state = step_lib.init(step_lib.on_mesh(params, mesh), TX, mesh)
     grads = {"w": jnp.array([1.0, -1.0], jnp.bfloat16)}
     for lr, moved in ((1e-4, False), (1e-1, True)):  # a bfloat16 near 1 has steps of 2^-8
-        new, _, _ = jax.jit(TX.update)(grads, opt, params, jnp.float32(lr))
-        assert new["w"].dtype == jnp.bfloat16
-        assert bool((new["w"] != params["w"]).any()) == moved
+        new, _ = updated(state, grads, lr)
+        for moments in (optax.tree.get(new.opt, "mu"), optax.tree.get(new.opt, "nu")):
+            assert moments["w"].dtype == jnp.float32
+        assert new.params["w"].dtype == jnp.bfloat16
+        assert bool((new.params["w"] != params["w"]).any()) == moved
 
 
 def test_clipping_is_off_at_0():
-    tx = dataclasses.replace(TX, clip_norm=0.0)
-    params = {"w": jnp.ones(2)}
-    _, opt, norms = jax.jit(tx.update)({"w": jnp.array([3.0, 4.0])}, tx.init(params), params, 0.1)
+    tx = optimizer.of(dataclasses.replace(CONFIG, clip_norm=0.0))
+    grads = {"w": jnp.array([3.0, 4.0])}
+    state, norms = updated(begun({"w": jnp.ones(2)}, tx), grads, 0.1, tx)
     assert norms["grad_norm"] == 5
-    np.testing.assert_allclose(opt.mu["w"], [0.3, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(optax.tree.get(state.opt, "mu")["w"], [0.3, 0.4], rtol=1e-6)
+
+
+def test_the_same_constants_give_the_same_optimiser_whatever_the_rate():
+    assert optimizer.of(dataclasses.replace(CONFIG, lr=3e-3)) is TX
+    assert optimizer.of(dataclasses.replace(CONFIG, beta1=0.5)) is not TX
+
+
+def test_a_rate_is_set_only_where_one_is_injected():
+    state, grads = begun({"w": jnp.ones(2)}), {"w": jnp.ones(2)}
+    slow, fast = (updated(state, grads, lr)[0].params for lr in (1e-3, 1e-2))
+    assert differ(slow, fast)
+    plain = optax.sgd(0.5)
+    assert not optimizer.takes_rate(plain.init(state.params))
+    new, _ = updated(begun(state.params, plain), grads, 1e-3, plain)
+    np.testing.assert_array_equal(new.params["w"], [0.5, 0.5])
 
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine():
