@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from stair_jax import mesh as mesh_lib
@@ -85,7 +86,9 @@ def gradients(loss, batch, shape=(1, 1, 1)):
         params = step_lib.on_mesh(jax.tree.map(jnp.asarray, weights()), mesh)
         state = step_lib.init(params, tx, mesh)
         state, out = step_lib.step(state, step_lib.place(batch, mesh), 1e-3, loss=loss, tx=tx)
-    return {k: float(v) for k, v in out.items() if not np.isnan(v)}, jax.device_get(state.opt.mu)
+    return {k: float(v) for k, v in out.items() if not np.isnan(v)}, jax.device_get(
+        optax.tree.get(state.opt, "mu")
+    )
 
 
 def assert_same(got, want):

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from stair_jax import config
@@ -220,7 +221,7 @@ def one_step(loss, batch, *, shape=(1, 1, 1), micro=ROWS):
             loss=loss,
             tx=TX,
         )
-    return {k: float(v) for k, v in out.items() if not np.isnan(v)}, state.opt.mu
+    return {k: float(v) for k, v in out.items() if not np.isnan(v)}, optax.tree.get(state.opt, "mu")
 
 
 def assert_same(one, two):
