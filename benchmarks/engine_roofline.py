@@ -11,7 +11,7 @@ siblings in a tree do; the bound is still that of rows that each read all their 
 import argparse
 import gc
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -68,7 +68,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _loads(
-    options: argparse.Namespace, limits: Ceilings, dtype: str, watch: harness.Watch
+    options: argparse.Namespace,
+    limits: Ceilings,
+    dtype: Literal["float32", "bfloat16"],
+    watch: harness.Watch,
 ) -> tuple[list[Mapping[str, Any]], list[str]]:
     spec = roofline.SPECS[options.size]
     params = roofline.weights(spec, dtype)

@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -251,7 +251,14 @@ class Load:
     context: int
     family: int = 1  # sequences that continue the same prompt
 
-    def config(self, dtype: str, *, chunk: int, page_size: int, prefill_rows: int) -> EngineConfig:
+    def config(
+        self,
+        dtype: Literal["float32", "bfloat16"],
+        *,
+        chunk: int,
+        page_size: int,
+        prefill_rows: int,
+    ) -> EngineConfig:
         """Returns an engine's settings in which the whole load runs at once."""
         return EngineConfig(
             slots=self.rows,

@@ -12,9 +12,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from stair_jax import chat, interrupt, mesh, pipeline, startup, xla_flags
-from stair_jax import config as config_lib
 from stair_jax.config import keys, redaction
 from stair_jax.config.checks import validate
+from stair_jax.config.schema import KNOBS
 from stair_jax.log import bars, progress
 from stair_jax.train.loop import NonFiniteError
 
@@ -150,13 +150,12 @@ def _check_keys(argv: Sequence[str]) -> None:
     Raises:
       ValueError: for the first such flag.
     """
-    known = set(keys.keys(config_lib.default()))
     for word in argv[1:]:
         flag = word.partition("=")[0]
         key = flag.lstrip("-").removeprefix("no").removeprefix("config.")
-        if not flag.startswith("-") or "config." not in flag or key in known:
+        if not flag.startswith("-") or "config." not in flag or key in KNOBS:
             continue
-        if inside := [name for name in sorted(known) if name.startswith(f"{key}.")]:
+        if inside := [name for name in sorted(KNOBS) if name.startswith(f"{key}.")]:
             raise ValueError(f"{flag}: a section, expected one of its keys, such as {inside[0]}")
         near = " or ".join(f"config.{name}" for name in keys.nearest(key))
         hint = f"did you mean {near}? " if near else ""

@@ -13,7 +13,7 @@ import jax
 from stair_jax import jsonl, ops
 from stair_jax.config import Config, with_values
 from stair_jax.config.checks import validate
-from stair_jax.config.schema import words
+from stair_jax.config.words import words
 from stair_jax.log import progress
 from stair_jax.log.metrics import Metrics
 from stair_jax.run import benchmarks, inputs, models, needs

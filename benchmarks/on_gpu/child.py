@@ -16,7 +16,7 @@ import pathlib
 import sys
 import time
 import traceback
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.on_gpu import sizes
 from benchmarks.on_gpu.sizes import Sizes
@@ -36,7 +36,7 @@ class Job:
 
     tiny: bool
     share: float  # of the sizes: 1, or less after running out of memory
-    attention: str  # of the engine: "auto", or "xla" where the kernel has failed
+    attention: Literal["auto", "xla"]  # of the engine: "auto", or "xla" where the kernel has failed
     seconds: float  # that the part may take
     folder: str  # what parts of a step hand on to each other
     known: dict[str, float]  # figures of earlier steps: the machine's ceilings

@@ -6,7 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from stair_jax.model import heads, transformer
 from stair_jax.model.spec import Spec
 from stair_jax.train import step as step_lib
 
-DTYPE = "bfloat16"
+DTYPE: Literal["bfloat16"] = "bfloat16"
 STRETCHES = 3  # timed, of which the median counts
 LR = 1e-4
 TRITON_OFF = "--xla_gpu_enable_triton_gemm=false"
@@ -113,7 +113,7 @@ def trees_digest(job: Job, in_flight: int) -> str:
     return random_search.digest(random_search.grow(engine, spec, shape).trees)
 
 
-def _small_config(job: Job, dtype: str) -> EngineConfig:
+def _small_config(job: Job, dtype: Literal["float32", "bfloat16"]) -> EngineConfig:
     sizes = job.sizes.right
     return EngineConfig(
         slots=sizes.slots,
@@ -215,7 +215,9 @@ def _flat(params: Any) -> dict[str, np.ndarray]:
 # Speed
 
 
-def config_of(job: Job, sizes: EngineSizes, *, pool: int = 0, share: str = "auto") -> EngineConfig:
+def config_of(
+    job: Job, sizes: EngineSizes, *, pool: int = 0, share: Literal["auto", "on", "off"] = "auto"
+) -> EngineConfig:
     """Returns an engine's settings, with a share of the slots where the memory was too little.
 
     Args:

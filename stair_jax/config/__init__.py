@@ -1,12 +1,14 @@
 """The configuration: every knob, what it may be, and what is said where it is not.
 
-Files in `configs/` say `from stair_jax import config` and use the names below. They are taken from
-`defaults` when they are first used: the frozen dataclasses of `schema` work where ml-collections is
-not installed.
+Files in `configs/` say `from stair_jax import config` and use the names below. Those that need
+ml-collections are taken from `defaults` when they are first used: the frozen dataclasses of
+`schema` work where it is not installed.
 """
 
 import importlib
 from typing import TYPE_CHECKING
+
+from stair_jax.config.words import BASELINES, EXPORTS, ROW_FILES, STAGES, TRACKERS
 
 __all__ = [
     "BASELINES",
@@ -22,18 +24,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from stair_jax.config.defaults import (
-        BASELINES,
-        EXPORTS,
-        ROW_FILES,
-        STAGES,
-        TRACKERS,
-        Config,
-        default,
-        parse_arg,
-        restore,
-        with_values,
-    )
+    from stair_jax.config.defaults import Config, default, parse_arg, restore, with_values
 else:
 
     def __getattr__(name):

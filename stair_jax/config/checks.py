@@ -1,46 +1,15 @@
 """What a configuration must be to be run: refused by key, value and expectation. Floor 0."""
 
+from collections.abc import Iterator
 from typing import Any
 
-from stair_jax import config
-from stair_jax.config import Config, default, ignored, ranges, redaction
+from stair_jax.config import Config, ranges, redaction
+from stair_jax.config.knob import Knob, knobs_of
 from stair_jax.config.reward_checks import validate_rewards
-from stair_jax.config.schema import words
+from stair_jax.config.schema import KNOBS, TrainConfig
 from stair_jax.config.sources import is_world
 from stair_jax.config.threshold_checks import validate_thresholds
-
-_CHOICES = {
-    "search.score": ("ucb", "pucb"),
-    "search.prior": ("arithmetic", "geometric", "uniform"),
-    "search.reward": ("paper", "safe-constraint", "outcome"),
-    "search.ties": ("random", "first"),
-    "search.value": ("rollout", "prm", "mix"),
-    "judge.safety": ("self", "rule", "remote", "verifier"),
-    "judge.helpfulness": ("self", "none", "remote", "reward_model", "verifier"),
-    "judge.scope": ("all", "by_type"),
-    "prm.loss": ("bt", "bce", "mse", "implicit"),
-    "prm.readout": ("eos", "step_end"),
-    "prm.reference": ("start", "none"),
-    "evaluate.aggregation": ("last", "min", "mean", "product"),
-    "reward.F": ("identity", "power", "quadratic"),
-    "model.compute_dtype": ("auto", "float32", "bfloat16"),
-    "model.template": ("", "llama3", "chatml"),
-    "engine.dtype": ("auto", "float32", "bfloat16"),
-    "engine.attention": ("auto", "views", "xla", "pallas"),
-    "engine.share_prefix": ("auto", "on", "off"),
-    "export.dtype": ("auto", "float32", "bfloat16"),
-    "evaluate.split": ("test", "dev"),
-    "data.format": ("auto", "ours", "alpaca", "sharegpt", "openai"),
-    "data.preferences_format": ("auto", "pairs", "explicit", "implicit", "sharegpt", "alpaca"),
-    "dpo.loss": ("sigmoid", "ipo", "hinge"),
-    "dpo.scope": ("step", "response"),
-    "dpo.sft_scope": ("step", "response"),
-    "dpo.sft_reduction": ("sequence", "token"),
-    "dpo.reference": ("precomputed", "on_the_fly", "lora_base"),
-    "sft.train.batching": ("bucket", "pack"),
-    "dpo.train.batching": ("bucket", "tree"),
-    "prm.train.batching": ("bucket", "tree"),
-}
+from stair_jax.config.words import STAGES, words
 
 
 def validate(c: Config) -> None:
@@ -50,16 +19,19 @@ def validate(c: Config) -> None:
       ValueError: for the first such setting.
     """
     redaction.check_settings(c.to_dict())  # first: other messages show values
-    ranges.check_types(c, default())
+    found = dict(_leaves(c))
+    known = {key: found[key] for key in KNOBS}
+    for key, value in known.items():
+        _check_type(key, value)
     if not c.workdir or c.workdir == "None":
         raise ValueError("config.workdir: not set; pass --config.workdir=PATH")
     _validate_names(c)
-    for key, allowed in _CHOICES.items():
-        if _get(c, key) not in allowed:
-            raise ValueError(f"config.{key}: {_get(c, key)!r} is not one of {list(allowed)}")
-    ranges.check(c)
+    for check in (_check_choice, _check_range):
+        for key, value in known.items():
+            check(f"config.{key}", value, KNOBS[key])
     validate_rewards(c)  # the names of strategies before what counts under them
-    ignored.check(c)
+    for key, value in known.items():
+        _refuse_ignored(c, key, value)
     _validate_sizes(c)
     _validate_rooms(c)
     _validate_data(c)
@@ -70,21 +42,64 @@ def validate(c: Config) -> None:
     _validate_reference(c)
     _validate_trackers(c)
     validate_thresholds(c)
-    ranges.check_keys(c, default())
+    for key in found.keys() - known.keys():  # that a file has added
+        value = found[key]
+        raise ValueError(f"config.{key}: {value!r}, expected no such setting: nothing reads it")
+
+
+def _leaves(c: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every setting of a configuration by its dotted key."""
+    for name, value in c.items():
+        if hasattr(value, "items"):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number", tuple: "numbers"}
+
+
+def _check_type(key: str, value: Any) -> None:
+    """Refuses a value of another type than the default's: a truth value is no number."""
+    kind = type(KNOBS[key].default)
+    wanted = {float: (int, float), type(None): (str, type(None))}.get(kind, (kind,))
+    if type(value) not in wanted:
+        raise ValueError(f"config.{key}: {value!r}, expected {_KINDS.get(kind, 'text')}")
+    if kind is tuple and not all(type(x) in (int, float) for x in value):
+        raise ValueError(f"config.{key}: {value!r}, expected numbers")
+
+
+def _check_choice(name: str, value: Any, knob: Knob) -> None:
+    if knob.choices and value not in knob.choices:
+        raise ValueError(f"{name}: {value!r} is not one of {list(knob.choices)}")
+
+
+def _check_range(name: str, value: Any, knob: Knob) -> None:
+    if knob.among is not None and value not in knob.among:
+        raise ValueError(f"{name}: {value!r}, expected {knob.among}")
+
+
+def _refuse_ignored(c: Config, key: str, value: Any) -> None:
+    """Refuses a setting that does not count. One at its default never is: nobody asked for it."""
+    knob, section = KNOBS[key], key.rpartition(".")[0]
+    if value == knob.default:
+        return
+    own = _get(c, section) if section else c
+    for under in knob.under:
+        if (under.values is None or value in under.values) and not under.counts(c, own):
+            shown = redaction.shown_address(value) if key == "judge.endpoint" else value
+            needs = under.needs.format(section=section)
+            raise ValueError(f"config.{key}: {shown!r} would be ignored, it needs {needs}")
 
 
 def _validate_names(c: Config) -> None:
     """Refuses words of a list that stand for nothing."""
-    for key, known in (
-        ("stages", config.STAGES),
-        ("baselines.names", config.BASELINES),
-        ("pairs.export", config.EXPORTS),
-        ("trackers", config.TRACKERS),
-    ):
+    for key in (key for key, knob in KNOBS.items() if knob.words):
+        known = KNOBS[key].words
         if unknown := [name for name in words(_get(c, key)) if name not in known]:
             raise ValueError(f"config.{key}: {unknown} not in {list(known)}")
     if not words(c.stages):
-        raise ValueError(f"config.stages: empty, expected some of {list(config.STAGES)}")
+        raise ValueError(f"config.stages: empty, expected some of {list(STAGES)}")
     if bool(words(c.baselines.names)) != ("baselines" in words(c.stages)):
         raise ValueError(
             f"config.baselines.names: {c.baselines.names!r} with config.stages={c.stages!r},"
@@ -180,12 +195,6 @@ def _validate_baselines(c: Config) -> None:
         )
 
 
-_TRAINING_CHOICES = {
-    "batching": ("bucket", "pack", "tree"),
-    "remat": ("none", "attention", "products", "full"),
-    "param_dtype": ("float32", "bfloat16"),
-    "result": ("last", "best"),
-}
 LEAST_BF16_LR = 1e-5
 
 
@@ -199,13 +208,9 @@ def validate_training(name: str, t: Any) -> None:
     Raises:
       ValueError: naming the key, what was found and what was expected.
     """
-    for key, among in ranges.TRAINING.items():
-        if (value := getattr(t, key)) not in among:
-            raise ValueError(f"{name}.{key}: {value!r}, expected {among}")
-    for key, allowed in _TRAINING_CHOICES.items():
-        if (value := getattr(t, key)) not in allowed:
-            *others, last = allowed
-            raise ValueError(f"{name}.{key}: {value!r}, expected {', '.join(others)} or {last}")
+    for key, knob in knobs_of(TrainConfig).items():
+        _check_range(f"{name}.{key}", getattr(t, key), knob)
+        _check_choice(f"{name}.{key}", getattr(t, key), knob)
     _validate_buckets(f"{name}.buckets", t.buckets)
     if t.param_dtype == "bfloat16" and t.lr < LEAST_BF16_LR:
         raise ValueError(
@@ -227,7 +232,8 @@ def _validate_buckets(name: str, buckets: tuple[float | int, ...]) -> None:
 
 
 def _validate_targets(name: str, t: Config) -> None:
-    known, found = words(default().sft.train.lora_targets), words(t.lora_targets)  # it is all
+    known = words(knobs_of(TrainConfig)["lora_targets"].default)  # it is all
+    found = words(t.lora_targets)
     if not found or not set(found) <= set(known):
         raise ValueError(
             f"{name}.lora_targets: {t.lora_targets!r}, expected some of {','.join(known)}"

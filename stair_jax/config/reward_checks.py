@@ -1,10 +1,9 @@
 """What the settings of judges, reward model and test-time search must be. Floor 0."""
 
 from stair_jax.config import Config, redaction
-from stair_jax.config.ignored import REQUEST
-from stair_jax.config.schema import words
 from stair_jax.config.sources import is_world
 from stair_jax.config.strategies import GREEDY, parse_all
+from stair_jax.config.words import words
 
 
 def validate_rewards(c: Config) -> None:
@@ -26,9 +25,6 @@ def _validate_value(c: Config) -> None:
 
 def _validate_judge(c: Config) -> None:
     j, sides = c.judge, (c.judge.safety, c.judge.helpfulness)
-    left_out = words(j.leave_out)
-    if unknown := [name for name in left_out if name not in REQUEST]:
-        raise ValueError(f"config.judge.leave_out: {unknown} not in {list(REQUEST)}")
     if "remote" in sides:
         _validate_remote(j)
     if "reward_model" in sides and not j.reward_model:

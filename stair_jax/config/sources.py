@@ -1,7 +1,6 @@
 """What a setting that names rows or benchmarks stands for. Floor 0."""
 
-from stair_jax.config import ROW_FILES
-from stair_jax.config.schema import words
+from stair_jax.config.words import ROW_FILES, words
 
 WORLDS = ("miniature",)  # the embedded ones; `run.worlds` has what each of them is
 

@@ -1,7 +1,8 @@
 """Whether the thresholds on rewards can be reached under the reward and its judges. Floor 0."""
 
 from stair_jax.config import Config, reward_forms
-from stair_jax.config.schema import RewardConfig, words
+from stair_jax.config.schema import RewardConfig
+from stair_jax.config.words import words
 
 _SLACK = 1e-6  # of rounding
 

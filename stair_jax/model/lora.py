@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from stair_jax import ops
-from stair_jax.config.schema import TrainConfig, words
+from stair_jax.config.schema import TrainConfig
+from stair_jax.config.words import words
 from stair_jax.model.spec import Spec
 
 # {"layers": {target: {"a": [L, inputs.., R], "b": [L, R, outputs..]}}}, "rows" maybe beside it

@@ -18,7 +18,8 @@ import httpx2
 import openai
 
 from stair_jax.config import redaction
-from stair_jax.config.schema import JudgeConfig, words
+from stair_jax.config.schema import JudgeConfig
+from stair_jax.config.words import words
 from stair_jax.remote.complaints import (
     LONGEST_REASON,
     Complaint,

@@ -6,7 +6,8 @@ import logging
 import pathlib
 
 from stair_jax import jsonl
-from stair_jax.config.schema import JudgeConfig, words
+from stair_jax.config.schema import JudgeConfig
+from stair_jax.config.words import words
 
 log = logging.getLogger(__name__)
 

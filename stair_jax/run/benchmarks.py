@@ -6,9 +6,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from stair_jax.config import ROW_FILES, Config
-from stair_jax.config.schema import words
 from stair_jax.config.sources import prompts_among
 from stair_jax.config.strategies import parse_all
+from stair_jax.config.words import words
 from stair_jax.data import sources
 from stair_jax.evals.benchmark import Benchmark, registered
 from stair_jax.evals.benchmarks import own_prompts

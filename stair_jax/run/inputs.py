@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 from stair_jax import text
 from stair_jax.config import Config, default
-from stair_jax.config.schema import words
 from stair_jax.config.strategies import parse_all
+from stair_jax.config.words import words
 from stair_jax.data import sources
 from stair_jax.hf import importer, metadata, reward_model
 from stair_jax.run import benchmarks, hashes, judges, models

@@ -1,6 +1,7 @@
 """What made each artefact of a run, and what it is: a guard against mixing results."""
 
 import datetime
+import functools
 import json
 import logging
 import pathlib
@@ -10,6 +11,7 @@ from typing import Any
 
 from stair_jax import jsonl
 from stair_jax.config import Config, default
+from stair_jax.config.schema import KNOBS
 from stair_jax.run import hashes
 from stair_jax.train.checkpoint import UNFINISHED
 
@@ -97,37 +99,15 @@ _DEPENDS = {
     "evaluate.rated": ("seed", "model", "judge", "engine"),
     "export": ("model",),
 }
-# Keys that move no result, or only how a result is stored.
-_FREE = (
-    "search.trees_in_flight",
-    "search.export_official",
-    "search.first_answers",
-    "search.least_well_formed",
-    "mesh.replicas",
-    "compile_cache",
-    "deterministic",
-    *(f"evaluate.{key}" for key in ("benchmarks", "models", "search", "searched", "judged")),
-    *(f"judge.{key}" for key in ("endpoint", "concurrency", "timeout", "retries", "cache")),
-    *(
-        f"{stage}.train.{key}"
-        for stage in ("sft", "dpo", "prm")
-        for key in ("micro_tokens", "head_chunk", "remat", "save_every", "keep", "max_skipped")
-    ),
-)
 
 
 def settings_of(config: Config, stage: str) -> dict[str, Any]:
     """Returns the settings that the results of `stage` depend on, by dotted key, as JSON types."""
     found: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if hasattr(value, "items"):
-            for name, inner in value.items():
-                walk(f"{prefix}.{name}" if prefix else name, inner)
-        elif prefix not in _FREE and _covers(_DEPENDS[stage], prefix):
-            found[prefix] = list(value) if isinstance(value, tuple) else value
-
-    walk("", config)
+    for key in sorted(KNOBS):
+        if not KNOBS[key].free and _covers(_DEPENDS[stage], key):
+            value = functools.reduce(getattr, key.split("."), config)
+            found[key] = list(value) if isinstance(value, tuple) else value
     return found
 
 

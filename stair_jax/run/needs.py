@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 import jax
 
 from stair_jax.config import Config
-from stair_jax.config.schema import TrainConfig, words
+from stair_jax.config.schema import TrainConfig
 from stair_jax.config.strategies import parse_all
+from stair_jax.config.words import words
 from stair_jax.engine import prefill
 from stair_jax.hf import reward_model
 from stair_jax.model import footprint, lora

@@ -18,7 +18,8 @@ import logging
 from collections.abc import Iterable
 
 from stair_jax import jsonl
-from stair_jax.config.schema import DpoConfig, words
+from stair_jax.config.schema import DpoConfig
+from stair_jax.config.words import words
 from stair_jax.data import examples
 from stair_jax.engine.request import Sampling
 from stair_jax.records import Candidate, Preference

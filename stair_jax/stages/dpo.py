@@ -1,7 +1,8 @@
 """Stage dpo: preference pairs of a round in, the round's model out."""
 
 from stair_jax import jsonl
-from stair_jax.config.schema import DpoConfig, words
+from stair_jax.config.schema import DpoConfig
+from stair_jax.config.words import words
 from stair_jax.data import examples
 from stair_jax.records import Pair, Response
 from stair_jax.run import models, training

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from stair_jax import jsonl
-from stair_jax.config.schema import words
 from stair_jax.config.strategies import GREEDY, MCTS, Strategy, parse_all
+from stair_jax.config.words import words
 from stair_jax.evals.benchmark import Benchmark, columns_of
 from stair_jax.evals.report import curves, table
 from stair_jax.records import Answer

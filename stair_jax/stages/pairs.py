@@ -5,7 +5,8 @@ import logging
 from typing import Any
 
 from stair_jax import jsonl
-from stair_jax.config.schema import PairsConfig, words
+from stair_jax.config.schema import PairsConfig
+from stair_jax.config.words import words
 from stair_jax.data import exports
 from stair_jax.log import progress
 from stair_jax.records import Pair, Response

@@ -9,7 +9,8 @@ from typing import Any
 
 from stair_jax import jsonl
 from stair_jax.config import Config, reward_forms
-from stair_jax.config.schema import PrmConfig, RewardConfig, SearchConfig, TrainConfig, words
+from stair_jax.config.schema import PrmConfig, RewardConfig, SearchConfig, TrainConfig
+from stair_jax.config.words import words
 from stair_jax.data import examples as examples_lib
 from stair_jax.data.pair_batches import DpoData
 from stair_jax.data.reward_batches import ComparisonData, ComparisonTrees, ValuedData, parted

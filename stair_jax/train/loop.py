@@ -17,6 +17,7 @@ import optax
 
 from stair_jax import interrupt
 from stair_jax.config.checks import validate_training
+from stair_jax.config.knob import knobs_of
 from stair_jax.config.schema import TrainConfig
 from stair_jax.log import compiling, progress
 from stair_jax.log.metrics import Metrics
@@ -30,8 +31,7 @@ from stair_jax.train.meter import Meter
 __all__ = ["Data", "Fitted", "NonFiniteError", "fit"]
 log = logging.getLogger(__name__)
 
-# Settings that a continued run may change: they move no result but for rounding.
-FREE = ("micro_tokens", "head_chunk", "remat", "save_every", "keep", "max_skipped")
+FREE = tuple(name for name, knob in knobs_of(TrainConfig).items() if knob.free)
 GIVEN = ("new_rows_lr",)  # whoever knows the new rows tells of it, where there are any
 
 

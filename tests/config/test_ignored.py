@@ -1,8 +1,11 @@
 """When a setting counts: for each rule a configuration under which it does, and one where not."""
 
+import functools
+
 import pytest
 
-from stair_jax.config import default, ignored, with_values
+from stair_jax.config import default, with_values
+from stair_jax.config.schema import KNOBS
 
 # The settings of a rule: what changes of the default make them count, and what makes them ignored.
 HUB, FILES = {"data.prompts": "org/name"}, {"data.prompts": "a.jsonl", "data.sft": "b.jsonl"}
@@ -98,15 +101,24 @@ WHEN = [
 ]
 
 
-def test_every_rule_has_its_case():
-    assert [" ".join(rule.keys) for rule in ignored.RULES] == [keys for keys, _, _ in WHEN]
+CASES = [(key, on, off) for keys, on, off in WHEN for key in keys.split()]
 
 
-@pytest.mark.parametrize(
-    ("rule", "on", "off"),
-    [(rule, on, off) for rule, (_, on, off) in zip(ignored.RULES, WHEN, strict=True)],
-    ids=[keys for keys, _, _ in WHEN],
-)
-def test_a_setting_counts_here_and_is_ignored_there(rule, on, off):
-    assert rule.counts(with_values(default(), on))
-    assert not rule.counts(with_values(default(), off))
+def counts(key, changes):
+    """Whether each condition of a setting holds."""
+    c = with_values(default(), changes)
+    own = functools.reduce(lambda section, name: section[name], key.split(".")[:-1], c)
+    return [bool(under.counts(c, own)) for under in KNOBS[key].under]
+
+
+@pytest.mark.parametrize(("key", "on", "off"), CASES, ids=[key for key, _, _ in CASES])
+def test_a_setting_counts_here_and_is_ignored_there(key, on, off):
+    assert all(counts(key, on))
+    assert not all(counts(key, off))
+
+
+def test_every_condition_has_a_case_where_it_alone_does_not_hold():
+    for key, knob in KNOBS.items():
+        found = [counts(key, off) for each, _, off in CASES if each == key]
+        for number in range(len(knob.under)):
+            assert any(held.index(False) == number for held in found), (key, number)

@@ -1,15 +1,16 @@
-"""Every number of the configuration has a range; the rules of what counts know real keys."""
+"""Numbers of the configuration lie in ranges, and settings that would be ignored are refused."""
 
 import math
 import re
 
 import pytest
 
-from stair_jax.config import default, ignored, ranges
+from stair_jax.config import ranges
 from stair_jax.config.checks import validate
+from stair_jax.config.schema import KNOBS
 from tests.support.configs import tiny
 
-NUMBERS = [key for key, value in ranges.leaves(default()) if type(value) in (int, float)]
+NUMBERS = [key for key, knob in KNOBS.items() if type(knob.default) in (int, float)]
 # Numbers of which -1 means something, or is refused for another reason: those of rewards.
 BELOW_0 = {"reward.c1", "reward.c2", "pairs.good_value_safety", "pairs.good_value_helpfulness"}
 
@@ -25,17 +26,13 @@ def with_value(key, value):
 
 
 def test_every_number_has_a_range_and_every_range_a_number():
-    assert {key for key in NUMBERS if ranges.range_of(key) is None} == set()
-    trained = {
-        f"{stage}.train.{name}" for stage in ("sft", "dpo", "prm") for name in ranges.TRAINING
-    }
-    assert set(ranges.RANGES) | trained == set(NUMBERS)
+    assert {key for key, knob in KNOBS.items() if knob.among is not None} == set(NUMBERS)
 
 
 @pytest.mark.parametrize("key", NUMBERS)
 def test_what_is_no_sensible_number_is_refused_in_a_line_that_names_the_key(key):
     validate(tiny(workdir="x"))
-    whole = type(dict(ranges.leaves(default()))[key]) is int
+    whole = type(KNOBS[key].default) is int
     odd = [10**18, True] if whole else [math.nan, math.inf, -math.inf, 1e18]
     for value in [*odd, -1 if whole else -1.0][: None if key not in BELOW_0 else -1]:
         with pytest.raises(
@@ -77,14 +74,6 @@ def test_a_range_says_what_it_holds(found, expected):
     assert math.nan not in found
 
 
-def test_every_rule_names_keys_that_there_are():
-    known = dict(ranges.leaves(default()))
-    for rule in ignored.RULES:
-        assert set(rule.keys) <= set(known)
-    ignored.check(default())
-    ignored.check(tiny())
-
-
 # A value other than the default under which each setting is ignored, and what makes it count.
 IGNORED = [
     ({"dpo__sft_scope": "step"}, {"dpo__sft_coef": 0.0, "dpo__anchors_per_pair": 0.0}),
@@ -122,7 +111,7 @@ def test_a_setting_that_would_be_ignored_is_refused(setting, under):
     with pytest.raises(ValueError, match=rf"^config\.{key}: {value!r} would be ignored, it needs"):
         validate(tiny(workdir="x", **(setting | under)))
     validate(tiny(workdir="x", **setting))
-    validate(tiny(workdir="x", **({name: dict(ranges.leaves(default()))[key]} | under)))
+    validate(tiny(workdir="x", **({name: KNOBS[key].default} | under)))
 
 
 MEANINGLESS = [

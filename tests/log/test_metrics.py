@@ -11,7 +11,7 @@ import pytest
 from configs import tiny
 from stair_jax.config import TRACKERS
 from stair_jax.config.checks import validate
-from stair_jax.config.schema import words
+from stair_jax.config.words import words
 from stair_jax.log import trackers
 from stair_jax.log.metrics import Metrics
 

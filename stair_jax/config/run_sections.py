@@ -1,0 +1,213 @@
+"""The keys of a run as a whole: stages, devices, model, data, and what comes out of it.
+
+What "paper", "release" and "ours" stand for is said in `schema`.
+"""
+
+import dataclasses
+from typing import Literal
+
+from stair_jax.config import conditions
+from stair_jax.config.knob import Section, knob
+from stair_jax.config.ranges import ABOVE_0, FROM_0, FROM_1, MASS, Range
+from stair_jax.config.words import STAGES, TRACKERS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(Section):
+    """The run as a whole: keys without a section."""
+
+    stages: str = knob(
+        "sft,search,pairs,dpo,evaluate",
+        "comma-separated, run in the order of STAGES",
+        words=STAGES,
+        free=True,
+    )
+    seed: int = knob(
+        0,
+        "draws, sampling, initial weights; the test split does not move with it",
+        Range(0, 2_000_000_000),
+    )
+    workdir: str | None = knob(None, "where everything of this run lies", free=True)
+    rounds: int = knob(3, "K of self-improvement (paper 3.1)", Range(1, 100), free=True)
+    status: bool = knob(False, "print what is done and what is left, and stop", free=True)
+    redo: str = knob(
+        "",
+        "comma-separated artefacts or stages: dropped first, with all that came from them",
+        free=True,
+    )
+    edited: str = knob(
+        "", "comma-separated artefacts whose rows were changed by hand, and are taken so", free=True
+    )
+    profile: bool = knob(
+        False,
+        "trace some of the search into workdir/profile, for TensorBoard or Perfetto",
+        under=conditions.WITH_SEARCH,
+        free=True,
+    )
+    compile_cache: str = knob(
+        "auto", "folder of compiled programs; empty: none; auto: see `startup.py`", free=True
+    )
+    deterministic: bool = knob(
+        False, "on a GPU: nothing added up by atomics; its cost: `xla_flags.py`", free=True
+    )
+    trackers: str = knob(
+        "",
+        "beside metrics.jsonl: comma-separated of tensorboard, wandb, trackio",
+        words=TRACKERS,
+        free=True,
+    )
+    project: str = knob(
+        "stair_jax", "of the run, for wandb and trackio", under=conditions.TRACKED, free=True
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig(Section):
+    """The devices, and how work lies on them."""
+
+    shape: tuple[int, ...] = knob(
+        (1, -1, 1), "devices along data, fsdp, tensor; -1 takes what is left", free=True
+    )
+    replicas: int = knob(
+        0,
+        "of the engine; 0: one a place on data x fsdp, beside one CPU one a core",
+        FROM_0,
+        free=True,
+    )
+    written_for: str = knob(
+        "", "the machine that a file's values were chosen for, said at the start", free=True
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(Section):
+    """The model that everything starts from."""
+
+    checkpoint: str = knob("", "a Hugging Face folder or hub name; empty: random weights of `size`")
+    template: Literal["", "llama3", "chatml"] = knob(
+        "", '"llama3" or "chatml"; empty: the one of the checkpoint\'s family'
+    )
+    system: str = knob("", "text of a system turn; the method has none (release utils.py)")
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = knob(
+        "auto", 'of activations: "float32", "bfloat16"; auto: by the device'
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SizeConfig(Section):
+    """Sizes of random weights, where `model.checkpoint` is empty."""
+
+    L: int = knob(3, "layers", FROM_1, under=conditions.RANDOM_WEIGHTS)
+    D: int = knob(128, "model width", FROM_1, under=conditions.RANDOM_WEIGHTS)
+    N: int = knob(4, "query heads", FROM_1, under=conditions.RANDOM_WEIGHTS)
+    K: int = knob(2, "key/value heads", FROM_1, under=conditions.RANDOM_WEIGHTS)
+    H: int = knob(32, "head dim", FROM_1, under=conditions.RANDOM_WEIGHTS)
+    F: int = knob(352, "feed-forward width", FROM_1, under=conditions.RANDOM_WEIGHTS)
+    eps: float = knob(1e-05, "RMSNorm (Llama 3)", MASS, under=conditions.RANDOM_WEIGHTS)
+    theta: float = knob(
+        100.0,
+        "RoPE base, for contexts of a hundred tokens (ours)",
+        ABOVE_0,
+        under=conditions.RANDOM_WEIGHTS,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """Rows and prompts that come from outside."""
+
+    sft: str = knob(
+        "miniature", "or a .json/.jsonl/.parquet file, or a name on the Hugging Face hub"
+    )
+    format: Literal["auto", "ours", "alpaca", "sharegpt", "openai"] = knob(
+        "auto",
+        "of its rows, by their columns: or ours, alpaca, sharegpt, openai",
+        under=conditions.SFT_FILE,
+    )
+    prompts: str = knob(
+        "miniature",
+        'or a file or hub name of {"question", "type"} rows; the word {round} in the name'
+        " gives each round a file of its own, else every round uses all rows",
+    )
+    preferences: str = knob("miniature", "of the baselines; or a file or hub name, as data.sft")
+    preferences_format: Literal["auto", "pairs", "explicit", "implicit", "sharegpt", "alpaca"] = (
+        knob(
+            "auto",
+            "or pairs (ours), explicit, implicit (prompts, as TRL has them), sharegpt, alpaca"
+            " (rankings, as LLaMA-Factory has them)",
+            under=conditions.PREFERENCE_FILE,
+        )
+    )
+    split: str = knob("train", "of hub names", under=conditions.ON_HUB)
+    sft_rows: int = knob(0, "rows used; 0: all of a file (the miniature needs a number)", FROM_0)
+    round_prompts: int = knob(0, "prompts used in a round; 0: all of a file (as above)", FROM_0)
+    preference_rows: int = knob(0, "rows used; 0: all of a file (as above)", FROM_0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GuidedConfig(Section):
+    """How answers are found at test time."""
+
+    benchmarks: str = knob(
+        "harmful,jailbreak,lookalike,harmless",
+        "comma-separated: these are the miniature's; or names of others (gsm8k), from the hub, or"
+        " gsm8k:FILE; or files or hub names of prompts, as data.prompts",
+        free=True,
+    )
+    models: str = knob("", '"base", "sft", "dpo-1", ...; empty: all that are there', free=True)
+    judged: bool = knob(
+        True,
+        "whether config.judge scores the answers to prompts of files",
+        under=conditions.OWN_PROMPTS,
+        free=True,
+    )
+    search: str = knob(
+        "greedy",
+        "how answers are found: comma-separated of greedy; under the reward model"
+        " best_of_N, vote_of_N, beam_WxM (width, successors), diverse_WxM, lookahead_WxM,"
+        " mcts_N (iterations); for comparison random_of_N, oracle_of_N",
+        free=True,
+    )
+    searched: str = knob(
+        "",
+        "models that more than greedy is tried on; empty: the last one",
+        under=conditions.SEARCHED,
+        free=True,
+    )
+    aggregation: Literal["last", "min", "mean", "product"] = knob(
+        "last",
+        'of a response\'s step scores: or "min", "mean", "product"',
+        under=conditions.UNDER_REWARD_MODEL,
+    )
+    lookahead: int = knob(
+        1, "steps that lookahead_WxM looks ahead", FROM_1, under=conditions.LOOKAHEAD
+    )
+    temperature: float = knob(
+        0.6,
+        "of all but greedy (paper C.2, with top_p and top_k)",
+        FROM_0,
+        under=conditions.SEARCHED,
+    )
+    top_p: float = knob(
+        0.9,
+        "the least set of tokens of this probability is drawn from",
+        MASS,
+        under=conditions.SEARCHED,
+    )
+    top_k: int = knob(
+        50, "likeliest tokens that are drawn from; 0: all", FROM_0, under=conditions.SEARCHED
+    )
+    split: Literal["test", "dev"] = knob(
+        "test", 'of the miniature\'s benchmarks; "dev" to choose settings on'
+    )
+    max_tokens: int = knob(2048, "of a response", ABOVE_0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig(Section):
+    """What is written as a Hugging Face folder."""
+
+    model: str = knob("", '"sft", "dpo-2", ...; empty: the last finished one', free=True)
+    dtype: Literal["auto", "float32", "bfloat16"] = knob(
+        "auto", "of the written weights; auto: that of model.checkpoint", free=True
+    )

@@ -1,0 +1,13 @@
+"""The words that stand in lists: ml-collections cannot set a tuple of words. Floor 0."""
+
+ROW_FILES = (".json", ".jsonl", ".parquet")  # suffixes of files of rows
+TRACKERS = ("tensorboard", "wandb", "trackio")
+STAGES = ("sft", "search", "pairs", "dpo", "baselines", "prm", "evaluate", "export")
+EXPORTS = ("llamafactory", "openrlhf", "trl")
+BASELINES = ("sft", "dpo", "sacpo", "self-rewarding")
+REQUEST = ("temperature", "top_p", "max_tokens")  # what a server may not take
+
+
+def words(value: str) -> tuple[str, ...]:
+    """Splits a comma-separated setting."""
+    return tuple(word.strip() for word in value.split(",") if word.strip())
