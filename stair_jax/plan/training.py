@@ -36,8 +36,9 @@ from stair_jax.train.reward_losses import Prm
 from stair_jax.train.values import Values
 
 # Of the bytes that layers gather and scatter, what the GPU may wait for. With the flags of a run it
-# is nothing on jax 0.11 and 0.12; without them it was .84 on an A100.
-WAITS = 0.1
+# is nothing on jax 0.11 and 0.12; without them it was .84 on an A100. XLA of jax 0.10 leaves .25
+# (A100) to .45 (H100) under remat=attention, which takes most of the memory, and nothing elsewhere.
+WAITS = 0.1 if jax.__version_info__ >= (0, 11) else 0.5
 ROOM = 80e9 * 0.92  # of a GPU, what drivers and libraries leave
 T, ACCUM = 2048, 2
 TOKENS = 65_536  # of one pass: 8,192 a GPU
