@@ -26,22 +26,7 @@ from stair_jax.records import Prompt, Tree
 
 SEED = 0
 # The paper's search, the defaults of `config.default`; that itself needs ml-collections.
-PAPER = {
-    "num_children": 4,
-    "c": 1.5,
-    "max_depth": 7,
-    "score": "ucb",
-    "prior": "arithmetic",
-    "reward": "paper",
-    "visit_all_nodes": True,
-    "reselect_terminal": True,
-    "ties": "random",
-    "temperature": 1.2,
-    "top_p": 0.9,
-    "top_k": 50,
-    "export_official": False,
-}
-REWARD = RewardConfig(F="identity", c1=1.0, c2=-1.0, k1=1.0, k2=1.0)
+REWARD = RewardConfig()
 
 
 class Ids:
@@ -80,12 +65,13 @@ def _judge() -> FunctionJudge:
 
 def search_config(shape: Shape) -> SearchConfig:
     """Returns the paper's search, with the shape's sizes."""
-    return SearchConfig.of(
-        PAPER,
+    return SearchConfig(
         iterations=shape.iterations,
         trees_in_flight=shape.in_flight,
         max_step_tokens=3 * shape.step,
         max_rollout_tokens=3 * shape.rollout,
+        first_answers=0,  # random weights have no format
+        least_well_formed=0.0,
     )
 
 

@@ -144,7 +144,7 @@ class DpoConfig(Section):
         Range(0, 0.5, below=True),
         under=conditions.SIGMOID,
     )
-    reference: Literal["precomputed", "on_the_fly", "lora_base"] = knob(
+    reference: Literal["precomputed", "on_the_fly", "lora_base", "none"] = knob(
         "precomputed", 'once, on disk; or "on_the_fly", "lora_base"'
     )
     anchors_per_pair: float = knob(
@@ -153,6 +153,13 @@ class DpoConfig(Section):
         FROM_0,
         under=conditions.SFT_TERM,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DpoStageConfig(DpoConfig):
+    """The preference loss of stage dpo: only an implicit reward model may have no reference."""
+
+    reference: Literal["precomputed", "on_the_fly", "lora_base"] = like(DpoConfig, "reference")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -281,6 +288,11 @@ class BaselinesConfig(Section):
         words=BASELINES,
         free=True,
     )
+    buckets: tuple[int, ...] = knob(
+        (),
+        "tokens, in place of train.buckets: responses without reasoning are short",
+        under=conditions.BASELINES_MADE,
+    )
     sft_lr: float = knob(
         0.0,
         "of sft, which starts from a model that can answer already; 0: sft.train.lr",
@@ -305,9 +317,4 @@ class BaselinesConfig(Section):
         "the least set of tokens of this probability is drawn from",
         MASS,
         under=conditions.SELF_REWARDING,
-    )
-    buckets: tuple[int, ...] = knob(
-        (),
-        "tokens, in place of train.buckets: responses without reasoning are short",
-        under=conditions.BASELINES_MADE,
     )

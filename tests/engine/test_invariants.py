@@ -448,7 +448,7 @@ def test_attention_that_cannot_run_here_is_refused():
     assert attention_of("auto") == attention_of("views") == "views"
     assert attention_of("xla") == "xla"
     with pytest.raises(ValueError, match="'flash' is unknown"):
-        make(attention="flash")
+        attention_of("flash")
     with pytest.raises(ValueError, match="'pallas' cannot run here"):
         make(attention="pallas")
     with pytest.raises(ValueError, match="share_prefix 'on'"):

@@ -85,7 +85,6 @@ def test_every_constant_reaches_the_reward(form, changes):
     ("form", "changes", "named"),
     [
         ("papers", {}, "search.reward"),
-        ("paper", {"F": "cubic"}, "reward.F"),
         ("paper", {"c1": 0.5}, "reward.c1"),  # F(0.5) is not 1: H would be rescaled
         ("paper", {"c1": 0.0}, "reward.c1"),
         ("paper", {"c1": -1.0}, "reward.c1"),
@@ -98,6 +97,13 @@ def test_every_constant_reaches_the_reward(form, changes):
 def test_what_the_theorem_rules_out_is_refused_by_name(form, changes, named):
     with pytest.raises(ValueError, match=named):
         _reward(form, **changes)
+
+
+def test_a_weight_that_is_unknown_is_refused_by_name():
+    constants = RewardConfig()
+    object.__setattr__(constants, "F", "cubic")  # as where nobody checks types
+    with pytest.raises(ValueError, match=r"reward\.F: 'cubic' is not one of"):
+        Reward("paper", constants)
 
 
 def test_forms_do_not_check_constants_that_they_do_not_use():
