@@ -15,10 +15,11 @@ def complaint(params: Any) -> str:
     for path, count in jax.tree_util.tree_leaves_with_path(counts):
         if count:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            return f"{name} has {count} values that are NaN or infinite, expected finite ones"
+            return f"{name} has {count:.0f} values that are NaN or infinite, expected finite ones"
     return ""
 
 
 @jax.jit
 def _not_finite(params: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.sum(~jnp.isfinite(x), dtype=jnp.int32), params)
+    # Float32, for an int32 could wrap round to 0 where all of a large stack is NaN.
+    return jax.tree.map(lambda x: jnp.sum(~jnp.isfinite(x), dtype=jnp.float32), params)
