@@ -18,8 +18,8 @@ from stair_jax import config as config_lib
 from stair_jax.config.schema import RewardConfig
 from stair_jax.engine.request import Prefix, Result
 from stair_jax.judges.base import FunctionJudge, Score
-from stair_jax.model.spec import Spec
 from stair_jax.records import Node, Prompt, Tree
+from tests.support import specs
 
 # Harness
 
@@ -328,23 +328,7 @@ def test_a_workdir_without_the_model_is_refused(tmp_path):
 
 # Rooflines
 
-SPEC = Spec(
-    L=2,
-    D=24,
-    N=4,
-    K=2,
-    H=6,
-    F=20,
-    V=23,
-    vocab=23,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=2, D=24, N=4, K=2, H=6, F=20, V=23)
 
 
 def test_the_bound_is_the_longer_of_bytes_and_arithmetic():

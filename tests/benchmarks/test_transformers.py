@@ -15,30 +15,14 @@ from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import GREEDY, EngineLike, Prefix, Request, Sampling
 from stair_jax.hf import exporter
 from stair_jax.model import transformer
-from stair_jax.model.spec import Spec
+from tests.support import specs
 from tests.support.configs import tiny
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
 
-SPEC = Spec(
-    L=2,
-    D=24,
-    N=4,
-    K=2,
-    H=6,
-    F=20,
-    V=23,
-    vocab=23,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=2, D=24, N=4, K=2, H=6, F=20, V=23)
 STOPS = {"step": {3, 4, 5, 6}, "end": {4}}
 CONTEXT = 40
 SAMPLING = Sampling(temperature=1.3, top_k=9, top_p=0.9)

@@ -22,26 +22,10 @@ from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import Request, Sampling
 from stair_jax.engine.sequences import Held
 from stair_jax.model import transformer
-from stair_jax.model.spec import Spec
+from tests.support import specs
 from tests.support.scripted_device import ScriptedDevice, drawn
 
-SPEC = Spec(
-    L=1,
-    D=8,
-    N=2,
-    K=1,
-    H=4,
-    F=8,
-    V=31,
-    vocab=31,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=1, D=8, N=2, K=1, H=4, F=8, V=31)
 CONFIG = EngineConfig(
     slots=4, page_size=4, pool_bytes=0, max_context=24, chunk=3, prefill_rows=2, dtype="float32"
 )

@@ -8,26 +8,9 @@ import pytest
 
 from stair_jax.model import cache, heads, transformer
 from stair_jax.model.cache import Fresh, Rows
-from stair_jax.model.spec import Spec
-from tests.support import paged
+from tests.support import paged, specs
 
-TINY = Spec(
-    L=2,
-    D=6,
-    N=4,
-    K=2,
-    H=8,
-    F=7,
-    V=11,
-    vocab=11,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+TINY = specs.llama(L=2, D=6, N=4, K=2, H=8, F=7, V=11)
 Z, P = 3, 9
 
 

@@ -11,26 +11,10 @@ from stair_jax import mesh, ops
 from stair_jax.model import cache, heads, transformer
 from stair_jax.model.cache import Rows
 from stair_jax.model.layout import Layout, visible
-from stair_jax.model.spec import Spec
+from tests.support import specs
 from tests.support.close import assert_sums_close, assert_trees_close
 
-SPEC = Spec(
-    L=2,
-    D=16,
-    N=4,
-    K=2,
-    H=6,
-    F=24,
-    V=40,
-    vocab=40,
-    eps=1e-5,
-    theta=1e2,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=2, D=16, N=4, K=2, H=6, F=24, V=40, theta=1e2)
 # (parent node, tokens): a prefix of 4 with a step of 3 and one of 2 (itself with two children of
 # 2 and 1), a single sequence of 3; the row's last 3 tokens are padding.
 NODES = [(None, 4), (0, 3), (0, 2), (2, 2), (2, 1), (None, 3)]

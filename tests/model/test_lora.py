@@ -11,26 +11,10 @@ import pytest
 from stair_jax import mesh
 from stair_jax.model import heads, lora, transformer
 from stair_jax.model.cache import Rows
-from stair_jax.model.spec import Spec
+from tests.support import specs
 from tests.support.close import assert_sums_close
 
-SPEC = Spec(
-    L=2,
-    D=12,
-    N=4,
-    K=2,
-    H=6,
-    F=20,
-    V=40,
-    vocab=40,
-    eps=1e-5,
-    theta=1e3,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=2, D=12, N=4, K=2, H=6, F=20, V=40, theta=1e3)
 RANK, SCALE = 3, 0.7
 ALL = lora.parse("q,k,v,o,gate,up,down")
 

@@ -9,25 +9,9 @@ import pytest
 
 from stair_jax.model import lora, reward, transformer
 from stair_jax.model.reward import Readout
-from stair_jax.model.spec import Spec
+from tests.support import specs
 
-SPEC = Spec(
-    L=2,
-    D=6,
-    N=4,
-    K=2,
-    H=8,
-    F=7,
-    V=11,
-    vocab=11,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=2, D=6, N=4, K=2, H=8, F=7, V=11)
 READOUT = Readout(position="eos", loss="bce", low=-3.0, high=1.0)
 
 

@@ -13,10 +13,11 @@ from stair_jax.model import cache, heads, transformer
 from stair_jax.model.cache import Rows
 from stair_jax.model.spec import RopeScaling, Spec
 from stair_jax.ops import dispatch
+from tests.support import specs
 from tests.support.close import assert_sums_close, assert_trees_close
 
 SCALING = RopeScaling(factor=8.0, low=1.0, high=4.0, original=16)
-LLAMA = Spec(
+LLAMA = specs.llama(
     L=3,
     D=16,
     N=4,
@@ -24,14 +25,8 @@ LLAMA = Spec(
     H=6,
     F=24,
     V=40,
-    vocab=40,
-    eps=1e-5,
     theta=1e3,
     rope_scaling=SCALING,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
 )
 QWEN2 = dataclasses.replace(LLAMA, family="qwen2", qkv_bias=True, tied=True, rope_scaling=None)
 QWEN3 = dataclasses.replace(LLAMA, family="qwen3", qk_norm=True, rope_scaling=None, L=6)

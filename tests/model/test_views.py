@@ -12,28 +12,11 @@ import pytest
 from stair_jax.model import cache, transformer, views
 from stair_jax.model.cache import Rows
 from stair_jax.model.groups import Groups
-from stair_jax.model.spec import Spec
-from tests.support import paged
+from tests.support import paged, specs
 from tests.support.close import assert_sums_close
 from tests.support.paged import B, H, L, Z
 
-SPEC = Spec(
-    L=L,
-    D=12,
-    N=4,
-    K=2,
-    H=H,
-    F=10,
-    V=23,
-    vocab=23,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=L, D=12, N=4, K=2, H=H, F=10, V=23)
 close = partial(assert_sums_close, tolerance=1e-5)
 
 

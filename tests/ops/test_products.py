@@ -12,12 +12,12 @@ from jax import lax
 from stair_jax import mesh as mesh_lib
 from stair_jax import ops
 from stair_jax.model import lora, reward, transformer
-from stair_jax.model.spec import Spec
 from stair_jax.ops import products
 from stair_jax.train import losses, optimizer, reward_losses
 from stair_jax.train import step as step_lib
 from stair_jax.train.logprobs import Scorer
 from stair_jax.train.values import Values
+from tests.support import specs
 from tests.support.training import dpo_config, train_config
 
 DIMS = [  # shapes of two operands, and how they are contracted
@@ -90,23 +90,7 @@ def test_bfloat16_products_take_the_stored_weight_and_return_its_dtype(case, out
         np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=1e-2, atol=2e-2)
 
 
-SPEC = Spec(
-    L=2,
-    D=12,
-    N=4,
-    K=2,
-    H=6,
-    F=20,
-    V=23,
-    vocab=23,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=True,
-    qk_norm=False,
-    tied=False,
-    family="qwen2",
-)
+SPEC = specs.llama(L=2, D=12, N=4, K=2, H=6, F=20, V=23, qkv_bias=True, family="qwen2")
 ACCUM, B, T, PAIRS = 1, 3, 10, 2
 CONFIG = train_config(buckets=(T,), head_chunk=4, compute_dtype="bfloat16")
 TX = optimizer.of(CONFIG)

@@ -11,25 +11,9 @@ from stair_jax.config.schema import EngineConfig
 from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import GREEDY, Request, Sampling
 from stair_jax.model import heads, transformer
-from stair_jax.model.spec import Spec
+from tests.support import specs
 
-SPEC = Spec(
-    L=2,
-    D=24,
-    N=4,
-    K=2,
-    H=8,
-    F=20,
-    V=31,
-    vocab=31,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=2, D=24, N=4, K=2, H=8, F=20, V=31)
 CONFIG = EngineConfig(
     slots=5, page_size=4, pool_bytes=0, max_context=40, chunk=3, prefill_rows=2, dtype="float32"
 )

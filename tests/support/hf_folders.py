@@ -13,10 +13,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from stair_jax.hf import exporter, importer, metadata
 from stair_jax.model import transformer
-from stair_jax.model.spec import RopeScaling, Spec
+from stair_jax.model.spec import RopeScaling
+from tests.support import specs
 
 END = "<|endoftext|>"  # a qwen2 folder gets this token from transformers, listed or not
-TINY = Spec(
+TINY = specs.llama(
     L=3,
     D=12,
     N=4,
@@ -24,14 +25,7 @@ TINY = Spec(
     H=8,
     F=7,
     V=271,
-    vocab=271,
-    eps=1e-5,
-    theta=1e4,
-    tied=False,
     rope_scaling=RopeScaling(factor=8.0, low=1.0, high=4.0, original=32),
-    qkv_bias=False,
-    qk_norm=False,
-    family="llama",
 )
 TIED = dataclasses.replace(TINY, tied=True)
 

@@ -13,27 +13,11 @@ from stair_jax.data.batches import SftData
 from stair_jax.data.examples import SftExample
 from stair_jax.log.metrics import Metrics
 from stair_jax.model import transformer
-from stair_jax.model.spec import Spec
 from stair_jax.train import logprobs, loop, losses
+from tests.support import specs
 from tests.support.training import train_config
 
-SPEC = Spec(
-    L=1,
-    D=16,
-    N=4,
-    K=2,
-    H=6,
-    F=20,
-    V=13,
-    vocab=13,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=1, D=16, N=4, K=2, H=6, F=20, V=13)
 CONFIG = train_config(epochs=2.5)
 ONE_BUCKET = dataclasses.replace(CONFIG, buckets=(11,))  # half the compilation
 SCORER = logprobs.Scorer.of(SPEC, CONFIG)

@@ -5,25 +5,9 @@ import jax.numpy as jnp
 
 from stair_jax.config.schema import EngineConfig
 from stair_jax.model import transformer
-from stair_jax.model.spec import Spec
+from tests.support import specs
 
-SPEC = Spec(
-    L=3,
-    D=16,
-    N=4,
-    K=2,
-    H=6,
-    F=20,
-    V=34,
-    vocab=31,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=True,
-    qk_norm=False,
-    tied=False,
-    family="qwen2",
-)
+SPEC = specs.llama(L=3, D=16, N=4, K=2, H=6, F=20, V=34, vocab=31, qkv_bias=True, family="qwen2")
 CONFIG = EngineConfig(
     slots=5, page_size=4, pool_bytes=0, max_context=40, chunk=3, prefill_rows=2, dtype="bfloat16"
 )

@@ -13,11 +13,12 @@ from stair_jax.hf import reward_model
 from stair_jax.miniature import tokenizer as miniature_tokenizer
 from stair_jax.model import reward, transformer
 from stair_jax.model.reward import Readout
-from stair_jax.model.spec import RopeScaling, Spec
+from stair_jax.model.spec import RopeScaling
+from tests.support import specs
 
 TOKENIZER = miniature_tokenizer.build()
 VOCAB = len(TOKENIZER)
-TINY = Spec(
+TINY = specs.llama(
     L=2,
     D=12,
     N=4,
@@ -25,14 +26,7 @@ TINY = Spec(
     H=6,
     F=14,
     V=VOCAB,
-    vocab=VOCAB,
-    eps=1e-5,
-    theta=1e4,
-    tied=False,
     rope_scaling=RopeScaling(factor=8.0, low=1.0, high=4.0, original=16),
-    qkv_bias=False,
-    qk_norm=False,
-    family="llama",
 )
 EOS = Readout(position="eos", loss="bt", low=-1.0, high=3.0)
 

@@ -4,26 +4,10 @@ import dataclasses
 
 from stair_jax import config as config_lib
 from stair_jax.config.schema import EngineConfig, SearchConfig
-from stair_jax.model.spec import Spec
 from stair_jax.records import Prompt
+from tests.support import specs
 
-SPEC = Spec(
-    L=2,
-    D=24,
-    N=4,
-    K=2,
-    H=8,
-    F=20,
-    V=12,
-    vocab=12,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=2, D=24, N=4, K=2, H=8, F=20, V=12)
 STEP_END, END = 3, 4
 ENGINE = EngineConfig(
     slots=8, page_size=8, pool_bytes=0, max_context=64, chunk=4, prefill_rows=4, dtype="float32"

@@ -1,25 +1,9 @@
 """The sizes of an engine that is pressed for room."""
 
 from stair_jax.config.schema import EngineConfig
-from stair_jax.model.spec import Spec
+from tests.support import specs
 
-SPEC = Spec(
-    L=1,
-    D=8,
-    N=2,
-    K=1,
-    H=4,
-    F=8,
-    V=16,
-    vocab=16,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=1, D=8, N=2, K=1, H=4, F=8, V=16)
 ENGINE = EngineConfig(
     slots=4, page_size=4, pool_bytes=0, max_context=48, chunk=4, prefill_rows=3, dtype="float32"
 )

@@ -10,27 +10,11 @@ from stair_jax import config as config_lib
 from stair_jax.config import schema
 from stair_jax.model import heads, lora, transformer
 from stair_jax.model.layout import Layout
-from stair_jax.model.spec import Spec
 from stair_jax.train import logprobs
+from tests.support import specs
 from tests.support.close import assert_sums_close, assert_trees_close
 
-SPEC = Spec(
-    L=2,
-    D=6,
-    N=4,
-    K=2,
-    H=8,
-    F=7,
-    V=11,
-    vocab=11,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=2, D=6, N=4, K=2, H=8, F=7, V=11)
 SCORER = logprobs.Scorer(
     spec=SPEC, compute_dtype="float32", remat="none", head_chunk=5, lora_scale=0.0
 )

@@ -6,28 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stair_jax.model.spec import Spec
 from stair_jax.train import logprobs, losses
+from tests.support import specs
 from tests.support.close import assert_sums_close
 from tests.support.training import dpo_config, train_config
 
-SPEC = Spec(
-    L=2,
-    D=6,
-    N=4,
-    K=2,
-    H=8,
-    F=7,
-    V=11,
-    vocab=11,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=2, D=6, N=4, K=2, H=8, F=7, V=11)
 SCORER = logprobs.Scorer.of(SPEC, train_config())
 
 

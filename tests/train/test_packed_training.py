@@ -13,29 +13,13 @@ from stair_jax.data.batches import SftData
 from stair_jax.data.examples import PairExample, SftExample
 from stair_jax.data.pair_batches import DpoData
 from stair_jax.model import transformer
-from stair_jax.model.spec import Spec
 from stair_jax.train import logprobs, losses, optimizer
 from stair_jax.train import step as step_lib
+from tests.support import specs
 from tests.support.close import assert_trees_close
 from tests.support.training import dpo_config, train_config
 
-SPEC = Spec(
-    L=2,
-    D=16,
-    N=4,
-    K=2,
-    H=6,
-    F=20,
-    V=23,
-    vocab=23,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=2, D=16, N=4, K=2, H=6, F=20, V=23)
 PLAIN = train_config(batch=16, buckets=(16, 40), head_chunk=16)
 _RNG = np.random.default_rng(7)
 

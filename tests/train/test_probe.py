@@ -9,26 +9,10 @@ import pytest
 
 from stair_jax import ops
 from stair_jax.model.layout import Layout, visible
-from stair_jax.model.spec import Spec
 from stair_jax.train import probe
+from tests.support import specs
 
-SPEC = Spec(
-    L=2,
-    D=16,
-    N=4,
-    K=2,
-    H=6,
-    F=24,
-    V=40,
-    vocab=40,
-    eps=1e-5,
-    theta=1e2,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=2, D=16, N=4, K=2, H=6, F=24, V=40, theta=1e2)
 REAL = ops.attention
 
 

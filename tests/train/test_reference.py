@@ -7,27 +7,11 @@ import pytest
 
 from stair_jax import mesh as mesh_lib
 from stair_jax.model import transformer
-from stair_jax.model.spec import Spec
 from stair_jax.train import logprobs, reference
+from tests.support import specs
 from tests.support.training import train_config
 
-SPEC = Spec(
-    L=1,
-    D=8,
-    N=2,
-    K=1,
-    H=4,
-    F=8,
-    V=11,
-    vocab=11,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=1, D=8, N=2, K=1, H=4, F=8, V=11)
 CONFIG = train_config(buckets=(8, 13), micro_tokens=40)
 SCORER = logprobs.Scorer.of(SPEC, CONFIG)
 

@@ -13,29 +13,13 @@ import pytest
 from stair_jax import mesh as mesh_lib
 from stair_jax.config.checks import validate_training
 from stair_jax.model import transformer
-from stair_jax.model.spec import Spec
 from stair_jax.train import logprobs, losses, optimizer
 from stair_jax.train import step as step_lib
+from tests.support import specs
 from tests.support.close import assert_trees_close
 from tests.support.training import dpo_config, train_config
 
-SPEC = Spec(
-    L=1,
-    D=8,
-    N=4,
-    K=2,
-    H=6,
-    F=10,
-    V=13,
-    vocab=13,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=1, D=8, N=4, K=2, H=6, F=10, V=13)
 CONFIG = train_config(batch=8, buckets=(11,), save_every=100)
 SCORER = logprobs.Scorer.of(SPEC, CONFIG)
 SFT = losses.Sft(SCORER)

@@ -12,25 +12,10 @@ from stair_jax.model import lora, transformer
 from stair_jax.model.spec import Spec
 from stair_jax.train import throughput
 from stair_jax.train.throughput import Work
+from tests.support import specs
 from tests.support.training import dpo_config, train_config
 
-SPEC = Spec(
-    L=2,
-    D=6,
-    N=4,
-    K=2,
-    H=8,
-    F=7,
-    V=11,
-    vocab=11,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=2, D=6, N=4, K=2, H=8, F=7, V=11)
 LAYERS = 2 * (2 * 6 * 8 * (4 + 2) + 3 * 6 * 7)  # attention and feed-forward
 
 

@@ -6,30 +6,14 @@ import numpy as np
 import pytest
 
 from stair_jax.model import lora, reward
-from stair_jax.model.spec import Spec
 from stair_jax.model.transformer import Decoder
 from stair_jax.train import throughput
 from stair_jax.train.values import Values
+from tests.support import specs
 from tests.support.close import assert_sums_close
 from tests.support.training import train_config
 
-SPEC = Spec(
-    L=2,
-    D=6,
-    N=4,
-    K=2,
-    H=8,
-    F=7,
-    V=11,
-    vocab=11,
-    eps=1e-5,
-    theta=1e4,
-    rope_scaling=None,
-    qkv_bias=False,
-    qk_norm=False,
-    tied=False,
-    family="llama",
-)
+SPEC = specs.llama(L=2, D=6, N=4, K=2, H=8, F=7, V=11)
 MODEL = Values.of(SPEC, train_config())
 READ = jnp.array([[4, 0, 2], [6, 6, 1]])
 
