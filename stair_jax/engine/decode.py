@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from stair_jax import ops
 from stair_jax.engine import batch as batch_lib
 from stair_jax.engine import sampling
 from stair_jax.engine.batch import Batch
@@ -199,11 +200,11 @@ def _one(
         candidates=plan.candidates,
     )
     count_B = going_B.astype(jnp.int32)
-    # A request's column is its count of tokens in this chunk; an idle slot's is out of range.
-    at = (row_B, jnp.where(going_B, state.made - batch.made[row_B], plan.chunk))
+    # A request's column is its count of tokens in this chunk.
+    at = (row_B, ops.or_beyond(going_B, state.made - batch.made[row_B], plan.chunk))
     logps = state.logps
     if plan.logps:
-        logps = logps.at[at].set(logp_B, mode="drop")
+        logps = logps.at[at].set(logp_B, **ops.SCATTER)
     made_B = state.made + count_B
     return dataclasses.replace(
         state,
@@ -213,7 +214,7 @@ def _one(
         length=state.length + count_B,
         made=made_B,
         cache=cache,
-        tokens=state.tokens.at[at].set(token_B, mode="drop"),
+        tokens=state.tokens.at[at].set(token_B, **ops.SCATTER),
         logps=logps,
     )
 
@@ -230,9 +231,11 @@ def copy_pages(pool: KVPool, source: jax.Array, target: jax.Array) -> KVPool:
 
     A target outside the pool is passed over. The pool is donated.
     """
+    pages = pool.k.shape[1]
+    target = ops.or_beyond(target < pages, target, pages)
 
     def copy(x):
-        return x.at[:, target].set(x.at[:, source].get(mode="clip"), mode="drop")
+        return x.at[:, target].set(x.at[:, source].get(mode="clip"), **ops.SCATTER)
 
     return KVPool(copy(pool.k), copy(pool.v))
 

@@ -144,7 +144,11 @@ def _from_candidates(rows: _Rows, maxima_BG: jax.Array, C: int) -> jax.Array:
         row_A = jnp.nonzero(left_B, size=min(_TOGETHER, B), fill_value=B)[0]
         some = _Rows(*(x.at[row_A].get(mode="clip") for x in rows))
         token_A = _searched(some, some.total)
-        return left_B.at[row_A].set(False, mode="drop"), token_B.at[row_A].set(token_A, mode="drop")
+        at_A = ops.or_beyond(row_A < B, row_A, B)
+        return (
+            left_B.at[at_A].set(False, **ops.SCATTER),
+            token_B.at[at_A].set(token_A, **ops.SCATTER),
+        )
 
     return jax.lax.while_loop(lambda state: state[0].any(), search, (wide_B, token_B))[1]
 

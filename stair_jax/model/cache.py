@@ -106,13 +106,12 @@ def write(
     pos_BT = rows.length[:, None] + step_1T
     page_BT = jnp.take_along_axis(rows.table, pos_BT // Z, axis=1, mode="clip")
     fits_BT = (step_1T < rows.count[:, None]) & (pos_BT < rows.table.shape[1] * Z)
-    # P lies outside the pool, so "drop" skips it; a negative id would count from the end instead.
-    page_BT = jnp.where(fits_BT & (page_BT >= 0), page_BT, P)
+    page_BT = ops.or_beyond(fits_BT & (page_BT >= 0), page_BT, P)
     at = (layer, page_BT, slice(None), pos_BT % Z)
     return dataclasses.replace(
         pool,
-        k=pool.k.at[at].set(k.astype(pool.k.dtype), mode="drop"),
-        v=pool.v.at[at].set(v.astype(pool.v.dtype), mode="drop"),
+        k=pool.k.at[at].set(k.astype(pool.k.dtype), **ops.SCATTER),
+        v=pool.v.at[at].set(v.astype(pool.v.dtype), **ops.SCATTER),
     )
 
 

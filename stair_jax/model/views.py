@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from stair_jax import ops
 from stair_jax.model import cache
 from stair_jax.model.cache import KVPool, Rows
 
@@ -50,10 +51,10 @@ class Views:
         if pool is None:
             raise ValueError("views attend beside their pool, found none")
         (B, _, N, H), (_, K, _, S) = q.shape, k_BKHS.shape
-        at_B = jnp.where(rows.count > 0, rows.length, S)  # S is out of range: dropped
+        at_B = ops.or_beyond(rows.count > 0, rows.length, S)
         slot_B = jnp.arange(B)
-        k_BKHS = k_BKHS.at[slot_B, :, :, at_B].set(k[:, 0].astype(k_BKHS.dtype), mode="drop")
-        v_BKSH = v_BKSH.at[slot_B, :, at_B].set(v[:, 0].astype(v_BKSH.dtype), mode="drop")
+        k_BKHS = k_BKHS.at[slot_B, :, :, at_B].set(k[:, 0].astype(k_BKHS.dtype), **ops.SCATTER)
+        v_BKSH = v_BKSH.at[slot_B, :, at_B].set(v[:, 0].astype(v_BKSH.dtype), **ops.SCATTER)
         views = Views(
             cache.write(pool, layer, rows, k, v),
             _with(self.k, layer, k_BKHS),
@@ -90,13 +91,14 @@ def load(views: Views, pool: KVPool, slot: Int[Array, " A"], table: Int[Array, "
 
     A slot out of range is passed over; W is the views' width.
     """
-    (L, _, K, Z, H), (A, W) = pool.k.shape, table.shape
+    (L, _, K, Z, H), (A, W), B = pool.k.shape, table.shape, len(views.k[0])
+    slot = ops.or_beyond(slot < B, slot, B)
     k_LAWKZH = pool.k.at[:, table].get(mode="clip")
     v_LAWKZH = pool.v.at[:, table].get(mode="clip")
     k_LAKHS = k_LAWKZH.transpose(0, 1, 3, 5, 2, 4).reshape(L, A, K, H, W * Z)
     v_LAKSH = v_LAWKZH.transpose(0, 1, 3, 2, 4, 5).reshape(L, A, K, W * Z, H)
     return dataclasses.replace(
         views,
-        k=tuple(k.at[slot].set(k_LAKHS[i], mode="drop") for i, k in enumerate(views.k)),
-        v=tuple(v.at[slot].set(v_LAKSH[i], mode="drop") for i, v in enumerate(views.v)),
+        k=tuple(k.at[slot].set(k_LAKHS[i], **ops.SCATTER) for i, k in enumerate(views.k)),
+        v=tuple(v.at[slot].set(v_LAKSH[i], **ops.SCATTER) for i, v in enumerate(views.v)),
     )

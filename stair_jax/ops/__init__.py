@@ -17,12 +17,14 @@ from stair_jax.ops.dispatch import (
     top_k,
     visible,
 )
+from stair_jax.ops.scatter import SCATTER, or_beyond
 
 __all__ = [
     "ATTENTION",
     "GROUP",
     "NO_KEYS",
     "PAGED",
+    "SCATTER",
     "attention",
     "group_maxima",
     "is_fused_attention",
@@ -30,6 +32,7 @@ __all__ = [
     "linear_logp",
     "matmul",
     "merge_attention",
+    "or_beyond",
     "paged_attention",
     "paged_choice",
     "top_k",

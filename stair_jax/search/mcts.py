@@ -16,6 +16,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from stair_jax import ops
 from stair_jax.config.schema import SearchConfig
 from stair_jax.search import tree as tree_lib
 from stair_jax.search.tree import NONE, ROOT, Tree
@@ -242,11 +243,11 @@ def _note(search: Search, events: Events) -> Search:
     """Puts the outcomes that came in beside their nodes."""
     tree, node_BA = search.tree, jnp.asarray(events.node)
     row_BA = jnp.broadcast_to(tree.row[:, None], node_BA.shape)
-    at_BA = jnp.where(node_BA == NONE, tree.parent.shape[1], node_BA)  # out of range: dropped
+    at_BA = ops.or_beyond(node_BA != NONE, node_BA, tree.parent.shape[1])
     tree = dataclasses.replace(
         tree,
-        outcome=tree.outcome.at[row_BA, at_BA].set(events.outcome, mode="drop"),
-        reward=tree.reward.at[row_BA, at_BA].set(events.reward, mode="drop"),
+        outcome=tree.outcome.at[row_BA, at_BA].set(events.outcome, **ops.SCATTER),
+        reward=tree.reward.at[row_BA, at_BA].set(events.reward, **ops.SCATTER),
     )
     return dataclasses.replace(search, tree=tree)
 
@@ -270,8 +271,8 @@ def _settle(search: Search, *, config: SearchConfig) -> Search:
         deep_B = tree.depth[row_B, node_B] >= config.max_depth
         closed_B |= terminal_B | (scored_B & deep_B)
     left_B = jnp.where(terminal_B, KEPT_REWARD, UNKNOWN)
-    at_B = jnp.where(known_B, node_B, M)  # M is out of range: dropped
-    outcome = tree.outcome.at[row_B, at_B].set(left_B, mode="drop")
+    at_B = ops.or_beyond(known_B, node_B, M)
+    outcome = tree.outcome.at[row_B, at_B].set(left_B, **ops.SCATTER)
     tree = dataclasses.replace(tree, outcome=outcome)
     tree = tree_lib.backup(tree, node_B, tree.reward[row_B, node_B], scored_B)
     return dataclasses.replace(

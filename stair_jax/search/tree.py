@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from stair_jax import ops
 from stair_jax.config.schema import SearchConfig
 
 ROOT, NONE = 0, -1
@@ -67,10 +68,10 @@ def empty(trees: int, nodes: int, children: int) -> Tree:
 def clear(tree: Tree, chosen: Bool[Array, " B"]) -> Tree:
     """Turns the trees where `chosen` holds back into lone roots."""
     C, M, A = tree.children.shape
-    at_B = jnp.where(chosen, tree.row, C)  # C is out of range: dropped
+    at_B = ops.or_beyond(chosen, tree.row, C)
 
     def reset(old, new):
-        return old.at[at_B].set(new, mode="drop")
+        return old.at[at_B].set(new, **ops.SCATTER)
 
     cleared = jax.tree.map(reset, tree, empty(1, M, A))
     return dataclasses.replace(cleared, row=tree.row)
@@ -84,17 +85,17 @@ def expand(
     B = row_B.shape[0]
     slot_BA = jnp.broadcast_to(jnp.arange(A)[None], (B, A))
     child_BA = jnp.where(slot_BA < count[:, None], tree.size[row_B][:, None] + slot_BA, NONE)
-    at_B = jnp.where(count > 0, node, M)  # M is out of range: dropped
-    at_BA = jnp.where(child_BA == NONE, M, child_BA)
+    at_B = ops.or_beyond(count > 0, node, M)
+    at_BA = ops.or_beyond(child_BA != NONE, child_BA, M)
     row_BA = jnp.broadcast_to(row_B[:, None], (B, A))
     depth_BA = jnp.broadcast_to(tree.depth[row_B, node][:, None] + 1, (B, A))
     node_BA = jnp.broadcast_to(node[:, None], (B, A))
     return dataclasses.replace(
         tree,
-        children=tree.children.at[row_B, at_B].set(child_BA, mode="drop"),
-        parent=tree.parent.at[row_BA, at_BA].set(node_BA, mode="drop"),
-        depth=tree.depth.at[row_BA, at_BA].set(depth_BA, mode="drop"),
-        prior=tree.prior.at[row_BA, at_BA].set(prior, mode="drop"),
+        children=tree.children.at[row_B, at_B].set(child_BA, **ops.SCATTER),
+        parent=tree.parent.at[row_BA, at_BA].set(node_BA, **ops.SCATTER),
+        depth=tree.depth.at[row_BA, at_BA].set(depth_BA, **ops.SCATTER),
+        prior=tree.prior.at[row_BA, at_BA].set(prior, **ops.SCATTER),
         size=tree.size.at[row_B].add(count),
     )
 
@@ -110,9 +111,9 @@ def backup(
 
     def up(carry):
         node_B, visits, value_sum = carry
-        at_B = jnp.where(node_B == NONE, M, node_B)
-        visits = visits.at[row_B, at_B].add(1, mode="drop")
-        value_sum = value_sum.at[row_B, at_B].add(value, mode="drop")
+        at_B = ops.or_beyond(node_B != NONE, node_B, M)
+        visits = visits.at[row_B, at_B].add(1, **ops.SCATTER)
+        value_sum = value_sum.at[row_B, at_B].add(value, **ops.SCATTER)
         above_B = jnp.where(node_B == NONE, NONE, tree.parent[row_B, node_B])
         return above_B, visits, value_sum
 
@@ -129,15 +130,16 @@ def bury(tree: Tree, leaf: Int[Array, " B"], chosen: Bool[Array, " B"]) -> Tree:
 
     def up(carry):
         node_B, dead = carry
-        at_B = jnp.where(node_B == NONE, M, node_B)
+        at_B = ops.or_beyond(node_B != NONE, node_B, M)
         child_BA = tree.children[row_B, node_B]
         child_dead_BA = dead[row_B[:, None], child_BA] | (child_BA == NONE)
         closed_B = child_dead_BA.all(axis=1) & (child_BA[:, 0] != NONE)
-        dead = dead.at[row_B, at_B].max(closed_B, mode="drop")
+        dead = dead.at[row_B, at_B].max(closed_B, **ops.SCATTER)
         above_B = jnp.where(node_B == NONE, NONE, tree.parent[row_B, node_B])
         return above_B, dead
 
-    dead = tree.dead.at[row_B, jnp.where(chosen, leaf, M)].set(True, mode="drop")
+    at_B = ops.or_beyond(chosen, leaf, M)
+    dead = tree.dead.at[row_B, at_B].set(True, **ops.SCATTER)
     start_B = jnp.where(chosen, leaf, NONE)
     _, dead = jax.lax.while_loop(lambda carry: (carry[0] != NONE).any(), up, (start_B, dead))
     return dataclasses.replace(tree, dead=dead)
