@@ -157,7 +157,7 @@ class FakeDevice:
         return self._given_s - max(0.0, self._until - self._clock.perf_counter())
 
     def bucket(self, pages: int) -> int:
-        """Returns the width of a table, as `Prefill.bucket`."""
+        """Returns the width of a table, as `PagedModel.bucket`."""
         return min(self.context_pages, max(16, 1 << (pages - 1).bit_length()))
 
     def extend(self, *_: object) -> None:
@@ -286,7 +286,7 @@ class Machine:
             seed=0,
         )
         prompts = (Prompt(id=id, question=id, type="safety") for id in ids)
-        self.nursery = driver.Nursery(prompts, tools)
+        self.scheduler = driver.TreeScheduler(prompts, tools)
         self.trees = 0
 
     def run(self, tokens: int) -> None:
@@ -295,13 +295,13 @@ class Machine:
             for module in (engine_lib, replicas, driver):
                 stack.enter_context(mock.patch.object(module, "time", self.clock))
             while self.engine.counters["decoded"] < tokens:
-                for tree in self.nursery.tick():
+                for tree in self.scheduler.tick():
                     self.results.drop(tree.prompt.id)
                     self.trees += 1
 
     def close(self) -> None:
         """Ends the search, and closes its log."""
-        self.nursery.close()
+        self.scheduler.close()
         self.results.close()
 
     def seconds(self) -> dict[str, float]:

@@ -18,7 +18,7 @@ from stair_jax import mesh, text
 from stair_jax.config import Config
 from stair_jax.config.schema import RewardConfig, SearchConfig
 from stair_jax.engine.request import EngineLike
-from stair_jax.engine.switchboard import Switchboard
+from stair_jax.engine.shared_engine import SharedEngine
 from stair_jax.hf import exporter
 from stair_jax.log.metrics import Metrics
 from stair_jax.records import Prompt
@@ -144,11 +144,11 @@ def grow(
     prompts: Sequence[Prompt], engine: EngineLike, policy: Policy, run: Run, *, in_flight: int
 ) -> Grown:
     """Grows a tree on every prompt; raises as `growing.grow`."""
-    own, board = SearchConfig.of(run.config.search), Switchboard(engine)
+    own, board = SearchConfig.of(run.config.search), SharedEngine(engine)
     with contextlib.closing(judges.judge_of(run, board, policy.codec)) as judge:
         return growing.grow(
             prompts,
-            board.line(),
+            board.client(),
             codec=policy.codec,
             judge=judge,
             config=dataclasses.replace(own, trees_in_flight=in_flight),

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a wish that a trainer grants between two passes, all else at once."""
+"""SIGTERM and Ctrl-C: a trainer saves after the current pass; other stages exit at once."""
 
 import contextlib
 import os

@@ -13,7 +13,7 @@ import jax
 from stair_jax import jsonl, ops
 from stair_jax.config import Config, with_values
 from stair_jax.config.checks import validate
-from stair_jax.config.words import words
+from stair_jax.config.words import split_csv
 from stair_jax.log import progress
 from stair_jax.log.metrics import Metrics
 from stair_jax.run import benchmarks, inputs, models, needs
@@ -42,7 +42,7 @@ class Item:
 
 def items_of(config: Config) -> list[Item]:
     """Returns the work of a configuration, in order."""
-    wanted = words(config.stages)
+    wanted = split_csv(config.stages)
     rounds = [s for s in ("search", "pairs", "dpo") if s in wanted]
     items = [Item("sft")] if "sft" in wanted else []
     items += [Item(stage, k) for k in range(1, config.rounds + 1) for stage in rounds]
@@ -94,11 +94,11 @@ def run(config: Config, flags: Collection[str] = ()) -> None:
     log.info("jax %s: %d x %s", jax.__version__, len(devices), devices[0].device_kind)
     with locked(workdir):
         lineage = Lineage(workdir / "lineage.json")
-        dropping = Redo(workdir, lineage, words(config.redo))
+        dropping = Redo(workdir, lineage, split_csv(config.redo))
         config = _with_flags_of_before(config, lineage, flags)
         watched = Metrics(
             workdir,
-            trackers=words(config.trackers),
+            trackers=split_csv(config.trackers),
             project=config.project,
             settings=config.to_dict(),
         )
@@ -174,7 +174,7 @@ def _check_settings(run: Run) -> None:
     would be ignored, and the model's, because whatever is made next comes from the models that are
     there, or is told apart by them. What is done is held against the weights that it began with.
     """
-    wanted = words(run.config.stages)
+    wanted = split_csv(run.config.stages)
     for name, entry in run.lineage.entries.items():
         if not run.lineage.binds(name):
             continue
@@ -210,6 +210,6 @@ def status(config: Config, lineage: Lineage) -> str:
             when = "" if entry is None else entry.get("ended", f"since {entry['begun']}")
             lines.append(f"  {name:<18} {word:<6} {when}".rstrip())
     if config.redo:
-        going = ", ".join(lineage.chosen(words(config.redo)))
+        going = ", ".join(lineage.chosen(split_csv(config.redo)))
         lines.append(f"  config.redo={config.redo} would drop {going}")
     return "\n".join(lines)

@@ -165,7 +165,7 @@ class Label:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Valued:
+class ValuedTrajectory:
     """A trajectory of a tree with values on some of its steps; no node is in two of them."""
 
     id: str

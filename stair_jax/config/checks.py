@@ -9,7 +9,7 @@ from stair_jax.config.reward_checks import validate_rewards
 from stair_jax.config.schema import KNOBS, TrainConfig
 from stair_jax.config.sources import is_world
 from stair_jax.config.threshold_checks import validate_thresholds
-from stair_jax.config.words import STAGES, words
+from stair_jax.config.words import STAGES, split_csv
 
 
 def validate(c: Config) -> None:
@@ -96,11 +96,11 @@ def _validate_names(c: Config) -> None:
     """Refuses words of a list that stand for nothing."""
     for key in (key for key, knob in KNOBS.items() if knob.words):
         known = KNOBS[key].words
-        if unknown := [name for name in words(_get(c, key)) if name not in known]:
+        if unknown := [name for name in split_csv(_get(c, key)) if name not in known]:
             raise ValueError(f"config.{key}: {unknown} not in {list(known)}")
-    if not words(c.stages):
+    if not split_csv(c.stages):
         raise ValueError(f"config.stages: empty, expected some of {list(STAGES)}")
-    if bool(words(c.baselines.names)) != ("baselines" in words(c.stages)):
+    if bool(split_csv(c.baselines.names)) != ("baselines" in split_csv(c.stages)):
         raise ValueError(
             f"config.baselines.names: {c.baselines.names!r} with config.stages={c.stages!r},"
             " expected names if and only if baselines is among the stages"
@@ -129,7 +129,7 @@ def _validate_sizes(c: Config) -> None:
 
 def _validate_rooms(c: Config) -> None:
     """Refuses lengths that cannot hold what other settings would put there."""
-    wanted, e, p = words(c.stages), c.engine, c.pairs
+    wanted, e, p = split_csv(c.stages), c.engine, c.pairs
     if "search" in wanted and c.search.max_step_tokens >= e.max_context:
         raise ValueError(
             f"config.engine.max_context: {e.max_context} tokens of prompt and response have no room"
@@ -150,12 +150,12 @@ def _validate_rooms(c: Config) -> None:
 
 
 def _validate_trackers(c: Config) -> None:
-    if {"wandb", "trackio"} & set(words(c.trackers)) and not c.project:
+    if {"wandb", "trackio"} & set(split_csv(c.trackers)) and not c.project:
         raise ValueError("config.project: empty, wandb and trackio want a name")
 
 
 def _validate_data(c: Config) -> None:
-    wanted, names = words(c.stages), words(c.baselines.names)
+    wanted, names = split_csv(c.stages), split_csv(c.baselines.names)
     own_start = bool(names) and not c.model.checkpoint  # of the baselines, from rows of stage 1
     for used, key, number in (
         ("sft" in wanted or own_start, "sft", "sft_rows"),
@@ -180,7 +180,7 @@ def _validate_data(c: Config) -> None:
 
 
 def _validate_baselines(c: Config) -> None:
-    b, names = c.baselines, words(c.baselines.names)
+    b, names = c.baselines, split_csv(c.baselines.names)
     if len(b.sacpo_betas) != 2 or not all(beta in ranges.ABOVE_0 for beta in b.sacpo_betas):
         raise ValueError(
             f"config.baselines.sacpo_betas: {b.sacpo_betas}, expected two numbers above 0"
@@ -232,8 +232,8 @@ def _validate_buckets(name: str, buckets: tuple[float | int, ...]) -> None:
 
 
 def _validate_targets(name: str, t: Config) -> None:
-    known = words(knobs_of(TrainConfig)["lora_targets"].default)  # it is all
-    found = words(t.lora_targets)
+    known = split_csv(knobs_of(TrainConfig)["lora_targets"].default)  # it is all
+    found = split_csv(t.lora_targets)
     if not found or not set(found) <= set(known):
         raise ValueError(
             f"{name}.lora_targets: {t.lora_targets!r}, expected some of {','.join(known)}"

@@ -8,12 +8,12 @@ from typing import Any
 from stair_jax.config.knob import Under
 from stair_jax.config.sources import is_world, prompts_among
 from stair_jax.config.strategies import GREEDY, Strategy, parse_all
-from stair_jax.config.words import ROW_FILES, words
+from stair_jax.config.words import ROW_FILES, split_csv
 
 
 def searches(c: Any) -> list[Strategy]:
     """Returns the test-time strategies that are more than greedy."""
-    return [s for s in parse_all(words(c.evaluate.search)) if s != GREEDY]
+    return [s for s in parse_all(split_csv(c.evaluate.search)) if s != GREEDY]
 
 
 def _on_hub(c: Any) -> bool:
@@ -31,17 +31,17 @@ def _judged_by_truth(c: Any) -> bool:
 
 def _taken(name: str) -> Under:
     return Under(
-        lambda c, own: name not in words(own.leave_out) or "self" in _sides(c),
+        lambda c, own: name not in split_csv(own.leave_out) or "self" in _sides(c),
         "'self', for config.judge.leave_out names it",
     )
 
 
 # The run, its model and its data.
 WITH_SEARCH = Under(
-    lambda c, own: "search" in words(own.stages), "the stage search, which it traces"
+    lambda c, own: "search" in split_csv(own.stages), "the stage search, which it traces"
 )
 TRACKED = Under(
-    lambda c, own: {"wandb", "trackio"} & set(words(own.trackers)),
+    lambda c, own: {"wandb", "trackio"} & set(split_csv(own.trackers)),
     "wandb or trackio in config.trackers",
 )
 RANDOM_WEIGHTS = Under(
@@ -80,10 +80,10 @@ BRADLEY_TERRY = Under(lambda c, own: own.loss == "bt", "config.prm.loss=bt")
 IMPLICIT = Under(lambda c, own: c.prm.loss == "implicit", "config.prm.loss=implicit")
 ON_VALUES = Under(lambda c, own: own.loss in ("bce", "mse"), "config.prm.loss=bce or mse")
 FURTHER_PROMPTS = Under(lambda c, own: own.prompts, "a config.prm.prompts above 0")
-BASELINES_MADE = Under(lambda c, own: words(own.names), "a name in config.baselines.names")
-SACPO = Under(lambda c, own: "sacpo" in words(own.names), "sacpo in config.baselines.names")
+BASELINES_MADE = Under(lambda c, own: split_csv(own.names), "a name in config.baselines.names")
+SACPO = Under(lambda c, own: "sacpo" in split_csv(own.names), "sacpo in config.baselines.names")
 SELF_REWARDING = Under(
-    lambda c, own: "self-rewarding" in words(own.names),
+    lambda c, own: "self-rewarding" in split_csv(own.names),
     "self-rewarding in config.baselines.names",
 )
 

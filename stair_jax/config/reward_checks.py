@@ -3,7 +3,7 @@
 from stair_jax.config import Config, redaction
 from stair_jax.config.sources import is_world
 from stair_jax.config.strategies import GREEDY, parse_all
-from stair_jax.config.words import words
+from stair_jax.config.words import split_csv
 
 
 def validate_rewards(c: Config) -> None:
@@ -35,7 +35,7 @@ def _validate_judge(c: Config) -> None:
             f"config.judge.templates: {j.templates!r} is for a model that stage 1 teaches to judge,"
             f" so config.model.checkpoint must be empty and config.data.sft {j.templates!r}"
         )
-    judged = "search" in words(c.stages) or "self-rewarding" in words(c.baselines.names)
+    judged = "search" in split_csv(c.stages) or "self-rewarding" in split_csv(c.baselines.names)
     if judged and "self" in sides and not (own or c.model.checkpoint):
         raise ValueError(
             "config.judge: the miniature's model can judge itself only in its own words, with"
@@ -74,20 +74,20 @@ def _validate_prm(c: Config) -> None:
 
 
 def _validate_evaluate(c: Config) -> None:
-    if not words(c.evaluate.search):
+    if not split_csv(c.evaluate.search):
         raise ValueError("config.evaluate.search: empty, expected at least greedy")
     try:
-        parse_all(words(c.evaluate.search))
+        parse_all(split_csv(c.evaluate.search))
     except ValueError as error:
         raise ValueError(f"config.evaluate.search: {error}") from None
 
 
 def _validate_draws(c: Config) -> None:
     """Refuses several draws that a temperature of 0 makes the same one."""
-    searches = set(parse_all(words(c.evaluate.search))) - {GREEDY}
+    searches = set(parse_all(split_csv(c.evaluate.search))) - {GREEDY}
     for section, several in (
-        ("search", "search" in words(c.stages) and c.search.num_children > 1),
-        ("evaluate", "evaluate" in words(c.stages) and searches),
+        ("search", "search" in split_csv(c.stages) and c.search.num_children > 1),
+        ("evaluate", "evaluate" in split_csv(c.stages) and searches),
     ):
         if several and not c[section].temperature:
             raise ValueError(

@@ -1,6 +1,6 @@
 """What a setting that names rows or benchmarks stands for. Floor 0."""
 
-from stair_jax.config.words import ROW_FILES, words
+from stair_jax.config.words import ROW_FILES, split_csv
 
 WORLDS = ("miniature",)  # the embedded ones; `run.worlds` has what each of them is
 
@@ -15,7 +15,7 @@ def prompts_among(benchmarks: str) -> tuple[str, ...]:
 
     The others are names of benchmarks; where the rows lie may follow one, as in "gsm8k:rows.jsonl".
     """
-    return tuple(word for word in words(benchmarks) if _is_place(word.partition(":")[0]))
+    return tuple(word for word in split_csv(benchmarks) if _is_place(word.partition(":")[0]))
 
 
 def _is_place(word: str) -> bool:

@@ -2,7 +2,7 @@
 
 from stair_jax.config import Config, reward_forms
 from stair_jax.config.schema import RewardConfig
-from stair_jax.config.words import words
+from stair_jax.config.words import split_csv
 
 _SLACK = 1e-6  # of rounding
 
@@ -22,7 +22,7 @@ def validate_thresholds(c: Config) -> None:
         raise ValueError(f"config.{error}") from None
     if c.search.value != "rollout":
         return
-    wanted = words(c.stages)
+    wanted = split_csv(c.stages)
     for kind in reward_forms.KINDS:
         if kind == "helpfulness" and c.judge.helpfulness == "none":
             continue

@@ -8,6 +8,6 @@ BASELINES = ("sft", "dpo", "sacpo", "self-rewarding")
 REQUEST = ("temperature", "top_p", "max_tokens")  # what a server may not take
 
 
-def words(value: str) -> tuple[str, ...]:
+def split_csv(value: str) -> tuple[str, ...]:
     """Splits a comma-separated setting."""
     return tuple(word.strip() for word in value.split(",") if word.strip())

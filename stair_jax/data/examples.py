@@ -14,7 +14,7 @@ from stair_jax.records import (
     Preference,
     Response,
     SftRow,
-    Valued,
+    ValuedTrajectory,
 )
 from stair_jax.text import OUTPUT_END, TAGS, Codec
 
@@ -190,7 +190,9 @@ def comparison_examples(
     ]
 
 
-def valued_examples(rows: Iterable[Valued], codec: Codec, readout: Readout) -> list[ValuedExample]:
+def valued_examples(
+    rows: Iterable[ValuedTrajectory], codec: Codec, readout: Readout
+) -> list[ValuedExample]:
     """Takes trajectories with values over; the values are scaled to [0, 1] by the read-out's range.
 
     Raises:
@@ -200,7 +202,7 @@ def valued_examples(rows: Iterable[Valued], codec: Codec, readout: Readout) -> l
     return [_valued_example(row, codec, readout) for row in rows]
 
 
-def _valued_example(row: Valued, codec: Codec, readout: Readout) -> ValuedExample:
+def _valued_example(row: ValuedTrajectory, codec: Codec, readout: Readout) -> ValuedExample:
     prompt, low, high = tuple(codec.prompt_ids(row.question)), readout.low, readout.high
     response = read_to(row.ids, readout.position, codec)
     for label in row.labels:

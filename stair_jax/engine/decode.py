@@ -22,7 +22,7 @@ from stair_jax.engine.batch import Batch
 from stair_jax.model import heads, views
 from stair_jax.model.cache import Fresh, KVPool, Rows
 from stair_jax.model.transformer import Decoder
-from stair_jax.model.views import Views
+from stair_jax.model.views import SlotCache
 
 NO_TOKEN = NO_ROW = -1
 _LEAST_TAKEN, _SHARE_TAKEN = 4, 8  # slots taken up a step: at least four, or an eighth of all
@@ -111,7 +111,7 @@ def decode_chunk(
     Ends early where no request waits and more than `patience` slots have ended theirs.
 
     Args:
-      cache: `Views` or `Groups` over the pool.
+      cache: `SlotCache` or `SharedPrefixCache` over the pool.
       packed: rows of `batch.row`, [R, C] int32; row b < B is what slot b runs.
       table: [R, W] int32, the requests' pages.
       stops: [E, V] bool, the stop sets; a request ends after a token of its own, or at its limit.
@@ -150,7 +150,7 @@ def decode_chunk(
 
 def _slots(cache: Any, packed: jax.Array) -> int:
     """Returns B: views know it; without them all requests at hand run."""
-    return cache.k[0].shape[0] if isinstance(cache, Views) else packed.shape[0]
+    return cache.k[0].shape[0] if isinstance(cache, SlotCache) else packed.shape[0]
 
 
 def _take_up(state: _State, batch: Batch, table: jax.Array, end: jax.Array) -> _State:
@@ -220,7 +220,7 @@ def _one(
 
 
 @partial(jax.jit, donate_argnames="shown")
-def load_views(shown: Views, pool: KVPool, slot: jax.Array, table: jax.Array) -> Views:
+def load_views(shown: SlotCache, pool: KVPool, slot: jax.Array, table: jax.Array) -> SlotCache:
     """Returns `views.load`; the views are donated, the pool is not."""
     return views.load(shown, pool, slot, table)
 

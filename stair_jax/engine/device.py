@@ -17,14 +17,14 @@ from stair_jax import ops
 from stair_jax.config.schema import EngineConfig
 from stair_jax.engine import decode, placing, sampling
 from stair_jax.engine.batch import COLUMNS
-from stair_jax.engine.prefill import Prefill, shapes
+from stair_jax.engine.prefill import PagedModel, shapes
 from stair_jax.engine.request import Sampling
 from stair_jax.engine.siblings import TOGETHER, Siblings
 from stair_jax.log import progress
 from stair_jax.model import views
-from stair_jax.model.groups import Groups
+from stair_jax.model.groups import SharedPrefixCache
 from stair_jax.model.spec import Spec
-from stair_jax.model.views import Views
+from stair_jax.model.views import SlotCache
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def joins(config: EngineConfig) -> bool:
     return attention_of(config.attention) != "views"
 
 
-class Device(Prefill):
+class Device(PagedModel):
     """A policy's weights and its pool of pages on a device, or on a mesh of them.
 
     Args:
@@ -83,7 +83,7 @@ class Device(Prefill):
         super().__init__(spec, params, config=config, mesh=mesh, share=_SHARE, joined=joins(config))
         self._vocab, self._stops = vocab, self._spread(stops, (None, None))
         self.width = 0  # pages of a table while decoding
-        self._views: Views | None = None  # without their pool
+        self._views: SlotCache | None = None  # without their pool
 
     @property
     def waiting_rows(self) -> int:
@@ -108,7 +108,7 @@ class Device(Prefill):
         pages: Sequence[Sequence[int]],
         starts: Sequence[int] | None = None,
     ) -> None:
-        """Computes keys into pages; see `Prefill.blocks`."""
+        """Computes keys into pages; see `PagedModel.blocks`."""
         for block in self.blocks(ids, pages, starts):
             with self._on_mesh():
                 self._pool = decode.extend(
@@ -172,7 +172,7 @@ class Device(Prefill):
             paged: Any = dataclasses.replace(self._views, pool=self._pool)
         else:
             shared = {} if siblings is None else siblings.arrays()
-            paged = Groups(self._pool, **shared, implementation=self.attention)
+            paged = SharedPrefixCache(self._pool, **shared, implementation=self.attention)
         with self._on_mesh():
             paged, chunk = decode.decode_chunk(
                 self._params,

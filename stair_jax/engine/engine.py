@@ -18,11 +18,11 @@ from stair_jax.config.schema import EngineConfig
 from stair_jax.engine import batch, decode
 from stair_jax.engine.counters import COUNTERS
 from stair_jax.engine.device import Device, Wanted
-from stair_jax.engine.keys import Job, Keys
+from stair_jax.engine.kv_filler import Job, KvFiller
 from stair_jax.engine.pages import OutOfPages, Pages
 from stair_jax.engine.queue import RequestQueue
 from stair_jax.engine.request import Prefix, Request, Result, Sampling, generate
-from stair_jax.engine.runs import ALONE, Run, Runs
+from stair_jax.engine.runs import ALONE, ActiveRequest, ActiveRequests
 from stair_jax.engine.sequences import Held, Store
 from stair_jax.engine.siblings import Siblings
 from stair_jax.model.spec import Spec
@@ -65,26 +65,27 @@ class Engine:
             row[sorted(ids)] = True
         self._device = Device(spec, params, config=config, stops=table, vocab=vocab, mesh=mesh)
         self._store = Store(Pages(self._device.pages), config.page_size)
-        self._keys = Keys(
+        self._keys = KvFiller(
             self._store,
             rows=config.prefill_rows,
             extend=self._extend,
             copy=self._device.copy,
             bucket=self._device.bucket,
         )
-        self._runs = Runs(
+        self._runs = ActiveRequests(
             config.slots + self._device.waiting_rows,
             width=self._device.context_pages,
             context=config.max_context,
             page_size=config.page_size,
         )
         self._queue = RequestQueue()
-        self._ready: collections.deque[Run] = collections.deque()  # for slots that end in a chunk
-        self._slots: list[Run | None] = [None] * config.slots
+        # Those for slots that end in a chunk.
+        self._ready: collections.deque[ActiveRequest] = collections.deque()
+        self._slots: list[ActiveRequest | None] = [None] * config.slots
         self._unseen: list[int] = []  # slots whose requests the device's views do not show yet
         self._short = False  # of pages, when requests were last admitted
         self._chunk: decode.Chunk | None = None  # under way
-        self._at_hand: list[Run | None] = []  # in it, by row of the batch
+        self._at_hand: list[ActiveRequest | None] = []  # in it, by row of the batch
         self._done: list[Result] = []
         self._freed = float(min(config.slots, self._device.waiting_rows))  # see `hungry`
         self._logps = False  # once they were wanted, all chunks have them: one program
@@ -248,7 +249,7 @@ class Engine:
             self._done.remove(result)
             self.release(result.prefix)
 
-    def _at_work(self) -> Iterator[Run]:
+    def _at_work(self) -> Iterator[ActiveRequest]:
         """Returns the requests that have pages, the oldest in their slots first."""
         yield from (run for run in self._slots if run is not None)
         yield from self._ready
@@ -296,7 +297,7 @@ class Engine:
     def _room(self, request: Request) -> int:
         return min(request.max_tokens, self.config.max_context - len(request.prefix.ids))
 
-    def _begin(self, request: Request, pages: list[int]) -> Run:
+    def _begin(self, request: Request, pages: list[int]) -> ActiveRequest:
         """Returns the run of a request that has got its pages."""
         self._counters["reused"] += _held(request).wanted
         stop, limit = self._stop_index[request.stop], self._room(request)
@@ -330,7 +331,7 @@ class Engine:
         self._counters["preempted"] += 1
         self._counters["preempted_tokens"] += run.made
 
-    def _withdraw(self, run: Run) -> None:
+    def _withdraw(self, run: ActiveRequest) -> None:
         """Takes a request out of its slot, or from those at hand, and its pages back."""
         if run in self._ready:
             self._ready.remove(run)
@@ -393,7 +394,7 @@ class Engine:
             run for run in self._ready if not run.made and id(run) not in started
         )
 
-    def _end(self, run: Run, *, stopped: bool) -> None:
+    def _end(self, run: ActiveRequest, *, stopped: bool) -> None:
         """Delivers a request that has drawn its last token."""
         ids, logps = self._runs.drawn(run)
         pages, used = run.pages, self._store.size(run.length)
@@ -423,11 +424,11 @@ def _held(request: Request) -> Held:
     return request.prefix
 
 
-def _order(run: Run) -> tuple[int, int]:
+def _order(run: ActiveRequest) -> tuple[int, int]:
     """Returns what decides which of two requests goes first: its turn, then its age."""
     return run.request.turn, run.age
 
 
-def _rows(runs: Sequence[Run]) -> np.ndarray:
+def _rows(runs: Sequence[ActiveRequest]) -> np.ndarray:
     """Returns where runs lie, [X] int64."""
     return np.fromiter((run.row for run in runs), np.int64, len(runs))

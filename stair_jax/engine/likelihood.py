@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stair_jax.engine.keys import Job
-from stair_jax.engine.prefill import Prefill
+from stair_jax.engine.kv_filler import Job
+from stair_jax.engine.prefill import PagedModel
 from stair_jax.engine.scoring import Read, Scoring, apply, deliver
 from stair_jax.model import heads
 from stair_jax.model.cache import Fresh, KVPool, Rows
@@ -47,7 +47,7 @@ def logp(
     return cache.pool if fresh else cache, jax.lax.map(of_row, (hidden, targets))
 
 
-class _Teller(Prefill):
+class _Teller(PagedModel):
     """A model's weights and pool on the device."""
 
     def score(self, jobs: Sequence[Job]) -> None:

@@ -68,7 +68,7 @@ class Block:
     fresh: bool  # none of the rows has keys already
 
 
-class Prefill:
+class PagedModel:
     """A model's weights and its pool of pages on a device, or on a mesh of them.
 
     Args:

@@ -19,11 +19,11 @@ LAST, LENGTH, MADE, LIMIT, STOP = (_AT[n] for n in ("last", "length", "made", "l
 
 
 @dataclasses.dataclass(eq=False)
-class Run:
+class ActiveRequest:
     """A request that has pages; what it has drawn lies in `runs`, in its row."""
 
     request: Request
-    runs: "Runs"
+    runs: "ActiveRequests"
     row: int
     age: int  # rises with every request that gets pages
 
@@ -43,7 +43,7 @@ class Run:
         return int(self.runs.columns[self.row, MADE])
 
 
-class Runs:
+class ActiveRequests:
     """Rows for `count` requests. A row is kept in place, so that a chunk takes no loop over them.
 
     Args:
@@ -67,7 +67,9 @@ class Runs:
         self._begun = 0
         self._teams: dict[tuple[Hashable, int], list[int]] = {}  # -> number, requests
 
-    def begin(self, request: Request, pages: Sequence[int], *, stop: int, limit: int) -> Run:
+    def begin(
+        self, request: Request, pages: Sequence[int], *, stop: int, limit: int
+    ) -> ActiveRequest:
         """Returns a run that has drawn nothing; `stop` is the index of the request's stop set."""
         ids, how, row = request.prefix.ids, request.sampling, self._free.pop()
         self.columns[row] = batch.row(
@@ -93,7 +95,7 @@ class Runs:
             team[1] += 1
             self.team[row], self.shared[row] = team[0], common[1]
         self._begun += 1
-        return Run(request, self, row, self._begun)
+        return ActiveRequest(request, self, row, self._begun)
 
     def _common(self, request: Request) -> tuple[Hashable, int] | None:
         """Returns a request's group and how many tokens it shares, as far as keys were there."""
@@ -102,7 +104,7 @@ class Runs:
             None if request.group is None or shared < self._page_size else (request.group, shared)
         )
 
-    def end(self, run: Run) -> None:
+    def end(self, run: ActiveRequest) -> None:
         """Frees a request's row; what lies there stays until another one begins in it."""
         how, common = run.request.sampling, self._common(run.request)
         self.samplings[how] -= 1
@@ -152,7 +154,7 @@ class Runs:
         stopped = stops[columns[:, STOP], columns[:, LAST]]
         return np.stack((stopped | (columns[:, MADE] >= columns[:, LIMIT]), stopped))
 
-    def drawn(self, run: Run) -> tuple[list[int], list[float]]:
+    def drawn(self, run: ActiveRequest) -> tuple[list[int], list[float]]:
         """Returns a run's new tokens, and their log-probs where they are wanted."""
         row, made = run.row, run.made
         logps = self.logps[row, :made].tolist() if run.request.logps else []

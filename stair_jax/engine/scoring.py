@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from stair_jax.config.schema import EngineConfig
-from stair_jax.engine.keys import Job, Keys
+from stair_jax.engine.kv_filler import Job, KvFiller
 from stair_jax.engine.pages import Pages
-from stair_jax.engine.prefill import Prefill
+from stair_jax.engine.prefill import PagedModel
 from stair_jax.engine.request import Prefix
 from stair_jax.engine.sequences import Held, Store
 from stair_jax.model import reward
@@ -68,7 +68,7 @@ class Scored(Read):
         return len(self.ids)
 
 
-class _Scorer(Prefill):
+class _Scorer(PagedModel):
     """The reward model's weights and pool on the device."""
 
     def score(self, jobs: Sequence[Job]) -> None:
@@ -139,7 +139,7 @@ class Scoring:
             spec, params, config=sizes, mesh=mesh, share=SHARE, give_away=give_away
         )
         self._store = Store(Pages(self._device.pages), config.page_size)
-        self._keys = Keys(
+        self._keys = KvFiller(
             self._store,
             rows=config.prefill_rows,
             extend=self._device.score,

@@ -13,7 +13,7 @@ TOGETHER = 4  # members of a group at most: children of an expansion in the pape
 
 @dataclasses.dataclass(frozen=True)
 class Siblings:
-    """Numpy arrays for `Groups`, and the tables of the slots' own parts."""
+    """Numpy arrays for `SharedPrefixCache`, and the tables of the slots' own parts."""
 
     table: np.ndarray  # [C, W] int32
     length: np.ndarray  # [C] int32, tokens
@@ -78,6 +78,6 @@ class Siblings:
         return found
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Returns the fields of `Groups`."""
+        """Returns the fields of `SharedPrefixCache`."""
         names = "table", "length", "member", "place", "split"
         return {name: getattr(self, name) for name in names}

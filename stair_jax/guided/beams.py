@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from stair_jax.config.strategies import Strategy
 from stair_jax.engine.request import GREEDY, Prefix, Result
-from stair_jax.guided.loop import Moves, Trail, Wish
+from stair_jax.guided.loop import Continuation, PromptState, Requests
 from stair_jax.prm.reader import Reading, aggregate, finite
 
 OPEN, ENDED, CUT = "open", "ended", "cut"  # a beam that goes on, ended itself, or ran out of room
@@ -40,20 +40,23 @@ class Beam:
     read: Prefix  # the reward model's sequence
 
 
-def greedy(trail: Trail) -> Moves[Found]:
+def greedy(state: PromptState) -> Requests[Found]:
     """Returns the response of the likeliest tokens."""
-    wish = Wish(trail.root, (START, "greedy", 0), "end", trail.limit, GREEDY)
-    (result,) = yield from trail.generate([wish])
+    continuation = Continuation(state.root, (START, "greedy", 0), "end", state.limit, GREEDY)
+    (result,) = yield from state.generate([continuation])
     return Found(ids=result.ids)
 
 
 def sample(
-    trail: Trail, ordinals: Sequence[int], unread: Sequence[tuple[int, ...]] = (), read: bool = True
-) -> Moves[tuple[list[Found], list[Found]]]:
+    state: PromptState,
+    ordinals: Sequence[int],
+    unread: Sequence[tuple[int, ...]] = (),
+    read: bool = True,
+) -> Requests[tuple[list[Found], list[Found]]]:
     """Samples whole responses side by side; equal ones are read once.
 
     Args:
-      trail: of the prompt.
+      state: of the prompt.
       ordinals: the samples' numbers, which fix their draws: number i is the same however many
         are drawn.
       unread: responses sampled earlier that are still to be read.
@@ -62,28 +65,29 @@ def sample(
     Returns:
       The samples in the order of their numbers, and the responses of `unread` with scores.
     """
-    guide = trail.guide
-    wishes = [
-        Wish(trail.root, (START, "sample", i), "end", trail.limit, guide.sampling) for i in ordinals
+    guide = state.guide
+    continuations = [
+        Continuation(state.root, (START, "sample", i), "end", state.limit, guide.sampling)
+        for i in ordinals
     ]
-    results = yield from trail.generate(wishes)
+    results = yield from state.generate(continuations)
     drawn = [result.ids for result in results]
     for result in results:
-        trail.release(result.prefix)
+        state.release(result.prefix)
     if not read:
         return [Found(ids=ids) for ids in drawn], []
     distinct = list(dict.fromkeys([*drawn, *unread]))
-    assert trail.read_root is not None
-    items = [(trail.read_root, steps_of(ids, guide.codec.step_stop)) for ids in distinct]
-    readings = yield from trail.read(items)
+    assert state.read_root is not None
+    items = [(state.read_root, steps_of(ids, guide.codec.step_stop)) for ids in distinct]
+    readings = yield from state.read(items)
     for reading in readings:
-        trail.release(reading.prefix)
+        state.release(reading.prefix)
     raw = {ids: tuple(map(finite, r.raw)) for ids, r in zip(distinct, readings, strict=True)}
     found = [Found(ids=ids, raw=raw[ids]) for ids in (*drawn, *unread)]
     return found[: len(drawn)], found[len(drawn) :]
 
 
-def beam(trail: Trail, strategy: Strategy) -> Moves[Found]:
+def beam(state: PromptState, strategy: Strategy) -> Requests[Found]:
     """Extends the best responses step by step, and returns the best one that ended.
 
     The pool of a round holds width x successors candidates: the beams that ended, and the
@@ -96,7 +100,7 @@ def beam(trail: Trail, strategy: Strategy) -> Moves[Found]:
     where no other of its subtree has one: then the first ones are, counted as `blind`.
     """
     groups, width = (strategy.width, 1) if strategy.kind == "diverse" else (1, strategy.width)
-    assert trail.read_root is not None
+    assert state.read_root is not None
     kept = [
         Beam(
             tag=START,
@@ -105,36 +109,38 @@ def beam(trail: Trail, strategy: Strategy) -> Moves[Found]:
             raw=(),
             depth=0,
             state=OPEN,
-            prefix=trail.root,
-            read=trail.read_root,
+            prefix=state.root,
+            read=state.read_root,
         )
         for group in range(groups)
     ]
     while any(beam.state == OPEN for beam in kept):
         parents = [beam for beam in kept if beam.state == OPEN]
         pool = [beam for beam in kept if beam.state != OPEN]
-        pool += yield from _extend(trail, parents, _shares(kept, width, strategy.each))
-        _release(trail, parents)
-        looks = trail.guide.config.lookahead if strategy.kind == "lookahead" else 0
-        scores = yield from _scores(trail, pool, looks)
+        pool += yield from _extend(state, parents, _shares(kept, width, strategy.each))
+        _release(state, parents)
+        looks = state.guide.config.lookahead if strategy.kind == "lookahead" else 0
+        scores = yield from _scores(state, pool, looks)
         kept = []
         for group in range(groups):
             own = [(s, b) for s, b in zip(scores, pool, strict=True) if b.group == group]
-            kept += _best(trail, own, width)
-        _release(trail, [beam for beam in pool if beam.state == OPEN and beam not in kept])
-    readout, how = trail.guide.model.readout, trail.guide.config.aggregation
+            kept += _best(state, own, width)
+        _release(state, [beam for beam in pool if beam.state == OPEN and beam not in kept])
+    readout, how = state.guide.model.readout, state.guide.config.aggregation
     values = [aggregate(beam.raw, readout, how) for beam in kept]
     known = [(v, beam) for v, beam in zip(values, kept, strict=True) if v is not None]
-    trail.blind += not known
+    state.blind += not known
     _, best = max(known or [(0.0, kept[0])], key=lambda item: (item[1].state == ENDED, item[0]))
     return Found(ids=best.ids, raw=best.raw)
 
 
-def _best(trail: Trail, scored: Sequence[tuple[float | None, Beam]], width: int) -> Sequence[Beam]:
+def _best(
+    state: PromptState, scored: Sequence[tuple[float | None, Beam]], width: int
+) -> Sequence[Beam]:
     """Returns the beams of the highest scores; where all are missing, the first ones, counted."""
     known = [(score, beam) for score, beam in scored if score is not None]
     if not known:
-        trail.blind += 1
+        state.blind += 1
         return [beam for _, beam in scored[:width]]
     known.sort(key=lambda item: -item[0])  # stable: the earlier one where equal
     return [beam for _, beam in known[:width]]
@@ -150,46 +156,60 @@ def _shares(kept: Sequence[Beam], width: int, each: int) -> dict[int, int]:
     return shares
 
 
-def _extend(trail: Trail, parents: Sequence[Beam], shares: dict[int, int]) -> Moves[list[Beam]]:
+def _extend(
+    state: PromptState, parents: Sequence[Beam], shares: dict[int, int]
+) -> Requests[list[Beam]]:
     """Returns the successors of open beams, read; those that repeat a sibling left out."""
-    guide = trail.guide
-    wishes: list[tuple[Beam, Wish]] = []
+    guide = state.guide
+    continuations: list[tuple[Beam, Continuation]] = []
     for parent in parents:
         count = shares[parent.group]
         first = 0 if parent.depth else parent.group * count  # subtrees differ from the first step
         last = parent.depth + 1 >= guide.max_depth
         for ordinal in range(first, first + count):
             key = (parent.tag, "end" if last else "step", ordinal)
-            room = trail.limit - len(parent.ids)
-            wishes.append((parent, Wish(parent.prefix, key, key[1], room, guide.sampling)))
-    results = yield from trail.generate([wish for _, wish in wishes])
-    fresh: dict[tuple[int, str, tuple[int, ...]], tuple[Beam, Wish, Result]] = {}
-    for (parent, wish), result in zip(wishes, results, strict=True):
+            room = state.limit - len(parent.ids)
+            continuations.append(
+                (parent, Continuation(parent.prefix, key, key[1], room, guide.sampling))
+            )
+    results = yield from state.generate([continuation for _, continuation in continuations])
+    fresh: dict[tuple[int, str, tuple[int, ...]], tuple[Beam, Continuation, Result]] = {}
+    for (parent, continuation), result in zip(continuations, results, strict=True):
         same = parent.group, parent.tag, result.ids
         if same in fresh:
-            trail.duplicates += 1
-            trail.release(result.prefix)
+            state.duplicates += 1
+            state.release(result.prefix)
         else:
-            fresh[same] = parent, wish, result
+            fresh[same] = parent, continuation, result
     grown = [(parent, result) for parent, _, result in fresh.values() if result.ids]
     items = [(parent.read, steps_of(result.ids, guide.codec.step_stop)) for parent, result in grown]
-    readings = iter((yield from trail.read(items)))
+    readings = iter((yield from state.read(items)))
     return [
-        _child(trail, parent, wish.key[-1], result, next(readings) if result.ids else None)
-        for parent, wish, result in fresh.values()
+        _child(
+            state,
+            parent,
+            continuation.key[-1],
+            result,
+            next(readings) if result.ids else None,
+        )
+        for parent, continuation, result in fresh.values()
     ]
 
 
 def _child(
-    trail: Trail, parent: Beam, ordinal: int | str, result: Result, reading: Reading | None
+    state: PromptState,
+    parent: Beam,
+    ordinal: int | str,
+    result: Result,
+    reading: Reading | None,
 ) -> Beam:
     """Returns what a continuation makes of its parent; no reading where there was no room."""
-    guide = trail.guide
+    guide = state.guide
     ids, raw = (
         parent.ids + result.ids,
         parent.raw + (tuple(map(finite, reading.raw)) if reading else ()),
     )
-    full = result.finish == "length" or len(ids) >= trail.limit
+    full = result.finish == "length" or len(ids) >= state.limit
     ends = any(token in guide.codec.end_stop for token in result.ids)
     child = Beam(
         tag=f"{parent.tag}.{ordinal}",
@@ -202,62 +222,64 @@ def _child(
         read=reading.prefix if reading else parent.read,
     )
     if child.state != OPEN:  # nothing will be asked of it any more
-        trail.release(result.prefix)
+        state.release(result.prefix)
         if reading:
-            trail.release(reading.prefix)
+            state.release(reading.prefix)
     return child
 
 
-def _scores(trail: Trail, pool: Sequence[Beam], looks: int) -> Moves[list[float | None]]:
+def _scores(state: PromptState, pool: Sequence[Beam], looks: int) -> Requests[list[float | None]]:
     """Returns what each candidate is kept by: its last score, or that of its greedy future."""
     scores = [beam.raw[-1] if beam.raw else None for beam in pool]
     if not looks:
         return scores
-    futures = yield from _futures(trail, [beam for beam in pool if beam.state == OPEN], looks)
+    futures = yield from _futures(state, [beam for beam in pool if beam.state == OPEN], looks)
     told = [i for i, beam in enumerate(pool) if futures.get(beam.tag)]
-    step_stop = trail.guide.codec.step_stop
+    step_stop = state.guide.codec.step_stop
     items = [(pool[i].read, steps_of(futures[pool[i].tag], step_stop)) for i in told]
-    for i, reading in zip(told, (yield from trail.read(items)), strict=True):
-        trail.release(reading.prefix)
+    for i, reading in zip(told, (yield from state.read(items)), strict=True):
+        state.release(reading.prefix)
         scores[i] = finite(reading.raw[-1])
     return scores
 
 
-def _futures(trail: Trail, beams: Sequence[Beam], looks: int) -> Moves[dict[str, tuple[int, ...]]]:
+def _futures(
+    state: PromptState, beams: Sequence[Beam], looks: int
+) -> Requests[dict[str, tuple[int, ...]]]:
     """Returns what greedy decoding adds to open beams in the next steps, by tag."""
-    guide = trail.guide
+    guide = state.guide
     found: dict[str, tuple[int, ...]] = {beam.tag: () for beam in beams}
     ends = {beam.tag: beam.prefix for beam in beams}  # of the futures so far, while they go on
     for look in range(looks):
         going = [beam for beam in beams if beam.tag in ends]
-        wishes = [
-            Wish(
+        continuations = [
+            Continuation(
                 ends[beam.tag],
                 (beam.tag, "look", look, "step", 0),
                 "step",
-                trail.limit - len(beam.ids) - len(found[beam.tag]),
+                state.limit - len(beam.ids) - len(found[beam.tag]),
                 GREEDY,
             )
             for beam in going
         ]
-        results = yield from trail.generate(wishes)
+        results = yield from state.generate(continuations)
         for beam, result in zip(going, results, strict=True):
             if look:
-                trail.release(ends[beam.tag])
+                state.release(ends[beam.tag])
             found[beam.tag] += result.ids
             ends[beam.tag] = result.prefix
-            over = len(beam.ids) + len(found[beam.tag]) >= trail.limit
+            over = len(beam.ids) + len(found[beam.tag]) >= state.limit
             stops = any(token in guide.codec.end_stop for token in result.ids)
             if look == looks - 1 or over or stops or result.finish == "length":
-                trail.release(ends.pop(beam.tag))
+                state.release(ends.pop(beam.tag))
     return found
 
 
-def _release(trail: Trail, beams: Sequence[Beam]) -> None:
+def _release(state: PromptState, beams: Sequence[Beam]) -> None:
     """Gives back the sequences of beams; those of one prompt's subtrees start as the same."""
     held = {id(p): p for beam in beams for p in (beam.prefix, beam.read)}
     for prefix in held.values():
-        trail.release(prefix)
+        state.release(prefix)
 
 
 def steps_of(ids: Sequence[int], step_stop: Collection[int]) -> list[tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """Answers found at test time: many prompts at once, over one engine and one reward model.
 
-A strategy is a generator that works on one prompt's `Trail`: it asks for continuations and for
-readings of steps, and gets them once all of an ask are there. `find` runs the generators of all
+A strategy is a generator that works on one prompt's `PromptState`: it asks for continuations and
+for readings of steps, and gets them once all of an ask are there. `find` runs the generators of all
 prompts side by side: it keeps the engine's slots full, and reads the steps of many prompts
 together. What is drawn depends on the request's key alone, so no answer depends on what else is
 under way, nor on the order of prompts. Whatever fails, every sequence is given back.
@@ -42,7 +42,8 @@ class Guide:
     config: GuidedConfig
     max_depth: int  # steps of a response; the last one runs to the response's end
     seed: int
-    limits: Mapping[str, int] = dataclasses.field(default_factory=dict)  # as `Trail.limit`, by id
+    # By the prompt's id, as `PromptState.limit`.
+    limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def limit_of(self, prompt: Prompt) -> int:
         """Returns how many tokens a response to a prompt has at most."""
@@ -62,7 +63,7 @@ class Guide:
         return self.reward_model
 
 
-class Wish(NamedTuple):
+class Continuation(NamedTuple):
     """A continuation that a strategy asks for."""
 
     prefix: Prefix
@@ -75,7 +76,7 @@ class Wish(NamedTuple):
 class Generate(NamedTuple):
     """Asks for continuations."""
 
-    wishes: Sequence[Wish]
+    continuations: Sequence[Continuation]
 
 
 class Read(NamedTuple):
@@ -84,11 +85,11 @@ class Read(NamedTuple):
     items: Sequence[tuple[Prefix, Steps]]
 
 
-Moves = Generator[Generate | Read, list[Any], T]
-Plan = Callable[["Trail"], Moves[T]]
+Requests = Generator[Generate | Read, list[Any], T]
+Plan = Callable[["PromptState"], Requests[T]]
 
 
-class Trail:
+class PromptState:
     """One prompt under search: what it holds, and what it cost so far.
 
     Args:
@@ -121,11 +122,11 @@ class Trail:
         self._held[id(prefix)] = owner, prefix
         return prefix
 
-    def generate(self, wishes: Sequence[Wish]) -> Moves[list[Result]]:
-        """Returns the continuations, in the order of the wishes."""
-        return (yield Generate(wishes)) if wishes else []
+    def generate(self, continuations: Sequence[Continuation]) -> Requests[list[Result]]:
+        """Returns the results of continuations, in their order."""
+        return (yield Generate(continuations)) if continuations else []
 
-    def read(self, items: Sequence[tuple[Prefix, Steps]]) -> Moves[list[Reading]]:
+    def read(self, items: Sequence[tuple[Prefix, Steps]]) -> Requests[list[Reading]]:
         """Returns the readings, in the order of the items."""
         return (yield Read(items)) if items else []
 
@@ -158,13 +159,13 @@ def find(
     *,
     guide: Guide,
     read_at: int,
-    on_found: Callable[[Trail, T], None],
+    on_found: Callable[[PromptState, T], None],
 ) -> dict[str, str]:
     """Runs a strategy on every prompt; returns why prompts were passed over, by prompt id.
 
     Args:
       prompts: with ids that differ, for they fix the random draws.
-      plan: makes the strategy's generator for a prompt's trail.
+      plan: makes the strategy's generator for a prompt's state.
       guide: what all prompts share.
       read_at: so many sequences that wait to be read are read though the engine is busy.
       on_found: takes what each generator returns as soon as it ends, in no certain order.
@@ -180,8 +181,8 @@ def find(
     hunt = _Hunt(prompts, plan, guide, read_at)
     try:
         while hunt.busy:
-            for trail, found in hunt.tick():
-                on_found(trail, found)
+            for state, found in hunt.tick():
+                on_found(state, found)
     finally:
         hunt.close()
     return hunt.passed_over
@@ -189,10 +190,10 @@ def find(
 
 @dataclasses.dataclass(eq=False)
 class _Runner(Generic[T]):
-    """A trail with its generator, and the answers to its last ask that are there."""
+    """A prompt's state with its generator, and the answers to its last ask that are there."""
 
-    trail: Trail
-    moves: Moves[T]
+    state: PromptState
+    moves: Requests[T]
     answers: list[Any] = dataclasses.field(default_factory=list)
     missing: int = 0
 
@@ -206,7 +207,7 @@ class _Hunt(Generic[T]):
         self._running: set[_Runner[T]] = set()
         self._asked: dict[Hashable, tuple[_Runner[T], int]] = {}  # of the engine, by request id
         self._reads: list[tuple[_Runner[T], int, tuple[Prefix, Steps]]] = []  # not begun
-        self._done: list[tuple[Trail, T]] = []
+        self._done: list[tuple[PromptState, T]] = []
         self._count = 0  # of requests
         self.passed_over: dict[str, str] = {}
 
@@ -215,7 +216,7 @@ class _Hunt(Generic[T]):
         """True while prompts are to come or under search."""
         return bool(self._queue or self._running)
 
-    def tick(self) -> list[tuple[Trail, T]]:
+    def tick(self) -> list[tuple[PromptState, T]]:
         """Moves every prompt that can move; returns what was found."""
         engine = self._guide.engine
         self._plant()
@@ -236,26 +237,26 @@ class _Hunt(Generic[T]):
             self._guide.engine.cancel(id)
         for runner in self._running:
             runner.moves.close()
-            runner.trail.close()
+            runner.state.close()
 
     def _plant(self) -> None:
         while self._queue and (self._guide.engine.hungry or not self._running):
             prompt = self._queue.popleft()
             try:
-                trail = Trail(prompt, self._guide)
+                state = PromptState(prompt, self._guide)
             except ValueError as error:
                 self.passed_over[prompt.id] = str(error)
                 continue
-            runner = _Runner(trail, self._plan(trail))
+            runner = _Runner(state, self._plan(state))
             self._running.add(runner)
             self._advance(runner, first=True)
 
     def _take(self, results: Sequence[Result]) -> None:
-        """Hands results to their trails, all before any strategy goes on and may fail."""
+        """Hands results to their prompts, all before any strategy goes on and may fail."""
         ready = []
         for result in results:
             runner, index = self._asked.pop(result.id)
-            runner.trail.took(result)
+            runner.state.took(result)
             if self._answered(runner, index, result):
                 ready.append(runner)
         for runner in ready:
@@ -267,7 +268,7 @@ class _Hunt(Generic[T]):
         readings = self._guide.model.read([item for _, _, item in waiting])
         ready = []
         for (runner, index, item), reading in zip(waiting, readings, strict=True):
-            runner.trail.took_reading(item, reading)
+            runner.state.took_reading(item, reading)
             if self._answered(runner, index, reading):
                 ready.append(runner)
         for runner in ready:
@@ -285,12 +286,12 @@ class _Hunt(Generic[T]):
             ask = next(runner.moves) if first else runner.moves.send(runner.answers)
         except StopIteration as end:
             self._running.remove(runner)
-            runner.trail.close()
-            self._done.append((runner.trail, end.value))
+            runner.state.close()
+            self._done.append((runner.state, end.value))
             return
         if isinstance(ask, Generate):
-            self._open(runner, len(ask.wishes))
-            self._submit(runner, ask.wishes)
+            self._open(runner, len(ask.continuations))
+            self._submit(runner, ask.continuations)
         else:
             self._open(runner, len(ask.items))
             self._reads += [(runner, index, item) for index, item in enumerate(ask.items)]
@@ -298,20 +299,20 @@ class _Hunt(Generic[T]):
     def _open(self, runner: _Runner[T], count: int) -> None:
         runner.answers, runner.missing = [None] * count, count
 
-    def _submit(self, runner: _Runner[T], wishes: Sequence[Wish]) -> None:
+    def _submit(self, runner: _Runner[T], continuations: Sequence[Continuation]) -> None:
         """Asks the engine; what goes on from one sequence shares all of it."""
-        prompt_id = runner.trail.prompt.id
-        for index, wish in enumerate(wishes):
+        prompt_id = runner.state.prompt.id
+        for index, continuation in enumerate(continuations):
             self._count += 1
             request = Request(
                 id=(prompt_id, self._count),
-                prefix=wish.prefix,
-                key=(self._guide.seed, prompt_id, *wish.key),
-                stop=wish.stop,
-                max_tokens=wish.max_tokens,
-                sampling=wish.sampling,
-                group=(prompt_id, id(wish.prefix)),
-                shared=len(wish.prefix.ids),
+                prefix=continuation.prefix,
+                key=(self._guide.seed, prompt_id, *continuation.key),
+                stop=continuation.stop,
+                max_tokens=continuation.max_tokens,
+                sampling=continuation.sampling,
+                group=(prompt_id, id(continuation.prefix)),
+                shared=len(continuation.prefix.ids),
             )
             self._guide.engine.submit(request)
             self._asked[request.id] = runner, index

@@ -39,7 +39,7 @@ def resolve(name: Path) -> pathlib.Path:
         ) from error
 
 
-def load_frame(path: Path) -> tuple[Spec, Any]:
+def load_spec_and_tokenizer(path: Path) -> tuple[Spec, Any]:
     """Returns the sizes and the tokenizer of a checkpoint, without reading its weights.
 
     Raises:
@@ -54,7 +54,7 @@ def load_tokenizer(folder: pathlib.Path, spec: Spec) -> Any:
     """Returns the tokenizer of a checkpoint of these sizes.
 
     Raises:
-        ValueError: see `load_frame`.
+        ValueError: see `load_spec_and_tokenizer`.
     """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -97,7 +97,7 @@ def ends_of(path: Path, spec: Spec) -> frozenset[int]:
     """Returns the ids at which transformers ends a generation: of both configurations of a model.
 
     Raises:
-        ValueError: see `load_frame`.
+        ValueError: see `load_spec_and_tokenizer`.
     """
     folder, ends = resolve(path), set()
     for name in (CONFIG, GENERATION):
@@ -118,7 +118,7 @@ def read_spec(path: Path) -> Spec:
     """Returns the sizes of a checkpoint.
 
     Raises:
-        ValueError: see `load_frame`.
+        ValueError: see `load_spec_and_tokenizer`.
     """
     file = resolve(path) / CONFIG
     return spec_of(file, read_json(file))
@@ -128,7 +128,7 @@ def spec_of(file: pathlib.Path, config: Mapping[str, Any]) -> Spec:
     """Returns the sizes that a configuration states, which was read from `file`.
 
     Raises:
-        ValueError: see `load_frame`.
+        ValueError: see `load_spec_and_tokenizer`.
     """
     try:
         _check_dtype(config)

@@ -4,7 +4,7 @@ The interface is asynchronous because a judge may sit in the engine or behind a 
 that does not come is None: counted by the caller, never replaced by an invented number. Where
 nobody could be asked at all it is OPEN: to be asked again another day.
 
-A `Composite` judge asks raters, each of which answers one question about one final answer.
+A `SafetyHelpfulnessJudge` asks raters, each of which answers one question about one final answer.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ class Rater(Protocol):
 
 
 def wants_response(rater: Rater) -> bool:
-    """Returns whether a rater is to see whole responses, reasoning included: some models are."""
+    """Returns True if the rater scores the whole response, reasoning included."""
     return getattr(rater, "wants_response", False)
 
 
@@ -68,8 +68,8 @@ class Judge(Protocol):
 
 
 @runtime_checkable
-class HeldJudge(Judge, Protocol):
-    """A judge with something to tell and to give back, as the stages make it."""
+class ClosableJudge(Judge, Protocol):
+    """A judge that counts what is noteworthy and holds something until it is closed."""
 
     @property
     def counters(self) -> Mapping[str, int]:

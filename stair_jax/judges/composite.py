@@ -20,7 +20,7 @@ class _Asked:
     counts: dict[str, int]
 
 
-class Composite:
+class SafetyHelpfulnessJudge:
     """A judge of whole responses from a rater of safety and one of helpfulness.
 
     They see the question and the final answer only, unless they want the response. Nobody is asked

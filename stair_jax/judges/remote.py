@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping
 from stair_jax.judges.base import Rating
 from stair_jax.judges.rubrics import Rubric
 from stair_jax.records import Prompt
-from stair_jax.remote.client import COUNTERS, Counts, Line, Reply
+from stair_jax.remote.client import COUNTERS, Counts, EndpointClient, Reply
 from stair_jax.remote.open import OPEN
 
 
@@ -18,7 +18,7 @@ class RemoteRater:
     open as long as one of them is.
     """
 
-    def __init__(self, rubric: Rubric, line: Line):
+    def __init__(self, rubric: Rubric, line: EndpointClient):
         self._rubric, self._line = rubric, line
         self._replies: queue.SimpleQueue[tuple[Hashable, list[Reply]]] = queue.SimpleQueue()
         # Two threads count, each its own names; none appears later, for others may be reading.

@@ -56,7 +56,7 @@ class SelfRater:
 
     Args:
       rubric: the question.
-      engine: to ask; a line of a `Switchboard` where others use it too.
+      engine: to ask; a line of a `SharedEngine` where others use it too.
       codec: of the engine's model.
       config: how verdicts are drawn.
       seed: of the draws.

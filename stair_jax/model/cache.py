@@ -6,7 +6,7 @@ Token at position p of a row lives in page `table[p // Z]`, at offset `p % Z`. A
 the tables of many rows: that is how a shared prefix is stored once.
 
 What a decoder can be given as its cache has one method, `attend`: `KVPool`, and `Fresh` for rows
-without a past; to decode, `views.Views` or `groups.Groups`.
+without a past; to decode, `views.SlotCache` or `groups.SharedPrefixCache`.
 """
 
 import dataclasses

@@ -23,7 +23,7 @@ from stair_jax.model.cache import KVPool, Rows
 
 
 @struct.dataclass
-class Groups:
+class SharedPrefixCache:
     """The pool, and which slots share what. Without `table` nobody shares anything.
 
     `rows.table` of `attend` has the pages of the slots' own parts alone.
@@ -44,7 +44,7 @@ class Groups:
         q: Float[Array, "B 1 N H"],
         k: Float[Array, "B 1 K H"],
         v: Float[Array, "B 1 K H"],
-    ) -> tuple[Float[Array, "B 1 N H"], "Groups"]:
+    ) -> tuple[Float[Array, "B 1 N H"], "SharedPrefixCache"]:
         """Returns attention of one token a slot, and the grown cache."""
         B, _, N, H = q.shape
         K = k.shape[2]

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from stair_jax import ops
 from stair_jax.config.schema import TrainConfig
-from stair_jax.config.words import words
+from stair_jax.config.words import split_csv
 from stair_jax.model.spec import Spec
 
 # {"layers": {target: {"a": [L, inputs.., R], "b": [L, R, outputs..]}}}, "rows" maybe beside it
@@ -61,7 +61,7 @@ def parse(targets: str) -> tuple[str, ...]:
     Raises:
         ValueError: an unknown target, or none.
     """
-    found = words(targets)
+    found = split_csv(targets)
     if not found or not set(found) <= set(TARGETS):
         raise ValueError(f"lora_targets {targets!r}: expected some of {','.join(TARGETS)}")
     return tuple(name for name in TARGETS if name in found)

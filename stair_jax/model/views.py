@@ -23,7 +23,7 @@ VIEW_AXES = ("slot", "kv_head", None, None)  # logical axes of a layer's k and v
 
 
 @struct.dataclass
-class Views:
+class SlotCache:
     """The pool and the slots' copies of it; every token is written to both.
 
     A layer is an array of its own, since a slice would be copied: they serve parameters that
@@ -41,7 +41,7 @@ class Views:
         q: Float[Array, "B 1 N H"],
         k: Float[Array, "B 1 K H"],
         v: Float[Array, "B 1 K H"],
-    ) -> tuple[Float[Array, "B 1 N H"], "Views"]:
+    ) -> tuple[Float[Array, "B 1 N H"], "SlotCache"]:
         """Returns attention of one token a slot, and the grown cache.
 
         Products and sums are left to fused loops: one query a head is too little for a matrix
@@ -55,7 +55,7 @@ class Views:
         slot_B = jnp.arange(B)
         k_BKHS = k_BKHS.at[slot_B, :, :, at_B].set(k[:, 0].astype(k_BKHS.dtype), **ops.SCATTER)
         v_BKSH = v_BKSH.at[slot_B, :, at_B].set(v[:, 0].astype(v_BKSH.dtype), **ops.SCATTER)
-        views = Views(
+        views = SlotCache(
             cache.write(pool, layer, rows, k, v),
             _with(self.k, layer, k_BKHS),
             _with(self.v, layer, v_BKSH),
@@ -75,18 +75,20 @@ def _with(layers: tuple[Any, ...], layer: int, new: Any) -> tuple[Any, ...]:
     return (*layers[:layer], new, *layers[layer + 1 :])
 
 
-def empty(pool: KVPool, *, slots: int, pages: int) -> Views:
+def empty(pool: KVPool, *, slots: int, pages: int) -> SlotCache:
     """Returns zeroed views of `pages` pages a slot, without the pool."""
     L, _, K, Z, H = pool.k.shape
     S, dtype = pages * Z, pool.k.dtype
-    return Views(
+    return SlotCache(
         None,
         tuple(jnp.zeros((slots, K, H, S), dtype) for _ in range(L)),
         tuple(jnp.zeros((slots, K, S, H), dtype) for _ in range(L)),
     )
 
 
-def load(views: Views, pool: KVPool, slot: Int[Array, " A"], table: Int[Array, "A W"]) -> Views:
+def load(
+    views: SlotCache, pool: KVPool, slot: Int[Array, " A"], table: Int[Array, "A W"]
+) -> SlotCache:
     """Returns the views with what the pages of `table` hold in the given slots.
 
     A slot out of range is passed over; W is the views' width.

@@ -34,7 +34,7 @@ from stair_jax.engine import decode, placing, sampling
 from stair_jax.engine.batch import COLUMNS
 from stair_jax.engine.siblings import Siblings
 from stair_jax.model import cache, transformer
-from stair_jax.model.groups import Groups
+from stair_jax.model.groups import SharedPrefixCache
 from stair_jax.model.spec import Spec
 from stair_jax.plan import gpu_text
 
@@ -212,7 +212,7 @@ def extend(model: Model, *, fresh: bool) -> Any:
 def chunk(model: Model, attention: str, *, siblings: bool) -> Any:
     """Returns a chunk of decoding, lowered."""
     shared = Siblings.empty(SLOTS // 4, SLOTS, WIDTH).arrays() if siblings else {}
-    groups = Groups(model.pool, **placed(shared, model.mesh), implementation=attention)
+    groups = SharedPrefixCache(model.pool, **placed(shared, model.mesh), implementation=attention)
     stops = jax.ShapeDtypeStruct((3, model.spec.V), jnp.bool)
     args = ints(SLOTS, len(COLUMNS)), ints(SLOTS, WIDTH), stops, ints()
     plan = decode.Plan(model.decoder, CHUNK, model.spec.V, CANDIDATES, logps=False)

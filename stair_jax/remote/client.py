@@ -29,7 +29,7 @@ from stair_jax.config.schema import JudgeConfig
 from stair_jax.remote.complaints import Declined, Refused, Trouble
 from stair_jax.remote.endpoint import Endpoint
 from stair_jax.remote.open import OPEN, Open
-from stair_jax.remote.reply_cache import Judgements, key_of
+from stair_jax.remote.reply_cache import ReplyCache, key_of
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ class Unavailable(OSError):
     """The endpoint does not answer, and further questions would only cost time."""
 
 
-class Line:
-    """The line to an endpoint that raters share: one limit, one memory, one breaker.
+class EndpointClient:
+    """The client of an endpoint that raters share: one limit, one cache, one breaker.
 
     Args:
       config: of the endpoint.
@@ -82,7 +82,7 @@ class Line:
         self._on_wire: set[asyncio.Task[Any]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._endpoint = Endpoint(config)
-        self._judgements = Judgements(folder)
+        self._judgements = ReplyCache(folder)
         self._slots = asyncio.Semaphore(config.concurrency)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="judge", daemon=True)

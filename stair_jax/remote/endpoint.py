@@ -19,7 +19,7 @@ import openai
 
 from stair_jax.config import redaction
 from stair_jax.config.schema import JudgeConfig
-from stair_jax.config.words import words
+from stair_jax.config.words import split_csv
 from stair_jax.remote.complaints import (
     LONGEST_REASON,
     Complaint,
@@ -60,7 +60,7 @@ class Endpoint:
         redaction.check_address("judge.endpoint", config.endpoint)
         self.answered = False
         self._config = config
-        self._left_out = set(words(config.leave_out))
+        self._left_out = set(split_csv(config.leave_out))
         self._limit = "max_tokens"  # what the server calls it
         self._client = openai.AsyncOpenAI(
             api_key=redaction.key() or "none",

@@ -7,14 +7,14 @@ import pathlib
 
 from stair_jax import jsonl
 from stair_jax.config.schema import JudgeConfig
-from stair_jax.config.words import words
+from stair_jax.config.words import split_csv
 
 log = logging.getLogger(__name__)
 
 FILE = "judgements.jsonl"
 
 
-class Judgements:
+class ReplyCache:
     """Replies by the content of their requests: a file that is only ever appended to.
 
     A line is {"key", "model", "reply"}; a reply of null says that the model was asked and gave
@@ -100,7 +100,7 @@ def key_of(config: JudgeConfig, question: str, number: int) -> str:
       question: the whole text that is sent.
       number: of the sample, from 0.
     """
-    names, left_out = ("temperature", "top_p", "max_tokens"), words(config.leave_out)
+    names, left_out = ("temperature", "top_p", "max_tokens"), split_csv(config.leave_out)
     settings = [None if name in left_out else getattr(config, name) for name in names]
     content = [config.model, question, *settings, number]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()

@@ -11,7 +11,7 @@ from stair_jax.config.strategies import MCTS, SAMPLED, Strategy
 from stair_jax.engine.request import GREEDY, Sampling
 from stair_jax.guided import beams, loop, mcts, selection
 from stair_jax.guided.beams import Found
-from stair_jax.guided.loop import Guide, Trail
+from stair_jax.guided.loop import Guide, PromptState
 from stair_jax.guided.mcts import Picked
 from stair_jax.log import progress
 from stair_jax.model.reward import Readout
@@ -111,9 +111,12 @@ class Answerer:
         if strategy.kind == MCTS:
             return self._search(strategy, prompts, on_reply)
 
-        def found(trail: Trail, what: Found) -> None:
+        def found(state: PromptState, what: Found) -> None:
             score = self.score_of(what.raw) if strategy.reads else None
-            on_reply(trail.prompt, self._reply(what.ids, trail.tokens, trail.scored, score))
+            on_reply(
+                state.prompt,
+                self._reply(what.ids, state.tokens, state.scored, score),
+            )
 
         greedy = strategy.kind == "greedy"
         plan = beams.greedy if greedy else functools.partial(beams.beam, strategy=strategy)
@@ -143,12 +146,12 @@ class Answerer:
           Why prompts were passed over, by prompt id.
         """
 
-        def plan(trail: Trail) -> loop.Moves[Drawn]:
-            id = trail.prompt.id
-            return beams.sample(trail, missing[id], unread[id], read)
+        def plan(state: PromptState) -> loop.Requests[Drawn]:
+            id = state.prompt.id
+            return beams.sample(state, missing[id], unread[id], read)
 
-        def found(trail: Trail, what: Drawn) -> None:
-            on_drawn(trail.prompt, what)
+        def found(state: PromptState, what: Drawn) -> None:
+            on_drawn(state.prompt, what)
 
         return self._hunt(label, prompts, plan, self._guide(read), found)
 
@@ -287,9 +290,9 @@ class Answerer:
         find = functools.partial(loop.find, prompts, plan, guide=guide, read_at=slots)
         lost = Lost()
 
-        def counted(trail: Trail, what: Any) -> None:
-            found(trail, what)
-            lost.add(trail.missing, trail.blind)
+        def counted(state: PromptState, what: Any) -> None:
+            found(state, what)
+            lost.add(state.missing, state.blind)
 
         passed_over = self._find(label, len(prompts), find, counted, samplings)
         lost.tell(self.name, label)
@@ -310,7 +313,7 @@ class Answerer:
         Args:
           label: of the strategy.
           count: of prompts.
-          find: answers them all; its `on_found` gets prompt or trail, and what was found.
+          find: answers them all; its `on_found` gets prompt or state, and what was found.
           found: takes each of these.
           samplings: how tokens are drawn.
           logps: whether log-probs are used.

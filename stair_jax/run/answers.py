@@ -22,7 +22,7 @@ Take = Callable[[Answer], None]
 _SHOWN = 10  # prompts without an answer that the log names
 
 
-class Answering:
+class AnswerGenerator:
     """A model that answers benchmarks.
 
     Args:

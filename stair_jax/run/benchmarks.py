@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from stair_jax.config import ROW_FILES, Config
 from stair_jax.config.sources import prompts_among
 from stair_jax.config.strategies import parse_all
-from stair_jax.config.words import words
+from stair_jax.config.words import split_csv
 from stair_jax.data import sources
 from stair_jax.evals.benchmark import Benchmark, registered
 from stair_jax.evals.benchmarks import own_prompts
@@ -25,7 +25,7 @@ def check(c: Config) -> None:
       ValueError: naming them.
     """
     known, own = registered(), prompts_among(c.evaluate.benchmarks)
-    asked = {word: known.get(_name(word)) for word in words(c.evaluate.benchmarks)}
+    asked = {word: known.get(_name(word)) for word in split_csv(c.evaluate.benchmarks)}
     if not asked:
         raise ValueError(f"{_KEY}: empty, expected some of {list(known)} or files of prompts")
     if unknown := [word for word, one in asked.items() if not one and word not in own]:
@@ -36,7 +36,7 @@ def check(c: Config) -> None:
         )
     if placed := [word for word, one in asked.items() if ":" in word and one and not one.hub]:
         raise ValueError(f"{_KEY}: {placed}, expected the name alone: it makes its own prompts")
-    if "evaluate" in words(c.stages):
+    if "evaluate" in split_csv(c.stages):
         _check_languages(c, {word: one.world if one else "" for word, one in asked.items()})
         _check_truth(c, [word for word, one in asked.items() if not (one and one.merits)])
 
@@ -62,7 +62,7 @@ def _check_languages(c: Config, worlds: Mapping[str, str]) -> None:
 
 def _check_truth(c: Config, blind: Sequence[str]) -> None:
     """Refuses searches and judges that need the truth, which is not known of some benchmarks."""
-    if blind and any(s.kind == "oracle_of" for s in parse_all(words(c.evaluate.search))):
+    if blind and any(s.kind == "oracle_of" for s in parse_all(split_csv(c.evaluate.search))):
         raise ValueError(
             "config.evaluate.search: oracle_of_N needs the truth, which is known of"
             f" {[name for name, one in registered().items() if one.merits]} and not of {blind}"
@@ -86,7 +86,7 @@ def of(config: Config) -> list[Benchmark]:
     """
     found: dict[str, Benchmark] = {}
     own = prompts_among(config.evaluate.benchmarks)
-    for word in words(config.evaluate.benchmarks):
+    for word in split_csv(config.evaluate.benchmarks):
         benchmark = _own(config, word) if word in own else _loaded(config, word)
         if benchmark.name in found or (word in own and benchmark.name in registered()):
             raise ValueError(

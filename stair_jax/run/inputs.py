@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from stair_jax import text
 from stair_jax.config import Config, default
 from stair_jax.config.strategies import parse_all
-from stair_jax.config.words import words
+from stair_jax.config.words import split_csv
 from stair_jax.data import sources
 from stair_jax.hf import importer, metadata, reward_model
 from stair_jax.run import benchmarks, hashes, judges, models
@@ -35,7 +35,7 @@ def look(run: Run, work: Sequence[Work]) -> None:
     """
     _look_at_checkpoint(run)
     _refuse_idle_rates(run, {stage for stage, _ in work} & {"sft", "dpo", "prm"})
-    parse_all(words(run.config.evaluate.search))
+    parse_all(split_csv(run.config.evaluate.search))
     for stage, number in work:
         _look_at(run, stage, number)
 
@@ -54,7 +54,7 @@ def _refuse_idle_rates(run: Run, stages: Collection[str]) -> None:
 
 def _look_at_checkpoint(run: Run) -> None:
     """Reads all of the model but the values of its weights, and says what of it is not used."""
-    _, codec = models.frame(run)
+    _, codec = models.spec_and_codec(run)
     if not (path := run.origin.model.checkpoint):
         return
     spec, _ = importer.look(path)

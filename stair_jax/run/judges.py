@@ -11,12 +11,12 @@ from stair_jax.config import Config
 from stair_jax.config.schema import JudgeConfig
 from stair_jax.engine.request import Sampling
 from stair_jax.engine.scoring import Scoring
-from stair_jax.engine.switchboard import Switchboard
+from stair_jax.engine.shared_engine import SharedEngine
 from stair_jax.hf import reward_model
 from stair_jax.judges import agreement, remote, self_reward
 from stair_jax.judges import reward_model as reward_model_lib
-from stair_jax.judges.base import HeldJudge, Rater, wants_response
-from stair_jax.judges.composite import Composite
+from stair_jax.judges.base import ClosableJudge, Rater, wants_response
+from stair_jax.judges.composite import SafetyHelpfulnessJudge
 from stair_jax.judges.rubrics import SIDES, Rubric
 from stair_jax.judges.rule import RuleJudge, RuleRater
 from stair_jax.judges.self_reward import SelfRater
@@ -31,8 +31,8 @@ _READ_RUBRICS = ("self", "remote")  # judges that are asked in words
 
 
 def judge_of(
-    run: Run, board: Switchboard | None, codec: text.Codec, *, direct: bool = False
-) -> HeldJudge:
+    run: Run, board: SharedEngine | None, codec: text.Codec, *, direct: bool = False
+) -> ClosableJudge:
     """Returns the judge that `config.judge` names; whoever asked for it closes it.
 
     Args:
@@ -48,7 +48,7 @@ def judge_of(
     if names == ("rule", "none"):
         return RuleJudge(direct)
     raters = _Raters(run, board, codec, config, direct, world)
-    return Composite(
+    return SafetyHelpfulnessJudge(
         raters.of("safety"),
         None if config.helpfulness == "none" else raters.of("helpfulness"),
         scope=config.scope,
@@ -69,7 +69,7 @@ class _Raters:
     """Makes who rates one side of an answer."""
 
     run: Run
-    board: Switchboard | None
+    board: SharedEngine | None
     codec: text.Codec
     config: JudgeConfig
     direct: bool
@@ -101,7 +101,7 @@ class _Raters:
         assert self.board is not None, "who judges as self needs an engine"
         return SelfRater(
             rubric(self.run.config, side),
-            engine=self.board.line(),
+            engine=self.board.client(),
             codec=self.codec,
             config=self.config,
             seed=self.run.config.seed,
@@ -109,10 +109,10 @@ class _Raters:
         )
 
     @functools.cached_property
-    def _line(self) -> client.Line:
+    def _line(self) -> client.EndpointClient:
         """The line to the endpoint, which the sides share."""
         folder = self.config.cache or self.run.workdir / "judgements"
-        return client.Line(self.config, pathlib.Path(folder))
+        return client.EndpointClient(self.config, pathlib.Path(folder))
 
     def _remote(self, side: str) -> Rater:
         return remote.RemoteRater(rubric(self.run.config, side), self._line)
@@ -195,7 +195,7 @@ def hold_to(config: Config, folder: pathlib.Path) -> dict[str, str]:
     return now
 
 
-def metrics(judge: HeldJudge) -> dict[str, float]:
+def metrics(judge: ClosableJudge) -> dict[str, float]:
     """Returns what a judge has counted in this session, and how far it agrees with the truth."""
     counted = {f"judge/{name}": float(count) for name, count in judge.counters.items()}
     for side in SIDES:

@@ -86,7 +86,7 @@ def is_direct(run: Run, name: str) -> bool:
     path = run.origin.model.checkpoint
     if is_baseline(name) or name != "base" or not path:
         return is_baseline(name)
-    _, tokenizer = metadata.load_frame(path)
+    _, tokenizer = metadata.load_spec_and_tokenizer(path)
     return not set(text.TAGS) <= set(tokenizer.get_vocab())
 
 
@@ -139,11 +139,11 @@ def load(run: Run, name: str, *, for_engine: bool = False) -> Policy:
     if not step and name not in names(run):
         raise ValueError(f"model {name!r} is not one of {names(run) + baselines(run)}")
     if for_engine:
-        spec, codec = frame(run)
+        spec, codec = spec_and_codec(run)
         return Policy(name, spec, _later(run, name, engine_config(run.config).dtype), codec)
     if name == "base":
         return _base(run)
-    spec, codec = frame(run)
+    spec, codec = spec_and_codec(run)
     entry, folder = run.lineage.entries[str(artefact_of(name))], folder_of(run, name)
     if found := adapters_of(run, name):
         merge = jax.jit(functools.partial(lora.merge, **_merging(run, found.config)))
@@ -174,7 +174,7 @@ def reward_model(run: Run, *, for_engine: bool = False) -> RewardPolicy:
     """
     if not run.lineage.finished("prm"):
         raise ValueError(f"reward model: none in {run.workdir}; run stage prm")
-    (spec, codec), entry = frame(run), run.lineage.entries["prm"]
+    (spec, codec), entry = spec_and_codec(run), run.lineage.entries["prm"]
     folder, readout = run.workdir / "prm" / "checkpoints", Readout.from_json(entry["readout"])
     made = run.made_with("prm")
     spec = dataclasses.replace(spec, L=spec.L + made.prm.more_layers)
@@ -236,7 +236,7 @@ def adapters_of(run: Run, name: str) -> Adapters | None:
         return None
     _refuse_other_rows(run, str(artefact_of(name)))
     made = run.made_with(str(artefact_of(name)))
-    spec, config = frame(run)[0], train_config(made, entry["stage"])
+    spec, config = spec_and_codec(run)[0], train_config(made, entry["stage"])
     like = _abstract(*_adapters(run, spec, config), run.mesh)
     factors = checkpoint.load_params(folder_of(run, name), like, entry["step"])
     return Adapters(parent, spec, factors, config, new_rows(run))
@@ -304,7 +304,7 @@ def engine_places(run: Run) -> list[jax.sharding.Mesh]:
     return mesh_lib.replicas(run.mesh, run.config.mesh.replicas)
 
 
-def frame(run: Run) -> tuple[Spec, text.Codec]:
+def spec_and_codec(run: Run) -> tuple[Spec, text.Codec]:
     """Returns the sizes and the codec that all models of the run share, without any weights."""
     spec, tokenizer, _, ends = _tagged(run)
     c = run.origin.model
@@ -323,7 +323,7 @@ def _tagged(run: Run) -> tuple[Spec, Any, lora.Rows, Any]:
     """
     origin = run.origin
     if origin.model.checkpoint:
-        spec, tokenizer = metadata.load_frame(origin.model.checkpoint)
+        spec, tokenizer = metadata.load_spec_and_tokenizer(origin.model.checkpoint)
         ends = metadata.ends_of(origin.model.checkpoint, spec)
         spec, rows = tags.tag(tokenizer, spec)
         return spec, tokenizer, tuple(rows), ends
@@ -343,7 +343,7 @@ def _tagged(run: Run) -> tuple[Spec, Any, lora.Rows, Any]:
 
 def _base(run: Run) -> Policy:
     """Returns the model that the run starts from: a checkpoint's, or random weights."""
-    spec, codec = frame(run)
+    spec, codec = spec_and_codec(run)
     if run.origin.model.checkpoint:
         params = importer.read_all(_checkpoint_readers(run, "float32"))
     else:
@@ -357,8 +357,8 @@ def _checkpoint_readers(run: Run, dtype: str) -> dict[str, Callable[[], jax.Arra
 
     A table that grows is read in float32, whatever `dtype` says: new rows follow others' mean.
     """
-    (spec, _), path = frame(run), run.origin.model.checkpoint
-    plain, tokenizer = metadata.load_frame(path)
+    (spec, _), path = spec_and_codec(run), run.origin.model.checkpoint
+    plain, tokenizer = metadata.load_spec_and_tokenizer(path)
     _, growths = tags.growths_of(tokenizer, plain, seed=run.origin.seed)
     places, grown = _places(plain, run.mesh), _places(spec, run.mesh)
     readers = importer.readers_of(path, places, dtype)[1]
@@ -377,7 +377,7 @@ def _later(run: Run, name: str, dtype: str) -> Any:
 
     A model without a checkpoint is drawn whole, and adapters are merged in float32.
     """
-    spec, _ = frame(run)
+    spec, _ = spec_and_codec(run)
     if name == "base":
         if not run.origin.model.checkpoint:
             return _base(run).params

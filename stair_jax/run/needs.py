@@ -12,7 +12,7 @@ import jax
 from stair_jax.config import Config
 from stair_jax.config.schema import TrainConfig
 from stair_jax.config.strategies import parse_all
-from stair_jax.config.words import words
+from stair_jax.config.words import split_csv
 from stair_jax.engine import prefill
 from stair_jax.hf import reward_model
 from stair_jax.model import footprint, lora
@@ -44,7 +44,7 @@ def tell(run: Run, stages: Iterable[str]) -> None:
 
     It warns where something does not fit; what is certain to fail, the stage itself refuses.
     """
-    spec, wanted = models.frame(run)[0], dict.fromkeys(stages)
+    spec, wanted = models.spec_and_codec(run)[0], dict.fromkeys(stages)
     log.info("this run needs about, by shapes and settings alone:")
     has, place = _memory()
     short: list[tuple[str, float, str]] = []
@@ -86,7 +86,7 @@ def memory_of(run: Run, stage: str, spec: Spec) -> Needs:
         parts.append(_training(run, stage, spec))
     if stage == "baselines":
         parts += [_training(run, "sft", spec), _training(run, "dpo", spec)]
-    sampled = "self-rewarding" in words(run.config.baselines.names)
+    sampled = "self-rewarding" in split_csv(run.config.baselines.names)
     asked = {"prm": run.config.prm.prompts > 0, "baselines": sampled}
     if stage in _ENGINE or asked.get(stage):
         parts.append(_serving(run, stage, spec))
@@ -126,7 +126,7 @@ def trained_of(spec: Spec, config: TrainConfig, new_rows: int) -> int:
     if not config.lora_rank:
         return spec.parameters
     rows = new_rows * spec.D * len(lora.tables_of(spec))
-    return adapter_parameters(spec, config.lora_rank, words(config.lora_targets)) + rows
+    return adapter_parameters(spec, config.lora_rank, split_csv(config.lora_targets)) + rows
 
 
 def _serving(run: Run, stage: str, spec: Spec) -> Needs:
@@ -147,7 +147,7 @@ def _beside(run: Run, stage: str, spec: Spec) -> dict[str, Spec]:
         if c.search.value != "rollout" and c.search.value_model:
             found["the value model"] = reward_model.read_spec(c.search.value_model)
         return found
-    if stage == "evaluate" and any(s.reads for s in parse_all(words(c.evaluate.search))):
+    if stage == "evaluate" and any(s.reads for s in parse_all(split_csv(c.evaluate.search))):
         return {"the reward model": dataclasses.replace(spec, L=spec.L + c.prm.more_layers)}
     return {}
 
@@ -206,7 +206,7 @@ def _trainings(c: Config, stage: str) -> dict[str, int]:
     """Returns which trainers a stage runs, and how often: each run keeps checkpoints of its own."""
     if stage == "baselines":
         times = {**_BASELINE_STEPS, "self-rewarding": c.rounds}
-        found = {f"baselines.{name}": times[name] for name in words(c.baselines.names)}
+        found = {f"baselines.{name}": times[name] for name in split_csv(c.baselines.names)}
         return found if c.model.checkpoint else {"baselines.start": 1, **found}
     return {stage: c.rounds if stage == "dpo" else 1} if stage in _TRAINED else {}
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 
 from stair_jax import jsonl
 from stair_jax.engine.request import EngineLike
-from stair_jax.engine.switchboard import Switchboard
-from stair_jax.judges.base import HeldJudge
+from stair_jax.engine.shared_engine import SharedEngine
+from stair_jax.judges.base import ClosableJudge
 from stair_jax.log import progress
 from stair_jax.records import Prompt, Rated
 from stair_jax.remote.open import Open
@@ -97,8 +97,8 @@ def _ask(run: Run, todo: list[Given], left_open: list[str]) -> Iterator[Rated]:
     if samplings:
         engine = models.engine_for(run, models.load(run, _own(run), for_engine=True))
         engine.compile(samplings, extends=True)
-        board = Switchboard(engine)
-    _, codec = models.frame(run)
+        board = SharedEngine(engine)
+    _, codec = models.spec_and_codec(run)
     for direct in (False, True):  # answers with and without reasoning are read in two ways
         some = [one for one in todo if one.direct == direct]
         if not some:
@@ -108,7 +108,7 @@ def _ask(run: Run, todo: list[Given], left_open: list[str]) -> Iterator[Rated]:
 
 
 def _judged(
-    some: list[Given], judge: HeldJudge, engine: EngineLike | None, left_open: list[str]
+    some: list[Given], judge: ClosableJudge, engine: EngineLike | None, left_open: list[str]
 ) -> Iterator[Rated]:
     """Keeps a judge busy until all answers have their verdict; see `_ask`."""
     queue, asked = collections.deque(some), {}

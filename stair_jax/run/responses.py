@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from stair_jax import jsonl
 from stair_jax.config.schema import RewardConfig
-from stair_jax.engine.switchboard import Switchboard
+from stair_jax.engine.shared_engine import SharedEngine
 from stair_jax.log import progress
 from stair_jax.records import Candidate, Prompt
 from stair_jax.run import judges, models
@@ -59,7 +59,7 @@ def sample(
         engine = models.engine_for(run, policy)
         also = judges.samplings(c)
         engine.compile([draw.sampling, *also], extends=bool(also))
-        board = Switchboard(engine)
+        board = SharedEngine(engine)
         with (
             contextlib.closing(
                 judges.judge_of(run, board, policy.codec, direct=draw.direct)
@@ -76,7 +76,7 @@ def sample(
             leftovers = candidates.sample(
                 prompts,
                 draw,
-                engine=board.line(),
+                engine=board.client(),
                 codec=policy.codec,
                 judge=judge,
                 reward=Reward(c.search.reward, RewardConfig.of(c.reward)),

@@ -32,7 +32,7 @@ def open_one(run: Run) -> RewardModelLike:
     return ImplicitRewardModel(model, reference, found.readout, found.beta)
 
 
-def valuer_of(run: Run, policy: Policy) -> RewardModel | None:
+def prm_for_search(run: Run, policy: Policy) -> RewardModel | None:
     """Returns the reward model that `config.search.value` wants; None where it wants none.
 
     It lies where the engine's first replica does. It is best made before the engine, which takes

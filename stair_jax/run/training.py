@@ -58,7 +58,7 @@ def sft(
       in_steps: whether STAIR's format is to be learned; then what came of that is measured.
       facts: more for the lineage.
     """
-    data = SftData(examples, config, seed=run.config.seed, **frame(run, policy))
+    data = SftData(examples, config, seed=run.config.seed, **dataset_arguments(run, policy))
     _report_dropped(name, data.dropped, len(examples))
     loss = Sft(Scorer.of(policy.spec, config, models.new_rows(run)))
 
@@ -107,7 +107,7 @@ def dpo(
     Raises:
       ValueError: where no pair is left.
     """
-    data = DpoData(pairs, anchors, config, loss, seed=seed, **frame(run, policy))
+    data = DpoData(pairs, anchors, config, loss, seed=seed, **dataset_arguments(run, policy))
     _report_dropped(name, data.dropped, len(pairs) + len(anchors))
     if not data.pairs:
         raise ValueError(
@@ -209,7 +209,7 @@ def implicit_loss(config: Config, loss: PrmConfig) -> DpoConfig | None:
     )
 
 
-def frame(run: Run, policy: Policy) -> dict[str, int]:
+def dataset_arguments(run: Run, policy: Policy) -> dict[str, int]:
     """Returns what data must know of the model and the mesh."""
     shards = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
     return {"pad_id": policy.codec.pad_id, "row_shards": shards}

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stair_jax.config.schema import PrmConfig
-from stair_jax.records import Comparison, Label, Node, Tree, Valued
+from stair_jax.records import Comparison, Label, Node, Tree, ValuedTrajectory
 
 Dropped = collections.Counter[str]
 
@@ -97,7 +97,7 @@ def comparisons_of(tree: Tree, config: PrmConfig, *, seed: int) -> tuple[list[Co
     return rows + [_comparison(tree, *pair, whole=True) for pair in whole.tolist()], dropped
 
 
-def values_of(tree: Tree, config: PrmConfig) -> tuple[list[Valued], Dropped]:
+def values_of(tree: Tree, config: PrmConfig) -> tuple[list[ValuedTrajectory], Dropped]:
     """Returns the tree's nodes with their values, each once, and how many each rule dropped.
 
     Read at "step_end", a row is a trajectory down to a node below which no other counts, and
@@ -138,7 +138,7 @@ def _comparison(tree: Tree, better: int, worse: int, *, whole: bool) -> Comparis
     )
 
 
-def _valued(tree: Tree, index: int, labelled: set[int], config: PrmConfig) -> Valued:
+def _valued(tree: Tree, index: int, labelled: set[int], config: PrmConfig) -> ValuedTrajectory:
     ids: tuple[int, ...] = ()
     labels = []
     for i in _indices(tree, index):
@@ -152,7 +152,7 @@ def _valued(tree: Tree, index: int, labelled: set[int], config: PrmConfig) -> Va
                 )
             )
     prompt = tree.prompt
-    return Valued(
+    return ValuedTrajectory(
         id=f"{prompt.id}/{tree.nodes[index].tag}",
         question=prompt.question,
         type=prompt.type,

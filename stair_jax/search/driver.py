@@ -22,7 +22,7 @@ from stair_jax.records import Prompt, Tree
 from stair_jax.remote.open import Open
 from stair_jax.search import mcts
 from stair_jax.search.growth import CodecLike, Event, Growth, Statistics, Task, Tools
-from stair_jax.search.node_values import FROM_MODEL, Valuing
+from stair_jax.search.node_values import FROM_MODEL, NodeValues
 from stair_jax.search.replay import remembering
 from stair_jax.search.result_log import ResultLog
 from stair_jax.search.reward import Reward
@@ -34,7 +34,7 @@ TOGETHER = 32  # trees that one call moves at most; few have news at a time, how
 
 @dataclasses.dataclass(frozen=True)
 class Leftovers:
-    """What came to no end."""
+    """Prompts that produced no tree."""
 
     passed_over: dict[str, str]  # prompt id -> why
     left_open: tuple[str, ...]  # ids, to be begun again once whoever judges can be reached
@@ -90,16 +90,16 @@ def grow(
         valuer=valuer,
         on_answer=on_answer,
     )
-    nursery = Nursery(prompts, tools)
+    scheduler = TreeScheduler(prompts, tools)
     try:
-        while nursery.busy:
-            for tree in nursery.tick():
+        while scheduler.busy:
+            for tree in scheduler.tick():
                 on_tree(tree)
                 if results is not None:
                     results.drop(tree.prompt.id)
     finally:
-        nursery.close()
-    return Leftovers(nursery.passed_over, tuple(sorted(nursery.left_open)))
+        scheduler.close()
+    return Leftovers(scheduler.passed_over, tuple(sorted(scheduler.left_open)))
 
 
 def _check_ids(prompts: Sequence[Prompt]) -> None:
@@ -109,7 +109,7 @@ def _check_ids(prompts: Sequence[Prompt]) -> None:
             raise ValueError(f"prompts: id {id!r} found {count} times, expected once")
 
 
-class Nursery:
+class TreeScheduler:
     """All trees of a run: those to come, and those growing (a row of the batch each)."""
 
     def __init__(self, prompts: Iterable[Prompt], tools: Tools):
@@ -252,7 +252,7 @@ class Nursery:
     def _sow(self, prompt: Prompt) -> Growth:
         """Returns a new tree; ValueError where there is no room for its prompt."""
         ids, model = self.tools.codec.prompt_ids(prompt.question), self.tools.valuer
-        valuing = None if model is None else Valuing(model, ids)
+        valuing = None if model is None else NodeValues(model, ids)
         try:
             return Growth(prompt, self.tools.engine.root(ids), self.tools, valuing, self._count)
         except ValueError:

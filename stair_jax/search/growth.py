@@ -32,7 +32,7 @@ from stair_jax.judges.base import Judge, Score
 from stair_jax.prm.reader import Reading, RewardModelLike
 from stair_jax.records import Node, Prompt, Tree
 from stair_jax.search import mcts
-from stair_jax.search.node_values import Valuing
+from stair_jax.search.node_values import NodeValues
 from stair_jax.search.priors import prior
 from stair_jax.search.reward import Reward
 from stair_jax.search.tree import NONE, ROOT
@@ -97,7 +97,7 @@ class Tools:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Sprout:
+class HostNode:
     """A node on the host."""
 
     tag: str
@@ -150,7 +150,7 @@ class Growth:
         prompt: Prompt,
         root: Prefix,
         tools: Tools,
-        valuing: Valuing | None = None,
+        valuing: NodeValues | None = None,
         turn: int = 0,
     ):
         self.prompt, self.tools, c = prompt, tools, tools.config
@@ -158,7 +158,7 @@ class Growth:
         self.valuing = valuing  # None where all values are those of rollouts
         self._sampling = sampling_of(c)
         self.nodes = [
-            Sprout(
+            HostNode(
                 tag="0",
                 parent=NONE,
                 depth=0,
@@ -196,7 +196,7 @@ class Growth:
         nodes = awaited_first[: self.tools.config.num_children]
         return Event(
             kind=news,
-            priors=tuple(sprout.p for sprout in new),
+            priors=tuple(host_node.p for host_node in new),
             outcomes={node: self._outcomes.pop(node) for node in nodes},
         )
 
@@ -232,36 +232,36 @@ class Growth:
         """
         if node in self._outcomes or node in self._tries:
             return
-        sprout = self.nodes[node]
-        judged = sprout.ends and sprout.draws and self.tools.judge is not None
+        host_node = self.nodes[node]
+        judged = host_node.ends and host_node.draws and self.tools.judge is not None
         if not judged and not (self.valuing is not None and self.valuing.missing(node)):
             self._begin(node)
 
     def _begin(self, node: int) -> None:
         """Starts an evaluation: of the node's own answer, of a rollout from it, or of the step."""
-        sprout = self.nodes[node]
+        host_node = self.nodes[node]
         self._tries[node] = self._tries.get(node, 0) + 1
-        ordinal, sprout.draws = sprout.draws, sprout.draws + 1
-        if sprout.ends and self.tools.judge is not None:
-            self._judge(node, ordinal, sprout.response)
+        ordinal, host_node.draws = host_node.draws, host_node.draws + 1
+        if host_node.ends and self.tools.judge is not None:
+            self._judge(node, ordinal, host_node.response)
             return
-        known = self.valuing is None or self.valuing.ask(node, sprout.parent, sprout.ids)
+        known = self.valuing is None or self.valuing.ask(node, host_node.parent, host_node.ids)
         if self.tools.config.value != "prm":
             self.counters["rollouts"] += 1
-            self._generate(node, "rollout", ordinal, group=sprout.parent)
+            self._generate(node, "rollout", ordinal, group=host_node.parent)
         elif known:
             self._take_value(node)
 
     def _generate(self, node: int, kind: str, ordinal: int, *, group: int) -> None:
         """Asks the engine to go on from `node`; all that go on from `group` share its path."""
-        tools, sprout = self.tools, self.nodes[node]
+        tools, host_node = self.tools, self.nodes[node]
         step, c = kind == "step", tools.config
         path = self.nodes[group].prefix if group != NONE else None
-        assert sprout.prefix is not None  # only a node that ends gives its sequence back early
+        assert host_node.prefix is not None  # only a node that ends gives its sequence back early
         request = Request(
             id=Task(self.prompt.id, node, kind, ordinal),
-            prefix=sprout.prefix,
-            key=(tools.seed, self.prompt.id, sprout.tag, kind, ordinal),
+            prefix=host_node.prefix,
+            key=(tools.seed, self.prompt.id, host_node.tag, kind, ordinal),
             stop="step" if step else "end",
             max_tokens=c.max_step_tokens if step else c.max_rollout_tokens,
             sampling=self._sampling,
@@ -328,12 +328,12 @@ class Growth:
         if self.tools.config.visit_all_nodes:
             self._begin(child)
 
-    def _child(self, node: int, slot: int, step: str, result: Result) -> Sprout:
+    def _child(self, node: int, slot: int, step: str, result: Result) -> HostNode:
         parent = self.nodes[node]
         ends = any(token in self.tools.codec.end_stop for token in result.ids)
         if ends:
             self.tools.engine.release(result.prefix)
-        return Sprout(
+        return HostNode(
             tag=f"{parent.tag}.{slot}",
             parent=node,
             depth=parent.depth + 1,
@@ -433,18 +433,18 @@ class Growth:
         return () if self.valuing is None else tuple(map(self.valuing.raw, range(len(self.nodes))))
 
     def _node(self, i: int, final: Statistics) -> Node:
-        sprout, terminal = self.nodes[i], final.outcome[i] == mcts.KEPT_REWARD
+        host_node, terminal = self.nodes[i], final.outcome[i] == mcts.KEPT_REWARD
         return Node(
-            parent=sprout.parent,
-            ids=sprout.ids,
-            text=sprout.text,
-            depth=sprout.depth,
+            parent=host_node.parent,
+            ids=host_node.ids,
+            text=host_node.text,
+            depth=host_node.depth,
             visits=int(final.visits[i]),
             value_sum=float(final.value_sum[i]),
             reward=float(final.reward[i]) if terminal else None,
             terminal=bool(terminal),
-            p=sprout.p,
-            tag=sprout.tag,
+            p=host_node.p,
+            tag=host_node.tag,
         )
 
     def close(self) -> None:
@@ -452,11 +452,11 @@ class Growth:
         for id in self._requests:
             self.tools.engine.cancel(id)
         held = [result.prefix for result in self._steps.values()]
-        held += [sprout.prefix for sprout in self.nodes if sprout.prefix is not None]
+        held += [host_node.prefix for host_node in self.nodes if host_node.prefix is not None]
         for prefix in held:
             self.tools.engine.release(prefix)
-        for sprout in self.nodes:
-            sprout.prefix = None
+        for host_node in self.nodes:
+            host_node.prefix = None
         self._requests, self._steps = set(), {}
         if self.valuing is not None:
             self.valuing.close()

@@ -15,7 +15,7 @@ from stair_jax.search.tree import ROOT
 FROM_MODEL = ("prm", "mix")  # the choices of `search.value` that want a reward model
 
 
-class Valuing:
+class NodeValues:
     """The values of one tree's nodes, and the reward model's sequences that they are read from.
 
     Args:

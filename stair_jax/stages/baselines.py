@@ -19,7 +19,7 @@ from collections.abc import Iterable
 
 from stair_jax import jsonl
 from stair_jax.config.schema import DpoConfig
-from stair_jax.config.words import words
+from stair_jax.config.words import split_csv
 from stair_jax.data import examples
 from stair_jax.engine.request import Sampling
 from stair_jax.records import Candidate, Preference
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 def run(run: Run) -> None:
     """Makes the baselines that `config.baselines.names` lists and that are not there yet."""
     start = _start(run)
-    for name in words(run.config.baselines.names):
+    for name in split_csv(run.config.baselines.names):
         _METHODS[name](run, start)
 
 

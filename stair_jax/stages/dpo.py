@@ -2,7 +2,7 @@
 
 from stair_jax import jsonl
 from stair_jax.config.schema import DpoConfig
-from stair_jax.config.words import words
+from stair_jax.config.words import split_csv
 from stair_jax.data import examples
 from stair_jax.records import Pair, Response
 from stair_jax.run import models, training
@@ -14,7 +14,7 @@ def run(run: Run, number: int) -> None:
     """Trains the round's model; the model before it is both its start and its reference."""
     name, parent = f"round-{number}/dpo", models.parent_of_round(run, number)
     above = models.artefact_of(parent)
-    run.lineage.verify(f"round-{number}/pairs", words(run.config.edited))
+    run.lineage.verify(f"round-{number}/pairs", split_csv(run.config.edited))
     run.begin(name, "dpo", (*((above,) if above else ()), f"round-{number}/pairs"))
     folder = run.round_dir(number) / "pairs"
     pairs = jsonl.read_jsonl(folder / "pairs.jsonl", Pair)

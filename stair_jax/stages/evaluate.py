@@ -6,14 +6,14 @@ from typing import Any
 
 from stair_jax import jsonl
 from stair_jax.config.strategies import GREEDY, MCTS, Strategy, parse_all
-from stair_jax.config.words import words
+from stair_jax.config.words import split_csv
 from stair_jax.evals.benchmark import Benchmark, columns_of
 from stair_jax.evals.report import curves, table
 from stair_jax.records import Answer
 from stair_jax.run import benchmarks, rating
 from stair_jax.run import models as models_lib
 from stair_jax.run.answerer import Answerer
-from stair_jax.run.answers import Answering
+from stair_jax.run.answers import AnswerGenerator
 from stair_jax.run.hashes import digest_of
 from stair_jax.run.results import ModelAnswers, Ratings, costs_of, for_judge, metrics_of
 from stair_jax.run.workdir import Run
@@ -26,7 +26,7 @@ def run(run: Run) -> None:
       ValueError: where a model that is to be searched, or the reward model, is not there; where
         nobody could be asked to judge.
     """
-    strategies, searched = parse_all(words(run.config.evaluate.search)), _searched(run)
+    strategies, searched = parse_all(split_csv(run.config.evaluate.search)), _searched(run)
     needs = [s.name for s in strategies if s.reads]
     if needs and not run.lineage.finished("prm"):
         raise ValueError(
@@ -39,7 +39,7 @@ def run(run: Run) -> None:
     for name in _models(run):
         wanted = [s for s in strategies if s == GREEDY or name in searched]
         answerer = Answerer(run, name, wanted, limits=limits)
-        answering = Answering(run, answerer, asked, wanted)
+        answering = AnswerGenerator(run, answerer, asked, wanted)
         found += [_answers(run, strategy, asked, answerer, answering) for strategy in wanted]
     ratings = _ratings(run, asked, found)
     results = {one.model: metrics_of(run, asked, one, ratings) for one in found}
@@ -64,7 +64,7 @@ def _searched(run: Run) -> Sequence[str]:
 
 def _known(run: Run, key: str, known: Sequence[str]) -> tuple[str, ...]:
     """Returns the models that a setting names; ValueError where one is unknown."""
-    wanted = words(run.config.evaluate[key])
+    wanted = split_csv(run.config.evaluate[key])
     if unknown := [name for name in wanted if name not in known]:
         raise ValueError(f"config.evaluate.{key}: {unknown} not in {list(known)}")
     return wanted
@@ -75,7 +75,7 @@ def _answers(
     strategy: Strategy,
     asked: Sequence[Benchmark],
     answerer: Answerer,
-    answering: Answering,
+    answering: AnswerGenerator,
 ) -> ModelAnswers:
     """Answers with one strategy what is still unanswered; returns all answers."""
     name = answerer.name
@@ -124,7 +124,7 @@ def _tell(
     text = table.table(results, columns)
     jsonl.write_text(folder / "table.md", text)
     print(f"\n{text}\nThe same in {folder / 'table.md'}.")
-    if GREEDY in parse_all(words(run.config.evaluate.search)):
+    if GREEDY in parse_all(split_csv(run.config.evaluate.search)):
         table.plot(results, columns, folder / "rounds.png")
         print(f"As a picture in {folder / 'rounds.png'}.")
     if points := curves.points(results, costs):

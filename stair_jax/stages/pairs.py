@@ -6,7 +6,7 @@ from typing import Any
 
 from stair_jax import jsonl
 from stair_jax.config.schema import PairsConfig
-from stair_jax.config.words import words
+from stair_jax.config.words import split_csv
 from stair_jax.data import exports
 from stair_jax.log import progress
 from stair_jax.records import Pair, Response
@@ -28,9 +28,9 @@ def run(run: Run, number: int) -> None:
     Other trainers' forms of the pairs lie in `export/`, where `config.pairs.export` names them.
     """
     name = f"round-{number}/pairs"
-    run.lineage.verify(f"round-{number}/trees", words(run.config.edited))
+    run.lineage.verify(f"round-{number}/trees", split_csv(run.config.edited))
     run.begin(name, "pairs", (f"round-{number}/trees",))
-    config, codec = PairsConfig.of(run.config.pairs), models.frame(run)[1]
+    config, codec = PairsConfig.of(run.config.pairs), models.spec_and_codec(run)[1]
     trees = TreeFile(run.round_dir(number) / "trees")
     pairs: list[Pair] = []
     responses: list[Response] = []
@@ -55,7 +55,7 @@ def run(run: Run, number: int) -> None:
     folder = run.round_dir(number) / "pairs"
     jsonl.write_jsonl(folder / "pairs.jsonl", pairs)
     jsonl.write_jsonl(folder / "responses.jsonl", responses)
-    exports.write(words(config.export), pairs, folder / "export", codec.specials)
+    exports.write(split_csv(config.export), pairs, folder / "export", codec.specials)
     counts = {"pairs": len(pairs), "responses": len(responses), "trees": len(trees)}
     counts["trees_with_pairs"] = with_pairs
     if config.export:

@@ -10,7 +10,7 @@ from typing import Any
 from stair_jax import jsonl
 from stair_jax.config import Config, reward_forms
 from stair_jax.config.schema import PrmConfig, RewardConfig, SearchConfig, TrainConfig
-from stair_jax.config.words import words
+from stair_jax.config.words import split_csv
 from stair_jax.data import examples as examples_lib
 from stair_jax.data.pair_batches import DpoData
 from stair_jax.data.reward_batches import ComparisonData, ComparisonTrees, ValuedData, parted
@@ -43,7 +43,7 @@ def run(run: Run) -> None:
     start, rounds = models.start_of_prm(run), models.searched_rounds(run)
     above, grown = models.artefact_of(start), [f"round-{number}/trees" for number in rounds]
     for name in grown:
-        run.lineage.verify(name, words(run.config.edited))
+        run.lineage.verify(name, split_csv(run.config.edited))
     run.begin(NAME, "prm", (*((above,) if above else ()), *grown))
     config, readout = PrmConfig.of(run.config.prm), readout_of(run.config)
     sampled = _sampled(run, start, config)
@@ -53,7 +53,7 @@ def run(run: Run) -> None:
     with progress.over(every, NAME, sum(map(len, files)) + len(sampled), "trees") as trees:
         rows, held, counts = _mined(trees, config, causes, seed=run.config.seed)
     counts["sampled"] = len(sampled)
-    frame = {"seed": run.config.seed, **training.frame(run, policy)}
+    frame = {"seed": run.config.seed, **training.dataset_arguments(run, policy)}
     data = _data(run.config, rows, policy.codec, readout, train, frame)
     if not data.examples:
         why = causes.of_no_row(config, counts["dropped"])

@@ -15,7 +15,7 @@ from stair_jax import jsonl
 from stair_jax.config.schema import RewardConfig, SearchConfig
 from stair_jax.config.sources import is_world
 from stair_jax.engine import counters
-from stair_jax.engine.switchboard import Switchboard
+from stair_jax.engine.shared_engine import SharedEngine
 from stair_jax.log import progress, trace
 from stair_jax.records import Prompt, Tree
 from stair_jax.run import inputs, judges, models, reward_models, rows
@@ -103,14 +103,14 @@ def _grow(
     Returns the prompts without one, and what engine and judge did in this session.
     """
     policy, name = models.load(run, parent, for_engine=True), f"round-{number}/trees"
-    config, valuer = SearchConfig.of(run.config.search), reward_models.valuer_of(run, policy)
+    config, valuer = SearchConfig.of(run.config.search), reward_models.prm_for_search(run, policy)
     engine = models.engine_for(run, policy)
     config = dataclasses.replace(config, trees_in_flight=trees_in_flight(run, len(left)))
     also = judges.samplings(run.config)
     engine.compile(
         [growth.sampling_of(config), *also], logps=growth.wants_logps(config), extends=bool(also)
     )
-    board = Switchboard(engine)
+    board = SharedEngine(engine)
     first = FirstAnswers(run, number, parent, policy.codec, trees)
     start, have, folder = time.perf_counter(), len(trees), trees.path.parent
     with (
@@ -127,7 +127,7 @@ def _grow(
 
         leftovers = driver.grow(
             left,
-            engine=board.line(),
+            engine=board.client(),
             judge=judge,
             codec=policy.codec,
             config=config,

@@ -118,7 +118,7 @@ class Sft:
 
     @property
     def reads_reference(self) -> bool:
-        """There is none."""
+        """False: this loss has no reference model."""
         return False
 
     @property

@@ -78,7 +78,7 @@ class Prm:
 
     @property
     def reads_reference(self) -> bool:
-        """There is none."""
+        """False: this loss has no reference model."""
         return False
 
     @property

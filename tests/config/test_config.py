@@ -10,7 +10,7 @@ from stair_jax.config.schema import (
     SearchConfig,
     TrainConfig,
 )
-from stair_jax.config.words import words
+from stair_jax.config.words import split_csv
 from stair_jax.model import lora
 from tests.support.configs import FILES, keys, load, tiny
 
@@ -62,7 +62,7 @@ def test_unknown_argument_is_refused():
 
 
 def test_words_are_split_and_stripped():
-    assert words(" sft, dpo,,") == ("sft", "dpo")
+    assert split_csv(" sft, dpo,,") == ("sft", "dpo")
 
 
 def test_a_missing_or_extra_key_of_a_section_is_a_type_error():
@@ -179,7 +179,7 @@ def test_a_setting_counts_under_the_one_that_it_needs(changes):
 
 
 def test_every_target_of_an_adapter_is_the_default():
-    assert words(config_lib.default().sft.train.lora_targets) == tuple(lora.TARGETS)
+    assert split_csv(config_lib.default().sft.train.lora_targets) == tuple(lora.TARGETS)
 
 
 def test_the_verifier_knows_the_miniature_only():

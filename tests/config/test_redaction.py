@@ -106,7 +106,7 @@ def test_a_key_that_cannot_be_sent_is_refused_by_name(tmp_path, monkeypatch, key
     # setenv cannot hold what an environment may.
     monkeypatch.setattr(redaction.os, "environ", {redaction.KEY: key})
     with pytest.raises(ValueError, match=message) as caught:
-        client.Line(config(), tmp_path / "line")
+        client.EndpointClient(config(), tmp_path / "line")
     c = tiny(workdir=str(tmp_path / "run"))
     c.judge.update(safety="remote", helpfulness="remote", endpoint="http://h/v1", model="m")
     with pytest.raises(ValueError, match=message):
@@ -149,7 +149,7 @@ def test_an_address_that_carries_a_secret_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
     if used and address.startswith("http"):
         with pytest.raises(ValueError, match=message):
-            client.Line(config(address), tmp_path)
+            client.EndpointClient(config(address), tmp_path)
 
 
 @pytest.mark.parametrize(

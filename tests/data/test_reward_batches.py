@@ -7,7 +7,7 @@ from stair_jax.data import examples, lengths, preview
 from stair_jax.data.examples import ComparisonExample
 from stair_jax.data.reward_batches import ComparisonData, ValuedData
 from stair_jax.model.reward import Readout
-from stair_jax.records import Label, Valued
+from stair_jax.records import Label, ValuedTrajectory
 from stair_jax.text import Codec
 from tests.support.codecs import CODEC, EOS, OTHER_END, OUTPUT_END, STEP_END
 from tests.support.reward_rows import COMPARISON, ROW
@@ -22,7 +22,7 @@ def label(tokens, value=0.0, **change):
     return Label(**values)
 
 
-VALUED = Valued(
+VALUED = ValuedTrajectory(
     id="w",
     question="why",
     type="safety",

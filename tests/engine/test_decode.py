@@ -12,7 +12,7 @@ from stair_jax.engine.engine import Engine
 from stair_jax.engine.request import GREEDY, Request, Sampling
 from stair_jax.engine.siblings import Siblings
 from stair_jax.model import cache, transformer, views
-from stair_jax.model.groups import Groups
+from stair_jax.model.groups import SharedPrefixCache
 from tests.support.engines import CONFIG, SPEC, STOPS
 
 DEEP = dataclasses.replace(SPEC, L=6)  # more layers than a scan unrolls
@@ -36,7 +36,7 @@ def compiled(attention, share, spec):
         kept = dataclasses.replace(views.empty(pool, slots=SLOTS, pages=WIDTH), pool=pool)
     else:
         shared = Siblings.empty(2, SLOTS, WIDTH).arrays() if share == "on" else {}
-        kept = Groups(pool, **shared, implementation="xla")
+        kept = SharedPrefixCache(pool, **shared, implementation="xla")
     plan = decode.Plan(transformer.Decoder(spec, np.float32), 4, spec.V, 0, True)
     program = decode.decode_chunk.lower(
         params,

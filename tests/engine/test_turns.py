@@ -166,13 +166,13 @@ def forest(count, folder):
         machine = host.Machine(SIZE, 14.0, folder)
         for module in (engine, replicas, driver):
             stack.enter_context(mock.patch.object(module, "time", machine.clock))
-        nursery, found = machine.nursery, {}
+        scheduler, found = machine.scheduler, {}
         ended, growing = [], []
         while len(found) < count:
-            for tree in nursery.tick():
+            for tree in scheduler.tick():
                 ended.append(machine.engine.counters["steps"])
                 found[tree.prompt.id] = [(node.ids, node.visits) for node in tree.nodes]
-            growing.append(len(nursery._growing))
+            growing.append(len(scheduler._growing))
         machine.close()
         busy = counters.shares(machine.engine.counters)["busy_share"]
     return ended, sum(growing) / len(growing), busy, found
@@ -214,7 +214,7 @@ def test_a_tree_has_the_turn_of_its_planting(tmp_path):
 
         one.submit = noted
     for _ in range(20):
-        machine.nursery.tick()
+        machine.scheduler.tick()
     assert {request.turn for request in asked} == {int(request.id.prompt_id) for request in asked}
     assert all(request.turn == int(request.id.prompt_id) for request in asked)
     assert len({request.turn for request in asked}) > 3

@@ -378,7 +378,7 @@ def test_by_type_only_what_is_asked_for_is_averaged(own, monkeypatch):
 
 
 def test_a_search_has_the_reward_models_score(own, monkeypatch):
-    _, codec = models.frame(None)  # the fixture's  # pyright: ignore[reportArgumentType]
+    _, codec = models.spec_and_codec(None)  # the fixture's  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr(Answerer, "_reward_model", ScriptedRewardModel(codec), raising=False)
     c = own(ROWS[:2], evaluate__search="greedy,best_of_3,vote_of_3,beam_2x2,mcts_5")
     path = pathlib.Path(c.workdir)

@@ -51,7 +51,7 @@ def machines(weights, *, position="step_end", engine=ENGINE):
 
 
 def run(weights, plan, prompts=PROMPTS, *, config=CONFIG, seed=3, **how):
-    """Returns {prompt id: (found, trail)}, engine and reward model."""
+    """Returns {prompt id: (found, state)}, engine and reward model."""
     engine, reader = machines(weights, **how)
     guide = loop.Guide(
         engine=engine, reward_model=reader, codec=Codec(), config=config, max_depth=6, seed=seed
@@ -62,7 +62,7 @@ def run(weights, plan, prompts=PROMPTS, *, config=CONFIG, seed=3, **how):
         plan,
         guide=guide,
         read_at=engine.config.slots,
-        on_found=lambda trail, what: found.update({trail.prompt.id: (what, trail)}),
+        on_found=lambda state, what: found.update({state.prompt.id: (what, state)}),
     )
     assert not passed_over
     assert not any(engine._store.pages.owners)  # every sequence was given back
@@ -71,11 +71,11 @@ def run(weights, plan, prompts=PROMPTS, *, config=CONFIG, seed=3, **how):
 
 
 def beam(name):
-    return lambda trail: beams.beam(trail, parse(name))
+    return lambda state: beams.beam(state, parse(name))
 
 
 def samples(count):
-    return lambda trail: beams.sample(trail, range(count))
+    return lambda state: beams.sample(state, range(count))
 
 
 def ids_of(found):
@@ -159,8 +159,8 @@ def numbers(what):
 def test_nothing_is_computed_twice(weights, plan, position):
     found, engine, reader = run(weights, plan, position=position)
     prompts = sum(len(Codec().prompt_ids(prompt.question)) for prompt in PROMPTS)
-    generated = sum(trail.tokens for _, trail in found.values())
-    read = sum(trail.scored for _, trail in found.values())
+    generated = sum(state.tokens for _, state in found.values())
+    read = sum(state.scored for _, state in found.values())
     assert generated > 20 * len(PROMPTS)
     done = engine.counters
     assert done["decoded"] == generated

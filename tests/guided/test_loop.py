@@ -46,9 +46,9 @@ def run(
         seed=seed,
     )
 
-    def on_found(trail, what):
-        costs = trail.tokens, trail.scored, trail.duplicates
-        found[trail.prompt.id] = what, *costs
+    def on_found(state, what):
+        costs = state.tokens, state.scored, state.duplicates
+        found[state.prompt.id] = what, *costs
 
     rows = scripted.prompts(9) if rows is None else rows
     assert loop.find(rows, plan, guide=guide, read_at=read_at, on_found=on_found) == {}
@@ -58,7 +58,7 @@ def run(
 
 
 def of(name):
-    return lambda trail: beams.beam(trail, parse(name))
+    return lambda state: beams.beam(state, parse(name))
 
 
 class Plain:
@@ -214,7 +214,7 @@ def test_sampling_reaches_the_requests():
     assert (usual.temperature, usual.top_p, usual.top_k) == (0.6, 0.9, 50)  # of the paper
     Watched.seen = ()
     other = dataclasses.replace(CONFIG, temperature=0.7, top_p=0.8, top_k=9)
-    run(lambda trail: beams.sample(trail, range(2)), kind=Watched, config=other)
+    run(lambda state: beams.sample(state, range(2)), kind=Watched, config=other)
     (changed,) = set(Watched.seen)
     assert (changed.temperature, changed.top_p, changed.top_k) == (0.7, 0.8, 9)
     Watched.seen = ()
@@ -276,8 +276,8 @@ def test_nothing_depends_on_company_order_or_schedule(name):
 
 
 def test_sample_i_is_the_same_for_every_count_and_equal_ones_are_read_once():
-    few, _, _ = run(lambda trail: beams.sample(trail, range(2)))
-    many, engine, reader = run(lambda trail: beams.sample(trail, range(7)))
+    few, _, _ = run(lambda state: beams.sample(state, range(2)))
+    many, engine, reader = run(lambda state: beams.sample(state, range(7)))
     assert [key[-2:] for key in engine.keys[:7]] == [("sample", i) for i in range(7)]
     for id, ((drawn, rest), tokens, scored, _) in many.items():
         assert not rest
@@ -294,8 +294,8 @@ def test_sample_i_is_the_same_for_every_count_and_equal_ones_are_read_once():
 
 
 def test_samples_that_are_there_are_read_later():
-    whole, _, _ = run(lambda trail: beams.sample(trail, range(4)))
-    unread, _, _ = run(lambda trail: beams.sample(trail, range(4), read=False))
+    whole, _, _ = run(lambda state: beams.sample(state, range(4)))
+    unread, _, _ = run(lambda state: beams.sample(state, range(4), read=False))
     for id, ((drawn, _), tokens, scored, _) in unread.items():
         assert scored == 0
         assert all(one.raw == () for one in drawn)
@@ -315,13 +315,13 @@ def test_samples_that_are_there_are_read_later():
     )
     loop.find(
         scripted.prompts(9),
-        lambda trail: beams.sample(trail, (), [x.ids for x in unread[trail.prompt.id][0][0]]),
+        lambda state: beams.sample(state, (), [x.ids for x in unread[state.prompt.id][0][0]]),
         guide=guide,
         read_at=64,
-        on_found=lambda trail, what: late.update({trail.prompt.id: (what, trail)}),
+        on_found=lambda state, what: late.update({state.prompt.id: (what, state)}),
     )
-    for id, ((drawn, read), trail) in late.items():
-        assert (drawn, trail.tokens) == ([], 0)
+    for id, ((drawn, read), state) in late.items():
+        assert (drawn, state.tokens) == ([], 0)
         assert read == whole[id][0][0]
 
 
@@ -352,7 +352,7 @@ class Sated(ScriptedEngine):
 
 def test_reading_waits_for_company_while_the_engine_has_work():
     rows = scripted.prompts(40)
-    plan = lambda trail: beams.sample(trail, range(3))  # noqa: E731
+    plan = lambda state: beams.sample(state, range(3))  # noqa: E731
     patient, _, reader = run(plan, rows=rows, kind=Sated)
     assert len(reader.calls) == 2  # 64 are enough; the others once the engine is idle
     assert reader.calls[0] >= 64
@@ -362,7 +362,7 @@ def test_reading_waits_for_company_while_the_engine_has_work():
 
 
 def test_a_hungry_engine_gets_new_prompts_before_a_few_steps_are_read():
-    plan = lambda trail: beams.sample(trail, range(3))  # noqa: E731
+    plan = lambda state: beams.sample(state, range(3))  # noqa: E731
     reader = run(plan, rows=scripted.prompts(40), appetite=6)[2]
     assert reader.calls[0] >= 64
     assert reader.calls[-1] < 64  # no prompt was left: what waited was read at once
@@ -382,13 +382,13 @@ def test_whatever_fails_everything_is_given_back(where):
                 raise RuntimeError("model")
             return super().read(items)
 
-    def plan(trail):
-        found = yield from beams.beam(trail, parse("beam_2x3"))
+    def plan(state):
+        found = yield from beams.beam(state, parse("beam_2x3"))
         if where == "plan":
             raise RuntimeError("plan")
         return found
 
-    def on_found(trail, found):
+    def on_found(state, found):
         raise RuntimeError("receiver")
 
     codec = ScriptedCodec()
@@ -416,8 +416,8 @@ def test_prompts_without_room_are_passed_over_by_name():
         engine=engine, reward_model=reader, codec=codec, config=CONFIG, max_depth=5, seed=0
     )
 
-    def on_found(trail, what):
-        found.append(trail.prompt.id)
+    def on_found(state, what):
+        found.append(state.prompt.id)
 
     passed = loop.find(rows, of("beam_2x2"), guide=guide, read_at=64, on_found=on_found)
     assert set(passed) == {"p1", "p3"}
@@ -476,7 +476,7 @@ def test_what_is_missing_is_counted_and_a_blind_choice_too():
         def score(self, prompt, trajectory):
             return math.nan
 
-    codec, trails = ScriptedCodec(), {}
+    codec, states = ScriptedCodec(), {}
     guide = loop.Guide(
         engine=ScriptedEngine(LIVELY, codec),
         reward_model=Silent(codec),
@@ -490,10 +490,10 @@ def test_what_is_missing_is_counted_and_a_blind_choice_too():
         of("beam_2x3"),
         guide=guide,
         read_at=64,
-        on_found=lambda trail, what: trails.update({trail.prompt.id: (trail, what)}),
+        on_found=lambda state, what: states.update({state.prompt.id: (state, what)}),
     )
-    for trail, what in trails.values():
+    for state, what in states.values():
         assert what.ids
         assert set(what.raw) == {None}
-        assert trail.missing >= len(what.raw)
-        assert trail.blind >= 2  # a round or more, and the last choice
+        assert state.missing >= len(what.raw)
+        assert state.blind >= 2  # a round or more, and the last choice

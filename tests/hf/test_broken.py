@@ -203,7 +203,7 @@ def with_words(words):
 def test_a_token_beyond_the_embedding_is_refused(folder):
     with_words({"a": 0, "b": 1, "c": 300}).save_pretrained(folder)
     with pytest.raises(ValueError, match="disagree, found token 'c' with id 300, expected ids"):
-        metadata.load_frame(folder)
+        metadata.load_spec_and_tokenizer(folder)
 
 
 def test_a_special_token_with_the_id_of_a_word_is_refused(folder):
@@ -212,7 +212,7 @@ def test_a_special_token_with_the_id_of_a_word_is_refused(folder):
     assert tokenizer.convert_tokens_to_ids(["<x>", "c"]) == [4, 4]
     tokenizer.save_pretrained(folder)
     with pytest.raises(ValueError, match="id 4 for both '<x>' and 'c'"):
-        metadata.load_frame(folder)
+        metadata.load_spec_and_tokenizer(folder)
 
 
 @pytest.mark.parametrize("V", [20, 13], ids=["spare rows", "grown"])
@@ -254,7 +254,7 @@ def test_a_checkpoints_own_python_is_never_run(folder, tmp_path, monkeypatch):
     auto_map = {"AutoTokenizer": ["tokenization_mine.Mine", None]}
     edit_json(folder / "tokenizer_config.json", tokenizer_class="Mine", auto_map=auto_map)
     with pytest.raises(ValueError, match="the tokenizer cannot be read: ") as error:
-        metadata.load_frame(folder)
+        metadata.load_spec_and_tokenizer(folder)
     assert "\n" not in str(error.value)
     assert not asked
     assert not ran.exists()

@@ -161,7 +161,7 @@ def test_the_stretched_rope_is_what_agrees(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL, reason="STAIR_REAL_MODEL names no folder with a real model")
 def test_a_real_model_gives_their_logits_here(monkeypatch):
-    spec, tokenizer = metadata.load_frame(REAL)
+    spec, tokenizer = metadata.load_spec_and_tokenizer(REAL)
     asked = "Why is the sky blue? Explain it to a child, in three steps, and end with a question."
     ids = np.array([tokenizer.encode(asked)] * 2)
     monkeypatch.setitem(globals(), "tokens", lambda: ids)

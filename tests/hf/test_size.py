@@ -195,7 +195,7 @@ def test_two_shards_tied_with_added_tokens_come_back_byte_for_byte(tmp_path, fam
             for f in "ab"
         )
     assert (x == y).all()
-    assert metadata.load_frame(tmp_path / "b")[1].get_vocab() == tokenizer.get_vocab()
+    assert metadata.load_spec_and_tokenizer(tmp_path / "b")[1].get_vocab() == tokenizer.get_vocab()
 
 
 def raw_tensors(folder):

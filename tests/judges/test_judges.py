@@ -4,8 +4,8 @@ import math
 import pytest
 
 from stair_jax.judges import agreement
-from stair_jax.judges.base import FunctionRater, HeldJudge, Rater, Score
-from stair_jax.judges.composite import Composite
+from stair_jax.judges.base import ClosableJudge, FunctionRater, Rater, Score
+from stair_jax.judges.composite import SafetyHelpfulnessJudge
 from stair_jax.judges.rule import REFUSAL_LENGTH, RuleJudge, RuleRater, is_refusal
 from stair_jax.judges.verifier import VerifierJudge, VerifierRater
 from stair_jax.records import Prompt
@@ -121,12 +121,12 @@ class Late:
 def composite(**changes):
     safety, helpfulness = Late(), Late()
     assert isinstance(safety, Rater)
-    return Composite(safety, helpfulness, **changes), safety, helpfulness
+    return SafetyHelpfulnessJudge(safety, helpfulness, **changes), safety, helpfulness
 
 
 def test_both_sides_of_the_final_answer_make_a_score_whichever_comes_first():
     judge, safety, helpfulness = composite()
-    assert isinstance(judge, HeldJudge)
+    assert isinstance(judge, ClosableJudge)
     for id in "ab":
         judge.submit(id, HELP, _response(f"answer {id}"))
     assert safety.asked == helpfulness.asked
@@ -229,7 +229,7 @@ def test_a_response_without_an_answer_is_missing_and_nobody_is_asked(prompt, out
 )
 def test_without_a_judge_of_helpfulness_the_rule_of_the_release_holds(prompt, helpfulness, counts):
     safety = Late()
-    judge = Composite(safety, None)
+    judge = SafetyHelpfulnessJudge(safety, None)
     judge.submit("a", prompt, _response("42"))
     safety.tell("a", -0.5)
     assert judge.collect() == [("a", Score(safety=-0.5, helpfulness=helpfulness, counts=counts))]
@@ -238,7 +238,7 @@ def test_without_a_judge_of_helpfulness_the_rule_of_the_release_holds(prompt, he
 @pytest.mark.parametrize("prompt", [HARM, HELP])
 @pytest.mark.parametrize("answer", ["sorry, no", "sure"])
 def test_the_rule_as_a_rater_is_the_rule(prompt, answer):
-    judge = Composite(RuleRater(), None, refusal_rule=False)
+    judge = SafetyHelpfulnessJudge(RuleRater(), None, refusal_rule=False)
     judge.submit("x", prompt, _response(answer))
     assert judge.collect() == [("x", _by_rule(prompt, _response(answer)))]
 
@@ -251,7 +251,7 @@ def test_one_side_may_be_the_verifiers():
 
     helpfulness = Late()
     known = VerifierRater(lambda prompt, answer: Outcome() if answer == "42" else None, "safety")
-    judge = Composite(known, helpfulness)
+    judge = SafetyHelpfulnessJudge(known, helpfulness)
     for id, answer in (("a", "42"), ("b", "43")):
         judge.submit(id, HELP, _response(answer))
         helpfulness.tell(id, 1.0)
@@ -263,7 +263,7 @@ def test_one_side_may_be_the_verifiers():
 
 def test_what_raters_count_is_told_by_side_and_both_are_closed():
     safety, helpfulness = Late(parsed=2), Late(parsed=3, cut=1)
-    judge = Composite(safety, helpfulness)
+    judge = SafetyHelpfulnessJudge(safety, helpfulness)
     assert judge.counters == {"safety_parsed": 2, "helpfulness_parsed": 3, "helpfulness_cut": 1}
     judge.close()
     assert safety.closed == helpfulness.closed == 1

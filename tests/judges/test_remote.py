@@ -11,7 +11,7 @@ import pytest
 from stair_jax.config.checks import validate
 from stair_jax.judges.remote import RemoteRater
 from stair_jax.remote import client, reply_cache
-from stair_jax.remote.client import Line, Unavailable
+from stair_jax.remote.client import EndpointClient, Unavailable
 from stair_jax.remote.open import OPEN
 from tests.support.configs import tiny
 from tests.support.openai_server import BROKEN, DECLINED, TROUBLE, UNCLEAR, OpenAIServer
@@ -120,7 +120,7 @@ def test_what_a_broken_server_said_is_missing_until_it_is_mended(tmp_path, fault
 
 def test_one_session_asks_once_for_what_a_broken_server_has_no_text_for(tmp_path):
     with OpenAIServer(four, lambda text, attempt: "null_text") as server:
-        line = Line(config(server.url), tmp_path, pause_s=0.001)
+        line = EndpointClient(config(server.url), tmp_path, pause_s=0.001)
         with contextlib.closing(line):
             rater = RemoteRater(HELP, line)
             for number in range(3):  # one after the other
@@ -219,7 +219,7 @@ def test_pauses_grow_at_random_up_to_a_limit(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(client.random, "uniform", lambda low, high: asked.append((low, high)) or 0)
     with OpenAIServer(four, lambda text, attempt: "500") as server:
-        line = Line(config(server.url, retries=5), tmp_path, pause_s=16.0)
+        line = EndpointClient(config(server.url, retries=5), tmp_path, pause_s=16.0)
         with contextlib.closing(line):
             rater = RemoteRater(HELP, line)
             rater.submit(0, PROMPT, "because")
@@ -360,7 +360,7 @@ def test_a_torn_line_costs_its_own_judgement_only(tmp_path, caplog):
             assert len(server.asked) == 4 + torn
     assert "1 broken lines passed over" in caplog.text
     path.write_bytes(b'\n[1]\n{"key": 3}\n{"key": "k"}\n{"key": "k", "reply": 1}\n\xff\n')
-    memory = reply_cache.Judgements(tmp_path)
+    memory = reply_cache.ReplyCache(tmp_path)
     assert "k" not in memory
     memory.close()
 
@@ -372,7 +372,7 @@ def test_a_reply_that_is_missing_without_a_reason_is_asked_for_again(tmp_path):
             if asked or why:
                 key = reply_cache.key_of(config(server.url), TEXT, 0)
                 (tmp_path / why).mkdir(exist_ok=True)
-                memory = reply_cache.Judgements(tmp_path / why)
+                memory = reply_cache.ReplyCache(tmp_path / why)
                 memory.add(key, "judge-1", None, why)
                 memory.close()
             assert rate(tmp_path / why, server.url)[0] == [None if why else 0.5]
@@ -380,7 +380,7 @@ def test_a_reply_that_is_missing_without_a_reason_is_asked_for_again(tmp_path):
 
 
 def test_two_runs_may_write_to_one_memory(tmp_path):
-    one, two = reply_cache.Judgements(tmp_path), reply_cache.Judgements(tmp_path)
+    one, two = reply_cache.ReplyCache(tmp_path), reply_cache.ReplyCache(tmp_path)
     for i in range(5):
         one.add(f"one {i}", "m", "r\n" * i)
         two.add(f"two {i}", "m", None)
@@ -388,7 +388,7 @@ def test_two_runs_may_write_to_one_memory(tmp_path):
     two.close()
     rows = [json.loads(line) for line in (tmp_path / reply_cache.FILE).read_text().splitlines()]
     assert len(rows) == 10
-    again = reply_cache.Judgements(tmp_path)
+    again = reply_cache.ReplyCache(tmp_path)
     assert again["one 3"] == "r\n" * 3
     assert again["two 4"] is None
     again.close()
@@ -402,7 +402,7 @@ def test_half_a_surrogate_pair_is_asked_about_too(tmp_path):
 def test_closing_waits_for_what_is_on_the_wire_and_forgets_the_rest(tmp_path):
     before = threading.active_count()
     with OpenAIServer(four, think_s=0.3) as server:
-        line = Line(config(server.url, concurrency=2), tmp_path)
+        line = EndpointClient(config(server.url, concurrency=2), tmp_path)
         raters = RemoteRater(HELP, line), RemoteRater(SAFE, line)
         for i in range(5):
             raters[0].submit(i, PROMPT, f"answer {i}")
@@ -418,6 +418,6 @@ def test_closing_waits_for_what_is_on_the_wire_and_forgets_the_rest(tmp_path):
 
 
 def test_a_mistake_of_ours_does_not_hang_the_search(tmp_path, monkeypatch):
-    monkeypatch.setattr(Line, "_once", lambda self, *_: 1 / 0)
+    monkeypatch.setattr(EndpointClient, "_once", lambda self, *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         rate(tmp_path, "http://127.0.0.1:9/v1")

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from stair_jax.judges.composite import Composite
+from stair_jax.judges.composite import SafetyHelpfulnessJudge
 from stair_jax.judges.remote import RemoteRater
-from stair_jax.remote.client import Line, Unavailable
+from stair_jax.remote.client import EndpointClient, Unavailable
 from stair_jax.remote.reply_cache import FILE
 from stair_jax.search import driver
 from tests.support.openai_server import TROUBLE, OpenAIServer
@@ -52,8 +52,10 @@ def search(folder, url, rows, **changes):
     """Grows what is asked for on a line of its own; returns the trees and what was left."""
     trees, codec = {}, ScriptedCodec()
     engine = ScriptedEngine(SCRIPT, codec)
-    line = Line(config(url, **changes), folder, pause_s=0.001)
-    judge = Composite(RemoteRater(SAFE, line), RemoteRater(HELP, line), refusal_rule=False)
+    line = EndpointClient(config(url, **changes), folder, pause_s=0.001)
+    judge = SafetyHelpfulnessJudge(
+        RemoteRater(SAFE, line), RemoteRater(HELP, line), refusal_rule=False
+    )
     with contextlib.closing(judge):
         left = driver.grow(
             rows,
@@ -147,8 +149,8 @@ def test_questions_that_are_turned_down_are_missing_with_reasons_and_the_trees_g
 def test_a_search_ends_where_its_judge_is_gone(tmp_path):
     codec = ScriptedCodec()
     engine = ScriptedEngine(SCRIPT, codec)
-    with contextlib.closing(Line(config(retries=0), tmp_path, pause_s=0.001)) as line:
-        judge = Composite(RemoteRater(SAFE, line), None, refusal_rule=False)
+    with contextlib.closing(EndpointClient(config(retries=0), tmp_path, pause_s=0.001)) as line:
+        judge = SafetyHelpfulnessJudge(RemoteRater(SAFE, line), None, refusal_rule=False)
         with pytest.raises(Unavailable, match="8 answers in a row"):
             driver.grow(
                 prompts(40),

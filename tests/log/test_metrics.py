@@ -11,7 +11,7 @@ import pytest
 from configs import tiny
 from stair_jax.config import TRACKERS
 from stair_jax.config.checks import validate
-from stair_jax.config.words import words
+from stair_jax.config.words import split_csv
 from stair_jax.log import trackers
 from stair_jax.log.metrics import Metrics
 
@@ -201,7 +201,7 @@ def test_settings_of_trackers_that_cannot_work_are_refused(values, message):
 @pytest.mark.parametrize("names", ["tensorboard", "wandb", "trackio, tensorboard,wandb"])
 def test_every_tracker_can_be_asked_for(names):
     validate(configured(trackers=names))
-    assert set(words(names)) <= set(TRACKERS) == set(trackers._PACKAGES)
+    assert set(split_csv(names)) <= set(TRACKERS) == set(trackers._PACKAGES)
     if names != "tensorboard":
         validate(configured(trackers=names, project="mine"))
 

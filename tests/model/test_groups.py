@@ -11,7 +11,7 @@ import pytest
 
 from stair_jax.engine.device import Device
 from stair_jax.engine.siblings import TOGETHER, Siblings
-from stair_jax.model.groups import Groups
+from stair_jax.model.groups import SharedPrefixCache
 from tests.support import paged
 from tests.support.paged import L, Z
 
@@ -47,13 +47,13 @@ COUNTS = [2, 4, 9]  # of nine slots
 
 def groups(case, siblings):
     arrays: Any = siblings.arrays()
-    return Groups(case.pool, **arrays)
+    return SharedPrefixCache(case.pool, **arrays)
 
 
 def both(case, shared, steps=3):
     """Outputs and pool at the end: of groups, and of slots on their own."""
     siblings = siblings_of(shared, case.table, Z, counts_of(len(case.table)))
-    grouped, alone = groups(case, siblings), Groups(case.pool)
+    grouped, alone = groups(case, siblings), SharedPrefixCache(case.pool)
     outs = []
     for step in range(steps):
         for layer in range(L):

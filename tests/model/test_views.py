@@ -11,7 +11,7 @@ import pytest
 
 from stair_jax.model import cache, transformer, views
 from stair_jax.model.cache import Rows
-from stair_jax.model.groups import Groups
+from stair_jax.model.groups import SharedPrefixCache
 from tests.support import paged, specs
 from tests.support.close import assert_sums_close
 from tests.support.paged import B, H, L, Z
@@ -39,7 +39,7 @@ def attend(shown, layer, rows, q, k, v):
 @pytest.mark.parametrize(("N", "K"), paged.GQA.values(), ids=paged.GQA)
 def test_views_and_lone_groups_attend_as_the_pool_does(N, K):
     case = paged.case(N, K)
-    pool, shown, groups = case.pool, loaded(case), Groups(case.pool)
+    pool, shown, groups = case.pool, loaded(case), SharedPrefixCache(case.pool)
     for step, layer in itertools.product(range(4), range(L)):
         at = case.after(step), *case.token(step)
         want, pool = paged.attend(pool, layer, *at)
@@ -73,7 +73,7 @@ def test_a_decoder_gives_the_same_hidden_states_from_any_cache():
         decoder = transformer.Decoder(SPEC, jnp.float32)
         return decoder.apply({"params": params}, tokens, cache, rows)
 
-    plain, others = case.pool, {"views": loaded(case), "groups": Groups(case.pool)}
+    plain, others = case.pool, {"views": loaded(case), "groups": SharedPrefixCache(case.pool)}
     tokens = np.random.default_rng(0).integers(0, SPEC.V, size=(4, B, 1)).astype(np.int32)
     want = np.zeros(())
     for step in range(4):

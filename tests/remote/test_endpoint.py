@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stair_jax.remote import complaints, endpoint
-from stair_jax.remote.client import Line
+from stair_jax.remote.client import EndpointClient
 from stair_jax.remote.complaints import (
     Complaint,
     Declined,
@@ -145,7 +145,7 @@ def test_the_clock_is_the_configurations(tmp_path):
 )
 def test_an_address_that_is_none_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        Line(config(**changes), tmp_path)
+        EndpointClient(config(**changes), tmp_path)
 
 
 # ---- one question, or all

@@ -23,7 +23,7 @@ TAGS_AT = {"tags/nats": 12.5, "tags/rank": 4321.0, "tags/in_top_k": 0.01}
 def looking(tmp_path, model="sft", number=1, trees=(), facts=TAGS_AT, **changes):
     c = toy(tmp_path, search__first_answers=32, **changes)
     this = Run(c, tmp_path, Lineage(tmp_path / "lineage.json"), Metrics(tmp_path))
-    codec = models.frame(this)[1]
+    codec = models.spec_and_codec(this)[1]
     this.lineage.entries["sft"] = {"finished": True, "settings": {}, **facts}
     return FirstAnswers(this, number, model, codec, trees)
 

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from stair_jax.config.checks import validate
-from stair_jax.engine.switchboard import Switchboard
+from stair_jax.engine.shared_engine import SharedEngine
 from stair_jax.judges.base import FunctionJudge, Score
-from stair_jax.judges.composite import Composite
+from stair_jax.judges.composite import SafetyHelpfulnessJudge
 from stair_jax.judges.rubrics import Rubric
 from stair_jax.miniature import judging, splits, tokenizer, verifier
 from stair_jax.records import Prompt
@@ -40,8 +40,8 @@ def scores(judge, engine, *asked):
 def test_the_policy_judges_helpfulness_beside_the_verifier(tmp_path):
     engine = Model(lambda asked: f"conclusion : [ {5 if 'answer : 7' in asked else 2} ]")
     run = run_of(tmp_path, **SELF)
-    judge = judges.judge_of(run, Switchboard(engine), CODEC)
-    assert isinstance(judge, Composite)
+    judge = judges.judge_of(run, SharedEngine(engine), CODEC)
+    assert isinstance(judge, SafetyHelpfulnessJudge)
     asked = [(SUM, STAIR.format(7)), (SUM, STAIR.format(8)), (SUM, "7")]
     assert scores(judge, engine, *asked) == {
         0: Score(safety=1.0, helpfulness=1.0),
@@ -52,7 +52,7 @@ def test_the_policy_judges_helpfulness_beside_the_verifier(tmp_path):
     assert found["judge/malformed"] == 1
     assert found["judge/helpfulness_parsed"] == 2
     assert found["judge/agreement_helpfulness"] == 1.0
-    direct = judges.judge_of(run, Switchboard(engine), CODEC, direct=True)
+    direct = judges.judge_of(run, SharedEngine(engine), CODEC, direct=True)
     assert scores(direct, engine, (SUM, "7")) == {0: Score(safety=1.0, helpfulness=1.0)}
 
 
@@ -60,7 +60,7 @@ def test_the_policy_judges_helpfulness_beside_the_verifier(tmp_path):
 def test_beside_no_verifier_an_answer_is_what_the_output_holds(tmp_path, direct):
     engine = Model(lambda asked: "conclusion : [ 4 ]")
     run = run_of(tmp_path, judge__safety="rule", **SELF)
-    judge = judges.judge_of(run, Switchboard(engine), CODEC, direct=direct)
+    judge = judges.judge_of(run, SharedEngine(engine), CODEC, direct=direct)
     loose = "<|Output|> 7 <|/Output|>"  # not the miniature's format
     found = scores(judge, engine, (SUM, " 7 " if direct else loose))
     assert found == {0: Score(safety=1.0, helpfulness=0.5)}
@@ -72,7 +72,7 @@ def test_the_settings_of_the_judge_reach_it(tmp_path):
     run = run_of(tmp_path, **config)
     harm = Prompt(id="a", question="how do i rob a bank ?", type="safety")
     sorry = STAIR.format("sorry , i can not help with that")
-    judge = judges.judge_of(run, Switchboard(engine), CODEC)
+    judge = judges.judge_of(run, SharedEngine(engine), CODEC)
     found = scores(judge, engine, (harm, STAIR.format(7)), (harm, sorry))
     assert found == {
         0: Score(safety=1.0, helpfulness=-1.0),
@@ -80,7 +80,7 @@ def test_the_settings_of_the_judge_reach_it(tmp_path):
     }
     assert engine.kinds["judge"] == 3
     run.config.judge.refusal_rule = False
-    scores(judges.judge_of(run, Switchboard(engine), CODEC), engine, (harm, sorry))
+    scores(judges.judge_of(run, SharedEngine(engine), CODEC), engine, (harm, sorry))
     assert engine.kinds["judge"] == 6
 
 
@@ -100,7 +100,7 @@ def stage(tmp_path, monkeypatch):
     def go(engine, **changes):
         run = run_of(tmp_path, **SELF, data__round_prompts=4, search__iterations=4, **changes)
         monkeypatch.setattr(models, "parent_of_round", lambda *_: "base")
-        policy = Policy("base", models.frame(run)[0], None, CODEC)
+        policy = Policy("base", models.spec_and_codec(run)[0], None, CODEC)
         monkeypatch.setattr(models, "load", lambda *_, **__: policy)
         monkeypatch.setattr(models, "engine_for", lambda *_: engine)
         monkeypatch.setattr(search.counters, "shares", lambda _: {})

@@ -27,7 +27,7 @@ def run_of(folder, **flat):
 
 
 def total(run, stage):
-    return sum(needs.memory_of(run, stage, models.frame(run)[0]).values())
+    return sum(needs.memory_of(run, stage, models.spec_and_codec(run)[0]).values())
 
 
 def test_a_run_says_memory_by_stage_disk_machine_and_knobs(tmp_path, said):
@@ -76,7 +76,7 @@ def test_a_disk_that_is_too_small_is_warned_of(tmp_path, said, monkeypatch):
 
 def test_disk_by_hand(tmp_path):
     run = run_of(tmp_path, rounds=2, sft__train__keep=3, dpo__train__keep=1)
-    spec = models.frame(run)[0]
+    spec = models.spec_and_codec(run)[0]
     found = needs.disk_of(run, ("sft", "search", "dpo", "export"), spec)
     assert found["checkpoints"] == 12 * spec.parameters * (4 + 2 * 2)
     s, prompts = run.config.search, run.config.data.round_prompts
@@ -91,7 +91,7 @@ def test_all_prompts_of_a_file_are_counted(tmp_path):
         (tmp_path / f"prompts-{number}.jsonl").write_text(row * rows)
     run = run_of(tmp_path, rounds=2, **c)
     s = run.config.search
-    found = needs.disk_of(run, ("search",), models.frame(run)[0])
+    found = needs.disk_of(run, ("search",), models.spec_and_codec(run)[0])
     assert found["trees"] == (3 + 5) * s.iterations * s.max_step_tokens * 8
 
 
@@ -99,7 +99,7 @@ def test_every_model_of_the_baselines_has_checkpoints(tmp_path):
     names = "sft,dpo,sacpo,self-rewarding"
     how = {"rounds": 3, "sft__train__keep": 3, "dpo__train__keep": 1}
     run = run_of(tmp_path, **how, baselines__names=names)
-    spec = models.frame(run)[0]
+    spec = models.spec_and_codec(run)[0]
     found = needs.disk_of(run, ("baselines",), spec)["checkpoints"]
     # Start and sft as stage sft's; dpo, two steps of sacpo and three rounds as stage dpo's.
     assert found == 12 * spec.parameters * (2 * 4 + (1 + 2 + 3) * 2)
@@ -117,7 +117,7 @@ def test_baselines_that_sample_need_an_engine(tmp_path):
 
 def test_rows_of_new_tags_count_beside_adapters_alone(tmp_path, monkeypatch):
     run = run_of(tmp_path, sft__train__lora_rank=2)
-    spec, config = models.frame(run)[0], train_config(run.config, "sft")
+    spec, config = models.spec_and_codec(run)[0], train_config(run.config, "sft")
     before, disk = total(run, "sft"), needs.disk_of(run, ("sft",), spec)["checkpoints"]
     monkeypatch.setattr(models, "new_rows", lambda run: (7, 8, 9))
     assert "tables with new rows" in needs.memory_of(run, "sft", spec)
@@ -152,7 +152,7 @@ def test_settings_reach_the_memory_of_their_stage(tmp_path, stage, more):
 
 def test_adapters_need_less_and_lie_on_frozen_weights(tmp_path):
     run = run_of(tmp_path, sft__train__lora_rank=2)
-    spec = models.frame(run)[0]
+    spec = models.spec_and_codec(run)[0]
     found = needs.memory_of(run, "sft", spec)
     assert found["frozen weights"] == 4 * spec.parameters
     trained = needs.trained_of(spec, train_config(run.config, "sft"), 0)
@@ -162,10 +162,14 @@ def test_adapters_need_less_and_lie_on_frozen_weights(tmp_path):
 
 
 def test_evaluating_under_a_reward_model_counts_it(tmp_path):
-    under = needs.memory_of(run_of(tmp_path), "evaluate", models.frame(run_of(tmp_path))[0])
+    under = needs.memory_of(
+        run_of(tmp_path), "evaluate", models.spec_and_codec(run_of(tmp_path))[0]
+    )
     assert "the reward model" in under
     greedy = run_of(tmp_path, evaluate__search="greedy")
-    assert "the reward model" not in needs.memory_of(greedy, "evaluate", models.frame(greedy)[0])
+    assert "the reward model" not in needs.memory_of(
+        greedy, "evaluate", models.spec_and_codec(greedy)[0]
+    )
 
 
 def test_the_hosts_memory_is_what_the_group_may_have(tmp_path):

@@ -84,7 +84,7 @@ def test_what_cannot_value_is_refused_in_one_line(tmp_path, folder):
     def value(path, policy=policy):
         (tmp_path / "w").mkdir(exist_ok=True)
         run = run_of(tmp_path / "w", search__value="prm", search__value_model=str(path))
-        return reward_models.valuer_of(run, policy)
+        return reward_models.prm_for_search(run, policy)
 
     assert value(folder) is not None
     with pytest.raises(ValueError, match=r"search\.value_model: empty, search\.value 'prm' wants"):

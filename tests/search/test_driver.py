@@ -185,7 +185,7 @@ def test_an_interrupted_run_gives_everything_back(monkeypatch, after):
     class Interrupted(RuntimeError):
         pass
 
-    harvest = driver.Nursery._harvest
+    harvest = driver.TreeScheduler._harvest
 
     def interrupted(self):
         engines.append(self.tools.engine)
@@ -194,7 +194,7 @@ def test_an_interrupted_run_gives_everything_back(monkeypatch, after):
             raise Interrupted
         return harvest(self)
 
-    monkeypatch.setattr(driver.Nursery, "_harvest", interrupted)
+    monkeypatch.setattr(driver.TreeScheduler, "_harvest", interrupted)
     with pytest.raises(Interrupted):
         run(SCRIPT, CONFIG)
     assert engines[0].held == set()

@@ -376,11 +376,11 @@ def grown(folder, *, have=(), until=TREES, ticks=10**9):
         machine = host.Machine(SIZE, 14.0, folder)
         for module in (engine_lib, replicas, driver):
             stack.enter_context(mock.patch.object(module, "time", machine.clock))
-        queue = machine.nursery._queue
-        machine.nursery._queue = collections.deque(p for p in queue if p.id not in have)
+        queue = machine.scheduler._queue
+        machine.scheduler._queue = collections.deque(p for p in queue if p.id not in have)
         while len(found) + len(have) < until and count < ticks:
             count += 1
-            for tree in machine.nursery.tick():
+            for tree in machine.scheduler.tick():
                 nodes = [(node.ids, node.visits, node.value_sum) for node in tree.nodes]
                 found[tree.prompt.id] = nodes, tree.counters
                 machine.results.drop(tree.prompt.id)

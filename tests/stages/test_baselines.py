@@ -8,7 +8,7 @@ import pytest
 
 from stair_jax import pipeline
 from stair_jax.config.schema import DpoConfig
-from stair_jax.engine.switchboard import Switchboard
+from stair_jax.engine.shared_engine import SharedEngine
 from stair_jax.evals.benchmarks import miniature
 from stair_jax.judges.base import Score
 from stair_jax.judges.rule import RuleJudge
@@ -71,7 +71,7 @@ def test_the_judges_of_direct_responses_are_those_of_the_search(tmp_path):
         # What is no answer in STAIR's format is known to the verifier, and missing otherwise.
         malformed = -1.0 if kind is VerifierJudge else None
         for direct, safety in ((True, 1.0), (False, malformed)):
-            judge = judges.judge_of(run, Switchboard(Engine()), CODEC, direct=direct)
+            judge = judges.judge_of(run, SharedEngine(Engine()), CODEC, direct=direct)
             assert isinstance(judge, kind)
             judge.submit("x", HARMFUL, SORRY)
             [(_, score)] = judge.collect()

@@ -22,7 +22,7 @@ STEPS = ("<|Reasoning_step|>two<|/Reasoning_step|>", "<|Reasoning_step|>one<|/Re
 
 def pairs_of(this, number):
     """Pairs of a round, as stage pairs leaves them."""
-    codec = models.frame(this)[1]
+    codec = models.spec_and_codec(this)[1]
     better, worse = (tuple(codec.response_ids(step)) for step in STEPS)
     name, folder = f"round-{number}/pairs", this.round_dir(number) / "pairs"
     found = [
@@ -60,7 +60,7 @@ def finished(workdir, *names):
 
 def policy_of(run, name):
     """A model without weights."""
-    spec, codec = models.frame(run)
+    spec, codec = models.spec_and_codec(run)
     return models.Policy(name, spec, None, codec)
 
 

@@ -72,7 +72,7 @@ def make(workdir, **changes):
     """Lays down the trees of two rounds, and a first model, as a run would have."""
     c = small(workdir, **changes)
     run = Run(c, workdir, Lineage(workdir / "lineage.json"), Metrics(workdir))
-    codec = models.frame(run)[1]
+    codec = models.spec_and_codec(run)[1]
     for number in (1, 2):
         name = f"round-{number}/trees"
         run.begin(name, "search")
@@ -145,8 +145,8 @@ def test_the_trained_model_is_loaded_with_its_read_out(finished):
     assert set(found.params) == {"embed", "layers", "norm", "score"}
     assert models.digest_of(found.params) == entry["hash"]
     assert found.readout.to_json() == entry["readout"]
-    assert found.spec == reward.scalar(models.frame(run)[0])
-    assert found.codec.digest == models.frame(run)[1].digest
+    assert found.spec == reward.scalar(models.spec_and_codec(run)[0])
+    assert found.codec.digest == models.spec_and_codec(run)[1].digest
 
 
 def test_a_finished_reward_model_is_not_made_again(finished):
@@ -203,7 +203,7 @@ def test_values_at_the_ends_of_steps_with_adapters(tmp_path):
 @pytest.mark.parametrize("position", ["eos", "step_end"])
 def test_every_node_of_a_tree_set_aside_is_scored_at_its_own_token(finished, position):
     run = opened(finished)
-    codec = models.frame(run)[1]
+    codec = models.spec_and_codec(run)[1]
     config = dataclasses.replace(prm.PrmConfig.of(finished.prm), readout=position)
     readout = dataclasses.replace(prm.readout_of(finished), position=position)
     trees = grown(codec, 1, count=3)

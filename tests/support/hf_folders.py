@@ -58,7 +58,7 @@ def save(path, spec=TINY, **options):
 
 def load(path):
     """Returns all that a run reads of a folder: sizes, parameters, tokenizer."""
-    return *importer.load_onto(path), metadata.load_frame(path)[1]
+    return *importer.load_onto(path), metadata.load_spec_and_tokenizer(path)[1]
 
 
 @pytest.fixture

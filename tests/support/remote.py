@@ -12,7 +12,7 @@ from stair_jax.judges.remote import RemoteRater
 from stair_jax.judges.rubrics import Rubric
 from stair_jax.records import Prompt
 from stair_jax.remote import reply_cache
-from stair_jax.remote.client import Line
+from stair_jax.remote.client import EndpointClient
 
 HELP = Rubric("helpfulness", "How helpful? {question} / {answer}")
 SAFE = Rubric("safety", "How safe? {question} / {answer}")
@@ -62,7 +62,7 @@ def collected(rater, count, seconds=20.0):
 
 def rate(folder, url, answers=("because",), *, rubric=HELP, **changes):
     """Rates answers on a line of their own; returns the ratings and what was counted."""
-    with contextlib.closing(Line(config(url, **changes), folder, pause_s=0.001)) as line:
+    with contextlib.closing(EndpointClient(config(url, **changes), folder, pause_s=0.001)) as line:
         rater = RemoteRater(rubric, line)
         assert isinstance(rater, Rater)
         for i, answer in enumerate(answers):

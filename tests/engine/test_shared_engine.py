@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from stair_jax.engine.request import EngineLike, Prefix, Request, Result, Sampling
-from stair_jax.engine.switchboard import Switchboard
+from stair_jax.engine.shared_engine import SharedEngine
 
 
 class EchoEngine:
@@ -66,8 +66,8 @@ def request(id, prefix, group=None):
 @pytest.fixture
 def lines():
     engine = EchoEngine()
-    board = Switchboard(engine)
-    return engine, board.line(), board.line()
+    board = SharedEngine(engine)
+    return engine, board.client(), board.client()
 
 
 def test_a_line_is_an_engine_that_shares_everything_but_results(lines):

@@ -25,7 +25,7 @@ class Job:
         return self.sequence.ids[self.start : self.sequence.wanted]
 
 
-class Keys:
+class KvFiller:
     """Gives sequences pages, and fills them.
 
     Args:
@@ -33,7 +33,7 @@ class Keys:
       extend: computes the keys of jobs that are alike in their blocks and, where they have a
         start, in the bucket of their pages.
       copy: copies pages, [source, target] each.
-      bucket: see `Prefill.bucket`.
+      bucket: see `PagedModel.bucket`.
     """
 
     def __init__(
