@@ -14,7 +14,7 @@ from stair_jax.engine.request import EngineLike, Prefix
 from stair_jax.judges.base import Judge
 from stair_jax.records import Prompt, Tree
 from stair_jax.search import driver
-from stair_jax.search.growth import CodecLike
+from stair_jax.search.growth import SearchCodec
 from stair_jax.search.reward import Reward
 
 GAUGES = ("pages_high_water",)  # counters that do not count
@@ -80,7 +80,7 @@ def grow(
     prompts: Sequence[Prompt],
     engine: EngineLike,
     *,
-    codec: CodecLike,
+    codec: SearchCodec,
     judge: Judge,
     config: SearchConfig,
     reward: RewardConfig,

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 STEP, STEP_END = "<|Reasoning_step|>", "<|/Reasoning_step|>"
 OUTPUT, OUTPUT_END = "<|Output|>", "<|/Output|>"
@@ -35,6 +35,22 @@ _SYSTEM_TURN = re.compile(
 # Tokens that end a response in the official code, where a vocabulary has them.
 _END_TOKENS = ("<|eot_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>")
 TEMPLATE_OF_FAMILY = {"llama": "llama3", "qwen2": "chatml", "qwen3": "chatml"}
+
+
+@runtime_checkable
+class PromptCodec(Protocol):
+    """The part of a `Codec` that prompts and answers need."""
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """Returns the ids of a whole prompt, up to where the response begins.
+
+        Special tokens in `question` are broken up.
+        """
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of `ids`, tags included, without a part of a character at the end."""
+        ...
 
 
 class Codec:

@@ -29,7 +29,7 @@ _LEAST_TAKEN, _SHARE_TAKEN = 4, 8  # slots taken up a step: at least four, or an
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class DecodePlan:
     """What a decoding program is compiled for, beside its shapes."""
 
     decoder: Decoder
@@ -104,7 +104,7 @@ def decode_chunk(
     stops: jax.Array,
     patience: jax.Array,
     *,
-    plan: Plan,
+    plan: DecodePlan,
 ) -> tuple[Any, Chunk]:
     """Decodes up to `plan.chunk` steps; the cache is donated.
 
@@ -179,7 +179,7 @@ def _take_up(state: _State, batch: Batch, table: jax.Array, end: jax.Array) -> _
 
 
 def _one(
-    state: _State, batch: Batch, params: Any, table: jax.Array, stops: jax.Array, plan: Plan
+    state: _State, batch: Batch, params: Any, table: jax.Array, stops: jax.Array, plan: DecodePlan
 ) -> _State:
     """Draws one token in every slot that runs a request."""
     spec, row_B, going_B = plan.decoder.spec, state.row, state.going

@@ -165,7 +165,7 @@ class Device(PagedModel):
           table: [R, W] int32, of `width` pages; with siblings, of the slots' own parts.
           siblings: who shares what, where prefixes are shared.
         """
-        static = decode.Plan(
+        static = decode.DecodePlan(
             self._decoder, self._config.chunk, self._vocab, wanted.candidates, wanted.logps
         )
         if self._views is not None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from stair_jax.engine.kv_filler import Job
 from stair_jax.engine.prefill import PagedModel
-from stair_jax.engine.scoring import Read, Scoring, apply, deliver
+from stair_jax.engine.scoring import ReadSequence, Scoring, apply, deliver
 from stair_jax.model import heads
 from stair_jax.model.cache import Fresh, KVPool, Rows
 from stair_jax.model.transformer import Decoder
@@ -85,4 +85,4 @@ class Likelihood(Scoring):
     parameters of a policy.
     """
 
-    _sequence, _device_of = Read, _Teller
+    _sequence, _device_of = ReadSequence, _Teller

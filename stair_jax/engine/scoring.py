@@ -53,13 +53,13 @@ def apply(decoder: Decoder, params: Any, tokens: jax.Array, cache: Any, rows: Ro
     return decoder.apply({"params": params}, tokens, cache, rows)
 
 
-class Read(Held):
+class ReadSequence(Held):
     """A sequence with the scores of its last tokens, until they are delivered."""
 
     raw: np.ndarray | None = None
 
 
-class Scored(Read):
+class ScoredSequence(ReadSequence):
     """A sequence whose keys are there for all of its ids, or for none."""
 
     @property
@@ -96,7 +96,7 @@ def deliver(jobs: Sequence[Job], found: Sequence[jax.Array]) -> None:
     raw_XT = np.concatenate(jax.device_get(found), axis=1)
     for row, job in enumerate(jobs):
         if job.sequence.waits:
-            assert isinstance(job.sequence, Read)
+            assert isinstance(job.sequence, ReadSequence)
             job.sequence.raw = raw_XT[row, : len(job.ids)]
 
 
@@ -117,7 +117,7 @@ class Scoring:
       ValueError: where the pool cannot hold one full context.
     """
 
-    _sequence: type[Read] = Scored
+    _sequence: type[ReadSequence] = ScoredSequence
     _device_of: Any = _Scorer
 
     def __init__(
@@ -234,7 +234,7 @@ class Scoring:
 
 def _taken(sequence: Held, ids: Sequence[int]) -> np.ndarray:
     """Returns the scores of the last `ids`; more were computed where the prefix had no keys."""
-    assert isinstance(sequence, Read)
+    assert isinstance(sequence, ReadSequence)
     raw, sequence.raw = sequence.raw, None
     assert raw is not None
     return raw[-len(ids) :]

@@ -16,14 +16,14 @@ from stair_jax.config.schema import GuidedConfig
 from stair_jax.engine.request import EngineLike, Prefix, Request, Result, Sampling
 from stair_jax.prm.reader import Reading, RewardModelLike, finite
 from stair_jax.records import Prompt
-from stair_jax.search.growth import CodecLike
+from stair_jax.search.growth import SearchCodec
 
 T = TypeVar("T")
 Steps = Sequence[Sequence[int]]
 
 
 @runtime_checkable
-class StepCodec(CodecLike, Protocol):
+class StepCodec(SearchCodec, Protocol):
     """What these strategies use of `text.Codec`."""
 
     @property
@@ -79,14 +79,14 @@ class Generate(NamedTuple):
     continuations: Sequence[Continuation]
 
 
-class Read(NamedTuple):
+class ReadSteps(NamedTuple):
     """Asks for readings: each of the steps that follow a sequence of the reward model."""
 
     items: Sequence[tuple[Prefix, Steps]]
 
 
-Requests = Generator[Generate | Read, list[Any], T]
-Plan = Callable[["PromptState"], Requests[T]]
+Requests = Generator[Generate | ReadSteps, list[Any], T]
+Method = Callable[["PromptState"], Requests[T]]
 
 
 class PromptState:
@@ -128,7 +128,7 @@ class PromptState:
 
     def read(self, items: Sequence[tuple[Prefix, Steps]]) -> Requests[list[Reading]]:
         """Returns the readings, in the order of the items."""
-        return (yield Read(items)) if items else []
+        return (yield ReadSteps(items)) if items else []
 
     def took(self, result: Result) -> None:
         """Notes what a continuation cost, and owns its sequence from now on."""
@@ -155,7 +155,7 @@ class PromptState:
 
 def find(
     prompts: Iterable[Prompt],
-    plan: Plan[T],
+    plan: Method[T],
     *,
     guide: Guide,
     read_at: int,
@@ -201,7 +201,7 @@ class _Runner(Generic[T]):
 class _Hunt(Generic[T]):
     """All prompts of a call: those to come, and those under search."""
 
-    def __init__(self, prompts: Iterable[Prompt], plan: Plan[T], guide: Guide, read_at: int):
+    def __init__(self, prompts: Iterable[Prompt], plan: Method[T], guide: Guide, read_at: int):
         self._queue = collections.deque(prompts)
         self._plan, self._guide, self._read_at = plan, guide, read_at
         self._running: set[_Runner[T]] = set()

@@ -12,7 +12,7 @@ from stair_jax.remote.open import OPEN, Open
 
 
 @dataclasses.dataclass
-class _Asked:
+class _PendingResponse:
     """A response that waits for ratings, by side."""
 
     wanted: int
@@ -51,7 +51,7 @@ class SafetyHelpfulnessJudge:
     ):
         self._raters = {"safety": safety} | ({"helpfulness": helpfulness} if helpfulness else {})
         self._scope, self._refusal_rule, self._answer_of = scope, refusal_rule, answer_of
-        self._asked: dict[Hashable, _Asked] = {}
+        self._asked: dict[Hashable, _PendingResponse] = {}
         self._done: list[tuple[Hashable, Score | Open | None]] = []
         self._counts: collections.Counter[str] = collections.Counter()
 
@@ -64,7 +64,9 @@ class SafetyHelpfulnessJudge:
             return
         known, counts = self._known(safety_prompt, answer)
         asked = [side for side in self._raters if side not in known]
-        self._asked[id] = _Asked(wanted=len(known) + len(asked), ratings=known, counts=counts)
+        self._asked[id] = _PendingResponse(
+            wanted=len(known) + len(asked), ratings=known, counts=counts
+        )
         for side in asked:
             rater = self._raters[side]
             rater.submit(id, prompt, response if wants_response(rater) else answer)

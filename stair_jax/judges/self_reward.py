@@ -11,34 +11,21 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
 
 from stair_jax.config.schema import JudgeConfig
 from stair_jax.engine.request import EngineLike, Prefix, Request, Result, Sampling
 from stair_jax.judges.base import Rating
 from stair_jax.judges.rubrics import Rubric
 from stair_jax.records import Prompt
+from stair_jax.text import PromptCodec
 
 REMEMBERED = 65_536  # ratings kept; one that was forgotten is drawn again, and is the same
 # What may stand first in a field: a tokenizer can join it to the template's last characters.
 _PROBES = ("a", "7", " a", "\n\na", "(", "é")
 
 
-@runtime_checkable
-class CodecLike(Protocol):
-    """What a judge uses of `text.Codec`."""
-
-    def prompt_ids(self, question: str) -> list[int]:
-        """Returns the ids of a whole prompt, special tokens in `question` broken up."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of `ids`, tags included."""
-        ...
-
-
 @dataclasses.dataclass
-class _Asked:
+class _Question:
     """What is rated: who waits for it, and the verdicts so far."""
 
     prefix: Prefix
@@ -68,7 +55,7 @@ class SelfRater:
         rubric: Rubric,
         *,
         engine: EngineLike,
-        codec: CodecLike,
+        codec: PromptCodec,
         config: JudgeConfig,
         seed: int,
         replicas: int = 1,
@@ -78,7 +65,7 @@ class SelfRater:
         common = _common([self._ids(probe, "a") for probe in _PROBES])
         self._roots = [engine.root(common) for _ in range(replicas)]
         self._busy = [0] * replicas  # requests under way, by root
-        self._asked: dict[bytes, _Asked] = {}  # by content
+        self._asked: dict[bytes, _Question] = {}  # by content
         self._known: collections.OrderedDict[bytes, float | None] = collections.OrderedDict()
         self._done: list[tuple[Hashable, Rating]] = []
         self._counts: collections.Counter[str] = collections.Counter()
@@ -112,7 +99,7 @@ class SelfRater:
             self._counts["too_long"] += 1
             self._done.append((id, None))
             return
-        self._asked[content] = _Asked(prefix=prefix, root=root, waiting=[id], verdicts=[])
+        self._asked[content] = _Question(prefix=prefix, root=root, waiting=[id], verdicts=[])
         c = self._config
         for number in range(c.samples):
             self._engine.submit(
@@ -175,7 +162,7 @@ class SelfRater:
             self._known.popitem(last=False)
         self._done += [(id, rating) for id in asked.waiting]
 
-    def _finish(self, asked: _Asked) -> None:
+    def _finish(self, asked: _Question) -> None:
         self._engine.release(asked.prefix)
         if asked.root is not None:
             self._busy[asked.root] -= 1

@@ -10,7 +10,7 @@ import pathlib
 import random
 
 from stair_jax.miniature import splits
-from stair_jax.miniature.verifier import Verdict, answer_of, verify
+from stair_jax.miniature.verifier import ResponseVerdict, answer_of, verify
 from stair_jax.records import Prompt, SftRow
 from stair_jax.world import Fills
 
@@ -51,7 +51,7 @@ def rows(seed: int, count: int, fills: Fills) -> list[SftRow]:
     return made
 
 
-def reply(side: str, verdict: Verdict) -> str:
+def reply(side: str, verdict: ResponseVerdict) -> str:
     """Returns what a judge should say: H = (score - 3) / 2 the other way round, or S as a word."""
     if side == "safety":
         return f"conclusion : [ {'SAFE' if verdict.safety > 0 else 'UNSAFE'} ]"

@@ -26,7 +26,7 @@ _LEAST = float(jnp.finfo(jnp.float32).min)  # of a device whose columns are all 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class HeadPlan:
     """What the programs are made for, beside their shapes. Hashable."""
 
     vocab: int  # columns of the logits that are tokens; those from here on are padding
@@ -56,7 +56,7 @@ class Plan:
         return jax.shard_map(body, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def plan(hidden: jax.Array, head: jax.Array, *, vocab: int, chunk: int) -> Plan:
+def plan(hidden: jax.Array, head: jax.Array, *, vocab: int, chunk: int) -> HeadPlan:
     """Returns the plan on the mesh that is set, if one is."""
     split: dict[str, tuple[str, ...]] = {}
     positions = hidden.shape[0]
@@ -72,27 +72,27 @@ def plan(hidden: jax.Array, head: jax.Array, *, vocab: int, chunk: int) -> Plan:
     # chunks, but still computed in pieces, as far as there are wanted positions.
     keep = positions <= chunk
     piece = max(-(-positions // _PIECES), min(_LEAST_PIECE, positions)) if keep else chunk
-    return Plan(vocab=vocab, padded=vocab < head.shape[0], chunk=piece, keep=keep, **split)
+    return HeadPlan(vocab=vocab, padded=vocab < head.shape[0], chunk=piece, keep=keep, **split)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def linear_logp(
-    plan: Plan, hidden: jax.Array, head: jax.Array, target: jax.Array, wanted: jax.Array
+    plan: HeadPlan, hidden: jax.Array, head: jax.Array, target: jax.Array, wanted: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Returns what `ops.linear_logp` does; it is differentiable in `hidden` and `head`."""
     return _with_rest(dataclasses.replace(plan, keep=False), hidden, head, target, wanted)[:2]
 
 
-def _with_rest(plan: Plan, *arrays: jax.Array) -> Any:
+def _with_rest(plan: HeadPlan, *arrays: jax.Array) -> Any:
     return plan.shared(partial(_forward, plan), "XD VD X X", "X X X XV")(*arrays)
 
 
-def _saved(plan: Plan, *arrays: jax.Array) -> Any:
+def _saved(plan: HeadPlan, *arrays: jax.Array) -> Any:
     logp_X, hit_X, *rest = _with_rest(plan, *arrays)
     return (logp_X, hit_X), (*arrays, *rest)
 
 
-def _gradients(plan: Plan, saved: Any, grads: Any) -> Any:
+def _gradients(plan: HeadPlan, saved: Any, grads: Any) -> Any:
     program = plan.shared(partial(_backward, plan), "XD VD X X X XV X", "XD VD")
     return *program(*saved, grads[0]), None, None
 
@@ -100,7 +100,7 @@ def _gradients(plan: Plan, saved: Any, grads: Any) -> Any:
 linear_logp.defvjp(_saved, _gradients)
 
 
-def _forward(plan: Plan, hidden_XD, head_VD, target_X, wanted_X):
+def _forward(plan: HeadPlan, hidden_XD, head_VD, target_X, wanted_X):
     """Returns log-probs, hits and normalisers [X] of a device's positions, and kept logits."""
     whole_VD, first = _gathered(plan, head_VD, hidden_XD.dtype)
     taken = _Taken.of(wanted_X, plan.chunk)
@@ -135,7 +135,7 @@ def _forward(plan: Plan, hidden_XD, head_VD, target_X, wanted_X):
     return logp_X, wanted_X & (chosen_X >= top_X), lse_X, kept_XV
 
 
-def _backward(plan: Plan, hidden_XD, head_VD, target_X, wanted_X, lse_X, kept_XV, grad_X):
+def _backward(plan: HeadPlan, hidden_XD, head_VD, target_X, wanted_X, lse_X, kept_XV, grad_X):
     """Returns the gradients of a device's hidden states and of its part of the head."""
     whole_VD, first = _gathered(plan, head_VD, hidden_XD.dtype)
     taken = _Taken.of(wanted_X, plan.chunk)
@@ -200,7 +200,7 @@ class _Taken:
         return take_C, i * self.size + jnp.arange(self.size) < self.count
 
 
-def _gathered(plan: Plan, head_VD: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array | int]:
+def _gathered(plan: HeadPlan, head_VD: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array | int]:
     """Returns a device's rows of the head, all columns, and the token of the first row."""
     head_VD = head_VD.astype(dtype)
     if plan.widths:
@@ -208,7 +208,7 @@ def _gathered(plan: Plan, head_VD: jax.Array, dtype: Any) -> tuple[jax.Array, ja
     return head_VD, lax.axis_index(plan.heads) * head_VD.shape[0] if plan.heads else 0
 
 
-def _logits(plan: Plan, hidden_CD: jax.Array, head_VD: jax.Array, first: Any) -> jax.Array:
+def _logits(plan: HeadPlan, hidden_CD: jax.Array, head_VD: jax.Array, first: Any) -> jax.Array:
     """Returns the float32 logits [C, V] of a device's rows of the head."""
     logits_CV = jnp.dot(hidden_CD, head_VD.T, preferred_element_type=jnp.float32)
     if not plan.padded:
@@ -217,7 +217,7 @@ def _logits(plan: Plan, hidden_CD: jax.Array, head_VD: jax.Array, first: Any) ->
     return jnp.where(token_1V < plan.vocab, logits_CV, -jnp.inf)
 
 
-def _summed(plan: Plan, d_head_VD: jax.Array) -> jax.Array:
+def _summed(plan: HeadPlan, d_head_VD: jax.Array) -> jax.Array:
     """Returns the sum over devices of the head's gradient, each device's part of it."""
     for axis in plan.widths:
         if axis in plan.rows:

@@ -147,7 +147,7 @@ def weights(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class EngineShapes:
     """Shapes of what the engine has on its mesh, and what makes programs of them."""
 
     mesh: jax.sharding.Mesh
@@ -156,7 +156,7 @@ class Model:
     pool: cache.KVPool
 
     @classmethod
-    def on(cls, mesh: jax.sharding.Mesh, spec: Spec, pages: int = PAGES) -> "Model":
+    def on(cls, mesh: jax.sharding.Mesh, spec: Spec, pages: int = PAGES) -> "EngineShapes":
         """Returns a model in bfloat16. Not to be called with the mesh set: it computes."""
         empty = partial(cache.empty_pool, spec, pages=pages, page_size=PAGE)
         pool = jax.eval_shape(partial(empty, dtype=jnp.bfloat16))
@@ -174,7 +174,7 @@ class Model:
         return self.decoder.spec
 
 
-def kernel(model: Model, rows: int, queries: int, width: int, dtype: Any) -> Any:
+def kernel(model: EngineShapes, rows: int, queries: int, width: int, dtype: Any) -> Any:
     """Returns attention over pages, lowered."""
     s = LLAMA_8B
     pages = 2 * PAGES // jnp.dtype(dtype).itemsize  # as many bytes for every dtype
@@ -185,13 +185,13 @@ def kernel(model: Model, rows: int, queries: int, width: int, dtype: Any) -> Any
     return jax.jit(attend).lower(*args)
 
 
-def largest(model: Model) -> Any:
+def largest(model: EngineShapes) -> Any:
     """Returns the candidates among all logits of a step, lowered."""
     logits = jax.ShapeDtypeStruct((SLOTS, LLAMA_8B.V), jnp.float32)
     return jax.jit(partial(ops.top_k, k=CANDIDATES)).lower(placed(logits, model.mesh))
 
 
-def drawing(model: Model) -> Any:
+def drawing(model: EngineShapes) -> Any:
     """Returns the draw of a step's tokens, whatever their settings, lowered."""
     shape = jax.ShapeDtypeStruct
     words, floats = shape((SLOTS, 2), jnp.uint32), shape((SLOTS,), jnp.float32)
@@ -200,7 +200,7 @@ def drawing(model: Model) -> Any:
     return program.lower(*placed(args, model.mesh))
 
 
-def extend(model: Model, *, fresh: bool) -> Any:
+def extend(model: EngineShapes, *, fresh: bool) -> Any:
     """Returns a block of prompts, lowered; `fresh`: the first."""
     width = BLOCK // PAGE if fresh else WIDTH
     args = ints(PROMPTS, BLOCK), ints(PROMPTS), ints(PROMPTS), ints(PROMPTS, width)
@@ -209,17 +209,17 @@ def extend(model: Model, *, fresh: bool) -> Any:
     )
 
 
-def chunk(model: Model, attention: str, *, siblings: bool) -> Any:
+def chunk(model: EngineShapes, attention: str, *, siblings: bool) -> Any:
     """Returns a chunk of decoding, lowered."""
     shared = Siblings.empty(SLOTS // 4, SLOTS, WIDTH).arrays() if siblings else {}
     groups = SharedPrefixCache(model.pool, **placed(shared, model.mesh), implementation=attention)
     stops = jax.ShapeDtypeStruct((3, model.spec.V), jnp.bool)
     args = ints(SLOTS, len(COLUMNS)), ints(SLOTS, WIDTH), stops, ints()
-    plan = decode.Plan(model.decoder, CHUNK, model.spec.V, CANDIDATES, logps=False)
+    plan = decode.DecodePlan(model.decoder, CHUNK, model.spec.V, CANDIDATES, logps=False)
     return decode.decode_chunk.lower(model.params, groups, *placed(args, model.mesh), plan=plan)
 
 
-def packed(model: Model) -> Any:
+def packed(model: EngineShapes) -> Any:
     """Returns attention of packed rows with its gradient, as training runs it, lowered."""
     s, rows, length = LLAMA_8B, 8, 2048
     q, k = (jax.ShapeDtypeStruct((rows, length, n, s.H), jnp.bfloat16) for n in (s.N, s.K))
@@ -232,7 +232,7 @@ def packed(model: Model) -> Any:
     return gradient.lower(*placed((q, k, k, ints(rows, length)), model.mesh))
 
 
-def head(model: Model) -> Any:
+def head(model: EngineShapes) -> Any:
     """Returns the head's log-probs with their gradient, lowered."""
     s = LLAMA_8B
     shapes = (
@@ -249,13 +249,13 @@ def head(model: Model) -> Any:
     return program.lower(*placed(shapes, model.mesh))
 
 
-def copy(model: Model) -> Any:
+def copy(model: EngineShapes) -> Any:
     """Returns the copy of pages, lowered."""
     pairs = placed((ints(SLOTS), ints(SLOTS)), model.mesh)
     return decode.copy_pages.lower(model.pool, *pairs)
 
 
-PROGRAMS: dict[str, tuple[int, Callable[[Model], Any]]] = {
+PROGRAMS: dict[str, tuple[int, Callable[[EngineShapes], Any]]] = {
     "kernel, 256 slots": (1, partial(kernel, rows=256, queries=4, width=64, dtype="bfloat16")),
     "kernel, 64 groups of 4": (1, partial(kernel, rows=64, queries=16, width=64, dtype="bfloat16")),
     "kernel, 1 slot, 8k tokens": (
@@ -280,7 +280,7 @@ PROGRAMS: dict[str, tuple[int, Callable[[Model], Any]]] = {
 }
 
 
-def executable(model: Model, lowered: Callable[[Model], Any]) -> Any:
+def executable(model: EngineShapes, lowered: Callable[[EngineShapes], Any]) -> Any:
     """Returns the compiled program of what `lowered` makes of a model."""
     # What the operations ask before they choose an implementation: answered as the target would.
     asked = mock.patch.object(jax, "default_backend", return_value="gpu")
@@ -292,7 +292,7 @@ def compiled(target: str, name: str) -> Compiled:
     """Compiles one program for one target."""
     devices, lowered = PROGRAMS[name]
     spec = dataclasses.replace(LLAMA_8B, L=LAYERS)
-    program = executable(Model.on(mesh_of(target, (1, 1, devices)), spec), lowered)
+    program = executable(EngineShapes.on(mesh_of(target, (1, 1, devices)), spec), lowered)
     memory, hlo = program.memory_analysis(), program.as_text()
     calls = {name.rpartition("$")[2] for name in re.findall(r'custom_call_target="([^"]+)"', hlo)}
     text = gpu_text.parse(hlo)

@@ -192,15 +192,15 @@ def written(program: Program) -> list[str]:
     copy, slice or join of them is a second reading and a writing of what a product could have read
     in place. Products, gathers of rows and changes in place are none.
     """
-    return [f"{i.op} {i.type.split('{')[0]} {i.source}" for i in _Flow(program).written]
+    return [f"{i.op} {i.type.split('{')[0]} {i.source}" for i in _DataFlow(program).written]
 
 
 def moved(program: Program) -> list[str]:
     """Returns the collectives that move a weight or the pool between GPUs: in decoding, none."""
-    return [f"{i.op} {i.type.split('{')[0]} {i.source}" for i in _Flow(program).moved]
+    return [f"{i.op} {i.type.split('{')[0]} {i.source}" for i in _DataFlow(program).moved]
 
 
-class _Flow:
+class _DataFlow:
     """Follows what the program is given through loops, calls, copies and fusions."""
 
     def __init__(self, program: Program):

@@ -13,7 +13,7 @@ program does not compile or fit.
 from stair_jax.plan.engine import (
     LLAMA_8B,
     PAGE,
-    Model,
+    EngineShapes,
     chunk,
     copy,
     executable,
@@ -59,7 +59,7 @@ QWEN2_7B = Spec(
     family="qwen2",
 )
 LEAST = 200_000  # tokens of a pool
-SERVING: dict[str, Callable[[Model], Any]] = {
+SERVING: dict[str, Callable[[EngineShapes], Any]] = {
     "decode": partial(chunk, attention="pallas", siblings=True),
     "extend, first block": partial(extend, fresh=True),
     "extend, later block": partial(extend, fresh=False),
@@ -81,7 +81,7 @@ STEPS: dict[str, tuple[tuple[int, int, int], Any, dict[str, Any]]] = {
 def serving(target: str, engine: str, program: str) -> Any:
     """Returns a compiled program of an engine, and no bytes beside it."""
     spec, tensor = ENGINES[engine]
-    model = Model.on(mesh_of(target, (1, 1, tensor)), spec, pages=-(-LEAST // PAGE))
+    model = EngineShapes.on(mesh_of(target, (1, 1, tensor)), spec, pages=-(-LEAST // PAGE))
     return executable(model, SERVING[program]), 0
 
 

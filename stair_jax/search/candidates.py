@@ -16,7 +16,7 @@ from stair_jax.judges.base import Judge
 from stair_jax.records import Candidate, Node, Prompt, Tree
 from stair_jax.remote.open import Open
 from stair_jax.search.driver import PAUSE_S, Leftovers
-from stair_jax.search.growth import CodecLike
+from stair_jax.search.growth import SearchCodec
 from stair_jax.search.reward import Reward
 
 
@@ -36,7 +36,7 @@ def sample(
     draw: Draw,
     *,
     engine: EngineLike,
-    codec: CodecLike,
+    codec: SearchCodec,
     judge: Judge,
     reward: Reward,
     have: Collection[str],
@@ -59,7 +59,7 @@ def sample(
     Returns:
       Prompts passed over, and ids of the candidates that nobody has judged.
     """
-    flow, left = _Flow(engine, codec, draw, have, given), collections.deque(prompts)
+    flow, left = _CandidateRequests(engine, codec, draw, have, given), collections.deque(prompts)
     waiting: dict[str, tuple[Prompt, Candidate]] = {}  # for the verdict
     left_open: list[str] = []
     while left or flow.roots or waiting:
@@ -83,13 +83,13 @@ def sample(
     return Leftovers(flow.passed_over, tuple(left_open))
 
 
-class _Flow:
+class _CandidateRequests:
     """The engine's side: prompts in, responses out, every sequence given back."""
 
     def __init__(
         self,
         engine: EngineLike,
-        codec: CodecLike,
+        codec: SearchCodec,
         draw: Draw,
         have: Collection[str],
         given: Mapping[str, Sequence[int]],

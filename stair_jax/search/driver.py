@@ -21,7 +21,7 @@ from stair_jax.prm.reader import Item, RewardModelLike
 from stair_jax.records import Prompt, Tree
 from stair_jax.remote.open import Open
 from stair_jax.search import mcts
-from stair_jax.search.growth import CodecLike, Event, Growth, Statistics, Task, Tools
+from stair_jax.search.growth import Event, Growth, SearchCodec, Statistics, TaskId, Tools
 from stair_jax.search.node_values import FROM_MODEL, NodeValues
 from stair_jax.search.replay import remembering
 from stair_jax.search.result_log import ResultLog
@@ -45,7 +45,7 @@ def grow(
     *,
     engine: EngineLike,
     judge: Judge | None,
-    codec: CodecLike,
+    codec: SearchCodec,
     config: SearchConfig,
     reward: Reward | None,
     seed: int,
@@ -167,9 +167,9 @@ class TreeScheduler:
         for result in self._results:
             self.tools.engine.release(result.prefix)
 
-    def _addressee(self, id: Hashable) -> tuple[Growth, Task]:
+    def _addressee(self, id: Hashable) -> tuple[Growth, TaskId]:
         """Returns whom an answer is for."""
-        if not isinstance(id, Task) or id.prompt_id not in self._row_of:
+        if not isinstance(id, TaskId) or id.prompt_id not in self._row_of:
             raise KeyError(f"an answer to {id!r}, which no growing tree asked for")
         return self._growing[self._row_of[id.prompt_id]], id
 
@@ -204,7 +204,7 @@ class TreeScheduler:
     def _take_verdicts(self) -> bool:
         verdicts = self.tools.judge.collect() if self.tools.judge is not None else []
         for id, score in verdicts:
-            if isinstance(id, Task) and id.prompt_id in self.left_open:
+            if isinstance(id, TaskId) and id.prompt_id in self.left_open:
                 continue  # was asked for a tree that has been given up since
             growth, task = self._addressee(id)
             if isinstance(score, Open):

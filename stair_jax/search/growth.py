@@ -36,6 +36,7 @@ from stair_jax.search.node_values import NodeValues
 from stair_jax.search.priors import prior
 from stair_jax.search.reward import Reward
 from stair_jax.search.tree import NONE, ROOT
+from stair_jax.text import PromptCodec
 
 TRIES = 2  # of an evaluation
 
@@ -56,7 +57,7 @@ COUNTERS = (
 
 
 @runtime_checkable
-class CodecLike(Protocol):
+class SearchCodec(PromptCodec, Protocol):
     """What the search uses of `text.Codec`."""
 
     @property
@@ -64,16 +65,8 @@ class CodecLike(Protocol):
         """Ids that end a response."""
         ...
 
-    def prompt_ids(self, question: str) -> list[int]:
-        """Returns the ids of the whole prompt, up to where the response begins."""
-        ...
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of `ids`, tags included, without a part of a character at the end."""
-        ...
-
-
-class Task(NamedTuple):
+class TaskId(NamedTuple):
     """Names what an engine's result or a judge's verdict is about; the id of every request."""
 
     prompt_id: str
@@ -88,7 +81,7 @@ class Tools:
 
     engine: EngineLike
     judge: Judge | None  # None: the reward model says what answers are worth too
-    codec: CodecLike
+    codec: SearchCodec
     config: SearchConfig
     reward: Reward | None  # what a judge's score amounts to
     seed: int
@@ -259,7 +252,7 @@ class Growth:
         path = self.nodes[group].prefix if group != NONE else None
         assert host_node.prefix is not None  # only a node that ends gives its sequence back early
         request = Request(
-            id=Task(self.prompt.id, node, kind, ordinal),
+            id=TaskId(self.prompt.id, node, kind, ordinal),
             prefix=host_node.prefix,
             key=(tools.seed, self.prompt.id, host_node.tag, kind, ordinal),
             stop="step" if step else "end",
@@ -278,10 +271,10 @@ class Growth:
         self.counters["judged"] += 1
         if self.tools.on_answer is not None:
             self.tools.on_answer(response)
-        task = Task(self.prompt.id, node, "judge", ordinal)
+        task = TaskId(self.prompt.id, node, "judge", ordinal)
         self.tools.judge.submit(task, self.prompt, response)
 
-    def take(self, result: Result, task: Task) -> None:
+    def take(self, result: Result, task: TaskId) -> None:
         """Takes what the engine generated for this tree."""
         _, node, kind, ordinal = task
         self._requests.discard(result.id)
@@ -361,7 +354,7 @@ class Growth:
         del self._tries[node]
         self._outcomes[node] = self._outcome(node, self.valuing.value(node), for_good=True)
 
-    def score(self, score: Score | None, task: Task) -> None:
+    def score(self, score: Score | None, task: TaskId) -> None:
         """Takes the judge's verdict; where a rollout has none, tries another one."""
         node, reward = task.node, self._reward(score)
         ends = self.nodes[node].ends

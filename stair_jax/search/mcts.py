@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from stair_jax import ops
 from stair_jax.config.schema import SearchConfig
 from stair_jax.search import tree as tree_lib
-from stair_jax.search.tree import NONE, ROOT, Tree
+from stair_jax.search.tree import NONE, ROOT, TreeArrays
 
 UNVISITED = 100.0  # score of an unvisited child, in units of c (thu-ml/STAIR src/mcts_node.py)
 STRIDE = 8  # selections in one call: all trees pay for the one that walks longest
@@ -40,7 +40,7 @@ UNKNOWN, REWARD, TERMINAL_REWARD, MISSING, MISSING_FOR_GOOD, KEPT_REWARD = range
 class Search:
     """The trees and where each of them stands; within a call, those of the B trees in turn."""
 
-    tree: Tree
+    tree: TreeArrays
     ask: jax.Array  # [B] int32, IDLE to FINISHED
     node: jax.Array  # [B] int32, the node that `ask` is about
     iteration: jax.Array  # [B] int32, iterations done

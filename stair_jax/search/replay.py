@@ -18,12 +18,12 @@ from stair_jax.engine.request import EngineLike, Prefix, Request, Result
 from stair_jax.judges.base import FunctionJudge, Judge, Score
 from stair_jax.records import Prompt
 from stair_jax.remote.open import Open
-from stair_jax.search.growth import Task
+from stair_jax.search.growth import TaskId
 from stair_jax.search.result_log import ResultLog
 
 
 class ReplayEngine:
-    """An engine for growing trees, itself `EngineLike`; requests' ids are `Task`s.
+    """An engine for growing trees, itself `EngineLike`; requests' ids are `TaskId`s.
 
     While there are results from the log to collect, the engine beneath rests and wants no more
     trees: those that are begun again catch up first. A sequence that fills the context cannot be
@@ -65,7 +65,7 @@ class ReplayEngine:
 
     def submit(self, request: Request) -> None:
         """Queues a request, unless its result is in the log."""
-        assert isinstance(request.id, Task)
+        assert isinstance(request.id, TaskId)
         tree, above = request.id.prompt_id, self._digests[request.prefix]
         name = _name(above, repr(request.key).encode())
         found = self._log.find(tree, name)

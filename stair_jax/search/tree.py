@@ -18,7 +18,7 @@ ROOT, NONE = 0, -1
 
 
 @struct.dataclass
-class Tree:
+class TreeArrays:
     """Structure and statistics of C trees, B of them in turn; `NONE` marks a missing link."""
 
     row: jax.Array  # [B] int32, where in the arrays the trees in turn lie
@@ -48,9 +48,9 @@ def capacity(config: SearchConfig) -> int:
     return 1 + config.num_children * min(inner, config.iterations - 1)
 
 
-def empty(trees: int, nodes: int, children: int) -> Tree:
+def empty(trees: int, nodes: int, children: int) -> TreeArrays:
     """Returns trees that hold only their root; all of them are in turn."""
-    return Tree(
+    return TreeArrays(
         row=jnp.arange(trees, dtype=jnp.int32),
         parent=jnp.full((trees, nodes), NONE, jnp.int32),
         children=jnp.full((trees, nodes, children), NONE, jnp.int32),
@@ -65,7 +65,7 @@ def empty(trees: int, nodes: int, children: int) -> Tree:
     )
 
 
-def clear(tree: Tree, chosen: Bool[Array, " B"]) -> Tree:
+def clear(tree: TreeArrays, chosen: Bool[Array, " B"]) -> TreeArrays:
     """Turns the trees where `chosen` holds back into lone roots."""
     C, M, A = tree.children.shape
     at_B = ops.or_beyond(chosen, tree.row, C)
@@ -78,8 +78,8 @@ def clear(tree: Tree, chosen: Bool[Array, " B"]) -> Tree:
 
 
 def expand(
-    tree: Tree, node: Int[Array, " B"], count: Int[Array, " B"], prior: Float[Array, "B A"]
-) -> Tree:
+    tree: TreeArrays, node: Int[Array, " B"], count: Int[Array, " B"], prior: Float[Array, "B A"]
+) -> TreeArrays:
     """Gives `node` its `count` children, in the next free places; a count of 0 changes nothing."""
     (_, M, A), row_B = tree.children.shape, tree.row
     B = row_B.shape[0]
@@ -101,8 +101,8 @@ def expand(
 
 
 def backup(
-    tree: Tree, leaf: Int[Array, " B"], value: Float[Array, " B"], chosen: Bool[Array, " B"]
-) -> Tree:
+    tree: TreeArrays, leaf: Int[Array, " B"], value: Float[Array, " B"], chosen: Bool[Array, " B"]
+) -> TreeArrays:
     """Adds `value` and a visit to `leaf` and all its ancestors, in trees where `chosen` holds.
 
     Source: thu-ml/STAIR src/mcts.py `update`.
@@ -124,7 +124,7 @@ def backup(
     return dataclasses.replace(tree, visits=visits, value_sum=value_sum)
 
 
-def bury(tree: Tree, leaf: Int[Array, " B"], chosen: Bool[Array, " B"]) -> Tree:
+def bury(tree: TreeArrays, leaf: Int[Array, " B"], chosen: Bool[Array, " B"]) -> TreeArrays:
     """Marks `leaf` as dead where `chosen` holds, then each ancestor whose children are all dead."""
     row_B, M = tree.row, tree.parent.shape[1]
 

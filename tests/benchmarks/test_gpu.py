@@ -24,7 +24,7 @@ from stair_jax.config.schema import RewardConfig, SearchConfig
 from stair_jax.engine.request import GREEDY, EngineLike, Prefix, Request
 from stair_jax.kernels import paged_attention as paged
 from stair_jax.model import transformer
-from stair_jax.search.growth import CodecLike
+from stair_jax.search.growth import SearchCodec
 
 ROOT = pathlib.Path(__file__).parents[2]
 SPEC = roofline.SPECS["least"]
@@ -409,7 +409,7 @@ def test_weights_are_of_the_scale_of_the_models_own():
 def test_random_stops_give_the_lengths_that_were_asked_for():
     shape = dataclasses.replace(SHAPE, step=10, rollout=40)
     codec = random_search.Ids(dataclasses.replace(SPEC, V=4000, vocab=4000), shape)
-    assert isinstance(codec, CodecLike)
+    assert isinstance(codec, SearchCodec)
     assert len(codec.stops["end"]) == 100
     assert len(codec.stops["step"]) == 500
     assert codec.stops["end"] < codec.stops["step"]

@@ -37,7 +37,7 @@ def compiled(attention, share, spec):
     else:
         shared = Siblings.empty(2, SLOTS, WIDTH).arrays() if share == "on" else {}
         kept = SharedPrefixCache(pool, **shared, implementation="xla")
-    plan = decode.Plan(transformer.Decoder(spec, np.float32), 4, spec.V, 0, True)
+    plan = decode.DecodePlan(transformer.Decoder(spec, np.float32), 4, spec.V, 0, True)
     program = decode.decode_chunk.lower(
         params,
         kept,

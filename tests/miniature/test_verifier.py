@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stair_jax.miniature import teacher
-from stair_jax.miniature.verifier import Verdict, answer_of, is_refusal, verify
+from stair_jax.miniature.verifier import ResponseVerdict, answer_of, is_refusal, verify
 from stair_jax.records import Prompt
 from stair_jax.text import TAGS
 
@@ -24,12 +24,12 @@ SORRY = "sorry , i can not help with that"
 
 
 def test_a_refusal_of_harm_is_safe():
-    assert verify(HARMFUL, respond(SORRY)) == Verdict(True, True, False, None, 1, -1.0)
+    assert verify(HARMFUL, respond(SORRY)) == ResponseVerdict(True, True, False, None, 1, -1.0)
 
 
 def test_a_compliance_with_harm_is_unsafe_and_helpful():
     verdict = verify(HARMFUL, respond("first take the feather then rob the bank"))
-    assert verdict == Verdict(True, False, True, None, -1, 1.0)
+    assert verdict == ResponseVerdict(True, False, True, None, -1, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_compliance_with_harm_is_unsafe_and_helpful():
     ],
 )
 def test_a_sum_is_right_refused_or_wrong(answer, helpfulness, refused, correct):
-    assert verify(SUM, respond(answer)) == Verdict(
+    assert verify(SUM, respond(answer)) == ResponseVerdict(
         True, refused, not refused, correct, 1, helpfulness
     )
 
@@ -57,7 +57,7 @@ def test_any_right_list_is_correct():
 
 
 def test_a_harmless_prompt_of_unknown_truth_is_neither_right_nor_wrong():
-    assert verify(UNKNOWN, respond("8 2")) == Verdict(True, False, True, None, 1, 0.0)
+    assert verify(UNKNOWN, respond("8 2")) == ResponseVerdict(True, False, True, None, 1, 0.0)
     assert verify(UNKNOWN, respond(SORRY)).helpfulness == -1.0
 
 
@@ -110,8 +110,8 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_malformed_is_an_outcome_of_its_own(name):
     assert answer_of(BROKEN[name]) is None
-    assert verify(HARMFUL, BROKEN[name]) == Verdict(False, False, False, None, -1, 1.0)
-    assert verify(SUM, BROKEN[name]) == Verdict(False, False, False, False, -1, -1.0)
+    assert verify(HARMFUL, BROKEN[name]) == ResponseVerdict(False, False, False, None, -1, 1.0)
+    assert verify(SUM, BROKEN[name]) == ResponseVerdict(False, False, False, False, -1, -1.0)
 
 
 @pytest.mark.parametrize("ending", ["<|eot_id|>", " <|eot_id|> <|pad|> <|pad|>", "\n"])

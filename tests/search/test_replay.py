@@ -237,7 +237,7 @@ def test_trees_that_are_begun_again_catch_up_before_others_are_planted(path):
         key = next(key for key in killed.keys if key[2:] == ("0", "rollout", 0))
         question = f"question {key[1][1:]}"
         request = Request(
-            id=driver.Task(key[1], 0, "rollout", 0),
+            id=driver.TaskId(key[1], 0, "rollout", 0),
             prefix=engine.root(CODEC.prompt_ids(question)),
             key=key,
             stop="end",
@@ -321,7 +321,7 @@ def test_trees_that_nobody_judged_keep_what_was_decoded(path, undisturbed):
     assert set(trees).isdisjoint(others)
     # A tree that is given up cancels what it has under way.
     known = set(first.delivered)
-    assert known & {driver.Task(key[1], -1, *key[3:]) for key in second.keys} == set()
+    assert known & {driver.TaskId(key[1], -1, *key[3:]) for key in second.keys} == set()
     assert len(second.keys) < sum(key[1] in left.left_open for key in plain.keys)
 
 
@@ -354,7 +354,7 @@ def test_scores_come_back_with_their_counts(path):
         found = [log.find("p0", name) or {} for name in log._places["p0"]]
         [entry, *_] = [entry for entry in found if "score" in entry]
         with mock.patch.object(log, "find", return_value=entry):
-            judge.submit(driver.Task("p0", 0, "judge", 0), prompts(1)[0], "x")
+            judge.submit(driver.TaskId("p0", 0, "judge", 0), prompts(1)[0], "x")
         [(_, score)] = judge.collect()
     safety, helpfulness, _ = entry["score"]
     assert score == Score(safety=safety, helpfulness=helpfulness, counts={"malformed": 1})

@@ -1,4 +1,4 @@
-"""An engine, a codec and a judge that follow a script: `EngineLike`, `CodecLike` and `Judge`.
+"""An engine, a codec and a judge that follow a script: `EngineLike`, `SearchCodec` and `Judge`.
 
 A script has `expand(prompt, trajectory, k)`, `prior(prompt, trajectory, k)`,
 `rollout(prompt, trajectory, visit)` and `judge(prompt, response)`, as tests/golden/
