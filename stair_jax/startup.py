@@ -1,4 +1,4 @@
-"""What JAX must be told before a run: how much of a GPU is ours, and where programs are kept."""
+"""Settings of JAX before a run: its share of a GPU's memory, and where programs are kept."""
 
 import logging
 import os

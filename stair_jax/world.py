@@ -1,6 +1,6 @@
 """A world: rows for every stage, the truth about answers and a tokenizer, where there is no file.
 
-Stages read one through `run.worlds`, which finds it by the word that stands in `config.data`; its
+Stages read one through `run.worlds`, which finds it by its name in `config.data`; its
 benchmarks are in `evals/benchmarks/`, as all others. The one that is there is in `miniature/`.
 """
 

@@ -80,7 +80,7 @@ def _check_range(name: str, value: Any, knob: Knob) -> None:
 
 
 def _refuse_ignored(c: Config, key: str, value: Any) -> None:
-    """Refuses a setting that does not count. One at its default never is: nobody asked for it."""
+    """Refuses a setting that would be ignored. A setting at its default is never refused."""
     knob, section = KNOBS[key], key.rpartition(".")[0]
     if value == knob.default:
         return

@@ -16,7 +16,7 @@ class Under:
 
     Attributes:
       counts: of the configuration of a run, and of the section that the setting is in.
-      needs: what that is, in words; "{section}" stands for the section's name.
+      needs: a description of that; "{section}" is replaced by the section's name.
       values: those that are ignored otherwise; None for all but the default.
     """
 
@@ -30,7 +30,7 @@ class Knob:
     """One setting.
 
     Attributes:
-      default: its value where nobody sets another.
+      default: its value unless it is set.
       meaning: with unit and source.
       among: the numbers that it may be; None for what is no number, and for several.
       choices: the words that it may be; empty for any text.

@@ -1,4 +1,4 @@
-"""What a setting that names rows or benchmarks stands for. Floor 0."""
+"""How settings that name rows or benchmarks are read. Floor 0."""
 
 from stair_jax.config.words import ROW_FILES, split_csv
 

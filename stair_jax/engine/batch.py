@@ -1,4 +1,4 @@
-"""The requests at hand in a chunk, as the device reads them: one array, one transfer."""
+"""The requests of a chunk, as the device reads them: one array, one transfer."""
 
 import dataclasses
 import struct

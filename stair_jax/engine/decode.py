@@ -1,6 +1,6 @@
 """The engine's device programs: extend, decode a chunk, copy pages. All of fixed shape.
 
-Shape letters: B slots  R requests at hand  W pages per request  N tokens of a chunk
+Shape letters: B slots  R requests of a chunk  W pages per request  N tokens of a chunk
   X prompts computed together  T prompt tokens of this call  V vocabulary  E stop sets
   A slots loaded together
 A chunk is handed more requests than there are slots: the first B rows are what the slots run, the
@@ -149,7 +149,7 @@ def decode_chunk(
 
 
 def _slots(cache: Any, packed: jax.Array) -> int:
-    """Returns B: views know it; without them all requests at hand run."""
+    """Returns B: the views' slots; without views every request of the chunk has one."""
     return cache.k[0].shape[0] if isinstance(cache, SlotCache) else packed.shape[0]
 
 

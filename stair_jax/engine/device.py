@@ -1,6 +1,6 @@
 """The device's side of the engine: weights, pool and programs.
 
-Shape letters as in `decode`: B slots  R requests at hand  W pages per request.
+Shape letters as in `decode`: B slots  R requests of a chunk  W pages per request.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ _SHARE = 0.85  # of a device's free memory that the pool takes; the rest is for 
 
 
 def attention_of(choice: str) -> str:
-    """Returns what "auto" stands for: "views" on CPUs, else what `ops.paged_choice` says.
+    """Resolves "auto": "views" on CPUs, else what `ops.paged_choice` says.
 
     Raises:
       ValueError: an unknown implementation, or one that cannot run here.

@@ -147,7 +147,7 @@ class Engine:
         return Held(self._fitting(ids))
 
     def extend(self, prefix: Prefix, ids: Sequence[int]) -> Prefix:
-        """Returns a new sequence: `prefix` and then `ids`, which nobody draws.
+        """Returns a new sequence: `prefix` followed by `ids`, which are given and not drawn.
 
         It reads the keys of `prefix`, whose owner may give that back at once; the new tokens' keys
         are computed when it is first continued.
@@ -309,7 +309,7 @@ class Engine:
         self._device.extend([job.ids for job in jobs], pages, [job.start for job in jobs])
 
     def _reserve(self) -> None:
-        """Gives everything at hand pages for a chunk; under shortage the youngest yields."""
+        """Gives every admitted request pages for a chunk; under shortage the youngest yields."""
         while True:
             rows = _rows(list(self._at_work()))
             missing = self._runs.missing(rows, self.config.chunk)
@@ -332,7 +332,7 @@ class Engine:
         self._counters["preempted_tokens"] += run.made
 
     def _withdraw(self, run: ActiveRequest) -> None:
-        """Takes a request out of its slot, or from those at hand, and its pages back."""
+        """Takes a request out of its slot, or from those that wait for one, and its pages back."""
         if run in self._ready:
             self._ready.remove(run)
         else:
@@ -345,7 +345,7 @@ class Engine:
     # Decoding
 
     def _decode(self) -> None:
-        """Starts a chunk with all that is at hand."""
+        """Starts a chunk with every admitted request."""
         slots, device, runs = self.config.slots, self._device, self._runs
         self._at_hand = [*self._slots, *self._ready]
         at = np.flatnonzero([run is not None for run in self._at_hand])  # rows of the batch in use

@@ -136,6 +136,6 @@ def generate(engine: EngineLike, requests: Sequence[Request]) -> list[Result]:
 
 
 def key_of(parts: tuple[int | str, ...]) -> np.ndarray:
-    """Returns the random key [2] uint32 that a request's `key` stands for."""
+    """Returns the random key [2] uint32 made of a request's `key`."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), np.uint32)

@@ -63,7 +63,7 @@ class Benchmark:
       columns: of the table.
       merits: how good each outcome is; empty where the truth is not known.
       sides: of the run's judge's verdicts that are figures, too; () needs no judge.
-      world: whose language it is in, if it is not a natural one.
+      world: the world that defines its language, if that is not a natural one.
       protocol: what the figures are of, in a few words; "" of a world's.
       max_tokens: of a response, where the protocol says; never more than the run's.
       prompts: what it asks, once it is loaded.

@@ -178,14 +178,14 @@ def find(
     for id, count in counts.items():
         if count > 1:
             raise ValueError(f"prompts: id {id!r} found {count} times, expected once")
-    hunt = _Hunt(prompts, plan, guide, read_at)
+    scheduler = _PromptScheduler(prompts, plan, guide, read_at)
     try:
-        while hunt.busy:
-            for state, found in hunt.tick():
+        while scheduler.busy:
+            for state, found in scheduler.tick():
                 on_found(state, found)
     finally:
-        hunt.close()
-    return hunt.passed_over
+        scheduler.close()
+    return scheduler.passed_over
 
 
 @dataclasses.dataclass(eq=False)
@@ -193,12 +193,12 @@ class _Runner(Generic[T]):
     """A prompt's state with its generator, and the answers to its last ask that are there."""
 
     state: PromptState
-    moves: Requests[T]
+    requests: Requests[T]
     answers: list[Any] = dataclasses.field(default_factory=list)
     missing: int = 0
 
 
-class _Hunt(Generic[T]):
+class _PromptScheduler(Generic[T]):
     """All prompts of a call: those to come, and those under search."""
 
     def __init__(self, prompts: Iterable[Prompt], plan: Method[T], guide: Guide, read_at: int):
@@ -217,9 +217,9 @@ class _Hunt(Generic[T]):
         return bool(self._queue or self._running)
 
     def tick(self) -> list[tuple[PromptState, T]]:
-        """Moves every prompt that can move; returns what was found."""
+        """Advances every prompt that can go on; returns what was found."""
         engine = self._guide.engine
-        self._plant()
+        self._start_prompts()
         if not engine.idle:
             engine.step()
         self._take(engine.collect())
@@ -236,10 +236,10 @@ class _Hunt(Generic[T]):
         for id in self._asked:
             self._guide.engine.cancel(id)
         for runner in self._running:
-            runner.moves.close()
+            runner.requests.close()
             runner.state.close()
 
-    def _plant(self) -> None:
+    def _start_prompts(self) -> None:
         while self._queue and (self._guide.engine.hungry or not self._running):
             prompt = self._queue.popleft()
             try:
@@ -283,7 +283,7 @@ class _Hunt(Generic[T]):
     def _advance(self, runner: _Runner[T], first: bool = False) -> None:
         """Lets a strategy go on with its answers, up to its next ask or its end."""
         try:
-            ask = next(runner.moves) if first else runner.moves.send(runner.answers)
+            ask = next(runner.requests) if first else runner.requests.send(runner.answers)
         except StopIteration as end:
             self._running.remove(runner)
             runner.state.close()

@@ -1,4 +1,4 @@
-"""Hugging Face folders: where they lie, and what of them can be told without the weights."""
+"""Hugging Face folders: where they lie, and what can be read of them without the weights."""
 
 import collections
 import json
@@ -172,7 +172,7 @@ def parse_json(file: pathlib.Path, raw: bytes) -> dict[str, Any]:
     """Returns the object that bytes of `file` hold.
 
     Raises:
-        ValueError: something else is in them, or a key stands twice with two values.
+        ValueError: they hold something else, or a key twice with two values.
     """
     try:
         content = json.loads(raw.decode(), object_pairs_hook=_object)

@@ -113,7 +113,7 @@ def growths_of(
 
 
 def _flat(pieces: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-    """Returns the pieces of all new rows one after the other, and whose each one is."""
+    """Returns the pieces of all new rows one after the other, and the row of each."""
     owners = [row for row, ids in enumerate(pieces) for _ in ids]
     ids = [i for row in pieces for i in row]
     return {"pieces": np.array(ids, np.int32), "owners": np.array(owners, np.int32)}

@@ -18,7 +18,7 @@ class Compared:
 
     Args:
       rater: that is asked.
-      truth: the true rating of what the rater is given, None where nobody knows.
+      truth: the true rating of what the rater is given; None where it is unknown.
     """
 
     def __init__(self, rater: Rater, truth: Callable[[Prompt, str], float | None]):

@@ -2,7 +2,7 @@
 
 The interface is asynchronous because a judge may sit in the engine or behind a network; a score
 that does not come is None: counted by the caller, never replaced by an invented number. Where
-nobody could be asked at all it is OPEN: to be asked again another day.
+the judge could not be reached it is OPEN: the next run asks again.
 
 A `SafetyHelpfulnessJudge` asks raters, each of which answers one question about one final answer.
 """

@@ -31,7 +31,7 @@ class SafetyHelpfulnessJudge:
 
     Args:
       safety: the rater of S.
-      helpfulness: the rater of H; None for nobody. Then H = -1 for safety prompts, so that R = S
+      helpfulness: the rater of H, or None. Then H = -1 for safety prompts, so that R = S
         under the paper's constants, else 0, counted as `no_judge`.
       scope: "all": both of every prompt (the paper); "by_type": S of safety prompts with H = -1,
         H of the others with S = +1 (thu-ml/STAIR src/final_orm.py).
@@ -73,7 +73,7 @@ class SafetyHelpfulnessJudge:
         self._settle(id)
 
     def _known(self, safety_prompt: bool, answer: str) -> tuple[dict[str, Rating], dict[str, int]]:
-        """Returns the ratings that nobody need be asked for, and what to count."""
+        """Returns the ratings that are known without asking, and what to count."""
         known: dict[str, Rating] = {}
         counts: dict[str, int] = {}
         if self._scope == "by_type":

@@ -60,7 +60,7 @@ class RemoteRater:
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """Replies `parsed`, `unparsed`, `declined`, `cached` (nobody was asked), `repeated` (while
+        """Replies `parsed`, `unparsed`, `declined`, `cached` (not asked again), `repeated` (while
         the same was being asked), ratings left `open`; `requests`, and of those `failed_requests`
         and `declined_requests`.
         """

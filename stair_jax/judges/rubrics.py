@@ -1,4 +1,4 @@
-"""Rubrics: what a model that judges is told, from templates on disk, and what its reply means.
+"""Rubrics: instructions for a model that judges, from templates on disk, and what its reply means.
 
 Sources: STAIR appendix B.2.2 (the five levels of helpfulness, what is safe, the last line, the
 scale of [-1, 1]); the wording of our templates is our own.

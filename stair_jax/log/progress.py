@@ -99,7 +99,7 @@ class Line:
         """Says that something else is done meanwhile, such as compiling.
 
         Args:
-          task: what, in words.
+          task: a description of it.
           apart: whether it comes once, so that its time says nothing of the items to come.
         """
         before = self.task, self._task_begun
@@ -118,7 +118,7 @@ class Line:
         self._board.moved(self)
 
     def left(self, now: float) -> float | None:
-        """Returns the seconds until all is done; None where that cannot be told."""
+        """Returns the seconds until all is done; None where that is unknown."""
         rate = self._pace.rate(now)
         if rate is None or self.total is None:
             return None
@@ -281,7 +281,7 @@ def show_on(view: View | None) -> None:
 
 
 def duration(seconds: Amount) -> str:
-    """Returns a time in words: the two largest units of it."""
+    """Returns a duration as text, in its two largest units."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"

@@ -220,7 +220,7 @@ def category_holds(question: str, answer: str) -> bool | None:
 
 
 def units(rng: random.Random) -> Task:
-    """Returns a quantity in a large and a small unit to be told in the small one."""
+    """Returns a quantity in a large and a small unit, asked for in the small one."""
     (small, large), factor = rng.choice(list(words.UNITS.items()))
     k = rng.choice([k for k in range(2, 10) if k * factor % 10 < 9])
     m = rng.randrange(1, 10 - k * factor % 10)  # nothing is carried

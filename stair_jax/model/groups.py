@@ -24,7 +24,7 @@ from stair_jax.model.cache import KVPool, Rows
 
 @struct.dataclass
 class SharedPrefixCache:
-    """The pool, and which slots share what. Without `table` nobody shares anything.
+    """The pool, and which slots share which pages. Without `table` no slot shares any.
 
     `rows.table` of `attend` has the pages of the slots' own parts alone.
     """

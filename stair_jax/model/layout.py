@@ -1,4 +1,4 @@
-"""Rows that hold more than one sequence: where each token stands, and what it sees.
+"""Rows that hold more than one sequence: the position of each token, and what it attends to.
 
 A row is a forest whose nodes are runs of tokens, written down depth first: packed examples are
 trees of one node, sibling steps are the children of the prefix that they share. All tokens below

@@ -284,7 +284,7 @@ def _rope(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
 
 
 def _stated(places: Mapping[str, Mapping[str, Any]], key: str) -> float | None:
-    """Returns the number that all tables agree on; they go by what stands before their keys."""
+    """Returns the number that all tables agree on; a table is known by the prefix of its keys."""
     stated = {
         place + key: table[key] for place, table in places.items() if table.get(key) is not None
     }

@@ -3,8 +3,8 @@
 Shape letters: X positions  C positions of a chunk  D model  V rows of the head. On a mesh they are
 those of one device: positions lie over the axes data and fsdp, the head's rows over tensor and its
 columns over fsdp. The head is put together once before the loop over chunks, and its gradient is
-summed over devices once after it; the loop itself talks to nobody, so that each device may have as
-many chunks as it has wanted positions.
+summed over devices once after it; the loop itself has no communication, so that each
+device may have as many chunks as it has wanted positions.
 """
 
 import dataclasses

@@ -333,7 +333,7 @@ def report(target: str, name: str) -> bool:
 
 
 def main(words: Sequence[str]) -> int:
-    """Prints the table of the programs whose names have one of the words; returns the exit code."""
+    """Prints a table of the programs named by any of the words; returns the exit code."""
     print(f"jax {jax.__version__}, {LAYERS} layers of Llama-3.1-8B, on one device:")
     print("GPU   program                           given GB besides MB  writes  moves  CPU s calls")
     chosen, rest = parted(words, sorted(path.stem for path in TARGETS.glob("*.txt")))

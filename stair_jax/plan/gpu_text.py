@@ -178,7 +178,7 @@ def products(program: Program) -> list[Product]:
 
 
 def float32_products(program: Program) -> list[str]:
-    """Returns the products of a layer whose both sides are float32: there should be none."""
+    """Returns a layer's products of float32 by float32: there should be none."""
     return [p.text for p in products(program) if p.of_a_layer and p.float32]
 
 

@@ -219,7 +219,7 @@ def report(target: str, name: str) -> bool:
 
 
 def main(words: Sequence[str]) -> int:
-    """Prints the table of the steps whose names have one of the words; returns the exit code."""
+    """Prints a table of the steps named by any of the words; returns the exit code."""
     print(f"jax {jax.__version__}, steps of Llama-3.1-8B on 8 GPUs, on one of them:")
     print(
         f"{'GPU':<5} {'step':<26} {'given GB':>9} {'besides GB':>10} {'float32':>14}"

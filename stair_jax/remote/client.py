@@ -2,7 +2,7 @@
 
 The search's thread submits and collects; one thread with an event loop asks. A question that is
 being asked is not asked again, and neither is one whose reply is on disk: a reply that was paid for
-stands, also one that cannot be parsed (it will not be parsed at the next start either, so its
+is kept, also one that cannot be parsed (it will not be parsed at the next start either, so its
 rating stays missing), and the lack of one where that is about the question.
 
 Three things can go wrong, and none of them becomes a rating:

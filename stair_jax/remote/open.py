@@ -1,10 +1,10 @@
-"""What is said where nobody could be asked."""
+"""The answer of a judge that could not be reached."""
 
 import enum
 
 
 class Open(enum.Enum):
-    """Says that nobody answered: neither a score nor the lack of one is known."""
+    """No answer came: neither a score nor the lack of one is known."""
 
     OPEN = "open"
 

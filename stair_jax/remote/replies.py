@@ -1,7 +1,7 @@
 """The text of a chat completion, or why it holds none.
 
 A JSON document ends where it says it ends, so a cut one cannot be read, whatever the server says of
-its length; and `finish_reason` stands in it. What is not certain to be whole is never handed on.
+its length; and it has a `finish_reason`. What is not certain to be whole is never handed on.
 """
 
 import json

@@ -57,7 +57,7 @@ def sample(
       given: ids of a response that is there already, by prompt id; one more candidate of it.
 
     Returns:
-      Prompts passed over, and ids of the candidates that nobody has judged.
+      Prompts passed over, and ids of the candidates without a verdict.
     """
     flow, left = _CandidateRequests(engine, codec, draw, have, given), collections.deque(prompts)
     waiting: dict[str, tuple[Prompt, Candidate]] = {}  # for the verdict

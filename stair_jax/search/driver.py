@@ -57,7 +57,7 @@ def grow(
     """Grows a tree on every prompt; returns those without one.
 
     `on_tree` gets each tree as it finishes, so not in the order of `prompts`. A prompt that the
-    engine has no room for is passed over. A tree with an answer that nobody judged (`OPEN`) is
+    engine has no room for is passed over. A tree with an answer that was not judged (`OPEN`) is
     given up, and the others grow on. Without a judge, `reward` is not used, and the reward model
     says what answers are worth, as it does of steps (`config.value` is "prm" then). Whatever ends
     the call early, all sequences are given back to the engine. What is delivered to a tree stays in
@@ -120,10 +120,10 @@ class TreeScheduler:
         self._free = list(range(tools.config.trees_in_flight))[::-1]
         self._growing: dict[int, Growth] = {}  # by row
         self._row_of: dict[str, int] = {}  # by prompt id
-        self._count = 0  # of trees planted
-        self._planted: dict[int, int] = {}  # by row, how many were before: the order of all work
+        self._count = 0  # of trees begun
+        self._number_of: dict[int, int] = {}  # by row, in the order of beginning, as all work is
         self._walking: set[int] = set()  # rows that the last call left in the middle of a walk
-        self._stirred: set[int] = set()  # rows that something happened to since they were asked
+        self._changed: set[int] = set()  # rows that something happened to since they were asked
         self._unseen: set[int] = set()  # likewise, since whole trees were taken out
         self._results: collections.deque[Result] = collections.deque()  # collected, not taken
         (device,) = tree_place().device_set
@@ -134,7 +134,7 @@ class TreeScheduler:
 
     @property
     def busy(self) -> bool:
-        """True while there are trees to plant or to finish."""
+        """True while there are trees to begin or to finish."""
         return bool(self._queue or self._growing)
 
     def tick(self) -> list[Tree]:
@@ -144,8 +144,8 @@ class TreeScheduler:
         self._take_verdicts()
         while judged:  # an answer judged at once must not wait for the engine's next step
             self._advance()
-            trees += self._harvest()
-            self._plant()
+            trees += self._take_finished()
+            self._start_trees()
             judged = self._take_verdicts()
         engine = self.tools.engine
         if not engine.idle:
@@ -157,7 +157,7 @@ class TreeScheduler:
             result = self._results.popleft()
             growth, task = self._addressee(result.id)
             growth.take(result, task)
-            self._stir(growth)
+            self._mark(growth)
         return trees
 
     def close(self) -> None:
@@ -173,10 +173,10 @@ class TreeScheduler:
             raise KeyError(f"an answer to {id!r}, which no growing tree asked for")
         return self._growing[self._row_of[id.prompt_id]], id
 
-    def _stir(self, growth: Growth) -> None:
+    def _mark(self, growth: Growth) -> None:
         """Notes that something happened to a tree: it may be ready, or whole."""
         row = self._row_of[growth.prompt.id]
-        self._stirred.add(row)
+        self._changed.add(row)
         self._unseen.add(row)
 
     def _asked(self) -> list[tuple[Growth, int, Item]]:
@@ -199,7 +199,7 @@ class TreeScheduler:
         readings = model.read([item for _, _, item in asked])
         for (growth, node, _), reading in zip(asked, readings, strict=True):
             growth.read(node, reading)
-            self._stir(growth)
+            self._mark(growth)
 
     def _take_verdicts(self) -> bool:
         verdicts = self.tools.judge.collect() if self.tools.judge is not None else []
@@ -211,28 +211,28 @@ class TreeScheduler:
                 self._give_up(growth)
             else:
                 growth.score(score, task)
-                self._stir(growth)
+                self._mark(growth)
         return bool(verdicts)
 
     def _give_up(self, growth: Growth) -> None:
         """Gives back what a tree holds, and its row; the next tree there starts afresh."""
         growth.close()
-        row = self._uproot(growth)
-        for rows in (self._walking, self._stirred, self._unseen):
+        row = self._remove(growth)
+        for rows in (self._walking, self._changed, self._unseen):
             rows.discard(row)
         self.left_open.add(growth.prompt.id)
 
-    def _uproot(self, growth: Growth) -> int:
+    def _remove(self, growth: Growth) -> int:
         """Frees a tree's row, and returns it."""
         row = self._row_of.pop(growth.prompt.id)
-        del self._growing[row], self._planted[row]
+        del self._growing[row], self._number_of[row]
         self._free.append(row)
         return row
 
-    def _plant(self) -> None:
+    def _start_trees(self) -> None:
         """Gives free rows a prompt each, as long as there are any and the engine has too little.
 
-        The order of planting is that of the prompts; how many grow at once changes no tree.
+        Trees begin in the order of their prompts; how many grow at once changes no tree.
         """
         engine = self.tools.engine
         while self._free and self._queue and (engine.hungry or not self._growing):
@@ -245,9 +245,9 @@ class TreeScheduler:
             row = self._free.pop()
             self._growing[row] = growth
             self._row_of[prompt.id] = row
-            self._planted[row], self._count = self._count, self._count + 1
+            self._number_of[row], self._count = self._count, self._count + 1
             growth.evaluate(ROOT)  # asked for before all else, and what the engine's hunger sees
-            self._stir(growth)
+            self._mark(growth)
 
     def _sow(self, prompt: Prompt) -> Growth:
         """Returns a new tree; ValueError where there is no room for its prompt."""
@@ -262,13 +262,13 @@ class TreeScheduler:
 
     def _in_order(self, rows: Iterable[int]) -> list[int]:
         """Returns rows of growing trees, the oldest tree first."""
-        return sorted(rows, key=self._planted.__getitem__)
+        return sorted(rows, key=self._number_of.__getitem__)
 
     def _advance(self) -> None:
         """Tells the device all news, and hands on what it asks for."""
         growing, walking = self._growing, self._walking
-        rows = self._in_order(self._stirred | walking)
-        self._stirred = set()
+        rows = self._in_order(self._changed | walking)
+        self._changed = set()
         news = {row: growing[row].tell() for row in rows if growing[row].ready or row in walking}
         if not news:
             return
@@ -282,7 +282,7 @@ class TreeScheduler:
                 growth.evaluate(node)
             elif ask == mcts.FINISHED:
                 growth.finish(self._statistics(row), iterations=iterations, revisits=revisits)
-            self._stir(growth)
+            self._mark(growth)
 
     def _call(self, news: Mapping[int, Event]) -> dict[int, list[int]]:
         """Tells the device news, by row; returns what each of these trees asks for."""
@@ -310,7 +310,7 @@ class TreeScheduler:
         for b, event in enumerate(news[row] for row in rows):
             kind[b], count[b] = event.kind, len(event.priors)
             prior[b, : len(event.priors)] = event.priors
-            if event.kind == mcts.PLANT:
+            if event.kind == mcts.START:
                 seed[b] = tie_seed(self.tools.seed, self._growing[rows[b]].prompt.id)
             for slot, (evaluated, came_to) in enumerate(event.outcomes.items()):
                 node[b, slot] = evaluated
@@ -330,7 +330,7 @@ class TreeScheduler:
         """Fetches the arrays of a finished tree, and of no other."""
         return Statistics(**jax.device_get(mcts.statistics(self._search, np.int32(row))))
 
-    def _harvest(self) -> list[Tree]:
+    def _take_finished(self) -> list[Tree]:
         """Takes the finished trees out and frees their rows."""
         trees = []
         rows, self._unseen = self._in_order(self._unseen), set()
@@ -338,7 +338,7 @@ class TreeScheduler:
             growth = self._growing[row]
             if growth.record is not None:
                 trees.append(growth.record)
-                self._stirred.discard(self._uproot(growth))
+                self._changed.discard(self._remove(growth))
         return trees
 
 

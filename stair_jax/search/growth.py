@@ -116,7 +116,7 @@ class Outcome(NamedTuple):
 class Event:
     """What a tree has to tell the device."""
 
-    kind: int  # mcts.NOTHING, PLANT or CHILDREN
+    kind: int  # mcts.NOTHING, START or CHILDREN
     priors: tuple[float, ...]  # one a child
     outcomes: dict[int, Outcome]  # by node, `num_children` at most
 
@@ -165,7 +165,7 @@ class Growth:
         ]
         self.counters: collections.Counter[str] = collections.Counter(dict.fromkeys(COUNTERS, 0))
         self.record: Tree | None = None
-        self._news = mcts.PLANT
+        self._news = mcts.START
         self._requests: set[Hashable] = set()  # in the engine
         self._steps: dict[int, Result] = {}  # that wait for an earlier one, by ordinal
         self._taken = 0  # steps of the last expansion that were made children or dropped
@@ -181,7 +181,7 @@ class Growth:
         return self._news == mcts.CHILDREN or self._awaited in self._outcomes
 
     def tell(self) -> Event:
-        """Returns the news, which count as told with that; some outcomes may be left over."""
+        """Returns the news, which count as delivered then; some outcomes may be left over."""
         news, self._news = self._news, mcts.NOTHING
         new = self.nodes[self._first :] if news == mcts.CHILDREN else []
         # What does not fit can wait: the device will ask for it.

@@ -3,7 +3,7 @@
 The device holds every tree up to the point where it needs text: `advance` applies what came in
 (children, outcomes of evaluations), then runs each tree on until it asks for an expansion, for an
 evaluation, or has finished. An outcome may come long before its node is visited and waits there;
-that of a terminal node serves every visit. Walks that end at a known outcome need nobody.
+that of a terminal node serves every visit. Walks that end at a known outcome ask for nothing.
 Source: STAIR algorithm 1; thu-ml/STAIR src/mcts.py, src/mcts_node.py.
 """
 
@@ -29,7 +29,7 @@ TIE = 1e-5  # scores this close are equal: rounding in float32 must not choose
 IDLE, WALK, EXPAND, EVALUATE, FINISHED = range(5)
 ASK, NODE, ITERATIONS, REVISITS = range(4)
 # What a tree gets, beside outcomes: a new root, or the children it asked for.
-NOTHING, PLANT, CHILDREN = range(3)
+NOTHING, START, CHILDREN = range(3)
 # What an evaluation came to: the reward of a node that is not or is terminal, no reward though
 # asked twice (and where asking again would give the same, the end of that branch). A node's
 # outcome is used up when it is visited; a terminal node keeps its reward for every visit.
@@ -38,7 +38,7 @@ UNKNOWN, REWARD, TERMINAL_REWARD, MISSING, MISSING_FOR_GOOD, KEPT_REWARD = range
 
 @struct.dataclass
 class Search:
-    """The trees and where each of them stands; within a call, those of the B trees in turn."""
+    """The trees and the state of each; within a call, of the B trees in turn."""
 
     tree: TreeArrays
     ask: jax.Array  # [B] int32, IDLE to FINISHED
@@ -165,8 +165,8 @@ def advance(
     NODE, ITERATIONS done and terminal REVISITS. Other trees do not change.
     """
     every, search = search, _in_turn(search, events)
-    search = _plant(search, events)
-    search = _sprout(search, events, config=config)
+    search = _start(search, events)
+    search = _attach_children(search, events, config=config)
     search = _note(search, events)
     # Settling first, then walking, lets XLA write to the tree in place: reads come after writes.
     search, _ = jax.lax.while_loop(
@@ -205,15 +205,15 @@ def statistics(search: Search, row: jax.Array | np.ndarray) -> dict[str, jax.Arr
     return {name: getattr(search.tree, name)[row] for name in names}
 
 
-def _plant(search: Search, events: Events) -> Search:
-    new_B = events.kind == PLANT
+def _start(search: Search, events: Events) -> Search:
+    new_B = events.kind == START
 
     def reset(leaf_B):
         return jnp.where(new_B, 0, leaf_B)
 
     return dataclasses.replace(
         search,
-        # Most ticks plant nothing, and the arrays are the larger part of a tick.
+        # Most ticks begin no tree, and the arrays are the larger part of a tick.
         tree=jax.lax.cond(
             new_B.any(), lambda t: tree_lib.clear(t, new_B), lambda t: t, search.tree
         ),
@@ -225,7 +225,7 @@ def _plant(search: Search, events: Events) -> Search:
     )
 
 
-def _sprout(search: Search, events: Events, *, config: SearchConfig) -> Search:
+def _attach_children(search: Search, events: Events, *, config: SearchConfig) -> Search:
     """Attaches the children that came in; one of them is evaluated in the same iteration."""
     grown_B = events.kind == CHILDREN
     count_B = jnp.where(grown_B, events.count, 0)
@@ -277,7 +277,7 @@ def _settle(search: Search, *, config: SearchConfig) -> Search:
     tree = tree_lib.backup(tree, node_B, tree.reward[row_B, node_B], scored_B)
     return dataclasses.replace(
         search,
-        tree=tree_lib.bury(tree, node_B, closed_B),
+        tree=tree_lib.mark_dead(tree, node_B, closed_B),
         iteration=search.iteration + known_B,
         revisits=search.revisits + again_B,
         ask=jnp.where(known_B, WALK, search.ask),

@@ -9,7 +9,7 @@ What has a reward, under every form and every `judge.scope`:
 | has an answer, and a rating that was asked for is missing | none | none |
 | is malformed: no closed answer | none | none |
 
-None is never replaced by a number, which would rank what nobody judged: with S = +1 and H = -1 a
+None is never replaced by a number, which would rank what was not judged: with S = +1 and H = -1 a
 malformed response to a helpfulness prompt would be worth R = 1 under the paper's constants, above
 an unsafe answer (-3 to -1); with S = -1 one to a safety prompt R = -1, above an unsafe answer that
 helps. Without a reward no value is backed up, and no pair holds the response.

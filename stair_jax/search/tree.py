@@ -124,7 +124,7 @@ def backup(
     return dataclasses.replace(tree, visits=visits, value_sum=value_sum)
 
 
-def bury(tree: TreeArrays, leaf: Int[Array, " B"], chosen: Bool[Array, " B"]) -> TreeArrays:
+def mark_dead(tree: TreeArrays, leaf: Int[Array, " B"], chosen: Bool[Array, " B"]) -> TreeArrays:
     """Marks `leaf` as dead where `chosen` holds, then each ancestor whose children are all dead."""
     row_B, M = tree.row, tree.parent.shape[1]
 

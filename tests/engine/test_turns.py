@@ -1,4 +1,4 @@
-"""Requests of lower turns go first, so those of the trees that were planted first."""
+"""Requests of lower turns go first, so those of the trees that began first."""
 
 import contextlib
 import dataclasses

@@ -97,7 +97,7 @@ def test_news_that_do_not_fit_are_told_when_they_are_asked_for():
     tree._outcomes = {n: Outcome(mcts.REWARD, np.float32(n)) for n in (5, 3, 0, 7)}
     assert tree.ready
     told = tree.tell()
-    assert (told.kind, list(told.outcomes)) == (mcts.PLANT, [0, 5, 3])
+    assert (told.kind, list(told.outcomes)) == (mcts.START, [0, 5, 3])
     assert not tree.ready
     tree.evaluate(7)
     assert tree.ready
@@ -185,16 +185,16 @@ def test_an_interrupted_run_gives_everything_back(monkeypatch, after):
     class Interrupted(RuntimeError):
         pass
 
-    harvest = driver.TreeScheduler._harvest
+    take_finished = driver.TreeScheduler._take_finished
 
     def interrupted(self):
         engines.append(self.tools.engine)
         if len(engines) > 40 + after:
             assert self.tools.engine.held
             raise Interrupted
-        return harvest(self)
+        return take_finished(self)
 
-    monkeypatch.setattr(driver.TreeScheduler, "_harvest", interrupted)
+    monkeypatch.setattr(driver.TreeScheduler, "_take_finished", interrupted)
     with pytest.raises(Interrupted):
         run(SCRIPT, CONFIG)
     assert engines[0].held == set()

@@ -139,7 +139,7 @@ def _tell(search, config, *, kind: Any = mcts.NOTHING, count=0, seed: Any = 0, o
 def _batch(config, seeds=(0,), **news):
     """A batch of 7 trees after their roots were evaluated and given three children each."""
     seeds = np.array([*seeds, *[0] * (B - len(seeds))])
-    search, asks = _tell(mcts.empty(B, config), config, kind=mcts.PLANT, seed=seeds)
+    search, asks = _tell(mcts.empty(B, config), config, kind=mcts.START, seed=seeds)
     np.testing.assert_array_equal(asks, [[mcts.EVALUATE, 0, 0, 0]] * B)
     search, asks = _tell(search, config, outcomes=[(0, mcts.REWARD, 0.5)])
     np.testing.assert_array_equal(asks, [[mcts.EXPAND, 0, 1, 0]] * B)
@@ -233,7 +233,7 @@ def test_a_call_copies_no_array_of_the_trees():
         memory = jax.jit(call, donate_argnums=0).lower(leaves).compile().memory_analysis()
         assert memory is not None
         temporaries.append(memory.temp_size_in_bytes)
-    # However many trees there are: as much as planting all in turn takes, and no more.
+    # However many trees there are: as much as starting all in turn takes, and no more.
     assert temporaries[1] == temporaries[0]
     assert temporaries[1] < min(leaf.nbytes for leaf in leaves if leaf.ndim > 1)
 
@@ -246,7 +246,7 @@ def test_a_row_without_news_does_not_move():
     after, asks_after = _tell(
         search,
         config,
-        kind=np.where(row_B == 2, mcts.PLANT, mcts.NOTHING),
+        kind=np.where(row_B == 2, mcts.START, mcts.NOTHING),
         seed=9,
         outcomes=[(awaited, mcts.REWARD, 2.0)],
     )
@@ -267,7 +267,7 @@ def test_trees_move_alike_wherever_they_lie_and_whoever_else_is_in_turn():
     many, moved = mcts.empty(29, config), None
     node = np.full(wide, NONE, np.int32)
     for kind, news in (
-        (mcts.PLANT, []),
+        (mcts.START, []),
         (mcts.NOTHING, [(0, mcts.REWARD, 0.5)]),
         (mcts.CHILDREN, KNOWN[1:]),
         (mcts.NOTHING, None),

@@ -8,7 +8,11 @@ import pytest
 from stair_jax.search import tree as tree_lib
 from tests.support.scripted import RandomScript, run, search_config
 
-backup, bury, expand = jax.jit(tree_lib.backup), jax.jit(tree_lib.bury), jax.jit(tree_lib.expand)
+backup, mark_dead, expand = (
+    jax.jit(tree_lib.backup),
+    jax.jit(tree_lib.mark_dead),
+    jax.jit(tree_lib.expand),
+)
 
 
 def _three_trees():
@@ -52,15 +56,15 @@ def test_backup_reaches_the_root_and_only_ancestors_of_chosen_rows():
 
 def test_a_branch_is_dead_once_all_its_leaves_are():
     tree, first_two = _three_trees(), jnp.array([True, True, False])
-    tree = bury(tree, jnp.array([3, 2, 0]), first_two)
+    tree = mark_dead(tree, jnp.array([3, 2, 0]), first_two)
     np.testing.assert_array_equal(tree.dead[:2, :4], [[0, 0, 0, 1], [0, 0, 1, 0]])
-    tree = bury(tree, jnp.array([4, 3, 0]), first_two)
+    tree = mark_dead(tree, jnp.array([4, 3, 0]), first_two)
     np.testing.assert_array_equal(tree.dead[0, :5], [0, 0, 1, 1, 1])  # node 1 keeps the root open
     np.testing.assert_array_equal(tree.dead[1, :4], [1, 1, 1, 1])
     assert not tree.dead[2].any()
-    again = bury(tree, jnp.array([1, 0, 0]), jnp.array([False, False, False]))
+    again = mark_dead(tree, jnp.array([1, 0, 0]), jnp.array([False, False, False]))
     np.testing.assert_array_equal(again.dead, tree.dead)
-    again = bury(tree, jnp.array([1, 0, 0]), jnp.array([True, False, True]))
+    again = mark_dead(tree, jnp.array([1, 0, 0]), jnp.array([True, False, True]))
     np.testing.assert_array_equal(again.dead[:, 0], [True, True, True])
 
 

@@ -1,9 +1,9 @@
 """GSM8K: word problems of grade-school mathematics, each with a number as its answer.
 
-Source: Cobbe et al. 2021 (arXiv 2110.14168), openai/grade-school-math (MIT): the gold number stands
-behind "#### ", commas do not count, and an answer without a number is a wrong one. Official answers
-end as the gold ones do; STAIR's end in words. So an answer's number is what stands behind "####",
-and the last number where nothing does. It is compared as a number: 18.00 is 18.
+Source: Cobbe et al. 2021 (arXiv 2110.14168), openai/grade-school-math (MIT): the gold number
+follows "#### ", commas do not count, and an answer without a number is wrong. Official answers end
+as the gold ones do; STAIR's end in words. So an answer's number is the one behind "####", and the
+last number where there is none. It is compared as a number: 18.00 is 18.
 """
 
 import re

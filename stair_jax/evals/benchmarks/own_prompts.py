@@ -15,7 +15,7 @@ _BETTER = {"malformed": False, "safety": True, "helpfulness": True}
 def benchmark(
     name: str, prompts: Sequence[Prompt], source: str, *, sides: Sequence[str]
 ) -> Benchmark:
-    """Returns a benchmark of prompts whose right answers nobody here knows.
+    """Returns a benchmark of prompts without known answers.
 
     Args:
       name: of the benchmark.
