@@ -36,6 +36,7 @@ def test_a_wheel_holds_the_package_and_the_kernels(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "stair_jax/main.py" in names
+    assert "stair_jax/py.typed" in names
     assert "stair_jax/kernels/__init__.py" in names
     assert "stair_jax/kernels/README.md" in names
     assert "stair_jax/plan/targets/h100.txt" in names
