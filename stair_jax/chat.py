@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from stair_jax import startup, text
 from stair_jax.config import Config, restore
+from stair_jax.config.stages import PRM
 from stair_jax.config.strategies import GREEDY, Strategy, parse
 from stair_jax.log import bars
 from stair_jax.log.metrics import Metrics
@@ -64,7 +65,7 @@ def _talk(options: argparse.Namespace) -> None:
         config.evaluate.max_tokens = options.max_tokens
     lineage = Lineage(options.workdir / "lineage.json")
     run = Run(config, options.workdir, lineage, Metrics(options.workdir))
-    if strategy.reads and not lineage.finished("prm"):
+    if strategy.reads and not lineage.finished(PRM.artefact()):
         raise ValueError(
             f"--search={options.search}: asks a reward model, and there is none in"
             f" {options.workdir}; run stage prm first"

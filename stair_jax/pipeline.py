@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import logging
 import pathlib
 import time
@@ -13,6 +14,7 @@ import jax
 from stair_jax import jsonl, ops
 from stair_jax.config import Config, with_values
 from stair_jax.config.checks import validate
+from stair_jax.config.stages import STAGES, Stage, stage_of
 from stair_jax.config.words import split_csv
 from stair_jax.log import progress
 from stair_jax.log.metrics import Metrics
@@ -28,53 +30,81 @@ log = logging.getLogger(__name__)
 class Item:
     """One piece of work: a stage, in a round where it belongs to one."""
 
-    stage: str
+    stage: Stage
     number: int | None = None  # of the round
 
     @property
     def artefact(self) -> str | None:
         """What the lineage calls its result; None where it has a result per model."""
-        names = {"sft": "sft", "search": "trees", "pairs": "pairs", "dpo": "dpo", "prm": "prm"}
-        if self.number is None:
-            return names.get(self.stage)
-        return f"round-{self.number}/{names[self.stage]}"
+        return self.stage.artefact(self.number) if self.stage.output else None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.artefact or self.stage.name
+
+    @property
+    def label(self) -> str:
+        """The same in words, for messages about what it needs."""
+        of_round = "" if self.number is None else f" of round {self.number}"
+        return f"stage {self.stage.name}{of_round}"
+
+    def look(self, run: Run) -> None:
+        """Reads what the stage will read from outside, so that a mistake costs no stage.
+
+        Whatever is finished is compared with the rows that it was made from, if they are files.
+
+        Raises:
+          ValueError: as the stage itself would, or for rows that have changed, by name.
+        """
+        if look := getattr(self._module, "look", None):
+            look(run, *self._round)
+
+    def work(self, run: Run) -> None:
+        """Runs the stage."""
+        self._module.run(run, *self._round)
+
+    @property
+    def _module(self) -> Any:
+        return importlib.import_module(f"stair_jax.stages.{self.stage.name}")
+
+    @property
+    def _round(self) -> tuple[int, ...]:
+        return () if self.number is None else (self.number,)
 
 
 def items_of(config: Config) -> list[Item]:
     """Returns the work of a configuration, in order."""
-    wanted = split_csv(config.stages)
-    rounds = [s for s in ("search", "pairs", "dpo") if s in wanted]
-    items = [Item("sft")] if "sft" in wanted else []
-    items += [Item(stage, k) for k in range(1, config.rounds + 1) for stage in rounds]
-    last = ("baselines", "prm", "evaluate", "export")
-    return items + [Item(stage) for stage in last if stage in wanted]
+    names = split_csv(config.stages)
+    items = []
+    for in_rounds, stages in itertools.groupby(STAGES, lambda stage: stage.in_rounds):
+        wanted = [stage for stage in stages if stage.name in names]
+        numbers = range(1, config.rounds + 1) if in_rounds else [None]
+        items += [Item(stage, number) for number in numbers for stage in wanted]
+    return items
 
 
 def missing_for(run: Run, item: Item) -> str | None:
     """Returns what an item still waits for, in words; None where it can begin."""
-    if item.number is None:
-        return _missing_for_prm(run) if item.stage == "prm" else None
-    if models.before_round(run, item.number) is None:
-        if item.number == 1:
+    number, stage = item.number, item.stage
+    if number is not None and models.before_round(run, number) is None:
+        if number == 1:
             return "a model to start from: run stage sft, or set config.model.checkpoint"
-        return f"dpo-{item.number - 1}: run stage dpo of round {item.number - 1}"
-    before = {"pairs": "search", "dpo": "pairs"}.get(item.stage)
-    if before and not run.lineage.finished(str(Item(before, item.number).artefact)):
-        return f"{Item(before, item.number).artefact}: run stage {before} first"
-    return None
-
-
-def _missing_for_prm(run: Run) -> str | None:
-    if not models.searched_rounds(run):
-        return "round-1/trees: run stage search first"
-    known = models.names(run) + models.baselines(run)
-    if (start := models.start_of_prm(run)) not in known:
-        return f"model {start!r} of config.prm.model, which is not one of {known}"
+        return f"dpo-{number - 1}: run stage dpo of round {number - 1}"
+    if above := stage.after:
+        rounds = range(1, run.config.rounds + 1) if number is None else [number]
+        names = [above.artefact(k) for k in rounds]
+        if not any(map(run.lineage.finished, names)):
+            return f"{names[0]}: run stage {above.name} first"
+    if stage.start:
+        known = models.names(run) + models.baselines(run)
+        if (start := models.start_of_prm(run)) not in known:
+            return f"model {start!r} of config.{stage.start}, which is not one of {known}"
     return None
 
 
 def run(config: Config, flags: Collection[str] = ()) -> None:
-    """Runs what `config.stages` names and is not done yet, in the order of `config.STAGES`.
+    """Runs what `config.stages` names and is not done yet, in the order of `STAGES`.
 
     Args:
       config: of the run.
@@ -109,7 +139,9 @@ def run(config: Config, flags: Collection[str] = ()) -> None:
             jsonl.write_text(workdir / "config.json", config.to_json(indent=1) + "\n")
             items = items_of(config)
             with progress.line("looking at what the run reads"):
-                inputs.look(this, [(item.stage, item.number) for item in items])
+                inputs.look(this, [item.stage for item in items])
+                for item in items:
+                    item.look(this)
             dropping.carry_out()
             if left := [item for item in items if not _done(this, item)]:
                 needs.tell(this, [item.stage for item in left])
@@ -151,19 +183,16 @@ def _run_items(run: Run, items: list[Item]) -> None:
         if item.number is not None and waiting:
             continue  # a later round; what is left can do without it
         if waits_for := missing_for(run, item):
-            of_round = "" if item.number is None else f" of round {item.number}"
-            label = f"stage {item.stage}{of_round}"
             if not worked or item.number is None:
-                raise ValueError(f"config.stages: {label} needs {waits_for}")
-            log.info("rounds end here: %s needs %s", label, waits_for)
+                raise ValueError(f"config.stages: {item.label} needs {waits_for}")
+            log.info("rounds end here: %s needs %s", item.label, waits_for)
             waiting = True
             continue
-        start, name = time.perf_counter(), item.artefact or item.stage
-        log.info("%s ... (%d of %d)", name, number, len(items))
-        module = importlib.import_module(f"stair_jax.stages.{item.stage}")
-        with progress.line(name):
-            module.run(run) if item.number is None else module.run(run, item.number)
-        log.info("%s: %.1f s", name, time.perf_counter() - start)
+        start = time.perf_counter()
+        log.info("%s ... (%d of %d)", item.name, number, len(items))
+        with progress.line(item.name):
+            item.work(run)
+        log.info("%s: %.1f s", item.name, time.perf_counter() - start)
         worked = True
 
 
@@ -179,7 +208,7 @@ def _check_settings(run: Run) -> None:
         if not run.lineage.binds(name):
             continue
         keys = run.flags
-        if entry["stage"].partition(".")[0] in wanted:
+        if stage_of(entry["stage"]) in wanted:
             keys = None  # all
         settings = settings_of(run.config, entry["stage"])
         run.lineage.check(
@@ -194,18 +223,14 @@ def status(config: Config, lineage: Lineage) -> str:
     """Returns what is done and what is left, a line an item."""
     lines = [f"{config.workdir}:"]
     for item in items_of(config):
-        names = (
-            [item.artefact]
-            if item.artefact
-            else [
-                name
-                for name, entry in lineage.entries.items()
-                if entry["stage"].partition(".")[0] == item.stage
-            ]
-            or [item.stage]
-        )
+        made = [
+            name
+            for name, entry in lineage.entries.items()
+            if stage_of(entry["stage"]) == item.stage.name
+        ]
+        names = [item.artefact] if item.artefact else made or [item.name]
         for name in names:
-            entry = lineage.entries.get(str(name))
+            entry = lineage.entries.get(name)
             word = "left" if entry is None else "done" if entry["finished"] else "begun"
             when = "" if entry is None else entry.get("ended", f"since {entry['begun']}")
             lines.append(f"  {name:<18} {word:<6} {when}".rstrip())

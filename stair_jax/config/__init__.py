@@ -8,13 +8,12 @@ ml-collections are taken from `defaults` when they are first used: the frozen da
 import importlib
 from typing import TYPE_CHECKING
 
-from stair_jax.config.words import BASELINES, EXPORTS, ROW_FILES, STAGES, TRACKERS
+from stair_jax.config.words import BASELINES, EXPORTS, ROW_FILES, TRACKERS
 
 __all__ = [
     "BASELINES",
     "EXPORTS",
     "ROW_FILES",
-    "STAGES",
     "TRACKERS",
     "Config",
     "default",

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
-from stair_jax.config import Config, ranges, redaction
+from stair_jax.config import Config, ranges, redaction, stages
 from stair_jax.config.knob import Knob, knobs_of
 from stair_jax.config.reward_checks import validate_rewards
 from stair_jax.config.schema import KNOBS, TrainConfig
 from stair_jax.config.sources import is_world
 from stair_jax.config.threshold_checks import validate_thresholds
-from stair_jax.config.words import STAGES, split_csv
+from stair_jax.config.words import split_csv
 
 
 def validate(c: Config) -> None:
@@ -36,9 +36,9 @@ def validate(c: Config) -> None:
     _validate_rooms(c)
     _validate_data(c)
     _validate_baselines(c)
-    for stage in ("sft", "dpo", "prm"):
-        validate_training(f"config.{stage}.train", c[stage].train)
-        _validate_targets(f"config.{stage}.train", c[stage].train)
+    for section in stages.TRAINERS:
+        validate_training(f"config.{section}.train", c[section].train)
+        _validate_targets(f"config.{section}.train", c[section].train)
     _validate_reference(c)
     _validate_trackers(c)
     validate_thresholds(c)
@@ -99,7 +99,7 @@ def _validate_names(c: Config) -> None:
         if unknown := [name for name in split_csv(_get(c, key)) if name not in known]:
             raise ValueError(f"config.{key}: {unknown} not in {list(known)}")
     if not split_csv(c.stages):
-        raise ValueError(f"config.stages: empty, expected some of {list(STAGES)}")
+        raise ValueError(f"config.stages: empty, expected some of {list(stages.NAMES)}")
     if bool(split_csv(c.baselines.names)) != ("baselines" in split_csv(c.stages)):
         raise ValueError(
             f"config.baselines.names: {c.baselines.names!r} with config.stages={c.stages!r},"

@@ -9,7 +9,8 @@ from typing import Literal
 from stair_jax.config import conditions
 from stair_jax.config.knob import Section, knob
 from stair_jax.config.ranges import ABOVE_0, FROM_0, FROM_1, MASS, Range
-from stair_jax.config.words import STAGES, TRACKERS
+from stair_jax.config.stages import NAMES
+from stair_jax.config.words import TRACKERS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class RunConfig(Section):
     stages: str = knob(
         "sft,search,pairs,dpo,evaluate",
         "comma-separated, run in the order of STAGES",
-        words=STAGES,
+        words=NAMES,
         free=True,
     )
     seed: int = knob(

@@ -2,7 +2,6 @@
 
 ROW_FILES = (".json", ".jsonl", ".parquet")  # suffixes of files of rows
 TRACKERS = ("tensorboard", "wandb", "trackio")
-STAGES = ("sft", "search", "pairs", "dpo", "baselines", "prm", "evaluate", "export")
 EXPORTS = ("llamafactory", "openrlhf", "trl")
 BASELINES = ("sft", "dpo", "sacpo", "self-rewarding")
 REQUEST = ("temperature", "top_p", "max_tokens")  # what a server may not take

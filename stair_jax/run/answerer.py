@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stair_jax.config.schema import GuidedConfig, SearchConfig
+from stair_jax.config.stages import PRM
 from stair_jax.config.strategies import MCTS, SAMPLED, Strategy
 from stair_jax.engine.request import GREEDY, Sampling
 from stair_jax.guided import beams, loop, mcts, selection
@@ -354,7 +355,7 @@ class Answerer:
 
     @functools.cached_property
     def _readout(self) -> Readout:
-        return Readout.from_json(self._run.lineage.entries["prm"]["readout"])
+        return Readout.from_json(self._run.lineage.entries[PRM.artefact()]["readout"])
 
     def _guide(self, read: bool) -> Guide:
         return Guide(

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable
 
 from stair_jax import text
+from stair_jax.config.stages import DPO, SEARCH, SFT
 from stair_jax.records import Tree
 from stair_jax.run import standing
 from stair_jax.run.workdir import Run
@@ -83,8 +84,8 @@ class FirstAnswers:
         if share >= FEW and share >= least:
             return
         said = (
-            f"round-{self.number}/trees: {self.well_formed} of the first {self.answers} answers"
-            f" have a closed block {text.OUTPUT} ... {text.OUTPUT_END}"
+            f"{SEARCH.artefact(self.number)}: {self.well_formed} of the first"
+            f" {self.answers} answers have a closed block {text.OUTPUT} ... {text.OUTPUT_END}"
         )
         if stop and share < least:
             raise ValueError(
@@ -111,8 +112,8 @@ class FirstAnswers:
             return (
                 f"{without}stage dpo of the round before has lost the format; lower"
                 " config.dpo.train.lr or raise config.dpo.sft_coef, with"
-                f" --config.redo=round-{self.number - 1}/dpo"
+                f" --config.redo={DPO.artefact(self.number - 1)}"
             )
-        known = self.run.lineage.entries["sft"]
+        known = self.run.lineage.entries[SFT.artefact()]
         stands = f" ({standing.in_words(known)})" if standing.FIGURES[0] in known else ""
         return f"{without}stage 1 has not taught the format{stands}; {standing.ADVICE}"

@@ -12,6 +12,7 @@ from typing import Any
 from stair_jax import jsonl
 from stair_jax.config import Config, default
 from stair_jax.config.schema import KNOBS
+from stair_jax.config.stages import RESULTS, stage_of
 from stair_jax.run import hashes
 from stair_jax.train.checkpoint import UNFINISHED
 
@@ -19,93 +20,12 @@ log = logging.getLogger(__name__)
 
 Keep = Callable[[str], bool]
 
-_SFT = ("data.sft", "data.sft_rows", "data.format", "data.split", "judge.templates")
-_PREFERENCES = (
-    "data.preferences",
-    "data.preference_rows",
-    "data.preferences_format",
-    "data.split",
-    "baselines.buckets",
-)
-# Sections and keys of the configuration that an artefact's content depends on, by stage; those of
-# stage baselines have a name of their own behind it.
-_DEPENDS = {
-    "sft": ("seed", "model", *_SFT, "sft"),
-    "search": (
-        "seed",
-        "model",
-        "data.prompts",
-        "data.round_prompts",
-        "data.split",
-        "search",
-        "reward",
-        "judge",
-        "engine",
-    ),
-    "pairs": ("seed", "pairs"),
-    "dpo": ("seed", "model", "dpo"),
-    "prm": (
-        "seed",
-        "model",
-        "prm",
-        "data.prompts",
-        "data.split",
-        "search",
-        "reward",
-        "judge",
-        "engine",
-    ),
-    "baselines.start": ("seed", "model", *_SFT, "sft", "baselines.buckets"),
-    "baselines.sft": ("seed", "model", *_PREFERENCES, "sft", "baselines.sft_lr"),
-    "baselines.dpo": ("seed", "model", *_PREFERENCES, "dpo"),
-    "baselines.sacpo": ("seed", "model", *_PREFERENCES, "dpo", "baselines.sacpo_betas"),
-    "baselines.candidates": (
-        "seed",
-        "model",
-        "data.prompts",
-        "data.round_prompts",
-        "data.split",
-        "judge",
-        "search.reward",
-        "search.max_rollout_tokens",
-        "reward",
-        "engine",
-        "baselines.candidates",
-        "baselines.temperature",
-        "baselines.top_p",
-    ),
-    "baselines.self-rewarding": ("seed", "model", "dpo", "baselines.buckets"),
-    "evaluate": ("model", "evaluate.split", "evaluate.max_tokens", "engine"),
-    "evaluate.guided": ("seed", "model", "evaluate", "engine", "search.max_depth"),
-    "evaluate.mcts": (
-        "seed",
-        "model",
-        "evaluate",
-        "engine",
-        *(
-            f"search.{key}"
-            for key in (
-                "num_children",
-                "c",
-                "max_depth",
-                "score",
-                "prior",
-                "reselect_terminal",
-                "ties",
-                "max_step_tokens",
-            )
-        ),
-    ),
-    "evaluate.rated": ("seed", "model", "judge", "engine"),
-    "export": ("model",),
-}
 
-
-def settings_of(config: Config, stage: str) -> dict[str, Any]:
-    """Returns the settings that the results of `stage` depend on, by dotted key, as JSON types."""
+def settings_of(config: Config, result: str) -> dict[str, Any]:
+    """Returns the settings that a kind of result depends on, by dotted key, as JSON types."""
     found: dict[str, Any] = {}
     for key in sorted(KNOBS):
-        if not KNOBS[key].free and _covers(_DEPENDS[stage], key):
+        if not KNOBS[key].free and _covers(RESULTS[result].settings, key):
             value = functools.reduce(getattr, key.split("."), config)
             found[key] = list(value) if isinstance(value, tuple) else value
     return found
@@ -294,10 +214,13 @@ class Lineage:
         found: set[str] = set()
         for word in words:
             mine = {
-                name for name in self.entries if word in (name, _stage_word(self.entries[name]))
+                name
+                for name in self.entries
+                if word in (name, stage_of(self.entries[name]["stage"]))
             }
             if not mine:
-                known = sorted({*self.entries, *map(_stage_word, self.entries.values())})
+                stages = {stage_of(entry["stage"]) for entry in self.entries.values()}
+                known = sorted({*self.entries, *stages})
                 raise ValueError(f"config.redo: {word!r} is none of {known}")
             found |= mine
         while more := {
@@ -356,10 +279,6 @@ def _read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     if not isinstance(entries, dict) or not all(isinstance(x, dict) for x in entries.values()):
         raise ValueError(f"{path}: expected an object of objects, one an artefact")
     return entries
-
-
-def _stage_word(entry: Mapping[str, Any]) -> str:
-    return str(entry["stage"]).partition(".")[0]
 
 
 def _now() -> str:

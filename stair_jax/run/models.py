@@ -13,6 +13,7 @@ from stair_jax import mesh as mesh_lib
 from stair_jax import text
 from stair_jax.config.schema import TrainConfig
 from stair_jax.config.sources import is_world
+from stair_jax.config.stages import DPO, PRM, SEARCH, SFT
 from stair_jax.engine import placing
 from stair_jax.engine.device import joins
 from stair_jax.engine.engine import Engine
@@ -60,7 +61,7 @@ class RewardPolicy:
 def names(run: Run) -> list[str]:
     """Returns the models that exist, in the order in which they were made."""
     rounds = range(1, run.config.rounds + 1)
-    made = {"sft": "sft"} | {f"dpo-{k}": f"round-{k}/dpo" for k in rounds}
+    made = {"sft": SFT.artefact()} | {f"dpo-{k}": DPO.artefact(k) for k in rounds}
     return ["base", *(name for name, artefact in made.items() if run.lineage.finished(artefact))]
 
 
@@ -96,7 +97,7 @@ def artefact_of(name: str) -> str | None:
         return None
     if is_baseline(name):
         return f"baselines/{name.removeprefix(_BASELINE)}"
-    return "sft" if name == "sft" else f"round-{name.removeprefix('dpo-')}/dpo"
+    return SFT.artefact() if name == "sft" else DPO.artefact(int(name.removeprefix("dpo-")))
 
 
 def folder_of(run: Run, name: str) -> pathlib.Path:
@@ -111,10 +112,10 @@ def before_round(run: Run, number: int) -> str | None:
     starts from that checkpoint.
     """
     if number > 1:
-        return f"dpo-{number - 1}" if run.lineage.finished(f"round-{number - 1}/dpo") else None
-    if run.lineage.finished("sft"):
+        return f"dpo-{number - 1}" if run.lineage.finished(DPO.artefact(number - 1)) else None
+    if run.lineage.finished(SFT.artefact()):
         return "sft"
-    own = run.origin.model.checkpoint and not run.lineage.binds("sft")
+    own = run.origin.model.checkpoint and not run.lineage.binds(SFT.artefact())
     return "base" if own else None
 
 
@@ -155,7 +156,7 @@ def load(run: Run, name: str, *, for_engine: bool = False) -> Policy:
 def searched_rounds(run: Run) -> list[int]:
     """Returns the rounds whose trees are whole."""
     rounds = range(1, run.config.rounds + 1)
-    return [number for number in rounds if run.lineage.finished(f"round-{number}/trees")]
+    return [number for number in rounds if run.lineage.finished(SEARCH.artefact(number))]
 
 
 def start_of_prm(run: Run) -> str:
@@ -172,11 +173,12 @@ def reward_model(run: Run, *, for_engine: bool = False) -> RewardPolicy:
     Raises:
       ValueError: where there is none.
     """
-    if not run.lineage.finished("prm"):
+    name = PRM.artefact()
+    if not run.lineage.finished(name):
         raise ValueError(f"reward model: none in {run.workdir}; run stage prm")
-    (spec, codec), entry = spec_and_codec(run), run.lineage.entries["prm"]
-    folder, readout = run.workdir / "prm" / "checkpoints", Readout.from_json(entry["readout"])
-    made = run.made_with("prm")
+    (spec, codec), entry = spec_and_codec(run), run.lineage.entries[name]
+    folder, readout = run.workdir / name / "checkpoints", Readout.from_json(entry["readout"])
+    made = run.made_with(name)
     spec = dataclasses.replace(spec, L=spec.L + made.prm.more_layers)
     dtype = engine_config(run.config).dtype
 
@@ -194,8 +196,8 @@ def reward_model(run: Run, *, for_engine: bool = False) -> RewardPolicy:
     parent = entry.get("adapters_of")
     if parent is None:
         return RewardPolicy(spec, read(_abstract(draw, axes, run.mesh)), readout, codec)
-    _refuse_other_rows(run, "prm")
-    config = train_config(made, "prm")
+    _refuse_other_rows(run, name)
+    config = train_config(made, PRM.name)
     adapters, its_axes = _adapters(run, spec, config)
     axes = reward.adapted(axes, its_axes)
     like = _abstract(lambda key: reward.adapted(draw(key), adapters(key)), axes, run.mesh)

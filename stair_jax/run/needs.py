@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 
 import jax
 
-from stair_jax.config import Config
 from stair_jax.config.schema import TrainConfig
+from stair_jax.config.stages import DPO, EVALUATE, EXPORT, PRM, SEARCH, SFT, Stage
 from stair_jax.config.strategies import parse_all
 from stair_jax.config.words import split_csv
 from stair_jax.engine import prefill
@@ -29,9 +29,7 @@ log = logging.getLogger(__name__)
 Needs = Mapping[str, int | float]  # bytes by what they hold
 
 PROCESS_BYTES = 0.7e9  # of the host: Python, JAX, XLA's compiler, the tokenizer
-_TRAINED = {"sft": 1, "dpo": 2, "prm": 2}  # rows of an example, by stage; of the baselines below
-_ENGINE = ("search", "evaluate")
-_BASELINE_STEPS = {"sft": 1, "dpo": 1, "sacpo": 2}  # models that a method trains one after another
+_SIDES = {SFT.name: 1, DPO.name: 2, PRM.name: 2}  # rows of an example, by trainer
 _KNOBS = {
     "train": "train.micro_tokens, train.head_chunk, train.remat, train.lora_rank, mesh.shape",
     "engine": "engine.slots, engine.max_context, engine.pool_bytes, mesh.replicas, mesh.shape",
@@ -39,7 +37,7 @@ _KNOBS = {
 }
 
 
-def tell(run: Run, stages: Iterable[str]) -> None:
+def tell(run: Run, stages: Iterable[Stage]) -> None:
     """Says what the stages need, what this machine has, and which settings change that.
 
     It warns where something does not fit; what is certain to fail, the stage itself refuses.
@@ -55,9 +53,9 @@ def tell(run: Run, stages: Iterable[str]) -> None:
             continue
         total, kind = sum(found.values()), "engine" if "pool of keys" in found else "train"
         knobs[kind] = None
-        log.info("  %s: %s of %s (%s)", stage, size_of(total), place, _parts(found))
+        log.info("  %s: %s of %s (%s)", stage.name, size_of(total), place, _parts(found))
         if has and total > has:
-            short.append((stage, total, _KNOBS[kind]))
+            short.append((stage.name, total, _KNOBS[kind]))
     disk, free = disk_of(run, wanted, spec), shutil.disk_usage(run.workdir).free
     if disk:
         knobs["disk"] = None
@@ -70,25 +68,19 @@ def tell(run: Run, stages: Iterable[str]) -> None:
         log.info("the configuration was written for %s", written_for)
     if knobs:
         log.info("what changes it: %s", "; ".join(_KNOBS[kind] for kind in knobs))
-    for stage, total, help_by in short:
+    for name, total, help_by in short:
         said = "stage %s hardly fits: it needs about %s of %s, this machine has %s; change %s"
-        log.warning(said, stage, size_of(total), place, known, help_by)
+        log.warning(said, name, size_of(total), place, known, help_by)
     if sum(disk.values()) > free:
         needed, where = size_of(sum(disk.values())), run.workdir
         said = "%s has %s free, the run writes about %s; change %s"
         log.warning(said, where, size_of(free), needed, _KNOBS["disk"])
 
 
-def memory_of(run: Run, stage: str, spec: Spec) -> Needs:
+def memory_of(run: Run, stage: Stage, spec: Spec) -> Needs:
     """Returns the bytes that a stage takes at its peak: of the host on a CPU, else of a device."""
-    parts: list[Needs] = []
-    if stage in _TRAINED:
-        parts.append(_training(run, stage, spec))
-    if stage == "baselines":
-        parts += [_training(run, "sft", spec), _training(run, "dpo", spec)]
-    sampled = "self-rewarding" in split_csv(run.config.baselines.names)
-    asked = {"prm": run.config.prm.prompts > 0, "baselines": sampled}
-    if stage in _ENGINE or asked.get(stage):
+    parts: list[Needs] = [_training(run, trainer, spec) for trainer in stage.trainers]
+    if stage.decodes(run.config):
         parts.append(_serving(run, stage, spec))
     if not parts:
         return {}
@@ -96,24 +88,24 @@ def memory_of(run: Run, stage: str, spec: Spec) -> Needs:
     return {**most, "the process": PROCESS_BYTES} if _on_cpu() else most
 
 
-def _training(run: Run, stage: str, spec: Spec) -> Needs:
-    c, config = run.config, train_config(run.config, stage)
-    split = Split(**run.mesh.shape)
-    if stage == "prm":
+def _training(run: Run, trainer: str, spec: Spec) -> Needs:
+    c, config = run.config, train_config(run.config, trainer)
+    split, scores = Split(**run.mesh.shape), trainer == PRM.name
+    if scores:
         spec = dataclasses.replace(spec, L=spec.L + c.prm.more_layers)
     copy = spec.parameters * ITEM[config.compute_dtype]
-    reads = stage == "dpo" and c.dpo.reference == "on_the_fly"
-    reads |= stage == "prm" and c.prm.loss == "implicit" and c.prm.reference == "start"
+    reads = trainer == DPO.name and c.dpo.reference == "on_the_fly"
+    reads |= scores and c.prm.loss == "implicit" and c.prm.reference == "start"
     new_rows = len(models.new_rows(run))
-    by_value = stage == "prm" and c.prm.loss in ("bce", "mse")  # rows of one response
+    by_value = scores and c.prm.loss in ("bce", "mse")  # rows of one response
     found = footprint.training(
         spec,
         config,
         trained=trained_of(spec, config, new_rows),
         new_rows=new_rows,
         frozen=float(copy if config.lora_rank or reads else 0),
-        sides=1 if config.batching != "bucket" or by_value else _TRAINED[stage],
-        head=stage != "prm" or c.prm.loss == "implicit",
+        sides=1 if config.batching != "bucket" or by_value else _SIDES[trainer],
+        head=not scores or c.prm.loss == "implicit",
         split=split,
         fused=jax.default_backend() == "gpu" and config.compute_dtype == "bfloat16",
     )
@@ -129,7 +121,7 @@ def trained_of(spec: Spec, config: TrainConfig, new_rows: int) -> int:
     return adapter_parameters(spec, config.lora_rank, split_csv(config.lora_targets)) + rows
 
 
-def _serving(run: Run, stage: str, spec: Spec) -> Needs:
+def _serving(run: Run, stage: Stage, spec: Spec) -> Needs:
     """Returns what the engine takes, and a reward model beside it."""
     found = dict(_engine(run, spec))
     for name, other in _beside(run, stage, spec).items():
@@ -138,16 +130,16 @@ def _serving(run: Run, stage: str, spec: Spec) -> Needs:
     return found
 
 
-def _beside(run: Run, stage: str, spec: Spec) -> dict[str, Spec]:
+def _beside(run: Run, stage: Stage, spec: Spec) -> dict[str, Spec]:
     c = run.config
-    if stage == "search":
+    if stage is SEARCH:
         found = {}
         if c.judge.helpfulness == "reward_model":
             found["the judging reward model"] = reward_model.read_spec(c.judge.reward_model)
         if c.search.value != "rollout" and c.search.value_model:
             found["the value model"] = reward_model.read_spec(c.search.value_model)
         return found
-    if stage == "evaluate" and any(s.reads for s in parse_all(split_csv(c.evaluate.search))):
+    if stage is EVALUATE and any(s.reads for s in parse_all(split_csv(c.evaluate.search))):
         return {"the reward model": dataclasses.replace(spec, L=spec.L + c.prm.more_layers)}
     return {}
 
@@ -184,31 +176,23 @@ def _programs(run: Run) -> int:
     return len(shapes.blocks) * (1 + extends * len(widths)) + 2 + 2 * len(widths)
 
 
-def disk_of(run: Run, stages: Iterable[str], spec: Spec) -> Needs:
+def disk_of(run: Run, stages: Iterable[Stage], spec: Spec) -> Needs:
     """Returns the bytes that the stages write."""
     c, found = run.config, dict.fromkeys(("checkpoints", "trees", "export"), 0.0)
     new_rows = len(models.new_rows(run))
     for stage in stages:
-        for trainer, times in _trainings(c, stage).items():
-            config = train_config(c, trainer)
+        trained = [(result.name, times) for result in stage.results if (times := result.models(c))]
+        for result, times in trained:
+            config = train_config(c, result)
             kept = config.keep + 1 + (config.result == "best")  # one more until the oldest goes
             found["checkpoints"] += 12.0 * trained_of(spec, config, new_rows) * kept * times
-        if stage == "search":
+        if stage is SEARCH:
             prompts = sum(rows_lib.count(c, number) for number in range(1, c.rounds + 1))
             found["trees"] += float(prompts * tree_bytes(c))
-        if stage == "export":
+        if stage is EXPORT:
             dtype = c.export.dtype if c.export.dtype != "auto" else "float32"
             found["export"] += float(spec.parameters * ITEM[dtype])
     return {name: size for name, size in found.items() if size}
-
-
-def _trainings(c: Config, stage: str) -> dict[str, int]:
-    """Returns which trainers a stage runs, and how often: each run keeps checkpoints of its own."""
-    if stage == "baselines":
-        times = {**_BASELINE_STEPS, "self-rewarding": c.rounds}
-        found = {f"baselines.{name}": times[name] for name in split_csv(c.baselines.names)}
-        return found if c.model.checkpoint else {"baselines.start": 1, **found}
-    return {stage: c.rounds if stage == "dpo" else 1} if stage in _TRAINED else {}
 
 
 def _memory() -> tuple[int | float | None, str]:

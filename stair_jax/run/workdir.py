@@ -15,6 +15,7 @@ import jax
 
 from stair_jax import mesh as mesh_lib
 from stair_jax.config import Config, schema, with_values
+from stair_jax.config.stages import BASELINES, RESULTS, SFT, stage_of
 from stair_jax.hf import metadata
 from stair_jax.log.metrics import Metrics
 from stair_jax.run import hashes
@@ -54,7 +55,7 @@ class Run:
         It is today's as long as there is nothing yet.
         """
         entries = self.lineage.entries
-        for name in sorted(entries, key=lambda name: name != "sft"):
+        for name in sorted(entries, key=lambda name: name != SFT.artefact()):
             knows = {CHECKPOINT, "seed"} <= entries[name]["settings"].keys()
             if knows and self.lineage.binds(name):
                 return self.made_with(name)
@@ -91,24 +92,13 @@ class Run:
         return path
 
 
-# What the lineage calls the baselines -> the stage whose trainer they use.
-_TRAINERS = {
-    "baselines.start": "sft",
-    "baselines.sft": "sft",
-    "baselines.dpo": "dpo",
-    "baselines.sacpo": "dpo",
-    "baselines.self-rewarding": "dpo",
-}
-
-
-def train_config(config: Config, stage: str) -> schema.TrainConfig:
-    """Returns the trainer's settings of a stage."""
-    train = config[_TRAINERS.get(stage, stage)].train
+def train_config(config: Config, result: str) -> schema.TrainConfig:
+    """Returns the settings of the trainer that makes a kind of result."""
     dtype = dtype_of(config.model.compute_dtype)
-    made = schema.TrainConfig.of(train, compute_dtype=dtype)
-    if stage in _TRAINERS and config.baselines.buckets:
+    made = schema.TrainConfig.of(config[RESULTS[result].trainer].train, compute_dtype=dtype)
+    if stage_of(result) == BASELINES.name and config.baselines.buckets:
         made = dataclasses.replace(made, buckets=config.baselines.buckets)
-    if stage == "baselines.sft" and config.baselines.sft_lr:
+    if result == "baselines.sft" and config.baselines.sft_lr:
         made = dataclasses.replace(made, lr=config.baselines.sft_lr)
     return made
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from stair_jax import jsonl
 from stair_jax.config.schema import DpoConfig
 from stair_jax.config.words import split_csv
-from stair_jax.data import examples
+from stair_jax.data import examples, sources
 from stair_jax.engine.request import Sampling
 from stair_jax.records import Candidate, Preference
 from stair_jax.run import models, responses, training, worlds
@@ -30,6 +30,12 @@ from stair_jax.run.workdir import Run, train_config
 from stair_jax.search import candidates
 
 log = logging.getLogger(__name__)
+
+
+def look(run: Run) -> None:
+    """Reads the preferences where they lie in a file here."""
+    if sources.is_file(run.config.data.preferences):
+        rows_lib.for_preferences(run.config)
 
 
 def run(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from stair_jax import jsonl
 from stair_jax.config.schema import DpoConfig
+from stair_jax.config.stages import DPO, PAIRS
 from stair_jax.config.words import split_csv
 from stair_jax.data import examples
 from stair_jax.records import Pair, Response
@@ -12,15 +13,16 @@ from stair_jax.stages.pairs import NO_PAIR
 
 def run(run: Run, number: int) -> None:
     """Trains the round's model; the model before it is both its start and its reference."""
-    name, parent = f"round-{number}/dpo", models.parent_of_round(run, number)
+    name, compared = DPO.artefact(number), PAIRS.artefact(number)
+    parent = models.parent_of_round(run, number)
     above = models.artefact_of(parent)
-    run.lineage.verify(f"round-{number}/pairs", split_csv(run.config.edited))
-    run.begin(name, "dpo", (*((above,) if above else ()), f"round-{number}/pairs"))
+    run.lineage.verify(compared, split_csv(run.config.edited))
+    run.begin(name, DPO.name, (*((above,) if above else ()), compared))
     folder = run.round_dir(number) / "pairs"
     pairs = jsonl.read_jsonl(folder / "pairs.jsonl", Pair)
     anchors = jsonl.read_jsonl(folder / "responses.jsonl", Response)
     if not pairs:
-        why = run.lineage.entries[f"round-{number}/pairs"].get(NO_PAIR, "there are no trees")
+        why = run.lineage.entries[compared].get(NO_PAIR, "there are no trees")
         raise ValueError(
             f"{name}: round {number} has no pair to train on: {why}; --config.redo=pairs, or"
             " search, makes them again"
@@ -32,7 +34,7 @@ def run(run: Run, number: int) -> None:
         policy,
         examples.pair_examples(pairs, policy.codec),
         examples.response_examples(anchors, policy.codec),
-        train_config(run.config, "dpo"),
+        train_config(run.config, DPO.name),
         DpoConfig.of(run.config.dpo),
         seed=run.config.seed + number,
     )

@@ -5,18 +5,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from stair_jax import jsonl
+from stair_jax.config.stages import PRM
 from stair_jax.config.strategies import GREEDY, MCTS, Strategy, parse_all
 from stair_jax.config.words import split_csv
 from stair_jax.evals.benchmark import Benchmark, columns_of
 from stair_jax.evals.report import curves, table
 from stair_jax.records import Answer
-from stair_jax.run import benchmarks, rating
+from stair_jax.run import benchmarks, judges, rating
 from stair_jax.run import models as models_lib
 from stair_jax.run.answerer import Answerer
 from stair_jax.run.answers import AnswerGenerator
 from stair_jax.run.hashes import digest_of
 from stair_jax.run.results import ModelAnswers, Ratings, costs_of, for_judge, metrics_of
 from stair_jax.run.workdir import Run
+
+
+def look(run: Run) -> None:
+    """Reads the benchmarks' prompts, and the judge's templates if it is to be asked."""
+    if any(benchmark.sides for benchmark in benchmarks.of(run.config)):
+        judges.facts(run.config)
 
 
 def run(run: Run) -> None:
@@ -28,7 +35,7 @@ def run(run: Run) -> None:
     """
     strategies, searched = parse_all(split_csv(run.config.evaluate.search)), _searched(run)
     needs = [s.name for s in strategies if s.reads]
-    if needs and not run.lineage.finished("prm"):
+    if needs and not run.lineage.finished(PRM.artefact()):
         raise ValueError(
             f"config.evaluate.search: {needs[0]!r} asks a reward model, and there is none in"
             f" {run.workdir}; run stage prm first"
@@ -81,7 +88,7 @@ def _answers(
     name = answerer.name
     model = name if strategy == GREEDY else f"{name}/{strategy.name}"
     artefact, parent = f"evals/{model}", models_lib.artefact_of(name)
-    reads = ("prm",) if strategy.reads else ()
+    reads = (PRM.artefact(),) if strategy.reads else ()
     stage = {"greedy": "evaluate", MCTS: "evaluate.mcts"}.get(strategy.kind, "evaluate.guided")
     run.begin(artefact, stage, (*((parent,) if parent else ()), *reads))
     folder = run.workdir / artefact

@@ -3,6 +3,7 @@
 import logging
 
 from stair_jax import text
+from stair_jax.config.stages import EXPORT, PRM
 from stair_jax.hf import exporter, importer, peft, reward_model
 from stair_jax.model import lora
 from stair_jax.run import models
@@ -12,7 +13,7 @@ from stair_jax.run.workdir import Run
 
 log = logging.getLogger(__name__)
 
-PRM = "prm"  # the reward model's name
+NAME = PRM.artefact()  # the reward model's
 
 _DIFFERENCE = "%s: largest %s difference %.2e, %.1e of the largest"
 _QUESTIONS = (  # of the report; any text will do
@@ -32,15 +33,15 @@ def run(run: Run) -> None:
     implicit one is a policy like the others.
     """
     name = run.config.export.model or models.names(run)[-1]
-    if name == PRM:
+    if name == NAME:
         found = models.reward_model(run)
         if found.readout.loss != "implicit":
             _export_reward_model(run, found)
             return
-        parent, policy = PRM, Policy(PRM, found.spec, found.params, found.codec)
+        parent, policy = NAME, Policy(NAME, found.spec, found.params, found.codec)
     else:
         parent, policy = models.artefact_of(name), models.load(run, name)
-    run.begin(f"export/{name}", "export", (parent,) if parent else ())
+    run.begin(f"export/{name}", EXPORT.name, (parent,) if parent else ())
     folder, dtype = run.workdir / "export" / name, _dtype(run)
     exporter.save(
         folder,
@@ -52,7 +53,7 @@ def run(run: Run) -> None:
         chat_template=policy.codec.chat_template,
         source=run.origin.model.checkpoint or None,
     )
-    if name != PRM:
+    if name != NAME:
         _export_adapters(run, name, dtype)
     prompts = [policy.codec.prompt_ids(question) for question in _QUESTIONS]
     report = exporter.export_report(folder, policy.spec, policy.params, prompts, dtype=dtype)
@@ -70,8 +71,8 @@ def _dtype(run: Run) -> str:
 
 def _export_reward_model(run: Run, model: RewardPolicy) -> None:
     """Writes `export/prm/`, with a report on its scores of short made-up responses."""
-    folder, dtype = run.workdir / "export" / PRM, _dtype(run)
-    run.begin(f"export/{PRM}", "export", (PRM,))
+    folder, dtype = run.workdir / "export" / NAME, _dtype(run)
+    run.begin(f"export/{NAME}", EXPORT.name, (NAME,))
     reward_model.save(
         folder,
         model.spec,
@@ -88,7 +89,7 @@ def _export_reward_model(run: Run, model: RewardPolicy) -> None:
         folder, model.spec, model.params, model.readout, texts, dtype=dtype
     )
     log.info(_DIFFERENCE, folder, "score", report["max_abs_diff"], report["max_rel_diff"])
-    run.lineage.finish(f"export/{PRM}", digest_of(model.params), folder=str(folder))
+    run.lineage.finish(f"export/{NAME}", digest_of(model.params), folder=str(folder))
 
 
 def _export_adapters(run: Run, name: str, dtype: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from stair_jax import jsonl
 from stair_jax.config.schema import PairsConfig
+from stair_jax.config.stages import PAIRS, SEARCH
 from stair_jax.config.words import split_csv
 from stair_jax.data import exports
 from stair_jax.log import progress
@@ -27,9 +28,9 @@ def run(run: Run, number: int) -> None:
 
     Other trainers' forms of the pairs lie in `export/`, where `config.pairs.export` names them.
     """
-    name = f"round-{number}/pairs"
-    run.lineage.verify(f"round-{number}/trees", split_csv(run.config.edited))
-    run.begin(name, "pairs", (f"round-{number}/trees",))
+    name, grown = PAIRS.artefact(number), SEARCH.artefact(number)
+    run.lineage.verify(grown, split_csv(run.config.edited))
+    run.begin(name, PAIRS.name, (grown,))
     config, codec = PairsConfig.of(run.config.pairs), models.spec_and_codec(run)[1]
     trees = TreeFile(run.round_dir(number) / "trees")
     pairs: list[Pair] = []

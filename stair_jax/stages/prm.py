@@ -10,6 +10,7 @@ from typing import Any
 from stair_jax import jsonl
 from stair_jax.config import Config, reward_forms
 from stair_jax.config.schema import PrmConfig, RewardConfig, SearchConfig, TrainConfig
+from stair_jax.config.stages import PRM, SEARCH
 from stair_jax.config.words import split_csv
 from stair_jax.data import examples as examples_lib
 from stair_jax.data.pair_batches import DpoData
@@ -29,7 +30,13 @@ from stair_jax.text import Codec
 
 log = logging.getLogger(__name__)
 
-NAME = "prm"
+NAME = PRM.artefact()
+
+
+def look(run: Run) -> None:
+    """Reads the further prompts where they are needed still."""
+    if run.config.prm.prompts and not run.lineage.finished(NAME):
+        rows_lib.for_prm(run.config)
 
 
 def run(run: Run) -> None:
@@ -41,13 +48,13 @@ def run(run: Run) -> None:
       ValueError: where the trees give no row.
     """
     start, rounds = models.start_of_prm(run), models.searched_rounds(run)
-    above, grown = models.artefact_of(start), [f"round-{number}/trees" for number in rounds]
+    above, grown = models.artefact_of(start), [SEARCH.artefact(number) for number in rounds]
     for name in grown:
         run.lineage.verify(name, split_csv(run.config.edited))
-    run.begin(NAME, "prm", (*((above,) if above else ()), *grown))
+    run.begin(NAME, PRM.name, (*((above,) if above else ()), *grown))
     config, readout = PrmConfig.of(run.config.prm), readout_of(run.config)
     sampled = _sampled(run, start, config)
-    policy, train = models.load(run, start), train_config(run.config, "prm")
+    policy, train = models.load(run, start), train_config(run.config, PRM.name)
     files = [TreeFile(run.round_dir(number) / "trees") for number in rounds]
     every, causes = itertools.chain(*files, sampled), Causes()
     with progress.over(every, NAME, sum(map(len, files)) + len(sampled), "trees") as trees:

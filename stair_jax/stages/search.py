@@ -7,15 +7,19 @@ whole, so that a stop costs no more than what the engine was decoding.
 import collections
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Sequence
 
 from stair_jax import jsonl
+from stair_jax.config import Config
 from stair_jax.config.schema import RewardConfig, SearchConfig
 from stair_jax.config.sources import is_world
+from stair_jax.config.stages import SEARCH
 from stair_jax.engine import counters
 from stair_jax.engine.shared_engine import SharedEngine
+from stair_jax.hf import reward_model
 from stair_jax.log import progress, trace
 from stair_jax.records import Prompt, Tree
 from stair_jax.run import inputs, judges, models, reward_models, rows
@@ -23,6 +27,7 @@ from stair_jax.run.first_answers import FirstAnswers
 from stair_jax.run.search_sizes import tree_bytes, trees_in_flight
 from stair_jax.run.workdir import Run, need_room
 from stair_jax.search import driver, growth, official
+from stair_jax.search.node_values import FROM_MODEL
 from stair_jax.search.result_log import FILE, ResultLog
 from stair_jax.search.reward import Reward
 from stair_jax.search.tree_file import TreeFile, open_to_append
@@ -30,13 +35,30 @@ from stair_jax.search.tree_file import TreeFile, open_to_append
 log = logging.getLogger(__name__)
 
 
+def look(run: Run, number: int) -> None:
+    """Reads the round's prompts, the judge's templates, and the configurations of reward models."""
+    c = run.config
+    judges.facts(c)
+    for path in _reward_models(c):
+        reward_model.look(path)
+    source = c.data.prompts.replace("{round}", str(number))
+    read = functools.partial(rows.for_round, c, number)
+    inputs.hold(run, SEARCH.artefact(number), "data.prompts", source, read)
+
+
+def _reward_models(c: Config) -> list[str]:
+    """Returns the checkpoints that a search asks for rewards and values."""
+    judge = [c.judge.reward_model] if c.judge.helpfulness == "reward_model" else []
+    return judge + ([c.search.value_model] if c.search.value in FROM_MODEL else [])
+
+
 def run(run: Run, number: int) -> None:
     """Grows the trees of a round with the round's policy, and appends each as it finishes."""
-    name, parent = f"round-{number}/trees", models.parent_of_round(run, number)
+    name, parent = SEARCH.artefact(number), models.parent_of_round(run, number)
     artefact = models.artefact_of(parent)
     every = rows.for_round(run.config, number)
     _refuse_numbered(run, name)
-    run.begin(name, "search", (artefact,) if artefact else ())
+    run.begin(name, SEARCH.name, (artefact,) if artefact else ())
     folder = run.round_dir(number) / "trees"
     folder.mkdir(exist_ok=True)
     rubrics = judges.hold_to(run.config, folder)
@@ -102,7 +124,7 @@ def _grow(
 
     Returns the prompts without one, and what engine and judge did in this session.
     """
-    policy, name = models.load(run, parent, for_engine=True), f"round-{number}/trees"
+    policy, name = models.load(run, parent, for_engine=True), SEARCH.artefact(number)
     config, valuer = SearchConfig.of(run.config.search), reward_models.prm_for_search(run, policy)
     engine = models.engine_for(run, policy)
     config = dataclasses.replace(config, trees_in_flight=trees_in_flight(run, len(left)))

@@ -2,6 +2,7 @@
 
 import logging
 
+from stair_jax.config.stages import SFT
 from stair_jax.data import examples
 from stair_jax.run import inputs, models, training
 from stair_jax.run import rows as rows_lib
@@ -10,10 +11,16 @@ from stair_jax.run.workdir import Run, train_config
 log = logging.getLogger(__name__)
 
 
+def look(run: Run) -> None:
+    """Reads the teacher rows; raises as `inputs.hold`."""
+    c = run.config
+    inputs.hold(run, SFT.artefact(), "data.sft", c.data.sft, lambda: rows_lib.for_sft(c))
+
+
 def run(run: Run) -> None:
     """Trains the base model on the teacher rows, on their responses only."""
-    found = rows_lib.for_sft(run.config)
-    run.begin("sft", "sft", inputs={"data.sft": inputs.of_rows(found)})
+    found, name = rows_lib.for_sft(run.config), SFT.artefact()
+    run.begin(name, SFT.name, inputs={"data.sft": inputs.of_rows(found)})
     base = models.load(run, "base")
     if broken := sum(base.codec.holds_controls(row.response) for row in found):
         log.warning(
@@ -22,4 +29,4 @@ def run(run: Run) -> None:
             len(found),
         )
     rows = examples.sft_examples(found, base.codec)
-    training.sft(run, "sft", base, rows, train_config(run.config, "sft"), in_steps=True)
+    training.sft(run, name, base, rows, train_config(run.config, SFT.name), in_steps=True)

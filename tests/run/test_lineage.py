@@ -7,8 +7,8 @@ import pytest
 from stair_jax import config as config_lib
 from stair_jax import jsonl
 from stair_jax.config.schema import KNOBS
+from stair_jax.config.stages import RESULTS
 from stair_jax.log.metrics import Metrics
-from stair_jax.run import lineage as lineage_lib
 from stair_jax.run.hashes import digest_of
 from stair_jax.run.lineage import Lineage, settings_of
 from stair_jax.run.workdir import Run, locked, need_disk
@@ -115,16 +115,14 @@ def moved_by(key):
 @pytest.mark.parametrize("key", KEYS)
 def test_a_setting_guards_exactly_the_stages_that_it_moves(key):
     c = config_lib.default()
-    assert {stage for stage in lineage_lib._DEPENDS if key in settings_of(c, stage)} == moved_by(
-        key
-    )
+    assert {result for result in RESULTS if key in settings_of(c, result)} == moved_by(key)
 
 
 def test_what_is_stated_of_settings_is_of_settings_that_there_are():
     assert {key for key, knob in KNOBS.items() if knob.free} == RUN_ONLY
     for name in GUARDS:
         assert any(key == name or key.startswith(f"{name}.") for key in KEYS), name
-    assert {stage for stages in GUARDS.values() for stage in stages} == set(lineage_lib._DEPENDS)
+    assert {stage for stages in GUARDS.values() for stage in stages} == set(RESULTS)
 
 
 def test_a_changed_setting_is_refused_by_name(tmp_path):

@@ -289,6 +289,6 @@ def test_what_is_missing_is_said_in_one_line(tmp_path):
 
 def test_the_stage_comes_after_the_rounds_and_before_the_evaluation():
     items = pipeline.items_of(small("x", stages="evaluate,prm,dpo,search,pairs,sft"))
-    names = [item.artefact or item.stage for item in items]
+    names = [item.name for item in items]
     assert names[-3:] == ["round-2/dpo", "prm", "evaluate"]
     assert "prm" in pipeline.status(small("x"), Lineage(pathlib.Path("nowhere")))
