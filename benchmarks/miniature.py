@@ -23,11 +23,12 @@ from stair_jax.hf import exporter
 from stair_jax.log.metrics import Metrics
 from stair_jax.records import Prompt
 from stair_jax.run import judges, models, rows, search_sizes
+from stair_jax.run.known_models import SFT_MODEL
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.models import Policy
 from stair_jax.run.workdir import Run
 
-MODEL = "sft"
+MODEL = SFT_MODEL.artefact
 # The paper's search; what is not named here is the miniature's: limits, context, judge.
 PAPER: dict[str, Any] = {
     "iterations": 200,

@@ -28,6 +28,7 @@ from benchmarks.transformers_engine import Generator, Lockstep, OneByOne
 from stair_jax.config.schema import SearchConfig
 from stair_jax.records import Prompt
 from stair_jax.run import models
+from stair_jax.run.known_models import SFT_MODEL
 from stair_jax.run.models import Policy
 from stair_jax.run.workdir import Run
 from stair_jax.search import growth
@@ -92,7 +93,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Clai
     transformers.logging.disable_progress_bar()
     miniature.train(options.workdir)
     run = miniature.open_run(options.workdir)
-    policy = models.load(run, miniature.MODEL)
+    policy = models.load(run, SFT_MODEL)
     sides = Sides(run, policy, options)
     harness.say("warming up: every program is compiled, every library is loaded ...")
     sides.warm_up()

@@ -13,7 +13,7 @@ from stair_jax.config.strategies import GREEDY, Strategy, parse
 from stair_jax.log import bars
 from stair_jax.log.metrics import Metrics
 from stair_jax.records import Prompt
-from stair_jax.run import models, worlds
+from stair_jax.run import known_models, worlds
 from stair_jax.run.answerer import Answerer, Reply
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.workdir import Run
@@ -70,10 +70,10 @@ def _talk(options: argparse.Namespace) -> None:
             f"--search={options.search}: asks a reward model, and there is none in"
             f" {options.workdir}; run stage prm first"
         )
-    name = options.model or models.names(run)[-1]
-    answerer = Answerer(run, name, [strategy], compile_first=False)
+    model = known_models.named_or_last(run, options.model)
+    answerer = Answerer(run, model, [strategy], compile_first=False)
     codec = answerer.policy.codec
-    print(f"{name} of {options.workdir}; a question a line, end with Ctrl-D", file=sys.stderr)
+    print(f"{model.name} of {options.workdir}; a question a line, end with Ctrl-D", file=sys.stderr)
     if not config.model.checkpoint:
         _introduce(worlds.of_model(config))
     for number, question in enumerate(map(str.strip, sys.stdin)):

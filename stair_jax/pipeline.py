@@ -18,7 +18,7 @@ from stair_jax.config.stages import STAGES, Stage, stage_of
 from stair_jax.config.words import split_csv
 from stair_jax.log import progress
 from stair_jax.log.metrics import Metrics
-from stair_jax.run import benchmarks, inputs, models, needs
+from stair_jax.run import benchmarks, inputs, known_models, needs
 from stair_jax.run.lineage import Lineage, settings_of
 from stair_jax.run.redo import Redo
 from stair_jax.run.workdir import CHECKPOINT, Run, locked
@@ -43,34 +43,11 @@ class Item:
         """What messages call it."""
         return self.artefact or self.stage.name
 
-    @property
-    def label(self) -> str:
-        """The same in words, for messages about what it needs."""
-        of_round = "" if self.number is None else f" of round {self.number}"
-        return f"stage {self.stage.name}{of_round}"
-
-    def look(self, run: Run) -> None:
-        """Reads what the stage will read from outside, so that a mistake costs no stage.
-
-        Whatever is finished is compared with the rows that it was made from, if they are files.
-
-        Raises:
-          ValueError: as the stage itself would, or for rows that have changed, by name.
-        """
-        if look := getattr(self._module, "look", None):
-            look(run, *self._round)
-
-    def work(self, run: Run) -> None:
-        """Runs the stage."""
-        self._module.run(run, *self._round)
-
-    @property
-    def _module(self) -> Any:
-        return importlib.import_module(f"stair_jax.stages.{self.stage.name}")
-
-    @property
-    def _round(self) -> tuple[int, ...]:
-        return () if self.number is None else (self.number,)
+    def call(self, function: str, run: Run) -> None:
+        """Calls the stage's `run`, or its `look` if it has one."""
+        module = importlib.import_module(f"stair_jax.stages.{self.stage.name}")
+        if found := getattr(module, function, None):
+            found(run) if self.number is None else found(run, self.number)
 
 
 def items_of(config: Config) -> list[Item]:
@@ -87,18 +64,19 @@ def items_of(config: Config) -> list[Item]:
 def missing_for(run: Run, item: Item) -> str | None:
     """Returns what an item still waits for, in words; None where it can begin."""
     number, stage = item.number, item.stage
-    if number is not None and models.before_round(run, number) is None:
+    if number is not None and known_models.before_round(run, number) is None:
         if number == 1:
             return "a model to start from: run stage sft, or set config.model.checkpoint"
-        return f"dpo-{number - 1}: run stage dpo of round {number - 1}"
+        return f"{known_models.of_round(number - 1).name}: run stage dpo of round {number - 1}"
     if above := stage.after:
         rounds = range(1, run.config.rounds + 1) if number is None else [number]
         names = [above.artefact(k) for k in rounds]
         if not any(map(run.lineage.finished, names)):
             return f"{names[0]}: run stage {above.name} first"
     if stage.start:
-        known = models.names(run) + models.baselines(run)
-        if (start := models.start_of_prm(run)) not in known:
+        there = [*known_models.stair_models(run), *known_models.baselines(run)]
+        known = [model.name for model in there]
+        if (start := run.config.prm.model) and start not in known:
             return f"model {start!r} of config.{stage.start}, which is not one of {known}"
     return None
 
@@ -141,7 +119,7 @@ def run(config: Config, flags: Collection[str] = ()) -> None:
             with progress.line("looking at what the run reads"):
                 inputs.look(this, [item.stage for item in items])
                 for item in items:
-                    item.look(this)
+                    item.call("look", this)
             dropping.carry_out()
             if left := [item for item in items if not _done(this, item)]:
                 needs.tell(this, [item.stage for item in left])
@@ -183,15 +161,17 @@ def _run_items(run: Run, items: list[Item]) -> None:
         if item.number is not None and waiting:
             continue  # a later round; what is left can do without it
         if waits_for := missing_for(run, item):
+            of_round = "" if item.number is None else f" of round {item.number}"
+            label = f"stage {item.stage.name}{of_round}"
             if not worked or item.number is None:
-                raise ValueError(f"config.stages: {item.label} needs {waits_for}")
-            log.info("rounds end here: %s needs %s", item.label, waits_for)
+                raise ValueError(f"config.stages: {label} needs {waits_for}")
+            log.info("rounds end here: %s needs %s", label, waits_for)
             waiting = True
             continue
         start = time.perf_counter()
         log.info("%s ... (%d of %d)", item.name, number, len(items))
         with progress.line(item.name):
-            item.work(run)
+            item.call("run", run)
         log.info("%s: %.1f s", item.name, time.perf_counter() - start)
         worked = True
 

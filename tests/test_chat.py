@@ -33,7 +33,7 @@ def talk(tmp_path, monkeypatch, capsys):
     codec.tokenizer = Words()
     config = tiny(workdir=str(tmp_path))
     (tmp_path / "config.json").write_text(config.to_json())
-    monkeypatch.setattr(models, "load", lambda run, name, **_: Policy(name, TIED, None, codec))
+    monkeypatch.setattr(models, "load", lambda run, model, **_: Policy(model, TIED, None, codec))
     monkeypatch.setattr(models, "engine_for", lambda run, policy: Machine(codec, 10**6))
     monkeypatch.setattr(Answerer, "_reward_model", ScriptedRewardModel(codec), raising=False)
 

@@ -19,6 +19,7 @@ from stair_jax.model.reward import Readout
 from stair_jax.prm.reader import RewardModelLike, aggregate
 from stair_jax.records import Prompt
 from stair_jax.run import models, reward_models
+from stair_jax.run.known_models import Model
 from stair_jax.run.search_sizes import trees_in_flight
 from stair_jax.run.workdir import Run
 from stair_jax.search import growth
@@ -67,7 +68,7 @@ class Answerer:
 
     Args:
       run: the run.
-      name: of the model.
+      model: that is asked.
       strategies: all that it is to answer with.
       limits: tokens of a response, by prompt id, where they are fewer than the run's.
       compile_first: whether all programs are compiled before the first answer, so that none of
@@ -77,21 +78,16 @@ class Answerer:
     def __init__(
         self,
         run: Run,
-        name: str,
+        model: Model,
         strategies: Iterable[Strategy],
         *,
         limits: Mapping[str, int] | None = None,
         compile_first: bool = True,
     ):
-        self._run, self.name, self._compile_first = run, name, compile_first
+        self._run, self.model, self._compile_first = run, model, compile_first
         self._limits = limits or {}
         self.config = GuidedConfig.of(run.config.evaluate)
         self._reads = any(strategy.reads for strategy in strategies)
-
-    @functools.cached_property
-    def direct(self) -> bool:
-        """Whether all of a response is the answer: the model was not taught to reason."""
-        return models.is_direct(self._run, self.name)
 
     def ask(
         self,
@@ -192,7 +188,8 @@ class Answerer:
 
     def _comparable(self, ids: Sequence[int]) -> str | None:
         """Returns a response's answer for a vote; None where it did not come to its end."""
-        return None if self.is_cut(ids) else selection.comparable(self.text_of(ids), self.direct)
+        direct = self.model.direct
+        return None if self.is_cut(ids) else selection.comparable(self.text_of(ids), direct)
 
     def reply_of(self, strategy: Strategy, some: Sequence[Found], chosen: int) -> Reply:
         """Returns one of some samples as the reply that it is; equal ones were read once."""
@@ -207,14 +204,14 @@ class Answerer:
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Returns a response's text; of one without reasoning, without the end of the turn."""
-        return self.policy.codec.decode(ids[:-1] if self.direct and self._ended(ids) else ids)
+        return self.policy.codec.decode(ids[:-1] if self.model.direct and self._ended(ids) else ids)
 
     def is_cut(self, ids: Sequence[int]) -> bool:
         """Returns whether a response without reasoning stopped at its limit, not at its end.
 
         A response with reasoning that was cut can be told by its text: its answer is not closed.
         """
-        return self.direct and not self._ended(ids)
+        return self.model.direct and not self._ended(ids)
 
     def _ended(self, ids: Sequence[int]) -> bool:
         return bool(ids) and ids[-1] in self.policy.codec.end_stop
@@ -242,7 +239,8 @@ class Answerer:
         missing = {prompt.id: range(strategy.width) for prompt in prompts}
         nothing: dict[str, list[tuple[int, ...]]] = {prompt.id: [] for prompt in prompts}
         passed = self.draw(strategy.name, prompts, missing, nothing, drawn, read=strategy.reads)
-        Lost(blind=lost.blind).tell(self.name, strategy.name)  # the scores, whoever read them told
+        # The scores that are missing were said where they were read.
+        Lost(blind=lost.blind).tell(self.model.name, strategy.name)
         return passed
 
     def _search(
@@ -272,12 +270,12 @@ class Answerer:
         if unended:
             log.warning(
                 "evaluate %s: %s: no answer to %d of %d prompts ended; beginnings stand in",
-                self.name,
+                self.model.name,
                 strategy.name,
                 unended,
                 len(prompts),
             )
-        lost.tell(self.name, strategy.name)
+        lost.tell(self.model.name, strategy.name)
         return passed_over
 
     def _hunt(
@@ -296,7 +294,7 @@ class Answerer:
             lost.add(state.missing, state.blind)
 
         passed_over = self._find(label, len(prompts), find, counted, samplings)
-        lost.tell(self.name, label)
+        lost.tell(self.model.name, label)
         return passed_over
 
     def _find(
@@ -322,11 +320,11 @@ class Answerer:
         Returns:
           Why prompts were passed over, by prompt id.
         """
-        log.info("evaluate %s: %s, %d prompts", self.name, label, count)
+        log.info("evaluate %s: %s, %d prompts", self.model.name, label, count)
         if self._compile_first:
             self._engine.compile(samplings, logps=logps)
         done = 0
-        with progress.line(f"evaluate {self.name} {label}", count, "prompts") as show:
+        with progress.line(f"evaluate {self.model.name} {label}", count, "prompts") as show:
 
             def counted(who: Any, what: Any) -> None:
                 nonlocal done
@@ -341,7 +339,7 @@ class Answerer:
     @functools.cached_property
     def policy(self) -> models.Policy:
         """The model; the engine has its weights."""
-        return models.load(self._run, self.name, for_engine=True)
+        return models.load(self._run, self.model, for_engine=True)
 
     @functools.cached_property
     def _engine(self) -> Any:

@@ -11,7 +11,6 @@ from stair_jax.config.strategies import SAMPLED, Strategy
 from stair_jax.evals.benchmark import Benchmark
 from stair_jax.guided.beams import Found
 from stair_jax.records import Answer, Prompt, Sample
-from stair_jax.run import models
 from stair_jax.run.answerer import Answerer, Drawn, Lost, Reply
 from stair_jax.run.hashes import digest_of
 from stair_jax.run.workdir import Run
@@ -87,11 +86,11 @@ class AnswerGenerator:
     def _outcome(self, prompt: Prompt, response: str, cut: bool) -> str:
         """Returns what a response counts as: one that was cut has no final answer."""
         benchmark, _ = self._of_prompt[prompt.id]
-        return benchmark.grade(prompt, "" if cut else response, self._answerer.direct).outcome
+        return benchmark.grade(prompt, "" if cut else response, self._answerer.model.direct).outcome
 
     def _tell(self, label: str, passed_over: Mapping[str, str]) -> None:
         """Says which prompts got no answer; they are counted as missing."""
-        name = self._answerer.name
+        name = self._answerer.model.name
         for id, reason in list(passed_over.items())[:_SHOWN]:
             log.warning("evaluate %s: %s: no answer to %s: %s", name, label, id, reason)
         if (more := len(passed_over) - _SHOWN) > 0:
@@ -110,14 +109,14 @@ class AnswerGenerator:
             found = [Found(ids=sample.ids, raw=sample.raw) for sample in some]
             chosen = self._answerer.choose(strategy, prompt, found, merits, lost)
             take(self._row(prompt, self._answerer.reply_of(strategy, found, chosen)))
-        lost.tell(self._answerer.name, strategy.name)
+        lost.tell(self._answerer.model.name, strategy.name)
 
     @functools.cached_property
     def _samples(self) -> dict[str, list[Sample]]:
         """All samples that the strategies choose among, by prompt; drawn where they are missing."""
-        name = self._answerer.name
-        artefact, parent = f"evals/{name}/samples", models.artefact_of(name)
-        self._run.begin(artefact, "evaluate.guided", (parent,) if parent else ())
+        model = self._answerer.model
+        artefact = f"evals/{model.name}/samples"
+        self._run.begin(artefact, "evaluate.guided", model.parents)
         folder = self._run.workdir / artefact
         folder.mkdir(parents=True, exist_ok=True)
         rows = self._stored(folder)

@@ -11,6 +11,7 @@ from stair_jax import text
 from stair_jax.config.stages import DPO, SEARCH, SFT
 from stair_jax.records import Tree
 from stair_jax.run import standing
+from stair_jax.run.known_models import Model
 from stair_jax.run.workdir import Run
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class FirstAnswers:
 
     run: Run
     number: int
-    model: str
+    model: Model
     codec: text.Codec
     trees: dataclasses.InitVar[Iterable[Tree]]
 
@@ -103,12 +104,12 @@ class FirstAnswers:
                 f" ({s.max_rollout_tokens}) or max_step_tokens ({s.max_step_tokens})"
             )
         without = f"{self.tagless} have no tag at all; " if self.tagless else ""
-        if self.model == "base":
+        if self.model.stage is None:
             return (
                 f"{without}no stage sft has taught the checkpoint the format; add it to"
                 " config.stages"
             )
-        if self.model != "sft":
+        if self.model.stage is not SFT:
             return (
                 f"{without}stage dpo of the round before has lost the format; lower"
                 " config.dpo.train.lr or raise config.dpo.sft_coef, with"

@@ -1,4 +1,4 @@
-"""The models of a run, by name: "base", "sft", "dpo-1", ... and where their weights come from."""
+"""Weights and codecs of the models of a run, and the engines that decode with them."""
 
 import dataclasses
 import functools
@@ -13,7 +13,6 @@ from stair_jax import mesh as mesh_lib
 from stair_jax import text
 from stair_jax.config.schema import TrainConfig
 from stair_jax.config.sources import is_world
-from stair_jax.config.stages import DPO, PRM, SEARCH, SFT
 from stair_jax.engine import placing
 from stair_jax.engine.device import joins
 from stair_jax.engine.engine import Engine
@@ -24,19 +23,18 @@ from stair_jax.hf import names as names_lib
 from stair_jax.model import lora, reward, transformer
 from stair_jax.model.reward import Readout
 from stair_jax.model.spec import Spec
-from stair_jax.run import worlds
+from stair_jax.run import known_models, worlds
 from stair_jax.run.hashes import digest_of
+from stair_jax.run.known_models import REWARD_MODEL, Model
 from stair_jax.run.workdir import Run, engine_config, train_config
 from stair_jax.train import checkpoint
-
-_BASELINE = "baseline-"  # of the models' names
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
     """A model with its weights, and the codec that it is spoken to with."""
 
-    name: str
+    model: Model
     spec: Spec
     params: Any  # float32, on the run's mesh; or leaves that are read when their turn comes
     codec: text.Codec
@@ -54,114 +52,29 @@ class RewardPolicy:
     params: Any  # as a policy's
     readout: Readout
     codec: text.Codec
-    reference: str = ""
+    reference: Model | None = None
     beta: float = 0.0
 
 
-def names(run: Run) -> list[str]:
-    """Returns the models that exist, in the order in which they were made."""
-    rounds = range(1, run.config.rounds + 1)
-    made = {"sft": SFT.artefact()} | {f"dpo-{k}": DPO.artefact(k) for k in rounds}
-    return ["base", *(name for name, artefact in made.items() if run.lineage.finished(artefact))]
-
-
-def baselines(run: Run) -> list[str]:
-    """Returns the baselines that exist, each as its last step left it, and their own start."""
-    steps = [f"self-rewarding-{k}" for k in range(run.config.rounds, 0, -1)]
-    found = [_BASELINE + name for name in ("start", "sft", "dpo", "sacpo", *steps)]
-    found = [name for name in found if run.lineage.finished(str(artefact_of(name)))]
-    rounds = [name for name in found if "self-rewarding" in name]
-    return [name for name in found if name not in rounds[1:]]
-
-
-def is_baseline(name: str) -> bool:
-    """Returns whether a model is none of STAIR's."""
-    return name.startswith(_BASELINE)
-
-
-def is_direct(run: Run, name: str) -> bool:
-    """Returns whether a model answers without reasoning.
-
-    All baselines were trained to; so does a checkpoint that does not know STAIR's tags.
-    """
-    path = run.origin.model.checkpoint
-    if is_baseline(name) or name != "base" or not path:
-        return is_baseline(name)
-    _, tokenizer = metadata.load_spec_and_tokenizer(path)
-    return not set(text.TAGS) <= set(tokenizer.get_vocab())
-
-
-def artefact_of(name: str) -> str | None:
-    """Returns the lineage's name for a model's checkpoints; None for the base."""
-    if name == "base":
-        return None
-    if is_baseline(name):
-        return f"baselines/{name.removeprefix(_BASELINE)}"
-    return SFT.artefact() if name == "sft" else DPO.artefact(int(name.removeprefix("dpo-")))
-
-
-def folder_of(run: Run, name: str) -> pathlib.Path:
-    """Returns where a trained model's checkpoints lie."""
-    return run.workdir / str(artefact_of(name)) / "checkpoints"
-
-
-def before_round(run: Run, number: int) -> str | None:
-    """Returns the policy that grows the trees of a round, None where it is still missing.
-
-    Round 1 starts from the SFT model; a run that is given a checkpoint and has no SFT stage
-    starts from that checkpoint.
-    """
-    if number > 1:
-        return f"dpo-{number - 1}" if run.lineage.finished(DPO.artefact(number - 1)) else None
-    if run.lineage.finished(SFT.artefact()):
-        return "sft"
-    own = run.origin.model.checkpoint and not run.lineage.binds(SFT.artefact())
-    return "base" if own else None
-
-
-def parent_of_round(run: Run, number: int) -> str:
-    """Returns `before_round`; ValueError where that model is still missing."""
-    if (name := before_round(run, number)) is None:
-        raise ValueError(f"round {number}: the model that it starts from is not trained yet")
-    return name
-
-
-def load(run: Run, name: str, *, for_engine: bool = False) -> Policy:
-    """Returns a model of this run with its weights.
+def load(run: Run, model: Model, *, for_engine: bool = False) -> Policy:
+    """Returns a model of this run that exists, with its weights.
 
     Args:
       for_engine: whether the weights are for `engine_for` alone: each is then read from the disk
         when it is placed, in the engine's dtype, so that they lie on the devices once.
-
-    Raises:
-      ValueError: where there is no such model.
     """
-    step = is_baseline(name) and run.lineage.finished(str(artefact_of(name)))
-    if not step and name not in names(run):
-        raise ValueError(f"model {name!r} is not one of {names(run) + baselines(run)}")
     if for_engine:
         spec, codec = spec_and_codec(run)
-        return Policy(name, spec, _later(run, name, engine_config(run.config).dtype), codec)
-    if name == "base":
+        return Policy(model, spec, _later(run, model, engine_config(run.config).dtype), codec)
+    if not model.artefact:
         return _base(run)
     spec, codec = spec_and_codec(run)
-    entry, folder = run.lineage.entries[str(artefact_of(name))], folder_of(run, name)
-    if found := adapters_of(run, name):
+    if found := adapters_of(run, model):
         merge = jax.jit(functools.partial(lora.merge, **_merging(run, found.config)))
-        return Policy(name, spec, merge(load(run, found.parent).params, found.factors), codec)
+        return Policy(model, spec, merge(load(run, found.parent).params, found.factors), codec)
     like = _abstract(_weights(spec), transformer.logical_axes(spec), run.mesh)
-    return Policy(name, spec, checkpoint.load_params(folder, like, entry["step"]), codec)
-
-
-def searched_rounds(run: Run) -> list[int]:
-    """Returns the rounds whose trees are whole."""
-    rounds = range(1, run.config.rounds + 1)
-    return [number for number in rounds if run.lineage.finished(SEARCH.artefact(number))]
-
-
-def start_of_prm(run: Run) -> str:
-    """Returns the model that the reward model starts from: the one named, or the newest."""
-    return run.config.prm.model or names(run)[-1]
+    folder, step = _trained(run, model.artefact)
+    return Policy(model, spec, checkpoint.load_params(folder, like, step), codec)
 
 
 def reward_model(run: Run, *, for_engine: bool = False) -> RewardPolicy:
@@ -173,35 +86,36 @@ def reward_model(run: Run, *, for_engine: bool = False) -> RewardPolicy:
     Raises:
       ValueError: where there is none.
     """
-    name = PRM.artefact()
+    name = REWARD_MODEL.artefact
     if not run.lineage.finished(name):
         raise ValueError(f"reward model: none in {run.workdir}; run stage prm")
     (spec, codec), entry = spec_and_codec(run), run.lineage.entries[name]
-    folder, readout = run.workdir / name / "checkpoints", Readout.from_json(entry["readout"])
+    (folder, step), readout = _trained(run, name), Readout.from_json(entry["readout"])
     made = run.made_with(name)
     spec = dataclasses.replace(spec, L=spec.L + made.prm.more_layers)
     dtype = engine_config(run.config).dtype
 
     def read(like: Any) -> Any:
         if for_engine:
-            return _leaves_later(folder, like, entry["step"], dtype)
-        return checkpoint.load_params(folder, like, entry["step"])
+            return _leaves_later(folder, like, step, dtype)
+        return checkpoint.load_params(folder, like, step)
 
     if readout.loss == "implicit":
         params = read(_abstract(_weights(spec), transformer.logical_axes(spec), run.mesh))
-        reference = entry["start"] if made.prm.reference == "start" else ""
+        given = made.prm.reference == "start"
+        reference = known_models.of_name(run, entry["start"]) if given else None
         return RewardPolicy(spec, params, readout, codec, reference, made.prm.beta)
     spec = reward.scalar(spec)
     axes, draw = reward.logical_axes(spec), functools.partial(reward.init, spec)
-    parent = entry.get("adapters_of")
-    if parent is None:
+    if (below := entry.get("adapters_of")) is None:
         return RewardPolicy(spec, read(_abstract(draw, axes, run.mesh)), readout, codec)
+    parent = known_models.of_name(run, below)
     _refuse_other_rows(run, name)
-    config = train_config(made, PRM.name)
+    config = train_config(made, name)
     adapters, its_axes = _adapters(run, spec, config)
     axes = reward.adapted(axes, its_axes)
     like = _abstract(lambda key: reward.adapted(draw(key), adapters(key)), axes, run.mesh)
-    trained = checkpoint.load_params(folder, like, entry["step"])
+    trained = checkpoint.load_params(folder, like, step)
     if for_engine:
         base = reward.body(_later(run, parent, "float32"))
         body = _merged_later(base, trained, **_merging(run, config))
@@ -217,30 +131,32 @@ def deepened(run: Run, policy: Policy, more_layers: int) -> Policy:
     spec = dataclasses.replace(policy.spec, L=policy.spec.L + more_layers)
     grow = functools.partial(reward.deepened, spec=spec, key=jax.random.key(run.config.seed))
     grown = jax.jit(grow, out_shardings=_places(spec, run.mesh))(policy.params)
-    return Policy(policy.name, spec, grown, policy.codec)
+    return dataclasses.replace(policy, spec=spec, params=grown)
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
     """What was trained of a model, over the model that lay frozen beneath."""
 
-    parent: str
+    parent: Model
     spec: Spec
     factors: lora.Factors
     config: TrainConfig
     new_rows: lora.Rows  # tokens whose rows were trained as well
 
 
-def adapters_of(run: Run, name: str) -> Adapters | None:
+def adapters_of(run: Run, model: Model) -> Adapters | None:
     """Returns the adapters that a finished model of the run consists of; None where it has none."""
-    entry = run.lineage.entries.get(str(artefact_of(name)), {})
-    if (parent := entry.get("adapters_of")) is None:
+    artefact = model.artefact
+    entry = run.lineage.entries.get(artefact, {})
+    if (below := entry.get("adapters_of")) is None:
         return None
-    _refuse_other_rows(run, str(artefact_of(name)))
-    made = run.made_with(str(artefact_of(name)))
+    _refuse_other_rows(run, artefact)
+    made, parent = run.made_with(artefact), known_models.of_name(run, below)
     spec, config = spec_and_codec(run)[0], train_config(made, entry["stage"])
     like = _abstract(*_adapters(run, spec, config), run.mesh)
-    factors = checkpoint.load_params(folder_of(run, name), like, entry["step"])
+    folder, step = _trained(run, artefact)
+    factors = checkpoint.load_params(folder, like, step)
     return Adapters(parent, spec, factors, config, new_rows(run))
 
 
@@ -269,10 +185,10 @@ def fresh_adapters(run: Run, policy: Policy, config: TrainConfig) -> Any:
     return made
 
 
-def digest(run: Run, name: str) -> str:
+def digest(run: Run, model: Model) -> str:
     """Returns the hash of a model's weights, or for the base of what they come from."""
-    if artefact := artefact_of(name):
-        return run.lineage.entries[artefact]["hash"]
+    if model.artefact:
+        return run.lineage.entries[model.artefact]["hash"]
     grown = f" {tags.START}" if new_rows(run) else ""
     return digest_of(f"{run.origin.model} seed {run.origin.seed} {run.checkpoint}{grown}")
 
@@ -351,7 +267,7 @@ def _base(run: Run) -> Policy:
     else:
         draw = jax.jit(_weights(spec), out_shardings=_places(spec, run.mesh))
         params = draw(jax.random.key(run.origin.seed))
-    return Policy("base", spec, params, codec)
+    return Policy(known_models.base(run), spec, params, codec)
 
 
 def _checkpoint_readers(run: Run, dtype: str) -> dict[str, Callable[[], jax.Array]]:
@@ -374,13 +290,13 @@ def _grown(read: Callable[[], jax.Array], grow: Callable[..., jax.Array], place:
     return grow(read(), place=place)
 
 
-def _later(run: Run, name: str, dtype: str) -> Any:
+def _later(run: Run, model: Model, dtype: str) -> Any:
     """Returns a model's weights, each to be read when its turn comes; in `dtype` where they can.
 
     A model without a checkpoint is drawn whole, and adapters are merged in float32.
     """
     spec, _ = spec_and_codec(run)
-    if name == "base":
+    if not model.artefact:
         if not run.origin.model.checkpoint:
             return _base(run).params
         shapes = names_lib.flat(_abstract(_weights(spec), transformer.logical_axes(spec), run.mesh))
@@ -389,12 +305,17 @@ def _later(run: Run, name: str, dtype: str) -> Any:
             for path, read in _checkpoint_readers(run, dtype).items()
         }
         return flax.traverse_util.unflatten_dict(flat, sep="/")
-    if found := adapters_of(run, name):
+    if found := adapters_of(run, model):
         base = _later(run, found.parent, "float32")
         return _merged_later(base, found.factors, **_merging(run, found.config))
     like = _abstract(_weights(spec), transformer.logical_axes(spec), run.mesh)
-    step = run.lineage.entries[str(artefact_of(name))]["step"]
-    return _leaves_later(folder_of(run, name), like, step, dtype)
+    folder, step = _trained(run, model.artefact)
+    return _leaves_later(folder, like, step, dtype)
+
+
+def _trained(run: Run, artefact: str) -> tuple[pathlib.Path, int]:
+    """Returns where the checkpoints of a finished model lie, and the step that counts."""
+    return run.workdir / artefact / "checkpoints", run.lineage.entries[artefact]["step"]
 
 
 def _leaves_later(folder: pathlib.Path, like: Any, step: int, dtype: str) -> Any:

@@ -15,8 +15,9 @@ from stair_jax.judges.base import ClosableJudge
 from stair_jax.log import progress
 from stair_jax.records import Prompt, Rated
 from stair_jax.remote.open import Open
-from stair_jax.run import hashes, judges, models
+from stair_jax.run import hashes, judges, known_models, models
 from stair_jax.run.hashes import digest_of
+from stair_jax.run.known_models import Model
 from stair_jax.run.workdir import Run
 from stair_jax.search.driver import PAUSE_S
 
@@ -47,12 +48,12 @@ def judge_name(run: Run) -> str:
     """Returns who judges, for a protocol: "self" is the model that round 1 started from."""
     c = run.config.judge
     sides = dict.fromkeys((c.safety, c.helpfulness))
-    return "+".join(f"{side} ({_own(run)})" if side == "self" else side for side in sides)
+    return "+".join(f"{side} ({_own(run).name})" if side == "self" else side for side in sides)
 
 
-def _own(run: Run) -> str:
+def _own(run: Run) -> Model:
     """Returns the model that judges as "self": one for all that are judged."""
-    return models.parent_of_round(run, 1)
+    return known_models.parent_of_round(run, 1)
 
 
 def rate(run: Run, given: Iterable[Given]) -> dict[str, Rated]:
@@ -64,8 +65,7 @@ def rate(run: Run, given: Iterable[Given]) -> dict[str, Rated]:
     wanted = {one.id: one for one in given}
     c, folder = run.config, run.workdir / ARTEFACT
     own = "self" in (c.judge.safety, c.judge.helpfulness)
-    parent = models.artefact_of(_own(run)) if own else None
-    run.begin(ARTEFACT, "evaluate.rated", (parent,) if parent else ())
+    run.begin(ARTEFACT, "evaluate.rated", _own(run).parents if own else ())
     folder.mkdir(parents=True, exist_ok=True)
     judges.hold_to(c, folder)
     have = _stored(folder)

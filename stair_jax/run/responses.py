@@ -10,6 +10,7 @@ from stair_jax.engine.shared_engine import SharedEngine
 from stair_jax.log import progress
 from stair_jax.records import Candidate, Prompt
 from stair_jax.run import judges, models
+from stair_jax.run.known_models import Model
 from stair_jax.run.workdir import Run
 from stair_jax.search import candidates
 from stair_jax.search.candidates import Draw
@@ -28,7 +29,7 @@ class Sampled:
 def sample(
     run: Run,
     artefact: str,
-    model: str,
+    model: Model,
     prompts: Sequence[Prompt],
     draw: Draw,
     given: Mapping[str, str] = {},

@@ -57,6 +57,8 @@ def prm_for_search(run: Run, policy: Policy) -> RewardModel | None:
         )
     mine, its = policy.codec, found.codec
     if (mine.size, mine.eos_id, mine.stops) != (its.size, its.eos_id, its.stops):
-        raise ValueError(f"config.search.value_model: {path} has other tokens than {policy.name}")
+        raise ValueError(
+            f"config.search.value_model: {path} has other tokens than {policy.model.name}"
+        )
     scoring = Scoring(found.spec, found.params, config=sizes, mesh=place, give_away=True)
     return RewardModel(scoring, found.readout, its.eos_id)

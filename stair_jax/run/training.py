@@ -121,7 +121,7 @@ def dpo(
         need_room(run, f"the reference's log-probs for {name}", 4 * positions)
         scorer = dataclasses.replace(objective.scorer, lora_scale=0.0)
         key = reference.key_of(
-            scorer, weights=models.digest(run, policy.name), words=policy.codec.digest
+            scorer, weights=models.digest(run, policy.model), words=policy.codec.digest
         )
         table = reference.table(
             scorer,
@@ -168,7 +168,7 @@ def prm(
         everywhere = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
         head = jax.device_put(jax.random.key(run.config.seed), everywhere)
         spec = reward.scalar(start.spec)
-        start = Policy(policy.name, spec, reward.from_policy(start.params, head), policy.codec)
+        start = dataclasses.replace(start, spec=spec, params=reward.from_policy(start.params, head))
         scorer: Any = Values.of(spec, config, models.new_rows(run))
         trained: Loss = Prm.of(scorer, loss)
     else:
@@ -260,7 +260,7 @@ def _train(
     if after:
         made |= after(fitted, frozen)
     if config.lora_rank:
-        made |= {"adapters_of": policy.name, "new_rows": list(models.new_rows(run))}
+        made |= {"adapters_of": policy.model.name, "new_rows": list(models.new_rows(run))}
     run.lineage.finish(name, digest_of(fitted.params), **facts, **made)
 
 

@@ -19,13 +19,15 @@ from collections.abc import Iterable
 
 from stair_jax import jsonl
 from stair_jax.config.schema import DpoConfig
+from stair_jax.config.stages import BASELINES
 from stair_jax.config.words import split_csv
 from stair_jax.data import examples, sources
 from stair_jax.engine.request import Sampling
 from stair_jax.records import Candidate, Preference
-from stair_jax.run import models, responses, training, worlds
+from stair_jax.run import known_models, models, responses, training, worlds
 from stair_jax.run import rows as rows_lib
 from stair_jax.run.hashes import digest_of
+from stair_jax.run.known_models import Model
 from stair_jax.run.workdir import Run, train_config
 from stair_jax.search import candidates
 
@@ -45,112 +47,111 @@ def run(run: Run) -> None:
         _METHODS[name](run, start)
 
 
-def _start(run: Run) -> str:
+def _start(run: Run) -> Model:
     """Returns the model that all baselines start from."""
-    if run.origin.model.checkpoint:
-        return "base"
-    name = "baseline-start"
-    if _begin(run, name, "start", "base"):
-        c, policy = run.config, models.load(run, "base")
+    base, model = known_models.base(run), known_models.baseline("start")
+    if base.checkpoint:
+        return base
+    if _begin(run, model, "start", base):
+        c, policy = run.config, models.load(run, base)
         rows = [
             examples.answer_example(row, row.response, policy.codec)
             for row in worlds.of_model(c).answer_rows(c.seed, c.data.sft_rows)
         ]
-        artefact = str(models.artefact_of(name))
-        training.sft(run, artefact, policy, rows, train_config(c, "baselines.start"))
-    return name
+        training.sft(run, model.artefact, policy, rows, train_config(c, "baselines.start"))
+    return model
 
 
-def _sft(run: Run, start: str) -> None:
-    name = "baseline-sft"
-    if _begin(run, name, "sft", start):
+def _sft(run: Run, start: Model) -> None:
+    model = known_models.baseline("sft")
+    if _begin(run, model, "sft", start):
         policy = models.load(run, start)
         preferences = rows_lib.for_preferences(run.config)
         rows = [examples.answer_example(row, row.chosen, policy.codec) for row in preferences]
-        artefact = str(models.artefact_of(name))
-        training.sft(run, artefact, policy, rows, train_config(run.config, "baselines.sft"))
+        config = train_config(run.config, "baselines.sft")
+        training.sft(run, model.artefact, policy, rows, config)
 
 
-def _dpo(run: Run, start: str) -> None:
-    name = "baseline-dpo"
-    if _begin(run, name, "dpo", start):
+def _dpo(run: Run, start: Model) -> None:
+    model = known_models.baseline("dpo")
+    if _begin(run, model, "dpo", start):
         rows = rows_lib.for_preferences(run.config)
-        _prefer(run, name, "dpo", start, rows, beta=run.config.dpo.beta)
+        _prefer(run, model, "dpo", start, rows, beta=run.config.dpo.beta)
 
 
-def _sacpo(run: Run, start: str) -> None:
-    steps = ("baseline-sacpo-1", "helpfulness"), ("baseline-sacpo", "safety")
-    for (name, kind), beta in zip(steps, run.config.baselines.sacpo_betas, strict=True):
-        if _begin(run, name, "sacpo", start):
+def _sacpo(run: Run, start: Model) -> None:
+    steps = ("sacpo-1", "helpfulness"), ("sacpo", "safety")
+    for (step, kind), beta in zip(steps, run.config.baselines.sacpo_betas, strict=True):
+        model = known_models.baseline(step)
+        if _begin(run, model, "sacpo", start):
             rows = [row for row in rows_lib.for_preferences(run.config) if row.type == kind]
             if not rows:
                 raise ValueError(
                     f"{run.config.data.preferences}: no row of type {kind!r}, sacpo needs both"
                 )
-            _prefer(run, name, "sacpo", start, rows, beta=beta)
-        start = name
+            _prefer(run, model, "sacpo", start, rows, beta=beta)
+        start = model
 
 
-def _self_rewarding(run: Run, start: str) -> None:
+def _self_rewarding(run: Run, start: Model) -> None:
     for number in range(1, run.config.rounds + 1):
-        name = f"baseline-self-rewarding-{number}"
-        folder = f"{models.artefact_of(name)}/candidates"
+        model = known_models.baseline(f"self-rewarding-{number}")
+        folder = f"{model.artefact}/candidates"
         if not run.lineage.finished(folder):
             _sample(run, folder, start, number)
         rows = jsonl.read_jsonl(run.workdir / folder / "candidates.jsonl", Candidate)
         if not (pairs := candidates.best_against_worst(rows)):
             log.warning("self-rewarding ends here: all candidates of round %d tie", number)
             return
-        if _begin(run, name, "self-rewarding", start, folder):
+        if _begin(run, model, "self-rewarding", start, folder):
             beta = run.config.dpo.beta
-            _prefer(run, name, "self-rewarding", start, pairs, beta=beta, seed=number)
-        start = name
+            _prefer(run, model, "self-rewarding", start, pairs, beta=beta, seed=number)
+        start = model
 
 
 _METHODS = {"sft": _sft, "dpo": _dpo, "sacpo": _sacpo, "self-rewarding": _self_rewarding}
 
 
-def _begin(run: Run, name: str, stage: str, start: str, *more: str) -> bool:
+def _begin(run: Run, model: Model, step: str, start: Model, *more: str) -> bool:
     """Notes that a model is being made; False where it is made already."""
-    artefact, parent = str(models.artefact_of(name)), models.artefact_of(start)
-    if run.lineage.finished(artefact):
+    if known_models.finished(run, model):
         return False
-    log.info("%s ...", artefact)
-    run.begin(artefact, f"baselines.{stage}", (*((parent,) if parent else ()), *more))
+    log.info("%s ...", model.artefact)
+    run.begin(model.artefact, f"{BASELINES.name}.{step}", (*start.parents, *more))
     return True
 
 
 def _prefer(
     run: Run,
-    name: str,
-    stage: str,
-    start: str,
+    model: Model,
+    step: str,
+    start: Model,
     rows: Iterable[Preference] | Iterable[tuple[Candidate, Candidate]],
     *,
     beta: float,
     seed: int = 0,
 ) -> None:
-    """Trains the model `name` by DPO on whole responses; `start` is its reference."""
+    """Trains a model by DPO on whole responses; `start` is its reference."""
     policy = models.load(run, start)
     loss = DpoConfig.of(
         run.config.dpo, beta=beta, scope="response", sft_coef=0.0, anchors_per_pair=0.0
     )
     training.dpo(
         run,
-        str(models.artefact_of(name)),
+        model.artefact,
         policy,
         [examples.preference_example(row, policy.codec) for row in rows],
         (),
-        train_config(run.config, f"baselines.{stage}"),
+        train_config(run.config, f"{BASELINES.name}.{step}"),
         loss,
         seed=run.config.seed + seed,
     )
 
 
-def _sample(run: Run, artefact: str, start: str, number: int) -> None:
+def _sample(run: Run, artefact: str, start: Model, number: int) -> None:
     """Samples and judges the candidates of a round."""
-    c, b, parent = run.config, run.config.baselines, models.artefact_of(start)
-    run.begin(artefact, "baselines.candidates", (parent,) if parent else ())
+    c, b = run.config, run.config.baselines
+    run.begin(artefact, f"{BASELINES.name}.candidates", start.parents)
     draw = candidates.Draw(
         count=b.candidates,
         sampling=Sampling(temperature=b.temperature, top_p=b.top_p),

@@ -6,7 +6,7 @@ from stair_jax.config.stages import DPO, PAIRS
 from stair_jax.config.words import split_csv
 from stair_jax.data import examples
 from stair_jax.records import Pair, Response
-from stair_jax.run import models, training
+from stair_jax.run import known_models, models, training
 from stair_jax.run.workdir import Run, train_config
 from stair_jax.stages.pairs import NO_PAIR
 
@@ -14,10 +14,9 @@ from stair_jax.stages.pairs import NO_PAIR
 def run(run: Run, number: int) -> None:
     """Trains the round's model; the model before it is both its start and its reference."""
     name, compared = DPO.artefact(number), PAIRS.artefact(number)
-    parent = models.parent_of_round(run, number)
-    above = models.artefact_of(parent)
+    parent = known_models.parent_of_round(run, number)
     run.lineage.verify(compared, split_csv(run.config.edited))
-    run.begin(name, DPO.name, (*((above,) if above else ()), compared))
+    run.begin(name, DPO.name, (*parent.parents, compared))
     folder = run.round_dir(number) / "pairs"
     pairs = jsonl.read_jsonl(folder / "pairs.jsonl", Pair)
     anchors = jsonl.read_jsonl(folder / "responses.jsonl", Response)

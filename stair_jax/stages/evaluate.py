@@ -11,11 +11,11 @@ from stair_jax.config.words import split_csv
 from stair_jax.evals.benchmark import Benchmark, columns_of
 from stair_jax.evals.report import curves, table
 from stair_jax.records import Answer
-from stair_jax.run import benchmarks, judges, rating
-from stair_jax.run import models as models_lib
+from stair_jax.run import benchmarks, judges, known_models, rating
 from stair_jax.run.answerer import Answerer
 from stair_jax.run.answers import AnswerGenerator
 from stair_jax.run.hashes import digest_of
+from stair_jax.run.known_models import Model
 from stair_jax.run.results import ModelAnswers, Ratings, costs_of, for_judge, metrics_of
 from stair_jax.run.workdir import Run
 
@@ -43,9 +43,9 @@ def run(run: Run) -> None:
     asked = benchmarks.of(run.config)
     limits = {p.id: b.max_tokens for b in asked if b.max_tokens for p in b.prompts}
     found: list[ModelAnswers] = []
-    for name in _models(run):
-        wanted = [s for s in strategies if s == GREEDY or name in searched]
-        answerer = Answerer(run, name, wanted, limits=limits)
+    for model in _models(run):
+        wanted = [s for s in strategies if s == GREEDY or model in searched]
+        answerer = Answerer(run, model, wanted, limits=limits)
         answering = AnswerGenerator(run, answerer, asked, wanted)
         found += [_answers(run, strategy, asked, answerer, answering) for strategy in wanted]
     ratings = _ratings(run, asked, found)
@@ -56,25 +56,25 @@ def run(run: Run) -> None:
     _tell(run, asked, results, {one.model: costs_of(one) for one in found})
 
 
-def _models(run: Run) -> Sequence[str]:
+def _models(run: Run) -> Sequence[Model]:
     """Returns the models that are evaluated."""
-    known = (*models_lib.names(run), *models_lib.baselines(run))
+    known = [*known_models.stair_models(run), *known_models.baselines(run)]
     return _known(run, "models", known) or known
 
 
-def _searched(run: Run) -> Sequence[str]:
+def _searched(run: Run) -> Sequence[Model]:
     """Returns the models that more than greedy is tried on."""
     models = _models(run)
-    own = [name for name in models if not models_lib.is_baseline(name)] or models
-    return _known(run, "searched", models) or (own[-1],)
+    own = [model for model in models if not model.is_baseline] or models
+    return _known(run, "searched", models) or own[-1:]
 
 
-def _known(run: Run, key: str, known: Sequence[str]) -> tuple[str, ...]:
+def _known(run: Run, key: str, known: Sequence[Model]) -> list[Model]:
     """Returns the models that a setting names; ValueError where one is unknown."""
-    wanted = split_csv(run.config.evaluate[key])
-    if unknown := [name for name in wanted if name not in known]:
-        raise ValueError(f"config.evaluate.{key}: {unknown} not in {list(known)}")
-    return wanted
+    wanted, models = split_csv(run.config.evaluate[key]), {model.name: model for model in known}
+    if unknown := [name for name in wanted if name not in models]:
+        raise ValueError(f"config.evaluate.{key}: {unknown} not in {list(models)}")
+    return [models[name] for name in wanted]
 
 
 def _answers(
@@ -85,12 +85,12 @@ def _answers(
     answering: AnswerGenerator,
 ) -> ModelAnswers:
     """Answers with one strategy what is still unanswered; returns all answers."""
-    name = answerer.name
-    model = name if strategy == GREEDY else f"{name}/{strategy.name}"
-    artefact, parent = f"evals/{model}", models_lib.artefact_of(name)
+    model = answerer.model
+    name = model.name if strategy == GREEDY else f"{model.name}/{strategy.name}"
+    artefact = f"evals/{name}"
     reads = (PRM.artefact(),) if strategy.reads else ()
     stage = {"greedy": "evaluate", MCTS: "evaluate.mcts"}.get(strategy.kind, "evaluate.guided")
-    run.begin(artefact, stage, (*((parent,) if parent else ()), *reads))
+    run.begin(artefact, stage, (*model.parents, *reads))
     folder = run.workdir / artefact
     folder.mkdir(parents=True, exist_ok=True)
     have = {answer.id: answer for b in asked for answer in _read(folder, b)}
@@ -102,7 +102,7 @@ def _answers(
     for benchmark in asked:
         found[benchmark.name] = _read(folder, benchmark)
         jsonl.write_jsonl(folder / f"{benchmark.name}.jsonl", found[benchmark.name])
-    return ModelAnswers(model=model, artefact=artefact, direct=answerer.direct, of=found)
+    return ModelAnswers(model=name, artefact=artefact, direct=model.direct, of=found)
 
 
 def _read(folder: pathlib.Path, benchmark: Benchmark) -> list[Answer]:

@@ -3,17 +3,16 @@
 import logging
 
 from stair_jax import text
-from stair_jax.config.stages import EXPORT, PRM
+from stair_jax.config.stages import EXPORT
 from stair_jax.hf import exporter, importer, peft, reward_model
 from stair_jax.model import lora
-from stair_jax.run import models
+from stair_jax.run import known_models, models
 from stair_jax.run.hashes import digest_of
+from stair_jax.run.known_models import REWARD_MODEL, Model
 from stair_jax.run.models import Policy, RewardPolicy
 from stair_jax.run.workdir import Run
 
 log = logging.getLogger(__name__)
-
-NAME = PRM.artefact()  # the reward model's
 
 _DIFFERENCE = "%s: largest %s difference %.2e, %.1e of the largest"
 _QUESTIONS = (  # of the report; any text will do
@@ -32,17 +31,19 @@ def run(run: Run) -> None:
     The model "prm" is the reward model; what is reported of it are scores, of others logits. An
     implicit one is a policy like the others.
     """
-    name = run.config.export.model or models.names(run)[-1]
-    if name == NAME:
+    asked = run.config.export.model
+    if asked == REWARD_MODEL.name:
         found = models.reward_model(run)
         if found.readout.loss != "implicit":
             _export_reward_model(run, found)
             return
-        parent, policy = NAME, Policy(NAME, found.spec, found.params, found.codec)
+        policy = Policy(REWARD_MODEL, found.spec, found.params, found.codec)
     else:
-        parent, policy = models.artefact_of(name), models.load(run, name)
-    run.begin(f"export/{name}", EXPORT.name, (parent,) if parent else ())
-    folder, dtype = run.workdir / "export" / name, _dtype(run)
+        policy = models.load(run, known_models.named_or_last(run, asked))
+    model, dtype = policy.model, _dtype(run)
+    artefact = f"export/{model.name}"
+    folder = run.workdir / artefact
+    run.begin(artefact, EXPORT.name, model.parents)
     exporter.save(
         folder,
         policy.spec,
@@ -53,12 +54,12 @@ def run(run: Run) -> None:
         chat_template=policy.codec.chat_template,
         source=run.origin.model.checkpoint or None,
     )
-    if name != NAME:
-        _export_adapters(run, name, dtype)
+    if model != REWARD_MODEL:
+        _export_adapters(run, model, dtype)
     prompts = [policy.codec.prompt_ids(question) for question in _QUESTIONS]
     report = exporter.export_report(folder, policy.spec, policy.params, prompts, dtype=dtype)
     log.info(_DIFFERENCE, folder, "logit", report["max_abs_diff"], report["max_rel_diff"])
-    run.lineage.finish(f"export/{name}", digest_of(policy.params), folder=str(folder))
+    run.lineage.finish(artefact, digest_of(policy.params), folder=str(folder))
 
 
 def _dtype(run: Run) -> str:
@@ -71,8 +72,9 @@ def _dtype(run: Run) -> str:
 
 def _export_reward_model(run: Run, model: RewardPolicy) -> None:
     """Writes `export/prm/`, with a report on its scores of short made-up responses."""
-    folder, dtype = run.workdir / "export" / NAME, _dtype(run)
-    run.begin(f"export/{NAME}", EXPORT.name, (NAME,))
+    artefact, dtype = f"export/{REWARD_MODEL.name}", _dtype(run)
+    folder = run.workdir / artefact
+    run.begin(artefact, EXPORT.name, REWARD_MODEL.parents)
     reward_model.save(
         folder,
         model.spec,
@@ -89,20 +91,20 @@ def _export_reward_model(run: Run, model: RewardPolicy) -> None:
         folder, model.spec, model.params, model.readout, texts, dtype=dtype
     )
     log.info(_DIFFERENCE, folder, "score", report["max_abs_diff"], report["max_rel_diff"])
-    run.lineage.finish(f"export/{NAME}", digest_of(model.params), folder=str(folder))
+    run.lineage.finish(artefact, digest_of(model.params), folder=str(folder))
 
 
-def _export_adapters(run: Run, name: str, dtype: str) -> None:
+def _export_adapters(run: Run, model: Model, dtype: str) -> None:
     """Writes `export/<model>-adapters/` for a model that was trained by adapters, over its parent.
 
     `export/<model>/` has them merged. The parent is a model of ours, tags and earlier rounds
     included, so it is its export that PEFT is pointed to.
     """
-    if (found := models.adapters_of(run, name)) is None:
+    if (found := models.adapters_of(run, model)) is None:
         return
-    folder, below = run.workdir / "export", run.workdir / "export" / found.parent
+    folder, below = run.workdir / "export", run.workdir / "export" / found.parent.name
     peft.save(
-        folder / f"{name}-adapters",
+        folder / f"{model.name}-adapters",
         found.spec,
         found.factors,
         alpha=found.config.lora_alpha,
@@ -115,7 +117,7 @@ def _export_adapters(run: Run, name: str, dtype: str) -> None:
     if not below.exists():
         log.info(
             "%s: adapters over %s, which --config.export.model=%s writes",
-            folder / f"{name}-adapters",
+            folder / f"{model.name}-adapters",
             below,
-            found.parent,
+            found.parent.name,
         )

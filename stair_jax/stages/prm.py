@@ -19,9 +19,10 @@ from stair_jax.evals import reward_models
 from stair_jax.log import progress
 from stair_jax.model.reward import Readout
 from stair_jax.records import Tree
-from stair_jax.run import held_out, models, responses, training
+from stair_jax.run import held_out, known_models, models, responses, training
 from stair_jax.run import rows as rows_lib
 from stair_jax.run.causes import Causes
+from stair_jax.run.known_models import REWARD_MODEL, Model
 from stair_jax.run.workdir import Run, train_config
 from stair_jax.search import candidates, comparisons, growth
 from stair_jax.search.reward import Reward
@@ -30,7 +31,7 @@ from stair_jax.text import Codec
 
 log = logging.getLogger(__name__)
 
-NAME = PRM.artefact()
+NAME = REWARD_MODEL.artefact
 
 
 def look(run: Run) -> None:
@@ -47,11 +48,11 @@ def run(run: Run) -> None:
     Raises:
       ValueError: where the trees give no row.
     """
-    start, rounds = models.start_of_prm(run), models.searched_rounds(run)
-    above, grown = models.artefact_of(start), [SEARCH.artefact(number) for number in rounds]
+    start, rounds = known_models.start_of_prm(run), known_models.searched_rounds(run)
+    grown = [SEARCH.artefact(number) for number in rounds]
     for name in grown:
         run.lineage.verify(name, split_csv(run.config.edited))
-    run.begin(NAME, PRM.name, (*((above,) if above else ()), *grown))
+    run.begin(NAME, PRM.name, (*start.parents, *grown))
     config, readout = PrmConfig.of(run.config.prm), readout_of(run.config)
     sampled = _sampled(run, start, config)
     policy, train = models.load(run, start), train_config(run.config, PRM.name)
@@ -69,7 +70,12 @@ def run(run: Run) -> None:
     def measure(score: training.Score, step: int) -> None:
         scored = held_out.scored(held, policy.codec, config, readout, train, frame, score)
         found = reward_models.report(scored, config, readout)
-        about = {"start": start, "rounds": list(rounds), "step": step, "readout": readout.to_json()}
+        about = {
+            "start": start.name,
+            "rounds": list(rounds),
+            "step": step,
+            "readout": readout.to_json(),
+        }
         _tell(run, step, about | counts, found)
 
     training.prm(
@@ -81,7 +87,7 @@ def run(run: Run) -> None:
         config,
         measure=measure,
         readout=readout.to_json(),
-        start=start,
+        start=start.name,
         rounds=list(rounds),
         **counts,
     )
@@ -112,7 +118,7 @@ def readout_of(config: Config) -> Readout:
     return Readout(position=config.prm.readout, loss=config.prm.loss, low=low, high=high)
 
 
-def _sampled(run: Run, start: str, config: PrmConfig) -> list[Tree]:
+def _sampled(run: Run, start: Model, config: PrmConfig) -> list[Tree]:
     """Returns further prompts, with whole responses sampled and judged, as trees of one step."""
     if not config.prompts:
         return []

@@ -22,8 +22,9 @@ from stair_jax.engine.shared_engine import SharedEngine
 from stair_jax.hf import reward_model
 from stair_jax.log import progress, trace
 from stair_jax.records import Prompt, Tree
-from stair_jax.run import inputs, judges, models, reward_models, rows
+from stair_jax.run import inputs, judges, known_models, models, reward_models, rows
 from stair_jax.run.first_answers import FirstAnswers
+from stair_jax.run.known_models import Model
 from stair_jax.run.search_sizes import tree_bytes, trees_in_flight
 from stair_jax.run.workdir import Run, need_room
 from stair_jax.search import driver, growth, official
@@ -54,11 +55,10 @@ def _reward_models(c: Config) -> list[str]:
 
 def run(run: Run, number: int) -> None:
     """Grows the trees of a round with the round's policy, and appends each as it finishes."""
-    name, parent = SEARCH.artefact(number), models.parent_of_round(run, number)
-    artefact = models.artefact_of(parent)
+    name, parent = SEARCH.artefact(number), known_models.parent_of_round(run, number)
     every = rows.for_round(run.config, number)
     _refuse_numbered(run, name)
-    run.begin(name, SEARCH.name, (artefact,) if artefact else ())
+    run.begin(name, SEARCH.name, parent.parents)
     folder = run.round_dir(number) / "trees"
     folder.mkdir(exist_ok=True)
     rubrics = judges.hold_to(run.config, folder)
@@ -118,7 +118,7 @@ def _tree_bytes(run: Run, trees: TreeFile) -> int:
 
 
 def _grow(
-    run: Run, number: int, parent: str, left: list[Prompt], trees: TreeFile
+    run: Run, number: int, parent: Model, left: list[Prompt], trees: TreeFile
 ) -> tuple[driver.Leftovers, dict[str, float]]:
     """Grows and appends the trees that are missing.
 

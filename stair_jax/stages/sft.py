@@ -4,7 +4,7 @@ import logging
 
 from stair_jax.config.stages import SFT
 from stair_jax.data import examples
-from stair_jax.run import inputs, models, training
+from stair_jax.run import inputs, known_models, models, training
 from stair_jax.run import rows as rows_lib
 from stair_jax.run.workdir import Run, train_config
 
@@ -21,7 +21,7 @@ def run(run: Run) -> None:
     """Trains the base model on the teacher rows, on their responses only."""
     found, name = rows_lib.for_sft(run.config), SFT.artefact()
     run.begin(name, SFT.name, inputs={"data.sft": inputs.of_rows(found)})
-    base = models.load(run, "base")
+    base = models.load(run, known_models.base(run))
     if broken := sum(base.codec.holds_controls(row.response) for row in found):
         log.warning(
             "%d of %d answers hold special tokens, which are trained as plain text, broken up",

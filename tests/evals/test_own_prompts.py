@@ -21,8 +21,9 @@ from stair_jax.judges.base import FunctionJudge, Score
 from stair_jax.log.metrics import Metrics
 from stair_jax.records import Answer, Prompt, Rated, Sample
 from stair_jax.remote.open import OPEN
-from stair_jax.run import benchmarks, judges, models, rating
+from stair_jax.run import benchmarks, judges, known_models, models, rating
 from stair_jax.run.answerer import Answerer, Lost
+from stair_jax.run.known_models import SFT_MODEL, Model
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.models import Policy
 from stair_jax.run.workdir import Run
@@ -70,10 +71,10 @@ def own(tmp_path, monkeypatch):
         machine.max_prompt = 100
         return machine
 
-    monkeypatch.setattr(models, "frame", lambda run: (TIED, codec))
-    monkeypatch.setattr(models, "load", lambda run, name, **_: Policy(name, TIED, None, codec))
+    monkeypatch.setattr(models, "spec_and_codec", lambda run: (TIED, codec))
+    monkeypatch.setattr(models, "load", lambda run, model, **_: Policy(model, TIED, None, codec))
     monkeypatch.setattr(models, "engine_for", engine_for)
-    monkeypatch.setattr(models, "is_direct", lambda run, name: False)
+    monkeypatch.setattr(Model, "direct", False)
     for module in (table_lib, curves):
         monkeypatch.setattr(module, "plot", lambda *_: None)
 
@@ -302,7 +303,7 @@ def direct(own, monkeypatch):
         return "first of all" if prompt.startswith("how to") else f"well {ordinal % 2}<|eot_id|>"
 
     monkeypatch.setattr(Teacher, "rollout", rollout)
-    monkeypatch.setattr(models, "is_direct", lambda run, name: True)
+    monkeypatch.setattr(Model, "direct", True)
     return own
 
 
@@ -331,10 +332,9 @@ def test_beginnings_are_not_equal_answers_of_a_vote(monkeypatch):
     codec = Codec()
     ended, cut = tuple(codec.encode("yes<|eot_id|>")), tuple(codec.encode("no"))
     answerer = Answerer.__new__(Answerer)
-    answerer.name = "base"
+    answerer.model = known_models.baseline("sft")
     for name, value in {
-        "policy": Policy("base", TIED, None, codec),
-        "direct": True,
+        "policy": Policy(answerer.model, TIED, None, codec),
         "_readout": ScriptedRewardModel.readout,
         "score_of": lambda raw: raw[0],
     }.items():
@@ -407,9 +407,9 @@ def test_who_answers_without_reasoning(tmp_path):
         c, path = config_lib.default(), tmp_path / f"run-{number}"
         c.model.checkpoint = str(folder)
         runs.append(Run(c, path, Lineage(path / "lineage.json"), Metrics(path)))
-    assert [models.is_direct(run, "base") for run in runs] == [True, False, False]
-    assert not any(models.is_direct(run, "sft") for run in runs)
-    assert all(models.is_direct(run, "baseline-sft") for run in runs)
+    assert [known_models.base(run).direct for run in runs] == [True, False, False]
+    assert not SFT_MODEL.direct
+    assert known_models.baseline("sft").direct
 
 
 def test_two_files_may_ask_the_same(tmp_path):

@@ -17,7 +17,8 @@ from stair_jax import jsonl, pipeline
 from stair_jax.hf import exporter, peft, tags
 from stair_jax.log.metrics import Metrics
 from stair_jax.model import lora
-from stair_jax.run import models
+from stair_jax.run import known_models, models
+from stair_jax.run.known_models import SFT_MODEL
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.workdir import Run
 from stair_jax.text import TAGS
@@ -146,8 +147,8 @@ def trained(request, tmp_path):
 
 def test_adapters_train_the_rows_of_new_tags_and_no_others(trained):
     this, tables = trained
-    base, sft = models.load(this, "base"), models.load(this, "sft")
-    found = models.adapters_of(this, "sft")
+    base, sft = models.load(this, known_models.base(this)), models.load(this, SFT_MODEL)
+    found = models.adapters_of(this, SFT_MODEL)
     assert found is not None
     assert found.new_rows == models.new_rows(this) == (259, 260, 261, 262)
     assert this.lineage.entries["sft"]["new_rows"] == [259, 260, 261, 262]
@@ -162,8 +163,8 @@ def test_adapters_train_the_rows_of_new_tags_and_no_others(trained):
 
 def test_an_engine_gets_the_trained_rows(trained):
     this, tables = trained
-    whole = models.load(this, "sft").params
-    later = models.load(this, "sft", for_engine=True).params
+    whole = models.load(this, SFT_MODEL).params
+    later = models.load(this, SFT_MODEL, for_engine=True).params
     for table in tables:
         np.testing.assert_array_equal(later[table].make(), whole[table])
     jax.tree.map(
@@ -179,7 +180,7 @@ def test_adapters_of_an_earlier_version_are_refused_by_name(trained):
     del this.lineage.entries["sft"]["new_rows"]
     for for_engine in (False, True):
         with pytest.raises(ValueError, match=r"sft: its adapters .*tokens \[\].*redo=sft") as error:
-            models.load(this, "sft", for_engine=for_engine)
+            models.load(this, SFT_MODEL, for_engine=for_engine)
     assert "\n" not in str(error.value)
 
 
@@ -189,7 +190,7 @@ def test_a_checkpoint_that_knows_the_tags_gets_adapters_alone(tmp_path):
     c = config_of(tmp_path)
     c.sft.train.new_rows_lr = config_lib.default().sft.train.new_rows_lr  # there are none
     pipeline.run(c)
-    found = models.adapters_of(of(c), "sft")
+    found = models.adapters_of(of(c), SFT_MODEL)
     assert found is not None
     assert lora.ROWS not in found.factors
     assert found.new_rows == ()

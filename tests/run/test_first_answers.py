@@ -6,7 +6,7 @@ import pytest
 
 from stair_jax.log.metrics import Metrics
 from stair_jax.records import Node, Prompt, Tree
-from stair_jax.run import models
+from stair_jax.run import known_models, models
 from stair_jax.run.first_answers import FirstAnswers
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.workdir import Run
@@ -25,7 +25,7 @@ def looking(tmp_path, model="sft", number=1, trees=(), facts=TAGS_AT, **changes)
     this = Run(c, tmp_path, Lineage(tmp_path / "lineage.json"), Metrics(tmp_path))
     codec = models.spec_and_codec(this)[1]
     this.lineage.entries["sft"] = {"finished": True, "settings": {}, **facts}
-    return FirstAnswers(this, number, model, codec, trees)
+    return FirstAnswers(this, number, known_models.of_name(this, model), codec, trees)
 
 
 def give(first, *answers):

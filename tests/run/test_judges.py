@@ -13,7 +13,7 @@ from stair_jax.judges.rubrics import Rubric
 from stair_jax.miniature import judging, splits, tokenizer, verifier
 from stair_jax.records import Prompt
 from stair_jax.remote.open import OPEN
-from stair_jax.run import judges, models
+from stair_jax.run import judges, known_models, models
 from stair_jax.run import rows as rows_lib
 from stair_jax.run.models import Policy
 from stair_jax.search import result_log
@@ -99,8 +99,8 @@ def stage(tmp_path, monkeypatch):
 
     def go(engine, **changes):
         run = run_of(tmp_path, **SELF, data__round_prompts=4, search__iterations=4, **changes)
-        monkeypatch.setattr(models, "parent_of_round", lambda *_: "base")
-        policy = Policy("base", models.spec_and_codec(run)[0], None, CODEC)
+        monkeypatch.setattr(known_models, "parent_of_round", lambda *_: known_models.base(run))
+        policy = Policy(known_models.base(run), models.spec_and_codec(run)[0], None, CODEC)
         monkeypatch.setattr(models, "load", lambda *_, **__: policy)
         monkeypatch.setattr(models, "engine_for", lambda *_: engine)
         monkeypatch.setattr(search.counters, "shares", lambda _: {})

@@ -7,6 +7,7 @@ from stair_jax.engine.request import Sampling
 from stair_jax.log.metrics import Metrics
 from stair_jax.records import Candidate
 from stair_jax.run import judges, models, responses
+from stair_jax.run.known_models import SFT_MODEL
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.models import Policy
 from stair_jax.run.workdir import Run
@@ -52,7 +53,7 @@ def sampled(tmp_path, monkeypatch):
         engines.append(Machine(Talker(), codec, seed=1))
         return engines[-1]
 
-    monkeypatch.setattr(models, "load", lambda _, name, **__: Policy(name, SPEC, None, codec))
+    monkeypatch.setattr(models, "load", lambda _, model, **__: Policy(model, SPEC, None, codec))
     monkeypatch.setattr(models, "engine_for", engine_for)
     monkeypatch.setattr(judges, "judge_of", lambda *_, **__: judge)
 
@@ -63,7 +64,7 @@ def sampled(tmp_path, monkeypatch):
             jsonl.write_jsonl(path, [row for row in rows if row.id not in without])
         judge.asked.clear()
         engines.clear()
-        found = responses.sample(run, "x", "sft", ASKED[:2], DRAW, GIVEN)
+        found = responses.sample(run, "x", SFT_MODEL, ASKED[:2], DRAW, GIVEN)
         keys = [key for engine in engines for key in engine.keys]
         drawn = sorted(f"{prompt}/{number}" for *_, prompt, number in keys)
         return [row.id for row in found.rows], sorted(id for id, *_ in judge.asked), drawn

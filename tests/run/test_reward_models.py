@@ -9,6 +9,7 @@ import pytest
 from stair_jax.model import reward
 from stair_jax.model.reward import Readout
 from stair_jax.run import models, reward_models
+from stair_jax.run.known_models import SFT_MODEL
 from stair_jax.run.models import Policy
 from stair_jax.search.tree_file import open_to_append
 from stair_jax.stages import search
@@ -28,7 +29,7 @@ def folder(tmp_path_factory):
 def trees_of(tmp_path, monkeypatch):
     """Grows a tree under `search.value`, its policy a script that shares the folder's tokens."""
     monkeypatch.setattr(judging, "CODEC", codec())
-    policy = Policy("sft", TINY, params=None, codec=codec())
+    policy = Policy(SFT_MODEL, TINY, params=None, codec=codec())
     monkeypatch.setattr(models, "load", lambda *_, **__: policy)
     monkeypatch.setattr(search.counters, "shares", lambda _: {})
 
@@ -41,7 +42,7 @@ def trees_of(tmp_path, monkeypatch):
         (tmp_path / "round-1" / "trees").mkdir(parents=True)
         trees = open_to_append(tmp_path / "round-1" / "trees")
         asked = search.rows.for_round(run.config, 1)[:1]
-        found = search._grow(run, 1, "sft", asked, trees)[1]
+        found = search._grow(run, 1, SFT_MODEL, asked, trees)[1]
         assert not model.held
         return next(iter(trees)), model, found
 
@@ -79,7 +80,7 @@ def test_a_rollout_wants_no_model(trees_of):
 
 
 def test_what_cannot_value_is_refused_in_one_line(tmp_path, folder):
-    policy = Policy("sft", TINY, params=None, codec=codec())
+    policy = Policy(SFT_MODEL, TINY, params=None, codec=codec())
 
     def value(path, policy=policy):
         (tmp_path / "w").mkdir(exist_ok=True)
@@ -89,7 +90,7 @@ def test_what_cannot_value_is_refused_in_one_line(tmp_path, folder):
     assert value(folder) is not None
     with pytest.raises(ValueError, match=r"search\.value_model: empty, search\.value 'prm' wants"):
         value("")
-    other = Policy("sft", TINY, params=None, codec=judging.CODEC)
+    other = Policy(SFT_MODEL, TINY, params=None, codec=judging.CODEC)
     with pytest.raises(ValueError, match=r"value_model: .* has other tokens than sft"):
         value(folder, other)
     theirs = shutil.copytree(folder, tmp_path / "theirs")

@@ -16,8 +16,9 @@ import pytest
 
 from stair_jax import chat, jsonl, main, pipeline, records
 from stair_jax.model import lora
-from stair_jax.run import models
+from stair_jax.run import known_models, models
 from stair_jax.run import rows as rows_lib
+from stair_jax.run.known_models import SFT_MODEL
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.workdir import CHECKPOINT, Run, need_disk, need_room, size_of
 from stair_jax.search.tree_file import open_to_append
@@ -75,6 +76,10 @@ def opened(workdir, **changes):
     return Run(toy(workdir, **changes), workdir, lineage, Metrics(workdir))
 
 
+def base_of(run):
+    return models.load(run, known_models.base(run)).params
+
+
 def leaves(params):
     return [np.asarray(x) for x in jax.tree.leaves(params)]
 
@@ -83,22 +88,24 @@ def test_adapters_are_scaled_as_they_were_trained_whatever_todays_settings_say(a
     lineage = Lineage(adapted / "lineage.json")
     assert lineage.entries["sft"]["settings"]["sft.train.lora_alpha"] == 64.0
     today = opened(adapted, sft__train__lora_rank=2, sft__train__lora_alpha=16.0, seed=0)
-    mine = leaves(models.load(today, "sft").params)
-    base, found = models.load(today, "base"), models.adapters_of(today, "sft")
+    mine = leaves(models.load(today, SFT_MODEL).params)
+    base, found = models.load(today, known_models.base(today)), models.adapters_of(today, SFT_MODEL)
     assert found is not None
     wanted = leaves(lora.merge(base.params, found.factors, scale=32.0))
     quarter = leaves(lora.merge(base.params, found.factors, scale=8.0))
     assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(mine, quarter, strict=True))
     for a, b in zip(mine, wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    for_engine = models.load(today, "sft", for_engine=True).params
+    for_engine = models.load(today, SFT_MODEL, for_engine=True).params
     weight = for_engine["layers"]["wq"].make()
-    np.testing.assert_allclose(np.asarray(weight), models.load(today, "sft").params["layers"]["wq"])
+    np.testing.assert_allclose(
+        np.asarray(weight), models.load(today, SFT_MODEL).params["layers"]["wq"]
+    )
 
 
 def test_random_weights_are_those_that_the_run_began_with(adapted):
-    as_made, today = (models.load(opened(adapted, seed=s), "base").params for s in (3, 0))
-    fresh = models.load(opened(adapted.parent / "nothing", seed=0), "base").params
+    as_made, today = (base_of(opened(adapted, seed=s)) for s in (3, 0))
+    fresh = base_of(opened(adapted.parent / "nothing", seed=0))
     for a, b in zip(leaves(as_made), leaves(today), strict=True):
         np.testing.assert_array_equal(a, b)
     assert any((a != b).any() for a, b in zip(leaves(today), leaves(fresh), strict=True))
@@ -179,7 +186,7 @@ def test_weights_that_changed_are_refused_by_name(tmp_path, mine, base):
     entry = Lineage(tmp_path / "w" / "lineage.json").entries["sft"]
     before = opened(tmp_path / "x", **flags)
     assert before.checkpoint == entry["inputs"][CHECKPOINT]
-    key = models.digest(before, "base")
+    key = models.digest(before, known_models.base(before))
     weights = folder / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
@@ -187,7 +194,8 @@ def test_weights_that_changed_are_refused_by_name(tmp_path, mine, base):
     with pytest.raises(ValueError, match=r"config\.model\.checkpoint: what it names has changed"):
         run(tmp_path / "w", **flags)
     # So a table of the reference's log-probs is not taken for one of these weights.
-    assert models.digest(opened(tmp_path / "x", **flags), "base") != key
+    other = opened(tmp_path / "x", **flags)
+    assert models.digest(other, known_models.base(other)) != key
 
 
 def test_redo_drops_a_stage_and_what_came_from_it_once(copied, mine, caplog):

@@ -17,7 +17,7 @@ from stair_jax.log.metrics import Metrics
 from stair_jax.miniature import tokenizer
 from stair_jax.model.spec import Spec
 from stair_jax.records import Candidate, Prompt
-from stair_jax.run import judges, models, training
+from stair_jax.run import judges, known_models, models, training
 from stair_jax.run import rows as rows_lib
 from stair_jax.run.lineage import Lineage, settings_of
 from stair_jax.run.models import Policy
@@ -87,13 +87,13 @@ def stage(tmp_path, monkeypatch):
     seen: dict[str, dict] = {}
 
     def sft(run, name, policy, examples, config):
-        seen[name] = {"start": policy.name, "rows": examples, "config": config}
+        seen[name] = {"start": policy.model.name, "rows": examples, "config": config}
         run.lineage.finish(name, name)
 
     def dpo(run, name, policy, pairs, anchors, config, loss, *, seed):
         assert not anchors
         seen[name] = {
-            "start": policy.name,
+            "start": policy.model.name,
             "rows": pairs,
             "config": config,
             "loss": loss,
@@ -123,7 +123,7 @@ def stage(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "dpo", dpo)
     monkeypatch.setattr(candidates, "sample", sampled)
     monkeypatch.setattr(models, "engine_for", lambda run, policy: Engine())
-    monkeypatch.setattr(models, "load", lambda run, name, **_: Policy(name, SPEC, None, CODEC))
+    monkeypatch.setattr(models, "load", lambda run, model, **_: Policy(model, SPEC, None, CODEC))
 
     def go(**changes):
         c = tiny("smoke,baselines", workdir=str(tmp_path), **changes)
@@ -222,15 +222,19 @@ def test_only_what_is_named_is_made_and_nothing_twice(stage):
     assert set(seen) == {"baselines/sacpo-1", "baselines/sacpo"}
 
 
+def names(models):
+    return [model.name for model in models]
+
+
 def test_models_are_listed_by_the_paper_and_in_their_last_form(stage):
     _, run = stage()
     last = ["baseline-start", "baseline-sft", "baseline-dpo", "baseline-sacpo"]
-    assert models.baselines(run) == [*last, "baseline-self-rewarding-3"]
-    assert models.names(run) == ["base"]  # chat and export stay with STAIR's
+    assert names(known_models.baselines(run)) == [*last, "baseline-self-rewarding-3"]
+    assert names(known_models.stair_models(run)) == ["base"]  # chat and export stay with STAIR's
     del run.lineage.entries["baselines/self-rewarding-3"]
-    assert models.baselines(run) == [*last, "baseline-self-rewarding-2"]
-    assert models.artefact_of("baseline-sacpo-1") == "baselines/sacpo-1"
-    assert [models.is_direct(run, name) for name in ("sft", "baseline-sft")] == [False, True]
+    assert names(known_models.baselines(run)) == [*last, "baseline-self-rewarding-2"]
+    step = known_models.named(run, "baseline-sacpo-1")
+    assert (step.artefact, step.direct) == ("baselines/sacpo-1", True)
     parents = run.lineage.entries["baselines/sacpo"]["parents"]
     assert list(parents) == ["baselines/sacpo-1"]
 

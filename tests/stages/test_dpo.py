@@ -10,7 +10,7 @@ from stair_jax import jsonl
 from stair_jax.config import restore
 from stair_jax.log.metrics import Metrics
 from stair_jax.records import Pair
-from stair_jax.run import models, training
+from stair_jax.run import known_models, models, training
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.workdir import Run
 from stair_jax.stages import dpo
@@ -58,10 +58,10 @@ def finished(workdir, *names):
     return Run(toy(workdir, rounds=3), workdir, lineage, Metrics(workdir))
 
 
-def policy_of(run, name):
+def policy_of(run, model):
     """A model without weights."""
     spec, codec = models.spec_and_codec(run)
-    return models.Policy(name, spec, None, codec)
+    return models.Policy(model, spec, None, codec)
 
 
 MODELS = {"sft": "sft", "dpo-1": "round-1/dpo", "dpo-2": "round-2/dpo", "dpo-3": "round-3/dpo"}
@@ -77,7 +77,9 @@ def test_each_round_hands_the_trainer_the_model_before_it(tmp_path, monkeypatch,
     monkeypatch.setattr(
         training,
         "dpo",
-        lambda run, name, policy, pairs, *_, seed: given.append((name, policy.name, seed, pairs)),
+        lambda run, name, policy, pairs, *_, seed: given.append(
+            (name, policy.model.name, seed, pairs)
+        ),
     )
     dpo.run(this, number)
     ((artefact, start, seed, pairs),) = given
@@ -92,9 +94,9 @@ def test_each_round_hands_the_trainer_the_model_before_it(tmp_path, monkeypatch,
 def test_a_round_waits_for_the_model_before_it(tmp_path, number):
     missing = list(MODELS.values())[number - 1]
     this = finished(tmp_path, *(made for made in MODELS.values() if made != missing))
-    assert models.before_round(this, number) is None
+    assert known_models.before_round(this, number) is None
     with pytest.raises(ValueError, match=f"round {number}: the model that it starts from"):
-        models.parent_of_round(this, number)
+        known_models.parent_of_round(this, number)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +137,10 @@ def apart(a, b):
 
 def test_a_round_starts_from_the_model_before_it_and_is_held_against_it(rounds):
     this, started, compared = rounds
-    made = {name: models.load(this, name).params for name in ("base", "sft", "dpo-1", "dpo-2")}
+    made = {
+        model.name: models.load(this, model).params for model in known_models.stair_models(this)
+    }
+    assert list(made) == ["base", "sft", "dpo-1", "dpo-2"]
     for a, b in (("base", "sft"), ("sft", "dpo-1"), ("dpo-1", "dpo-2")):
         assert apart(jax.device_get(made[a]), made[b]) > 1e-4  # or nothing would be told apart
     for number, before in ((0, "sft"), (1, "dpo-1")):

@@ -16,7 +16,8 @@ from stair_jax.guided import loop, selection
 from stair_jax.log.metrics import Metrics
 from stair_jax.miniature import splits
 from stair_jax.records import Answer, Sample
-from stair_jax.run import answerer, models
+from stair_jax.run import answerer, known_models, models
+from stair_jax.run.known_models import SFT_MODEL
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.models import Policy
 from stair_jax.run.workdir import Run
@@ -48,7 +49,9 @@ def world(tmp_path, monkeypatch):
             if on and not run.lineage.finished(name):
                 run.begin(name, name)
                 run.lineage.finish(name, name, readout=ScriptedRewardModel.readout.to_json())
-        monkeypatch.setattr(models, "load", lambda run, name, **_: Policy(name, SPEC, None, codec))
+        monkeypatch.setattr(
+            models, "load", lambda run, model, **_: Policy(model, SPEC, None, codec)
+        )
         monkeypatch.setattr(models, "engine_for", lambda run, policy: Machine(codec, allowance))
         monkeypatch.setattr(
             answerer.Answerer, "_reward_model", ScriptedRewardModel(codec), raising=False
@@ -230,9 +233,9 @@ def test_the_samples_of_every_benchmark_are_in_their_hash(world):
 
 
 @pytest.mark.parametrize("direct", [False, True])
-def test_the_end_of_a_turn_is_no_text_of_an_answer_without_reasoning(world, monkeypatch, direct):
-    monkeypatch.setattr(models, "is_direct", lambda run, name: direct)
-    one = answerer.Answerer(world(), "sft", ())
+def test_the_end_of_a_turn_is_no_text_of_an_answer_without_reasoning(world, direct):
+    model = known_models.baseline("sft") if direct else SFT_MODEL
+    one = answerer.Answerer(world(), model, ())
     ended = one.policy.codec.encode("four<|eot_id|>")
     assert len(ended) == 2
     assert one.text_of(ended) == ("four" if direct else "four<|eot_id|>")

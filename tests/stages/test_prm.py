@@ -14,7 +14,8 @@ from stair_jax.config import default, restore, reward_forms
 from stair_jax.config.schema import PrmConfig, RewardConfig
 from stair_jax.log.metrics import Metrics
 from stair_jax.model import reward
-from stair_jax.run import held_out, models, responses
+from stair_jax.run import held_out, known_models, models, responses
+from stair_jax.run.known_models import SFT_MODEL
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.workdir import Run
 from stair_jax.stages import prm
@@ -192,7 +193,7 @@ def test_values_at_the_ends_of_steps_with_adapters(tmp_path):
     assert entry["adapters_of"] == "base"
     # Loaded, the adapters are merged into the weights that they were trained on.
     model = models.reward_model(opened(c))
-    base = models.load(opened(c), "base").params
+    base = models.load(opened(c), known_models.base(opened(c))).params
     assert model.readout.loss == "bce"
     moved = jax.tree.map(
         lambda a, b: float(np.abs(a - b).max()), model.params["layers"], base["layers"]
@@ -259,7 +260,7 @@ def test_settings_of_further_prompts_reach_the_sampling(tmp_path, monkeypatch, s
     monkeypatch.setattr(responses, "sample", lambda *found: asked.extend(found) or NOTHING)
     settings = {"prompts": 6, "samples": 3, "temperature": 0.7, "demonstrations": shown}
     run = opened(small(tmp_path, **{f"prm__{key}": value for key, value in settings.items()}))
-    assert prm._sampled(run, "sft", PrmConfig.of(run.config.prm)) == []
+    assert prm._sampled(run, SFT_MODEL, PrmConfig.of(run.config.prm)) == []
     *_, rows, draw, given = asked
     assert (len(rows), draw.count, draw.sampling.temperature) == (6, 3, 0.7)
     assert list(given) == [row.id for row in rows] * shown

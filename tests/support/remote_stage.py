@@ -9,7 +9,7 @@ from stair_jax.log.metrics import Metrics
 from stair_jax.model.spec import Spec
 from stair_jax.records import Tree
 from stair_jax.remote import client
-from stair_jax.run import models, rows
+from stair_jax.run import known_models, models, rows
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.models import Policy
 from stair_jax.run.workdir import Run
@@ -55,11 +55,11 @@ def stage(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
     monkeypatch.setattr(client, "PAUSE_S", 0.001)
     codec = Speech()
-    monkeypatch.setattr(models, "load", lambda run, name, **_: Policy(name, SPEC, None, codec))
+    monkeypatch.setattr(models, "load", lambda run, model, **_: Policy(model, SPEC, None, codec))
     monkeypatch.setattr(
         models, "engine_for", lambda *_: Engine(RandomScript("stage", names=4), codec)
     )
-    monkeypatch.setattr(models, "parent_of_round", lambda *_: "base")
+    monkeypatch.setattr(known_models, "parent_of_round", lambda run, _: known_models.base(run))
     monkeypatch.setattr(rows, "for_round", lambda *_: ROWS)
 
     def go(url, **changes):
