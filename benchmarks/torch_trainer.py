@@ -7,14 +7,13 @@ the fused optimiser; both sides of a pair in one pass; the reference's log-probs
 
 import contextlib
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
-Batch = Mapping[str, np.ndarray]  # arrays [rows, ...] of one step, as `data.batches` has them
+from stair_jax.data.batches import PairBatch, SftBatch
 
 
 def load(folder: pathlib.Path) -> Any:
@@ -25,7 +24,7 @@ def load(folder: pathlib.Path) -> Any:
 
 
 class Trainer:
-    """A model, AdamW, and the two losses.
+    """A model, AdamW, and the two losses, of batches [rows, ...] of one step.
 
     Args:
       model: a causal model of transformers, in float32; it stays where it is.
@@ -55,17 +54,17 @@ class Trainer:
             fused=True,
         )
 
-    def sft(self, batch: Batch, lr: float) -> float:
+    def sft(self, batch: SftBatch, lr: float) -> float:
         """Takes one step on the mean over all trained tokens; returns that loss."""
-        tokens_BT, mask_BT = self._on(batch["tokens"]).long(), self._on(batch["loss_mask"])
+        tokens_BT, mask_BT = self._on(batch.tokens).long(), self._on(batch.loss_mask)
         with self._precision():
             loss = -self._logp(tokens_BT, mask_BT).mean()
         return self._step(loss, lr)
 
-    def dpo(self, batch: Batch, lr: float, *, beta: float, sft_coef: float) -> float:
+    def dpo(self, batch: PairBatch, lr: float, *, beta: float, sft_coef: float) -> float:
         """Takes one step on the mean over pairs, with the SFT term; returns that loss."""
-        tokens_B2T, step_B2T = self._on(batch["tokens"]).long(), self._on(batch["step_mask"])
-        sft_BT = self._on(batch["sft_mask"])
+        tokens_B2T, step_B2T = self._on(batch.tokens).long(), self._on(batch.step_mask)
+        sft_BT = self._on(batch.sft_mask)
         wanted_B2T = step_B2T.clone()
         wanted_B2T[:, 0] |= sft_BT
         flat = tokens_B2T.shape[0] * 2, tokens_B2T.shape[2]
@@ -74,7 +73,7 @@ class Trainer:
         zeros_B2T = torch.zeros(wanted_B2T.shape, device=self._device)
         logp_B2T = zeros_B2T.masked_scatter(wanted_B2T, logp)
         policy_B2 = (logp_B2T * step_B2T).sum(-1)
-        reward_B2 = beta * (policy_B2 - self._on(batch["ref_logp"]))
+        reward_B2 = beta * (policy_B2 - self._on(batch.ref_logp))
         margin_B = reward_B2[:, 0] - reward_B2[:, 1]
         nll_B = -(logp_B2T[:, 0] * sft_BT).sum(-1) / sft_BT.sum(-1)
         preference = -torch.nn.functional.logsigmoid(margin_B)

@@ -32,10 +32,11 @@ from stair_jax import mesh as mesh_lib
 from stair_jax import text
 from stair_jax.config.schema import DpoConfig, TrainConfig
 from stair_jax.data import examples
-from stair_jax.data.batches import Data, SftData
+from stair_jax.data.batches import TrainingBatch
+from stair_jax.data.dataset import Dataset
 from stair_jax.data.examples import PairExample, SftExample
-from stair_jax.data.lengths import real_tokens
 from stair_jax.data.pair_batches import DpoData
+from stair_jax.data.sft_batches import SftData
 from stair_jax.data.trajectories import score_batches
 from stair_jax.hf import exporter
 from stair_jax.miniature import tokenizer
@@ -60,7 +61,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 LARGE = {"batch": 8, "buckets": (192, 256)}  # of its random rows
 
-Batches = Sequence[Mapping[str, np.ndarray]]  # of consecutive steps, [A, m, ...] each
+Batches = Sequence[TrainingBatch]  # of consecutive steps, [A, m, ...] each
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -135,7 +136,7 @@ class Setup:
     params: Any
     config: TrainConfig
     loss: Loss
-    data: Data
+    data: Dataset
     steps_share: int  # of the steps asked for, one in so many is taken
 
     @classmethod
@@ -164,7 +165,7 @@ class Setup:
         frame = {"seed": 0, "pad_id": codec.pad_id, "row_shards": 2}
         scorer = Scorer.of(spec, config)
         if task == "sft":
-            data: Data = SftData(rows, config, **frame)
+            data: Dataset = SftData(rows, config, **frame)
             loss: Loss = Sft(scorer)
         else:
             own = dataclasses.replace(DpoConfig.of(c.dpo), anchors_per_pair=0.0)
@@ -176,7 +177,7 @@ class Setup:
     def batches(self, count: int) -> Batches:
         """Returns the first batches without an absent row, for whom sides would differ."""
         steps = (self.data.batch_at(i) for i in range(self.data.steps_per_epoch))
-        whole = [batch for batch in steps if np.all(batch["weight"] > 0)]
+        whole = [batch for batch in steps if np.all(batch.weight > 0)]
         if len(whole) < count:
             raise ValueError(f"--steps: {count} wanted, found rows for {len(whole)}")
         return whole[:count]
@@ -215,8 +216,8 @@ def reference(scorer: Scorer, params: Any, data: DpoData, config: TrainConfig) -
     score, table = jax.jit(scorer), {}
     batches = score_batches(data.trajectories(), config, pad_id=data.pad_id, row_shards=1)
     for keys, batch in batches:
-        logp = np.asarray(score(params, batch["tokens"], batch["loss_mask"]).logp)
-        for key, row, mask in zip(keys, logp, batch["loss_mask"], strict=False):
+        logp = np.asarray(score(params, batch.tokens, batch.loss_mask).logp)
+        for key, row, mask in zip(keys, logp, batch.loss_mask, strict=False):
             table[key] = row[mask]
     return table
 
@@ -273,7 +274,7 @@ class Ours:
                 out.append(metrics["loss"])
             return [float(loss) for loss in out]
 
-    def _step(self, batch: Mapping[str, np.ndarray]) -> Any:
+    def _step(self, batch: TrainingBatch) -> Any:
         placed = step_lib.place(batch, self._mesh)
         return step_lib.step(self._state, placed, LR, loss=self._loss, tx=self._tx)
 
@@ -300,9 +301,9 @@ class Torch:
 
     def __call__(self, batches: Batches) -> list[float]:
         """Takes all micro-batches of a step at once."""
-        return [self._step({k: x.reshape(-1, *x.shape[2:]) for k, x in b.items()}) for b in batches]
+        return [self._step(batch.joined()) for batch in batches]
 
-    def _step(self, batch: Mapping[str, np.ndarray]) -> float:
+    def _step(self, batch: Any) -> float:
         if isinstance(self._loss, Dpo):
             beta, coef = self._loss.beta, self._loss.sft_coef
             return self._trainer.dpo(batch, LR, beta=beta, sft_coef=coef)
@@ -313,8 +314,8 @@ def timed(side: Side, batches: Batches, turn: int) -> Figures:
     """Returns the speed of a side: of tokens, and of positions with their padding."""
     with harness.Watch() as watch:
         side(batches)
-    tokens = sum(real_tokens(dict(batch)) for batch in batches)
-    positions = sum(batch["tokens"].size for batch in batches)
+    tokens = sum(batch.real_tokens() for batch in batches)
+    positions = sum(batch.tokens.size for batch in batches)
     return {
         "tokens_per_s": tokens / watch.seconds,
         "positions_per_s": positions / watch.seconds,

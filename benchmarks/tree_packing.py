@@ -21,7 +21,7 @@ from benchmarks.harness import Claim
 from configs import tiny
 from stair_jax import jsonl
 from stair_jax.config.schema import DpoConfig, TrainConfig
-from stair_jax.data import examples, lengths, packing
+from stair_jax.data import examples, packing
 from stair_jax.data.examples import PairExample
 from stair_jax.data.pair_batches import DpoData
 from stair_jax.miniature import tokenizer
@@ -116,7 +116,7 @@ def pairs_of(workdir: pathlib.Path) -> list[PairExample]:
 def count(pairs: Sequence[PairExample]) -> dict:
     """Returns the figures of the pairs themselves, and of every way to batch them."""
     config = TrainConfig.of(tiny.get_config().dpo.train, compute_dtype="float32")
-    groups = np.bincount(packing.group_keys(pairs))
+    groups = np.bincount(packing.group_keys((x.prompt, x.prefix) for x in pairs))
     whole = {(x.prompt, side) for x in pairs for side in x.sides}
     sides = {"pairwise": side(pairs, config)}
     for width in WIDTHS:
@@ -141,8 +141,8 @@ def side(pairs: Sequence[PairExample], config: TrainConfig) -> dict[str, float]:
     tokens = positions = 0
     for step in range(data.steps_per_epoch):
         batch = data.batch_at(step)
-        tokens += lengths.real_tokens(batch)
-        positions += round(lengths.real_tokens(batch) / (1 - lengths.padding_share(batch)))
+        tokens += batch.real_tokens()
+        positions += round(batch.real_tokens() / (1 - batch.padding_share()))
     left_out = sum(map(len, data.dropped.values()))
     return {
         "tokens": tokens,

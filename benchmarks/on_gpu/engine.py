@@ -199,7 +199,7 @@ def _training_step(job: Job, spec: Spec, params: Any) -> dict[str, Any]:
         _, metrics = step_lib.step(state, placed, LR, loss=loss, tx=training.ADAMW)
         found = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
     return {
-        "train_tokens": batch["tokens"][0],
+        "train_tokens": batch.tokens[0],
         "train_loss": found["loss"],
         "train_grad_norm": found["grad_norm"],
     }

@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.on_gpu.child import Job, LeftOut, Wrong
 from benchmarks.on_gpu.sizes import prompt_ids
+from stair_jax.data.batches import SftBatch
 
 if TYPE_CHECKING:
     import torch
@@ -153,9 +154,14 @@ def _training_step(model: Any, data: dict[str, np.ndarray]) -> tuple[float, floa
 
     trainer = Trainer(model, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
     tokens = data["train_tokens"]
-    mask = np.ones(tokens.shape, bool)
-    mask[:, 0] = False
-    return trainer.sft({"tokens": tokens, "loss_mask": mask}, 0.0), trainer.grad_norm
+    return trainer.sft(_all_trained(tokens), 0.0), trainer.grad_norm
+
+
+def _all_trained(tokens: np.ndarray) -> SftBatch:
+    """Returns rows of which every token is trained but the first, which nothing is before."""
+    batch = SftBatch.empty(tokens)
+    batch.weight[:], batch.loss_mask[:, 1:] = 1, True
+    return batch
 
 
 def training(job: Job) -> None:
@@ -181,9 +187,7 @@ def _timed(job: Job, trainer: Any, label: str, rows: int, device: str) -> float:
     tokens = np.random.default_rng(0).integers(
         0, trainer.model.config.vocab_size, (rows, sizes.tokens)
     )
-    mask = np.ones(tokens.shape, bool)
-    mask[:, 0] = False
-    batch = {"tokens": tokens.astype(np.int32), "loss_mask": mask}
+    batch = _all_trained(tokens.astype(np.int32))
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     losses, times = [], []

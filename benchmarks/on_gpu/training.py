@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -15,6 +15,7 @@ from benchmarks.on_gpu import profile
 from benchmarks.on_gpu.child import Job
 from stair_jax import mesh as mesh_lib
 from stair_jax import ops
+from stair_jax.data.batches import PairBatch, SftBatch, TrainingBatch
 from stair_jax.model.spec import Spec
 from stair_jax.train import step as step_lib
 from stair_jax.train import throughput
@@ -27,8 +28,6 @@ LOSSES = 3  # steps whose losses are told
 TIMED = 5
 ADAMW = adamw(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
 ROOM = 20  # seconds that one more kind of step takes
-
-Batch = dict[str, np.ndarray]
 
 
 def ours(job: Job) -> None:
@@ -84,7 +83,7 @@ def ours(job: Job) -> None:
             raise
 
 
-def _with_float32_products(job: Job, spec: Spec, batch: Batch) -> None:
+def _with_float32_products(job: Job, spec: Spec, batch: SftBatch) -> None:
     """Measures the step with layers whose products are written, and so differentiated, in float32.
 
     That is how they were before; beside it the same step as it is. The losses must agree.
@@ -131,19 +130,17 @@ def _scorer(spec: Spec, remat: str, head_chunk: int) -> Scorer:
     )
 
 
-def sft_batch(spec: Spec, rows: int, tokens: int) -> Batch:
+def sft_batch(spec: Spec, rows: int, tokens: int) -> SftBatch:
     """Returns rows of random tokens, all of them trained."""
     draw = np.random.default_rng(0).integers(0, spec.V, (1, rows, tokens))
     mask = np.ones((1, rows, tokens), bool)
     mask[..., 0] = False
-    return {
-        "tokens": draw.astype(np.int32),
-        "loss_mask": mask,
-        "weight": np.ones((1, rows), np.float32),
-    }
+    return SftBatch(
+        tokens=draw.astype(np.int32), loss_mask=mask, weight=np.ones((1, rows), np.float32)
+    )
 
 
-def dpo_batch(spec: Spec, pairs: int, tokens: int) -> Batch:
+def dpo_batch(spec: Spec, pairs: int, tokens: int) -> PairBatch:
     """Returns pairs of random tokens that share their first half; the second is compared."""
     rng, half = np.random.default_rng(0), tokens // 2
     ids = rng.integers(0, spec.V, (1, pairs, 2, tokens)).astype(np.int32)
@@ -153,15 +150,15 @@ def dpo_batch(spec: Spec, pairs: int, tokens: int) -> Batch:
     sft = np.zeros((1, pairs, tokens), bool)
     sft[..., half:] = True
     one = np.ones((1, pairs), np.float32)
-    return {
-        "tokens": ids,
-        "step_mask": step,
-        "sft_mask": sft,
-        "weight": one,
-        "sft_weight": one,
-        "depth": np.ones((1, pairs), np.int32),
-        "ref_logp": np.full((1, pairs, 2), -np.log(spec.V) * (tokens - half), np.float32),
-    }
+    return PairBatch(
+        tokens=ids,
+        step_mask=step,
+        sft_mask=sft,
+        weight=one,
+        sft_weight=one,
+        depth=np.ones((1, pairs), np.int32),
+        ref_logp=np.full((1, pairs, 2), -np.log(spec.V) * (tokens - half), np.float32),
+    )
 
 
 def measure(
@@ -169,7 +166,7 @@ def measure(
     spec: Spec,
     label: str,
     loss: Loss,
-    batch: Mapping[str, np.ndarray],
+    batch: TrainingBatch,
     *,
     profiled: bool = False,
 ) -> dict[str, Any]:

@@ -1,254 +1,239 @@
-"""From rows to batches [A, m, ...]: A micro-batches of m rows, which one optimiser step adds up.
+"""What a training step is given: tokens, and what is trained on them.
 
-The data position of a run is its step number: `batch_at(step)` is a pure function of the rows, the
-settings, the seed and the step. The number of devices changes how a batch is cut into
-micro-batches, never which rows are in it.
+A batch is a pytree of arrays, of numpy as the data makes it and of JAX on the mesh. Its class says
+what its rows are for, its layout whether a row holds several sequences.
+
+Shape letters: *B leading axes, [A, m] (micro-batches of m rows) or [m] within one of them
+T tokens of a row  P pairs that share a row  R labels of a row
 """
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
-import grain
+import jax
 import numpy as np
+from flax import struct
 
-from stair_jax.config.schema import TrainConfig
-from stair_jax.data import examples as examples_lib
-from stair_jax.data import order, packing
-from stair_jax.data.examples import Example, Ids, SftExample
-from stair_jax.data.packing import Packer, Piece
+from stair_jax.model import layout as layout_lib
+from stair_jax.model.layout import Layout
 
-Batch = dict[str, np.ndarray]
-PREFETCH = 4  # batches made ahead, on a thread
+BatchT = TypeVar("BatchT", bound="TrainingBatch")
 
 
-class Data(abc.ABC):
-    """What both kinds of data share: dropping, setting aside, ordering, shapes, the stream.
+class TrainingBatch(struct.PyTreeNode, abc.ABC, kw_only=True):
+    """What all batches have."""
 
-    Args:
-      rows: that an epoch shows once each.
-      anchors: of which an epoch shows some; they come after `rows` in `examples`.
-      config: batch, batching, buckets, micro_tokens, eval_rows; epochs and max_steps bound the
-        steps that the shapes of packed batches are planned for.
-      sides: rows of tokens that one row of a batch holds.
-      seed: of the order, and of the rows that are set aside.
-      pad_id: written where there is no token.
-      row_shards: devices that rows are spread over.
-
-    Raises:
-      ValueError: where eval_rows leaves nothing to train on.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[Example],
-        anchors: Sequence[SftExample],
-        config: TrainConfig,
-        *,
-        sides: int,
-        seed: int,
-        pad_id: int,
-        row_shards: int,
-    ):
-        self.config, self.seed, self.pad_id, self.row_shards = config, seed, pad_id, row_shards
-        self._sides = sides
-        self.dropped: dict[str, list[str]] = {}  # reason -> ids, nothing is cut short
-        kept = [x for x in rows if self._keep(x, self._fault(x))]
-        held = _held_prompts(kept, config.eval_rows, seed)
-        train = [x for x in kept if x.prompt not in held]
-        self.eval_examples = [x for x in kept if x.prompt in held]
-        if kept and not train:
-            raise ValueError(
-                f"config train.eval_rows: {config.eval_rows} sets all {len(kept)} rows aside,"
-                " expected fewer"
-            )
-        spare = [x for x in anchors if self._keep(x, self._fault(x))]
-        spare = [x for x in spare if self._keep(x, "prompt set aside" if x.prompt in held else "")]
-        self._spare = len(spare)
-        self.examples: list[Example] = [*train, *spare]
-        self._all = [*self.examples, *self.eval_examples]
-        self._buckets = np.searchsorted(config.buckets, [x.length for x in self._all])
-        self.digest = examples_lib.digest([*self.examples, *self.eval_examples])
+    tokens: Any  # [*B, T] int32; [*B, 2, T] of pairs without a layout: each side is a row
+    weight: Any  # float32 of a row [*B], a pair [*B, P] or a label [*B, R]; 0 where it is absent
+    layout: Layout | None = None  # of rows that hold several sequences
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps that an epoch takes."""
-        return self._order.steps_per_epoch
+    def present(self) -> Any:
+        """Which rows, pairs or labels are no padding: bool, of the shape of `weight`."""
+        return self.weight > 0
 
     @property
+    def filled(self) -> Any:
+        """Which of the A micro-batches have a row at all: bool [A]. The others cost nothing."""
+        return self.present.reshape(len(self.weight), -1).any(axis=1)
+
+    @property
+    def rows(self) -> Any:
+        """The tokens as rows of one forward pass: [all rows, T] int32."""
+        return self.tokens.reshape(-1, self.tokens.shape[-1])
+
+    def cut(self: BatchT, passes: int) -> BatchT:
+        """Returns arrays [A * m, ...] as [A, m, ...]."""
+        return jax.tree.map(lambda x: x.reshape(passes, -1, *x.shape[1:]), self)
+
+    def joined(self: BatchT) -> BatchT:
+        """Returns arrays [A, m, ...] as [A * m, ...]."""
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self)
+
+    def one_by_one(self: BatchT) -> Iterator[BatchT]:
+        """Yields the rows of a batch [A, m, ...], each without leading axes."""
+        joined = self.joined()
+        for row in range(len(joined.tokens)):
+            yield jax.tree.map(lambda x, row=row: x[row], joined)
+
     @abc.abstractmethod
-    def _order(self) -> order.Order:
-        """Which rows a step takes."""
+    def lengths(self) -> np.ndarray:
+        """Returns the tokens of every sequence, 0 of an absent one; for batches without layout.
 
-    def rows_at(self, step: int) -> list[Example]:
-        """Returns the examples of the batch of 0-based `step`."""
-        return [self.examples[i] for i in self._order.at(step)]
-
-    def batch_at(self, step: int) -> Batch:
-        """Returns the arrays of the batch of 0-based `step`; what is absent has weight 0."""
-        return self._arrays(self._order.at(step))
-
-    def eval_batches(self) -> list[Batch]:
-        """Returns the rows that are set aside, in batches of the shapes that training has."""
-        return [self._arrays(part) for part in self._eval_parts()]
-
-    def stream(self, start: int = 0) -> grain.DatasetIterator:
-        """Returns an endless iterator over the batches from 0-based `start` on.
-
-        Its state is one number, the next step, as JSON-able get_state() and set_state() know it.
+        A sequence ends with the last token that is trained or compared, or whose score is read.
         """
-        steps = self._order.parts().map_with_index(lambda step, _: self.batch_at(step))
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
-        batches = iter(steps.to_iter_dataset(options))
-        batches.set_state({**batches.get_state(), "next_index": start})
-        return batches
 
-    @abc.abstractmethod
-    def _arrays(self, indices: np.ndarray) -> Batch:
-        """Returns the batch of these rows of `_all`."""
+    def scored(self) -> int:
+        """Returns how many tokens' log-probabilities the loss reads."""
+        return 0
 
-    def _fault(self, example: Example) -> str:
-        return examples_lib.fault(example, self.config.buckets[-1])
+    def real_tokens(self) -> int:
+        """Returns how many positions hold a token of a sequence; the rest is padding."""
+        return int(np.sum(self.lengths() if self.layout is None else layout_lib.real(self.layout)))
 
-    def _keep(self, example: Example, reason: str) -> bool:
-        if reason:
-            self.dropped.setdefault(reason, []).append(example.id)
-        return not reason
+    def visible_keys(self) -> int:
+        """Returns how many keys all real tokens see together, each itself included."""
+        if self.layout is None:
+            lengths = self.lengths().astype(np.int64)
+            return int(np.sum(lengths * (lengths + 1) // 2))
+        return int(np.sum((self.layout.positions + 1) * layout_lib.real(self.layout)))
 
-    def _eval_parts(self) -> list[np.ndarray]:
-        first = len(self.examples)
-        rows = first + np.argsort(self._buckets[first:], kind="stable")
-        return [rows[at : at + self.config.batch] for at in range(0, len(rows), self.config.batch)]
-
-    def _planned(self) -> list[np.ndarray]:
-        """Every batch of the epochs that this run goes through, and those set aside."""
-        epochs = int(np.ceil(self.config.epochs))
-        if self.config.max_steps and self.steps_per_epoch:
-            epochs = min(epochs, -(-self.config.max_steps // self.steps_per_epoch))
-        parts = [part for epoch in range(epochs) for part in self._order.batches_of(epoch)]
-        return [*parts, *self._eval_parts()]
-
-    @property
-    def _most(self) -> int:
-        """Rows of a batch that is whole."""
-        return min(self.config.batch, self._order.size)
-
-    def _packer_for(self, pieces: Callable[[np.ndarray], list[Piece]]) -> Packer:
-        """Plans packed batches that hold every batch of the run."""
-        parts = (pieces(part) for part in self._planned())
-        return Packer.plan(parts, self.config.buckets, self._shape, self.pad_id)
-
-    def _width(self, indices: np.ndarray) -> int:
-        """The smallest bucket that holds these rows."""
-        return self.config.buckets[int(self._buckets[indices].max())]
-
-    def _shape(self, width: int, rows: int) -> tuple[int, int]:
-        tokens = width * self._sides
-        return rows_and_passes(rows, tokens, self.config.micro_tokens, self.row_shards)
+    def padding_share(self) -> float:
+        """Returns the share of padding in the positions of the micro-batches that are filled."""
+        positions = int(np.sum(self.filled)) * self.tokens[0].size
+        return 1 - self.real_tokens() / max(positions, 1)
 
 
-class SftData(Data):
-    """Batches of `SftExample`: tokens, loss_mask [A, m, T] and weight [A, m].
+class SftBatch(TrainingBatch, kw_only=True):
+    """Responses that are imitated: one a row, or several where rows are packed."""
 
-    Packed ones hold several examples a row, and positions, reach, parent [A, m, T] besides.
-    """
+    loss_mask: Any  # [*B, T] bool, the token is a trained target
 
-    def __init__(
-        self,
-        examples: Sequence[SftExample],
-        config: TrainConfig,
-        *,
-        seed: int,
-        pad_id: int,
-        row_shards: int,
-    ):
-        super().__init__(
-            examples, (), config, sides=1, seed=seed, pad_id=pad_id, row_shards=row_shards
+    @classmethod
+    def empty(cls, tokens: np.ndarray, layout: Layout | None = None) -> "SftBatch":
+        """Returns rows of these tokens, all of them absent."""
+        return cls(
+            tokens=tokens,
+            layout=layout,
+            loss_mask=np.zeros(tokens.shape, bool),
+            weight=np.zeros(tokens.shape[:-1], np.float32),
         )
-        buckets = self._buckets[: len(self.examples)]
-        self._by_bucket = order.ByBucket(buckets, config.batch, seed)
-        self._packer = self._packer_for(self.pieces) if config.batching == "pack" else None
 
-    @property
-    def _order(self) -> order.Order:
-        return self._by_bucket
+    def lengths(self) -> np.ndarray:
+        """Returns lengths [*B]."""
+        return _ends(self.loss_mask)
 
-    @property
-    def teacher_rows(self) -> list[SftExample]:
-        """What the trained model is looked at on: the rows set aside, or all where none are."""
-        rows = self.eval_examples or self.examples
-        return [row for row in rows if isinstance(row, SftExample)]
-
-    def pieces(self, indices: np.ndarray) -> list[Piece]:
-        """Returns these rows as pieces of packed batches."""
-        rows = [(self._all[i], int(i)) for i in indices]
-        return [packing.chain(x, i) for x, i in rows if isinstance(x, SftExample)]
-
-    def _arrays(self, indices: np.ndarray) -> Batch:
-        if self._packer:
-            return self._packed(self._packer, indices)
-        width = self._width(indices)
-        passes, micro = self._shape(width, max(self._most, len(indices)))
-        shape = (passes * micro, width)
-        out = {
-            "tokens": np.full(shape, self.pad_id, np.int32),
-            "loss_mask": np.zeros(shape, bool),
-            "weight": np.zeros(shape[0], np.float32),
-        }
-        for row, i in enumerate(indices):
-            example = self._all[i]
-            assert isinstance(example, SftExample)
-            write(out["tokens"][row], example.prompt, example.response)
-            out["loss_mask"][row, len(example.prompt) : example.length] = True
-            out["weight"][row] = 1
-        return cut(out, passes)
-
-    def _packed(self, packer: Packer, indices: np.ndarray) -> Batch:
-        out, places = packer.layout(self.pieces(indices))
-        out["loss_mask"] = np.zeros(out["tokens"].shape, bool)
-        out["weight"] = np.zeros(len(out["tokens"]), np.float32)
-        for place in places:
-            out["weight"][place.row] = 1
-            packing.mark(out["loss_mask"][place.row], place.start, place.slot.chosen)
-        return cut(out, len(out["tokens"]) // packer.micro)
+    def scored(self) -> int:
+        """Returns the number of trained tokens."""
+        return int(np.sum(self.loss_mask))
 
 
-def rows_and_passes(rows: int, tokens: int, micro_tokens: int, row_shards: int) -> tuple[int, int]:
-    """Returns (A, m) for `rows` rows of `tokens` tokens: as few passes as fit, of equal size.
+class PairBatch(TrainingBatch, kw_only=True):
+    """Preferences: two rows a pair, or trees of siblings, P pairs a row, which have a layout.
 
-    One row a shard is the least, whatever `micro_tokens` says.
+    An anchor is a response that joins the SFT term only: weight 0, sft_weight 1.
     """
-    most = max(micro_tokens // tokens // row_shards, 1) * row_shards
-    passes = -(-rows // most)
-    each = -(-rows // passes)
-    return passes, -(-each // row_shards) * row_shards
+
+    step_mask: Any  # [*B, 2, T] or [*B, P, 2, T] bool, what is compared: chosen, rejected
+    sft_mask: Any  # [*B, T] or [*B, P, T] bool, what is trained of the chosen side
+    sft_weight: Any  # [*B] or [*B, P] float32, of the SFT term
+    depth: Any  # [*B] or [*B, P] int32, steps from the prompt; 0: not of a tree
+    ref_logp: Any = None  # [*B, 2] or [*B, P, 2] float32 nats summed over step_mask, where known
+
+    @classmethod
+    def empty(
+        cls,
+        tokens: np.ndarray,
+        layout: Layout | None = None,
+        *,
+        pairs: int = 0,
+        reference: bool = False,
+    ) -> "PairBatch":
+        """Returns rows of these tokens without a pair.
+
+        Args:
+          tokens: [*B, 2, T], or [*B, T] of trees.
+          layout: of trees.
+          pairs: P, of trees.
+          reference: whether the reference's log-probs are known.
+        """
+        lead = _pairs_shape(tokens, layout, pairs)
+        return cls(
+            tokens=tokens,
+            layout=layout,
+            step_mask=np.zeros((*lead, 2, tokens.shape[-1]), bool),
+            sft_mask=np.zeros((*lead, tokens.shape[-1]), bool),
+            weight=np.zeros(lead, np.float32),
+            sft_weight=np.zeros(lead, np.float32),
+            depth=np.zeros(lead, np.int32),
+            ref_logp=np.zeros((*lead, 2), np.float32) if reference else None,
+        )
+
+    @property
+    def present(self) -> Any:
+        """Which pairs or anchors are no padding."""
+        return (self.weight > 0) | (self.sft_weight > 0)
+
+    def wanted(self, *, sft: bool = True) -> Any:
+        """Returns the tokens that are compared, and with `sft` those trained: bool as `tokens`."""
+        compared = self.step_mask & (self.weight > 0)[..., None, None]
+        if sft:
+            trained = self.sft_mask & (self.sft_weight > 0)[..., None]
+            is_chosen = np.zeros((*compared.shape[:-1], 1), bool)
+            is_chosen[..., 0, :] = True
+            compared = compared | (trained[..., None, :] & is_chosen)
+        return compared if self.layout is None else compared.any(axis=(-3, -2))
+
+    def lengths(self) -> np.ndarray:
+        """Returns lengths [*B, 2]."""
+        return _ends(self.wanted())
+
+    def scored(self) -> int:
+        """Returns the number of tokens compared or trained; siblings share those of their row."""
+        return int(np.sum(self.wanted()))
 
 
-def cut(arrays: Batch, passes: int) -> Batch:
-    """Returns arrays [A * m, ...] as [A, m, ...]."""
-    return {name: x.reshape(passes, -1, *x.shape[1:]) for name, x in arrays.items()}
+class ComparisonBatch(TrainingBatch, kw_only=True):
+    """Pairs of trajectories that a reward model tells apart: two rows a pair, or P pairs a row.
+
+    With P pairs a row, those of a prompt, what they share is there once, and a layout says where.
+    """
+
+    read: Any  # [*B, 2] or [*B, P, 2] int32, the position whose score counts: better, worse
+    depth: Any  # [*B] or [*B, P] int32, steps of both; 0: whole responses
+
+    @classmethod
+    def empty(
+        cls, tokens: np.ndarray, layout: Layout | None = None, *, pairs: int = 0
+    ) -> "ComparisonBatch":
+        """Returns rows of these tokens without a pair; arguments as those of `PairBatch.empty`."""
+        lead = _pairs_shape(tokens, layout, pairs)
+        return cls(
+            tokens=tokens,
+            layout=layout,
+            read=np.zeros((*lead, 2), np.int32),
+            weight=np.zeros(lead, np.float32),
+            depth=np.zeros(lead, np.int32),
+        )
+
+    def lengths(self) -> np.ndarray:
+        """Returns lengths [*B, 2]."""
+        return np.where(self.present[..., None], self.read + 1, 0)
 
 
-def write(row: np.ndarray, *pieces: Sequence[int] | Sequence[float]) -> None:
-    """Writes the pieces one after another from the row's start."""
-    at = 0
-    for ids in pieces:
-        row[at : at + len(ids)] = ids
-        at += len(ids)
+class ValuedBatch(TrainingBatch, kw_only=True):
+    """Trajectories with values on some of their tokens, one a row."""
+
+    start: Any  # [*B] int32, tokens of the prompt
+    read: Any  # [*B, R] int32, positions whose scores count
+    target: Any  # [*B, R] float32 in [0, 1]
+    depth: Any  # [*B, R] int32, from 1
+
+    @classmethod
+    def empty(cls, tokens: np.ndarray, labels: int) -> "ValuedBatch":
+        """Returns rows of these tokens with room for `labels` labels each."""
+        lead = tokens.shape[:-1]
+        return cls(
+            tokens=tokens,
+            start=np.zeros(lead, np.int32),
+            read=np.zeros((*lead, labels), np.int32),
+            target=np.zeros((*lead, labels), np.float32),
+            weight=np.zeros((*lead, labels), np.float32),
+            depth=np.zeros((*lead, labels), np.int32),
+        )
+
+    def lengths(self) -> np.ndarray:
+        """Returns lengths [*B]."""
+        return np.where(self.present, self.read + 1, 0).max(axis=-1)
 
 
-def _held_prompts(rows: Sequence[Example], count: int, seed: int) -> set[Ids]:
-    """Draws whole prompts until they have `count` rows or more."""
-    if not count or not rows:
-        return set()
-    sizes: dict[Ids, int] = {}
-    for row in rows:
-        sizes[row.prompt] = sizes.get(row.prompt, 0) + 1
-    prompts, held, total = list(sizes), set(), 0
-    draws = order.shuffled(len(prompts), seed + 0xE7A1)
-    for i in range(len(prompts)):
-        if total >= count:
-            break
-        prompt = prompts[order.draw(draws, i)]
-        held.add(prompt)
-        total += sizes[prompt]
-    return held
+def _pairs_shape(tokens: np.ndarray, layout: Layout | None, pairs: int) -> tuple[int, ...]:
+    """Returns the axes of pairs: each has two rows, or `pairs` of them share one."""
+    return tokens.shape[:-2] if layout is None else (*tokens.shape[:-1], pairs)
+
+
+def _ends(mask: np.ndarray) -> np.ndarray:
+    """Returns the end (exclusive) of what is marked in masks [..., T], 0 where nothing is."""
+    ends = mask.shape[-1] - np.argmax(mask[..., ::-1], axis=-1)
+    return np.where(mask.any(axis=-1), ends, 0)

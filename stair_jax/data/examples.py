@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -188,6 +189,51 @@ def comparison_examples(
         )
         for row in rows
     ]
+
+
+def implicit_examples(rows: Iterable[Comparison], codec: Codec, position: str) -> list[PairExample]:
+    """Takes comparisons over as preferences, for an implicit reward model.
+
+    The prefix of a pair is what all trajectories of its prompt begin with.
+    """
+    whole = [
+        (
+            row,
+            tuple(codec.prompt_ids(row.question)),
+            [read_to(ids, position, codec) for ids in (row.better, row.worse)],
+        )
+        for row in rows
+    ]
+    shared = shared_by_prompt((prompt, sides) for _, prompt, sides in whole)
+    return [
+        PairExample(
+            id=row.id,
+            prompt=prompt,
+            prefix=(prefix := shared[prompt]),
+            chosen=better[len(prefix) :],
+            rejected=worse[len(prefix) :],
+            depth=row.depth,
+        )
+        for row, prompt, (better, worse) in whole
+    ]
+
+
+def shared_by_prompt(trajectories: Iterable[tuple[Ids, Iterable[Ids]]]) -> dict[Ids, Ids]:
+    """Returns what all trajectories of a prompt begin with, from prompts and some of theirs each.
+
+    At least a token of each remains: its score is read there.
+    """
+    shared: dict[Ids, Ids] = {}
+    for prompt, some in trajectories:
+        for ids in some:
+            shared[prompt] = common(shared.get(prompt, ids), ids[:-1])
+    return shared
+
+
+def common(first: Ids, second: Ids) -> Ids:
+    """Returns the tokens that two trajectories begin with."""
+    both = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    return tuple(token for token, _ in both)
 
 
 def valued_examples(

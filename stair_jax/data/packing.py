@@ -7,22 +7,28 @@ pieces beside it.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from stair_jax.data.examples import Ids, PairExample, SftExample
+from stair_jax.data.examples import Ids, SftExample
+from stair_jax.model.layout import Layout
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """What one row of the data set reads from a piece; ranges are relative to the piece."""
+    """Where one row of the data set lies: ranges of tokens of its piece, or of a row of a batch."""
 
     row: int  # number in the data set
     shared: range  # the response's tokens in the context
     chosen: range  # the step, or an SFT row's response
     rejected: range  # empty for SFT rows
+
+    def moved(self, by: int) -> "Slot":
+        """Returns it behind `by` further tokens."""
+        ranges = (self.shared, self.chosen, self.rejected)
+        return Slot(self.row, *(range(x.start + by, x.stop + by) for x in ranges))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,40 +66,42 @@ def chain(example: SftExample, row: int) -> Piece:
     return Piece(example.prompt, (example.response,), (slot,))
 
 
-def group_keys(pairs: Sequence[PairExample]) -> np.ndarray:
-    """Returns [pairs] the number of each pair's sibling group: same prompt, same prefix."""
-    known: dict[tuple[Ids, Ids], int] = {}
-    return np.array([known.setdefault((x.prompt, x.prefix), len(known)) for x in pairs], np.int64)
+def group_keys(groups: Iterable[Hashable]) -> np.ndarray:
+    """Returns [rows] the number of each row's group, in order of appearance."""
+    known: dict[Hashable, int] = {}
+    return np.array([known.setdefault(group, len(known)) for group in groups], np.int64)
 
 
-def family(pairs: Sequence[tuple[int, PairExample]], longest: int) -> Iterator[Piece]:
-    """Yields the pieces of one sibling group, every distinct step once in each.
+Branches = tuple[int, Ids, Ids]  # a row's number in the data set, its chosen and rejected tokens
+
+
+def families(groups: Mapping[tuple[Ids, Ids], Sequence[Branches]], longest: int) -> Iterator[Piece]:
+    """Yields the pieces of sibling groups, every distinct branch once in each.
 
     Args:
-      pairs: (row number, pair) of one group, each no longer than `longest` with both its steps.
+      groups: what branches off, by (prompt, shared tokens of the response); each row is no longer
+        than `longest` with both its branches.
       longest: tokens of a piece; a group beyond it becomes several.
     """
-    first = pairs[0][1]
-    context = first.prompt + first.prefix
-    rows: list[tuple[int, PairExample]] = []
-    steps: dict[Ids, None] = {}  # in order of appearance
-    for row, pair in pairs:
-        wider = steps | {pair.chosen: None, pair.rejected: None}
-        if rows and len(context) + sum(map(len, wider)) > longest:
-            yield _family(context, len(first.prompt), rows, tuple(steps))
-            rows, wider = [], {pair.chosen: None, pair.rejected: None}
-        rows.append((row, pair))
-        steps = wider
-    yield _family(context, len(first.prompt), rows, tuple(steps))
+    for (prompt, prefix), members in groups.items():
+        context = prompt + prefix
+        rows: list[Branches] = []
+        steps: dict[Ids, None] = {}  # in order of appearance
+        for row in members:
+            wider = steps | dict.fromkeys(row[1:])
+            if rows and len(context) + sum(map(len, wider)) > longest:
+                yield _family(context, len(prompt), rows, tuple(steps))
+                rows, wider = [], dict.fromkeys(row[1:])
+            rows.append(row)
+            steps = wider
+        yield _family(context, len(prompt), rows, tuple(steps))
 
 
-def _family(
-    context: Ids, prompt: int, rows: Sequence[tuple[int, PairExample]], steps: tuple[Ids, ...]
-) -> Piece:
+def _family(context: Ids, prompt: int, rows: Sequence[Branches], steps: tuple[Ids, ...]) -> Piece:
     ends = np.cumsum([len(context), *map(len, steps)]).tolist()
     where = {step: range(ends[i], ends[i + 1]) for i, step in enumerate(steps)}
     shared = range(prompt, len(context))
-    slots = [Slot(row, shared, where[x.chosen], where[x.rejected]) for row, x in rows]
+    slots = [Slot(row, shared, where[chosen], where[rejected]) for row, chosen, rejected in rows]
     return Piece(context, steps, tuple(slots))
 
 
@@ -117,13 +125,14 @@ def fit(pieces: Sequence[Sized], width: int) -> list[list[Sized]]:
     return rows
 
 
-class Place(NamedTuple):
-    """Where a row of the data set lies in a packed batch."""
+class PackedRows(NamedTuple):
+    """Pieces side by side in rows; rows in use come first."""
 
-    row: int
-    number: int  # among those of its row
-    start: int  # of its piece
-    slot: Slot
+    tokens: np.ndarray  # [A * m, T]
+    layout: Layout  # [A * m, T]
+    slots: dict[tuple[int, int], Slot]  # by row, and number among those of the row
+    pairs: int  # P, slots of one row at most
+    passes: int  # A
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,25 +163,20 @@ class Packer:
         passes, micro = shape(width, max(rows, 1))
         return cls(width, passes, micro, max(slots, 1), pad_id)
 
-    def layout(self, pieces: Sequence[Piece]) -> tuple[dict[str, np.ndarray], list[Place]]:
-        """Returns tokens, positions, reach, parent [A * m, T], and where every row lies.
-
-        Rows in use come first. A batch that was not planned for gets further micro-batches.
-        """
+    def pack(self, pieces: Sequence[Piece]) -> PackedRows:
+        """Returns rows of these pieces; what was not planned for gets further micro-batches."""
         packed = fit(pieces, self.width)
         passes = max(self.passes, -(-len(packed) // self.micro))
         shape = (passes * self.micro, self.width)
-        names = ("tokens", "positions", "reach", "parent")
-        out = {name: np.full(shape, self.pad_id, np.int32) for name in names}
-        places = []
+        tokens = np.full(shape, self.pad_id, np.int32)
+        layout = [np.empty(shape, np.int32) for _ in dataclasses.fields(Layout)]
+        slots: dict[tuple[int, int], Slot] = {}
         for row in range(shape[0]):
-            number = 0
             inside = packed[row] if row < len(packed) else ()
-            for start, piece in write_layout(inside, *(out[name][row] for name in names)):
-                for slot in piece.slots:
-                    places.append(Place(row, number, start, slot))
-                    number += 1
-        return out, places
+            own = write_layout(inside, tokens[row], *(x[row] for x in layout))
+            slots |= {(row, number): slot for number, slot in enumerate(own)}
+        pairs = max([self.slots, *(number + 1 for _, number in slots)])
+        return PackedRows(tokens, Layout(*layout), slots, pairs, passes)
 
 
 def write_layout(
@@ -181,8 +185,8 @@ def write_layout(
     positions: np.ndarray,
     reach: np.ndarray,
     parent: np.ndarray,
-) -> Iterator[tuple[int, Piece]]:
-    """Writes the pieces into one row [T], one after another; yields each with its first index.
+) -> list[Slot]:
+    """Writes the pieces into one row [T], one after another; returns the slots of the row.
 
     Padding keeps to itself: it sees nothing else and nothing else sees it.
     """
@@ -190,6 +194,7 @@ def write_layout(
     positions[:] = 0
     reach[:] = np.arange(1, width + 1)
     parent[:] = np.arange(width)
+    slots = []
     at = 0
     for piece in pieces:
         start, at = at, at + len(piece.context)
@@ -204,14 +209,15 @@ def write_layout(
             positions[begin:at] = len(piece.context) + np.arange(len(branch))
             reach[begin:at] = at
             parent[begin:at] = [fork, *range(begin, at - 1)]
-        yield start, piece
+        slots += [slot.moved(start) for slot in piece.slots]
+    return slots
 
 
 def _write(row: np.ndarray, at: int, ids: Ids) -> None:
     row[at : at + len(ids)] = ids
 
 
-def mark(row: np.ndarray, start: int, *parts: range) -> None:
-    """Sets a mask [T] on ranges that are relative to `start`."""
+def mark(row: np.ndarray, *parts: range) -> None:
+    """Sets a mask [T] on ranges of tokens."""
     for part in parts:
-        row[start + part.start : start + part.stop] = True
+        row[part.start : part.stop] = True

@@ -7,26 +7,22 @@ import numpy as np
 
 from stair_jax.config.schema import DpoConfig, TrainConfig
 from stair_jax.data import order, packing, trajectories
-from stair_jax.data.batches import Batch, Data, cut, write
-from stair_jax.data.examples import Example, Ids, PairExample, SftExample
-from stair_jax.data.packing import Packer, Piece, Slot
+from stair_jax.data.batches import PairBatch
+from stair_jax.data.dataset import Dataset, write
+from stair_jax.data.examples import Ids, PairExample, SftExample
+from stair_jax.data.packing import Branches, Piece, Slot
 from stair_jax.data.trajectories import Key
 
 
-class DpoData(Data):
-    """Batches of pairs and anchors.
+class DpoData(Dataset[PairExample | SftExample, PairBatch]):
+    """Batches of pairs and anchors, as pairs of rows ("bucket") or as trees ("tree").
 
     An epoch holds every pair once, and `anchors_per_pair` times as many anchors: good responses
-    that join the SFT term only (weight 0, sft_weight 1).
+    that join the SFT term only.
 
-    As "bucket": tokens, step_mask [A, m, 2, T] (chosen, rejected), sft_mask [A, m, T], weight,
-    sft_weight, depth [A, m], ref_logp [A, m, 2].
-    As "tree", P pairs a row: tokens, positions, reach, parent [A, m, T], step_mask [A, m, P, 2, T],
-    sft_mask [A, m, P, T], weight, sft_weight, depth [A, m, P], ref_logp [A, m, P, 2].
-
-    `step_mask` holds the compared tokens, the whole responses under scope="response"; `sft_mask`
-    the chosen response, its step alone under sft_scope="step". `ref_logp` is there once
-    `with_reference` was called.
+    What is compared are the steps, the whole responses under scope="response"; what is trained the
+    chosen response, its step alone under sft_scope="step". The reference's log-probs are there
+    once `with_reference` was called.
     """
 
     def __init__(
@@ -41,30 +37,41 @@ class DpoData(Data):
         row_shards: int,
     ):
         self.loss, self._tree = loss, config.batching == "tree"
+        self.reference: np.ndarray | None = None  # [rows, 2] sums over the compared tokens
         super().__init__(
             pairs,
-            anchors if loss.anchors_per_pair else (),
             config,
-            sides=1 if self._tree else 2,
+            anchors if loss.anchors_per_pair else (),
             seed=seed,
             pad_id=pad_id,
             row_shards=row_shards,
         )
-        self.pairs = len(self.examples) - self._spare
-        self.anchors = round(self.pairs * loss.anchors_per_pair) if self._spare else 0
-        self.reference: np.ndarray | None = None  # [rows, 2] sums over the compared tokens
-        more = {"anchors": self._spare, "anchors_per_epoch": self.anchors}
-        if self._tree:
-            keys = packing.group_keys([self._pair(i) for i in range(self.pairs)])
-            self._by: order.Order = order.ByGroup(keys, config.batch, seed, **more)
-        else:
-            buckets = self._buckets[: len(self.examples)]
-            self._by = order.ByBucket(buckets, config.batch, seed, **more)
-        self._packer = self._packer_for(self.pieces) if self._tree else None
 
     @property
-    def _order(self) -> order.Order:
-        return self._by
+    def pairs(self) -> int:
+        """Pairs of an epoch."""
+        return len(self.examples) - self._spare
+
+    @property
+    def anchors(self) -> int:
+        """Anchors of an epoch."""
+        return round(self.pairs * self.loss.anchors_per_pair) if self._spare else 0
+
+    @property
+    def _sides(self) -> int:
+        return 1 if self._tree else 2
+
+    def _ordered(self) -> order.Order:
+        batch, seed = self.config.batch, self.seed
+        more = {"anchors": self._spare, "anchors_per_epoch": self.anchors}
+        if self._tree:
+            return order.ByGroup(self._groups(0, self.pairs), batch, seed, **more)
+        return order.ByBucket(self._buckets[: len(self.examples)], batch, seed, **more)
+
+    def _groups(self, first: int, end: int) -> np.ndarray:
+        """Returns the sibling groups of these rows, none of which is an anchor."""
+        pairs = [x for x in self._all[first:end] if isinstance(x, PairExample)]
+        return packing.group_keys((x.prompt, x.prefix) for x in pairs)
 
     def trajectories(self) -> dict[Key, tuple[Ids, Ids]]:
         """Returns all distinct whole trajectories, those set aside too, as (prompt, response)."""
@@ -100,23 +107,18 @@ class DpoData(Data):
 
     def pieces(self, indices: np.ndarray) -> list[Piece]:
         """Returns these rows as pieces of packed batches: a sibling group is one, an anchor too."""
-        out, families = [], {}
+        out: list[Piece] = []
+        groups: dict[tuple[Ids, Ids], list[Branches]] = {}
         for i in indices.tolist():
             example = self._all[i]
             if isinstance(example, PairExample):
-                families.setdefault((example.prompt, example.prefix), []).append((i, example))
+                branches = i, example.chosen, example.rejected
+                groups.setdefault((example.prompt, example.prefix), []).append(branches)
             else:
                 out.append(packing.chain(example, i))
-        for members in families.values():
-            out += packing.family(members, self.config.buckets[-1])
-        return out
+        return [*out, *packing.families(groups, self.config.buckets[-1])]
 
-    def _pair(self, i: int) -> PairExample:
-        example = self._all[i]
-        assert isinstance(example, PairExample)
-        return example
-
-    def _fault(self, example: Example) -> str:
+    def _fault(self, example: PairExample | SftExample) -> str:
         reason = super()._fault(example)
         if not reason and self._tree and isinstance(example, PairExample):
             both = len(example.prompt + example.prefix) + len(example.chosen + example.rejected)
@@ -124,22 +126,18 @@ class DpoData(Data):
             reason = "too long with both steps" if both > self.config.buckets[-1] else ""
         return reason
 
-    def _eval_parts(self) -> list[np.ndarray]:
+    def _eval_keys(self) -> np.ndarray:
         if not self._tree:
-            return super()._eval_parts()
-        first = len(self.examples)
-        keys = packing.group_keys([self._pair(i) for i in range(first, len(self._all))])
-        rows, batch = first + np.argsort(keys, kind="stable"), self.config.batch
-        return [rows[at : at + batch] for at in range(0, len(rows), batch)]
+            return super()._eval_keys()
+        return self._groups(len(self.examples), len(self._all))
 
-    def _arrays(self, indices: np.ndarray) -> Batch:
-        return self._trees(self._packer, indices) if self._packer else self._pairwise(indices)
+    def _arrays(self, indices: np.ndarray) -> PairBatch:
+        return self._trees(indices) if self._tree else self._pairwise(indices)
 
-    def _pairwise(self, indices: np.ndarray) -> Batch:
-        width = self._width(indices)
-        passes, micro = self._shape(width, max(self._most, len(indices)))
-        tokens = np.full((passes * micro, 2, width), self.pad_id, np.int32)
-        out = self._empty(width, passes * micro) | {"tokens": tokens}
+    def _pairwise(self, indices: np.ndarray) -> PairBatch:
+        passes, (rows, width) = self._room(indices)
+        tokens = np.full((rows, 2, width), self.pad_id, np.int32)
+        out = PairBatch.empty(tokens, reference=self.reference is not None)
         for row, i in enumerate(indices.tolist()):
             example = self._all[i]
             if isinstance(example, PairExample):
@@ -150,44 +148,35 @@ class DpoData(Data):
                 slot = Slot(i, range(start, end), *steps)
             else:
                 write(tokens[row, 0], example.prompt, example.response)
-                slot = Slot(i, range(0), range(len(example.prompt), example.length), range(0))
-            self._fill(out, (row,), slot, 0)
-        return cut(out, passes)
+                (slot,) = packing.chain(example, i).slots
+            self._fill(out, (row,), slot)
+        return out.cut(passes)
 
-    def _trees(self, packer: Packer, indices: np.ndarray) -> Batch:
-        out, places = packer.layout(self.pieces(indices))
-        slots = max(packer.slots, max((place.number + 1 for place in places), default=1))
-        out |= self._empty(packer.width, len(out["tokens"]), slots)
-        for row, number, start, slot in places:
-            self._fill(out, (row, number), slot, start)
-        return cut(out, len(out["tokens"]) // packer.micro)
+    def _trees(self, indices: np.ndarray) -> PairBatch:
+        packed = self._packer.pack(self.pieces(indices))
+        out = PairBatch.empty(
+            packed.tokens,
+            packed.layout,
+            pairs=packed.pairs,
+            reference=self.reference is not None,
+        )
+        for at, slot in packed.slots.items():
+            self._fill(out, at, slot)
+        return out.cut(packed.passes)
 
-    def _empty(self, width: int, *slots: int) -> Batch:
-        """Masks, weights and log-probs of slots [*slots] without a row."""
-        out = {
-            "step_mask": np.zeros((*slots, 2, width), bool),
-            "sft_mask": np.zeros((*slots, width), bool),
-            "weight": np.zeros(slots, np.float32),
-            "sft_weight": np.zeros(slots, np.float32),
-            "depth": np.zeros(slots, np.int32),
-        }
-        if self.reference is not None:
-            out["ref_logp"] = np.zeros((*slots, 2), np.float32)
-        return out
-
-    def _fill(self, out: Batch, at: tuple[int, ...], slot: Slot, start: int) -> None:
-        """Writes masks and numbers of a row at index `at`; its piece begins at `start`."""
+    def _fill(self, out: PairBatch, at: tuple[int, ...], slot: Slot) -> None:
+        """Writes masks and numbers of a row of the data at index `at`."""
         example = self._all[slot.row]
-        out["sft_weight"][at] = 1
+        out.sft_weight[at] = 1
         trained = (slot.chosen,)
         if isinstance(example, PairExample):
-            out["weight"][at] = 1
-            out["depth"][at] = example.depth
+            out.weight[at] = 1
+            out.depth[at] = example.depth
             if self.reference is not None:
-                out["ref_logp"][at] = self.reference[slot.row]
+                out.ref_logp[at] = self.reference[slot.row]
             shared = (slot.shared,) if self.loss.scope == "response" else ()
             for side, step in enumerate((slot.chosen, slot.rejected)):
-                packing.mark(out["step_mask"][at][side], start, *shared, step)
+                packing.mark(out.step_mask[at][side], *shared, step)
             if self.loss.sft_scope == "response":
                 trained = (slot.shared, slot.chosen)
-        packing.mark(out["sft_mask"][at], start, *trained)
+        packing.mark(out.sft_mask[at], *trained)

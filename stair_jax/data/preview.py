@@ -2,14 +2,21 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich import console, text
 
 from stair_jax import jsonl
-from stair_jax.data.batches import Batch, Data
+from stair_jax.data.batches import (
+    ComparisonBatch,
+    PairBatch,
+    SftBatch,
+    TrainingBatch,
+    ValuedBatch,
+)
+from stair_jax.data.dataset import Dataset
 from stair_jax.text import Codec
 
 ROWS = 3
@@ -39,7 +46,7 @@ class Side(NamedTuple):
     parts: list[Part]
 
 
-def show(data: Data, codec: Codec, path: str | os.PathLike) -> None:
+def show(data: Dataset, codec: Codec, path: str | os.PathLike) -> None:
     """Prints three rows of the first batch with their masks in colour, and writes them plain.
 
     Pairs go before the responses that are trained beside them.
@@ -68,47 +75,60 @@ def show(data: Data, codec: Codec, path: str | os.PathLike) -> None:
         out.print(screen, soft_wrap=True)
 
 
-def rows(batch: Batch) -> Iterator[list[Side]]:
+def rows(batch: TrainingBatch) -> Iterator[list[Side]]:
     """Yields the rows of a batch [A, m, ...] that count: one side, or two that are compared."""
-    flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.items()}
-    for row in range(len(flat["tokens"])):
-        one = {name: x[row] for name, x in flat.items()}
-        if "read" in one:
-            yield from _scored_rows(one)
-        elif "loss_mask" in one:
-            yield from _sft_rows(one)
-        elif "parent" in one:
-            for p in np.flatnonzero(one["sft_weight"]):
-                yield _pair(
-                    one["tokens"],
-                    one["tokens"],
-                    one["step_mask"][p],
-                    one["sft_mask"][p],
-                    one["parent"],
-                )
-        elif one["sft_weight"]:
-            chosen, rejected = one["tokens"]
-            yield _pair(chosen, rejected, one["step_mask"], one["sft_mask"], None)
+    for row in batch.one_by_one():
+        if np.any(row.present):
+            yield from _SIDES[type(row)](row)
 
 
-def _scored_rows(one: Batch) -> Iterator[list[Side]]:
-    """Yields a row of a reward model's data, or nothing where it is absent."""
-    tokens, read, used = one["tokens"], one["read"], one["weight"] > 0
-    if not used.any():
+def _responses(row: SftBatch) -> Iterator[list[Side]]:
+    """Yields the examples of one row: several where it is packed."""
+    mask, parent = row.loss_mask, None if row.layout is None else row.layout.parent
+    # An example ends where a trained token is followed by none of its own.
+    follows = np.append(mask[1:], False)
+    if parent is not None:
+        follows &= np.append(parent[1:] == np.arange(len(parent) - 1), False)
+    for end in np.flatnonzero(mask & ~follows).tolist():
+        yield [_side("response", row.tokens, mask, np.zeros_like(mask), end, parent)]
+
+
+def _pairs(row: PairBatch) -> Iterator[list[Side]]:
+    """Yields the pair of a row, or those of a tree."""
+    if row.layout is None:
+        yield _pair(row.tokens, row.step_mask, row.sft_mask, None)
         return
-    if "parent" in one:
-        for pair in read[used].tolist():
-            paths = [_path(one["parent"], at) for at in pair]
-            yield [
-                Side(rank, _read_parts(tokens[path], [len(path) - 1]))
-                for rank, path in zip(_RANKS, paths, strict=True)
-            ]
-    elif tokens.ndim == 2:
-        sides = zip(_RANKS, tokens, read.tolist(), strict=True)
+    both = np.stack([row.tokens, row.tokens])
+    for p in np.flatnonzero(row.present):
+        yield _pair(both, row.step_mask[p], row.sft_mask[p], row.layout.parent)
+
+
+def _comparisons(row: ComparisonBatch) -> Iterator[list[Side]]:
+    """Yields the pair of a row, or those of a prompt."""
+    if row.layout is None:
+        sides = zip(_RANKS, row.tokens, row.read.tolist(), strict=True)
         yield [Side(name, _read_parts(ids, [at])) for name, ids, at in sides]
-    else:
-        values = " ".join(f"{x:.2f}" for x in one["target"][used])
-        yield [Side(f"values {values}", _read_parts(tokens, read[used].tolist()))]
+        return
+    for pair in row.read[row.present].tolist():
+        paths = [_path(row.layout.parent, at) for at in pair]
+        yield [
+            Side(rank, _read_parts(row.tokens[path], [len(path) - 1]))
+            for rank, path in zip(_RANKS, paths, strict=True)
+        ]
+
+
+def _values(row: ValuedBatch) -> Iterator[list[Side]]:
+    """Yields a trajectory with its labels."""
+    values = " ".join(f"{x:.2f}" for x in row.target[row.present])
+    yield [Side(f"values {values}", _read_parts(row.tokens, row.read[row.present].tolist()))]
+
+
+_SIDES: dict[type, Callable[[Any], Iterator[list[Side]]]] = {
+    SftBatch: _responses,
+    PairBatch: _pairs,
+    ComparisonBatch: _comparisons,
+    ValuedBatch: _values,
+}
 
 
 def _read_parts(tokens: np.ndarray, reads: Iterable[int]) -> list[Part]:
@@ -121,24 +141,11 @@ def _read_parts(tokens: np.ndarray, reads: Iterable[int]) -> list[Part]:
     return parts
 
 
-def _sft_rows(one: Batch) -> Iterator[list[Side]]:
-    """Yields the examples of one row: several where it is packed."""
-    mask, parent = one["loss_mask"], one.get("parent")
-    # An example ends where a trained token is followed by none of its own.
-    follows = np.append(mask[1:], False)
-    if parent is not None:
-        follows &= np.append(parent[1:] == np.arange(len(parent) - 1), False)
-    for end in np.flatnonzero(mask & ~follows).tolist():
-        yield [_side("response", one["tokens"], mask, np.zeros_like(mask), end, parent)]
-
-
 def _pair(
-    chosen: np.ndarray,
-    rejected: np.ndarray,
-    step_mask: np.ndarray,
-    sft_mask: np.ndarray,
-    parent: np.ndarray | None,
+    tokens: np.ndarray, step_mask: np.ndarray, sft_mask: np.ndarray, parent: np.ndarray | None
 ) -> list[Side]:
+    """Returns a pair's sides from tokens [2, T] and masks, or the one side of an anchor."""
+    chosen, rejected = tokens
     end = int(np.flatnonzero(sft_mask | step_mask[0])[-1])
     if not step_mask.any():  # an anchor
         return [_side("response", chosen, sft_mask, step_mask[0], end, parent)]

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from stair_jax.config.schema import TrainConfig
-from stair_jax.data.batches import Batch, rows_and_passes, write
+from stair_jax.data.batches import SftBatch
+from stair_jax.data.dataset import rows_and_passes, write
 from stair_jax.data.examples import Ids
 
 Key = str  # 32 hexadecimal digits
@@ -24,11 +25,11 @@ def score_batches(
     *,
     pad_id: int,
     row_shards: int,
-) -> Iterator[tuple[list[Key], Batch]]:
-    """Yields keys and arrays of all trajectories, shortest first, one shape a bucket.
+) -> Iterator[tuple[list[Key], SftBatch]]:
+    """Yields keys and rows of all trajectories, shortest first, one shape a bucket.
 
-    A batch is one pass over `micro_tokens`: tokens [m, T], loss_mask [m, T] on the responses. Rows
-    behind the last key are padding without a masked token.
+    A batch [m] is one pass over `micro_tokens`; its masks are on the responses. Rows behind the
+    last key are absent.
 
     Raises:
       ValueError: for a trajectory longer than the last bucket.
@@ -48,12 +49,10 @@ def score_batches(
         _, rows = rows_and_passes(len(here), width, config.micro_tokens, row_shards)
         for at in range(0, len(here), rows):
             part = here[at : at + rows]
-            out = {
-                "tokens": np.full((rows, width), pad_id, np.int32),
-                "loss_mask": np.zeros((rows, width), bool),
-            }
+            out = SftBatch.empty(np.full((rows, width), pad_id, np.int32))
             for row, key in enumerate(part):
                 prompt, response = trajectories[key]
-                write(out["tokens"][row], prompt, response)
-                out["loss_mask"][row, len(prompt) : length[key]] = True
+                write(out.tokens[row], prompt, response)
+                out.loss_mask[row, len(prompt) : length[key]] = True
+                out.weight[row] = 1
             yield part, out

@@ -10,6 +10,7 @@ Shape letters: B rows  T tokens of a row
 
 from typing import Any
 
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool
 
@@ -28,3 +29,11 @@ class Layout:
 def visible(layout: Layout) -> Bool[Array, "B T T"]:
     """Returns who sees whom: [b, q, s] is True where token q of a row sees its token s."""
     return ops.visible(layout.reach)
+
+
+def real(layout: Layout) -> Bool[np.ndarray, "*B T"]:
+    """Returns which positions hold a token; of a layout on the host, with any leading axes."""
+    # Padding sees itself alone and lies at position 0; the first token of a piece has others
+    # after it.
+    alone = layout.reach == 1 + np.arange(layout.reach.shape[-1])
+    return ~alone | (layout.positions > 0)

@@ -23,9 +23,12 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stair_jax import mesh as mesh_lib
+from stair_jax.data.batches import ComparisonBatch, PairBatch, SftBatch, TrainingBatch
 from stair_jax.model import lora, reward, transformer
+from stair_jax.model.layout import Layout
 from stair_jax.model.spec import Spec
 from stair_jax.plan import gpu_text
 from stair_jax.train import step as step_lib
@@ -43,6 +46,7 @@ WAITS_LONGER = {"sft remat=attention, half": 0.5} if jax.__version_info__ < (0, 
 ROOM = 80e9 * 0.92  # of a GPU, what drivers and libraries leave
 T, ACCUM = 2048, 2
 TOKENS = 65_536  # of one pass: 8,192 a GPU
+PAIRS = 8  # in a row of trees
 RANK, ADAPTED = 16, tuple(lora.TARGETS)
 GROWN = dataclasses.replace(LLAMA_8B, V=128_264, vocab=128_260)  # with STAIR's tags, see `hf.tags`
 NEW_ROWS = tuple(range(LLAMA_8B.vocab, GROWN.vocab))  # theirs, trained beside adapters
@@ -63,41 +67,21 @@ VALUES = Values(
     spec=reward.scalar(LLAMA_8B), compute_dtype="bfloat16", remat="full", lora_scale=0.0
 )
 HEAD = Prm(scorer=VALUES, loss="bt", centering=0.01)
-LAYOUT = ("positions", "reach", "parent")  # of packed rows
 
 
-def struct(shape, dtype, mesh, *axes):
-    """Returns the shape and place of an array."""
-    where = jax.sharding.NamedSharding(mesh, mesh_lib.spec(*axes))
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
-
-
-def batch_of(loss: Any, mesh: Any, *, tree: bool, tokens: int) -> dict[str, Any]:
-    """Returns the shapes of a batch of so many tokens a pass."""
-
-    def rows(dtype, *shape):
-        axes = (None, "batch", *([None] * (len(shape) - 1)))
-        return struct((ACCUM, *shape), dtype, mesh, *axes)
-
+def batch_of(loss: Any, mesh: Any, *, tree: bool, tokens: int) -> TrainingBatch:
+    """Returns the shapes and places of a batch of so many tokens a pass."""
+    rows = (ACCUM, tokens // T, T)
+    ids = np.zeros(rows if tree or isinstance(loss, Sft) else (ACCUM, rows[1] // 2, 2, T), np.int32)
+    layout, pairs = (Layout(ids, ids, ids), PAIRS) if tree else (None, 0)
     if isinstance(loss, Sft):
-        m = tokens // T
-        return {
-            "tokens": rows(jnp.int32, m, T),
-            "loss_mask": rows(bool, m, T),
-            "weight": rows(jnp.float32, m),
-        }
-    lead = (tokens // T, 8) if tree else (tokens // T // 2,)
-    of_a_tree = {name: rows(jnp.int32, lead[0], T) for name in ("tokens", *LAYOUT)}
-    its_tokens = of_a_tree if tree else {"tokens": rows(jnp.int32, *lead, 2, T)}
-    out = {"weight": rows(jnp.float32, *lead), "depth": rows(jnp.int32, *lead)} | its_tokens
-    if isinstance(loss, Prm):
-        return out | {"read": rows(jnp.int32, *lead, 2)}
-    return out | {
-        "step_mask": rows(bool, *lead, 2, T),
-        "sft_mask": rows(bool, *lead, T),
-        "sft_weight": rows(jnp.float32, *lead),
-        "ref_logp": rows(jnp.float32, *lead, 2),
-    }
+        batch = SftBatch.empty(ids)
+    elif isinstance(loss, Prm):
+        batch = ComparisonBatch.empty(ids, layout, pairs=pairs)
+    else:
+        batch = PairBatch.empty(ids, layout, pairs=pairs, reference=True)
+    where = jax.sharding.NamedSharding(mesh, mesh_lib.spec(None, "batch"))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), batch)
 
 
 def weights(spec: Spec, mesh: Any, dtype: Any, *, scalar: bool = False) -> Any:

@@ -38,7 +38,7 @@ def scored(
     batches, count = data.in_order(), -(-len(examples) // train.batch)
     with progress.over(batches, "trees set aside", count, "batches") as counted:
         for members, batch in counted:
-            raw = score(batch).reshape(-1, batch["read"].shape[-1])
+            raw = score(batch).reshape(-1, batch.read.shape[-1])
             for example, scores in zip(members, raw, strict=False):  # what follows is padding
                 at, row = every[int(example.id)]
                 for label, x in zip(row.labels, scores.tolist(), strict=False):

@@ -10,7 +10,7 @@ from stair_jax.run.workdir import Run
 from stair_jax.text import TAGS, Codec
 from stair_jax.train import standing
 from stair_jax.train.logprobs import Scorer
-from stair_jax.train.standing import Place
+from stair_jax.train.standing import TokenRank
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def measure(
     looked = examples[:: max(1, -(-len(examples) // ROWS))]
     rows = {str(i): (x.prompt, x.response) for i, x in enumerate(looked)}
     names = {codec.tokenizer.convert_tokens_to_ids(tag): tag for tag in TAGS}
-    places = standing.places_of(
+    places = standing.ranks_of(
         names.keys(),
         scorer,
         params,
@@ -74,7 +74,7 @@ def measure(
     return found
 
 
-def _figures(places: Sequence[Place], top_k: int) -> dict[str, float]:
+def _figures(places: Sequence[TokenRank], top_k: int) -> dict[str, float]:
     figures = (
         sum(place.nats for place in places),
         sum(place.rank for place in places),
@@ -92,7 +92,7 @@ def in_words(found: Mapping[str, Any]) -> str:
     )
 
 
-def _warn(name: str, places: Sequence[Place], names: Mapping[int, str], top_k: int) -> None:
+def _warn(name: str, places: Sequence[TokenRank], names: Mapping[int, str], top_k: int) -> None:
     """Warns of tags that a search could hardly draw where they are due."""
     out = []
     for token, tag in names.items():

@@ -13,10 +13,12 @@ import optax
 from stair_jax.config import Config
 from stair_jax.config.schema import DpoConfig, PrmConfig, TrainConfig
 from stair_jax.data import preview
-from stair_jax.data.batches import Batch, SftData
+from stair_jax.data.batches import ValuedBatch
+from stair_jax.data.dataset import Dataset
 from stair_jax.data.examples import PairExample, SftExample
 from stair_jax.data.pair_batches import DpoData
 from stair_jax.data.reward_batches import ComparisonData, ComparisonTrees, ValuedData
+from stair_jax.data.sft_batches import SftData
 from stair_jax.model import reward
 from stair_jax.run import models, standing
 from stair_jax.run.hashes import digest_of
@@ -31,7 +33,7 @@ from stair_jax.train.values import Ratios, Values
 
 log = logging.getLogger(__name__)
 
-Score = Callable[[Batch], np.ndarray]  # a batch with "read" [A, m, R] in, raw scores [A, m, R] out
+Score = Callable[[ValuedBatch], np.ndarray]  # returns raw scores [A, m, R]
 RewardData = ComparisonData | ComparisonTrees | ValuedData | DpoData
 # Gets the frozen weights as well; returns more facts for the lineage.
 After = Callable[[loop.Fitted, Mapping[str, Any]], Mapping[str, Any]]
@@ -178,9 +180,8 @@ def prm(
     def after(fitted: loop.Fitted, frozen: Mapping[str, Any]) -> Mapping[str, Any]:
         under = frozen.get("base" if objective is None else "reference")
 
-        def score(batch: Batch) -> np.ndarray:
-            names = ("tokens", "read") if objective is None else ("tokens", "start", "read")
-            on_mesh = step_lib.place({k: batch[k] for k in names}, run.mesh)
+        def score(batch: ValuedBatch) -> np.ndarray:
+            on_mesh = step_lib.place(batch, run.mesh)
             with jax.set_mesh(run.mesh):
                 return np.asarray(_raw(fitted.params, under, on_mesh, scorer=scorer))
 
@@ -219,7 +220,7 @@ def _train(
     run: Run,
     name: str,
     policy: Policy,
-    data: Any,
+    data: Dataset,
     loss: Loss,
     config: TrainConfig,
     facts: Mapping[str, Any],
@@ -279,9 +280,9 @@ def _optimizer(
 
 
 @functools.partial(jax.jit, static_argnames="scorer")
-def _raw(params: Any, base: Any, batch: Any, *, scorer: Values | Ratios) -> Any:
+def _raw(params: Any, base: Any, batch: ValuedBatch, *, scorer: Values | Ratios) -> Any:
     """Returns raw scores [A, m, R], one micro-batch after another."""
-    return jax.lax.map(lambda one: scorer(params, **one, base=base), batch)
+    return jax.lax.map(lambda one: scorer.of_batch(params, one, base=base), batch)
 
 
 def _shown(params: Any, dtype: str) -> Any:

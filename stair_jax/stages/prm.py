@@ -14,7 +14,7 @@ from stair_jax.config.stages import PRM, SEARCH
 from stair_jax.config.words import split_csv
 from stair_jax.data import examples as examples_lib
 from stair_jax.data.pair_batches import DpoData
-from stair_jax.data.reward_batches import ComparisonData, ComparisonTrees, ValuedData, parted
+from stair_jax.data.reward_batches import ComparisonData, ComparisonTrees, ValuedData
 from stair_jax.evals import reward_models
 from stair_jax.log import progress
 from stair_jax.model.reward import Readout
@@ -104,11 +104,12 @@ def _data(
     """Returns the rows as the trainer takes them."""
     if readout.loss in ("bce", "mse"):
         return ValuedData(examples_lib.valued_examples(rows, codec, readout), train, **frame)
-    pairs = examples_lib.comparison_examples(rows, codec, readout.position)
     if loss := training.implicit_loss(config, PrmConfig.of(config.prm)):
-        return DpoData(parted(pairs), (), train, loss, **frame)
+        pairs = examples_lib.implicit_examples(rows, codec, readout.position)
+        return DpoData(pairs, (), train, loss, **frame)
     kind = ComparisonTrees if train.batching == "tree" else ComparisonData
-    return kind(pairs, train, **frame)
+    compared = examples_lib.comparison_examples(rows, codec, readout.position)
+    return kind(compared, train, **frame)
 
 
 def readout_of(config: Config) -> Readout:

@@ -4,14 +4,15 @@ import logging
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
-import numpy as np
 
 from stair_jax import jsonl
 from stair_jax.config.schema import TrainConfig
+from stair_jax.data.batches import TrainingBatch
+from stair_jax.data.dataset import Dataset
 from stair_jax.log import progress
 from stair_jax.log.metrics import Metrics
 from stair_jax.train.meter import Meter
@@ -28,27 +29,13 @@ class NonFiniteError(RuntimeError):
     """Loss or gradient were not finite; the message says where the rows and the weights are."""
 
 
-@runtime_checkable
-class Rows(Protocol):
-    """The part of the data that is asked when a step went wrong."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches that an epoch takes."""
-        ...
-
-    def rows_at(self, step: int) -> Sequence[Any]:
-        """Examples of the batch of 0-based `step`."""
-        ...
-
-
 class StepLog:
     """Writes the step before, so that the host never waits for the step just dispatched."""
 
     def __init__(
         self,
         stage: str,
-        data: Rows,
+        data: Dataset,
         metrics: Metrics,
         folder: pathlib.Path,
         config: TrainConfig,
@@ -58,7 +45,7 @@ class StepLog:
         self.stage, self.data, self.metrics, self.folder = stage, data, metrics, folder
         self.config, self.meter, self.show = config, meter, show
         self.skipped = 0
-        self._waiting: tuple[int, Any, float, Mapping[str, np.ndarray], float] | None = None
+        self._waiting: tuple[int, Any, float, TrainingBatch, float] | None = None
         self._waited = 0.0
         self._clock = time.perf_counter()
 
@@ -75,7 +62,7 @@ class StepLog:
         self._waited += time.perf_counter() - start
         return got
 
-    def push(self, step: int, out: Any, lr: float, batch: Mapping[str, np.ndarray]) -> None:
+    def push(self, step: int, out: Any, lr: float, batch: TrainingBatch) -> None:
         """Takes a dispatched step and writes the one before it."""
         before, self._waiting = self._waiting, (step, out, lr, batch, self._waited)
         self._waited = 0.0

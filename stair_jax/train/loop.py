@@ -6,49 +6,33 @@ import logging
 import math
 import pathlib
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
-import grain
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from stair_jax import interrupt
 from stair_jax.config.checks import validate_training
 from stair_jax.config.knob import knobs_of
 from stair_jax.config.schema import TrainConfig
+from stair_jax.data.batches import TrainingBatch
+from stair_jax.data.dataset import Dataset
 from stair_jax.log import compiling, progress
 from stair_jax.log.metrics import Metrics
 from stair_jax.train import optimizer
 from stair_jax.train import step as step_lib
 from stair_jax.train.checkpoint import Checkpoints, Fingerprint
-from stair_jax.train.log import NonFiniteError, Rows, StepLog
+from stair_jax.train.log import NonFiniteError, StepLog
 from stair_jax.train.losses import Frozen, Loss
 from stair_jax.train.meter import Meter
 
-__all__ = ["Data", "Fitted", "NonFiniteError", "fit"]
+__all__ = ["Fitted", "NonFiniteError", "fit"]
 log = logging.getLogger(__name__)
 
 FREE = tuple(name for name, knob in knobs_of(TrainConfig).items() if knob.free)
 GIVEN = ("new_rows_lr",)  # whoever knows the new rows tells of it, where there are any
-
-
-@runtime_checkable
-class Data(Rows, Protocol):
-    """What the loop needs to know of the data: `batches.SftData`, `pair_batches.DpoData`."""
-
-    seed: int
-    digest: str
-
-    def stream(self, start: int) -> grain.DatasetIterator:
-        """Batches from 0-based step `start` on, without end."""
-        ...
-
-    def eval_batches(self) -> Sequence[Mapping[str, np.ndarray]]:
-        """Batches of the rows that were set aside."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +43,7 @@ class Fitted:
     step: int  # whose parameters these are: the last, or the best
 
 
-def fingerprint(config: TrainConfig, loss: Loss, data: Data) -> dict[str, Any]:
+def fingerprint(config: TrainConfig, loss: Loss, data: Dataset) -> dict[str, Any]:
     """Returns what must not change between the parts of one training run, by name."""
     fixed = {k: v for k, v in vars(config).items() if k not in FREE + GIVEN}
     fixed["buckets"] = list(config.buckets)  # as JSON gives it back
@@ -74,7 +58,7 @@ def fingerprint(config: TrainConfig, loss: Loss, data: Data) -> dict[str, Any]:
 
 def fit(
     params: Any,
-    data: Data,
+    data: Dataset,
     *,
     loss: Loss,
     config: TrainConfig,
@@ -135,7 +119,7 @@ class _Fit:
     """One training run, with everything that stays the same from step to step."""
 
     loss: Loss
-    data: Data
+    data: Dataset
     config: TrainConfig
     mesh: jax.sharding.Mesh
     saves: Checkpoints
@@ -192,12 +176,12 @@ class _Fit:
         return self._result(state)
 
     def _first(
-        self, what: str, batches: Sequence[Mapping[str, np.ndarray]]
+        self, what: str, batches: Sequence[TrainingBatch]
     ) -> contextlib.AbstractContextManager:
         """Returns a block that tells of compiling, where the first batch has a new shape."""
         if not batches:
             return contextlib.nullcontext()
-        passes, *rows = batches[0]["tokens"].shape
+        passes, *rows = batches[0].tokens.shape
         if (what, passes, *rows) in self.met:
             return contextlib.nullcontext()
         self.met.add((what, passes, *rows))

@@ -14,24 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from stair_jax.config.schema import DpoConfig
-from stair_jax.model.layout import Layout
-from stair_jax.model.spec import Spec
-from stair_jax.train.logprobs import Scorer
+from stair_jax.data.batches import PairBatch, SftBatch
+from stair_jax.train.logprobs import Scorer, Scores
+from stair_jax.train.values import Values
 
-Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
 Frozen = Mapping[str, Any] | None
 DEPTHS = 7  # the deepest step whose accuracy is counted by itself
-
-
-@runtime_checkable
-class Model(Protocol):
-    """What the loop needs to know of a loss's model: `logprobs.Scorer`, `values.Values`."""
-
-    @property
-    def spec(self) -> Spec:
-        """Its sizes."""
-        ...
 
 
 @runtime_checkable
@@ -39,7 +28,7 @@ class Loss(Protocol):
     """What `step` needs to know of an objective."""
 
     @property
-    def scorer(self) -> Model:
+    def scorer(self) -> Scorer | Values:
         """The model."""
         ...
 
@@ -58,11 +47,14 @@ class Loss(Protocol):
         """Metrics that make up the loss, with their coefficients."""
         ...
 
-    def counts(self, batch: Batch) -> Sums:
-        """Counts of a batch with any number of leading axes; no model is run."""
+    def counts(self, batch: Any) -> Sums:
+        """Counts of a batch with any number of leading axes; no model is run.
+
+        Each objective has its own kind of batch, see `data.batches`.
+        """
         ...
 
-    def sums(self, params: Any, frozen: Frozen, batch: Batch) -> Sums:
+    def sums(self, params: Any, frozen: Frozen, batch: Any) -> Sums:
         """Sums of every metric over the rows of one micro-batch.
 
         `frozen` holds weights that are read and not trained: "base" under adapters, "reference".
@@ -103,11 +95,7 @@ def pair_loss(
 
 @dataclasses.dataclass(frozen=True)
 class Sft:
-    """Supervised fine-tuning: mean over all response tokens of the global batch.
-
-    Batch: tokens [B, T] int32, loss_mask [B, T] bool (the token is a trained target), weight [B],
-    and a packed batch's layout.
-    """
+    """Supervised fine-tuning: mean over all response tokens of the global batch."""
 
     scorer: Scorer
 
@@ -126,14 +114,14 @@ class Sft:
         """The token mean is the loss."""
         return {"nll_loss": 1.0}
 
-    def counts(self, batch: Batch) -> Sums:
+    def counts(self, batch: SftBatch) -> Sums:
         """Returns the number of trained tokens."""
-        return {"tokens": jnp.sum(batch["loss_mask"] * batch["weight"][..., None])}
+        return {"tokens": jnp.sum(batch.loss_mask * batch.weight[..., None])}
 
-    def sums(self, params: Any, frozen: Frozen, batch: Batch) -> Sums:
+    def sums(self, params: Any, frozen: Frozen, batch: SftBatch) -> Sums:
         """Returns the summed negative log-likelihood, and the tokens that were likeliest."""
-        wanted = batch["loss_mask"] & (batch["weight"] > 0)[..., None]
-        scores = _scores(self.scorer, params, frozen, batch["tokens"], wanted, batch)
+        wanted = batch.loss_mask & batch.present[..., None]
+        scores = _scores(self.scorer, params, frozen, batch, wanted)
         return {"nll_loss": -scores.logp.sum(), "mean_token_accuracy": scores.hit.sum()}
 
 
@@ -141,14 +129,8 @@ class Sft:
 class Dpo:
     """Preferences between steps or responses, plus `sft_coef` times the SFT term on the chosen.
 
-    A batch of pairs: tokens [B, 2, T] int32 (chosen, rejected), step_mask [B, 2, T] bool (what is
-    compared), sft_mask [B, T] bool (of the chosen side), weight [B] of the pair, sft_weight [B] of
-    the SFT term, depth [B] int32, ref_logp [B, 2] summed over step_mask (absent where the
-    reference's weights are at hand, or for "none", which finds everything equally likely). An
-    anchor has weight 0 and sft_weight 1.
-
-    A batch of trees: tokens [B, T] and a layout; the others have P pairs a row: step_mask
-    [B, P, 2, T], sft_mask [B, P, T], weight, sft_weight and depth [B, P], ref_logp [B, P, 2].
+    A batch has the reference's log-probs, but where its weights are at hand, or for "none", which
+    finds everything equally likely.
     """
 
     scorer: Scorer
@@ -192,25 +174,25 @@ class Dpo:
         """The mean over pairs, and the mean over rows or tokens of the SFT term."""
         return {"dpo_loss": 1.0, "nll_loss": self.sft_coef}
 
-    def counts(self, batch: Batch) -> Sums:
+    def counts(self, batch: PairBatch) -> Sums:
         """Returns the numbers of pairs, of pairs by depth, of rows and tokens in the SFT term."""
-        weight, sft_weight, depth = batch["weight"], batch["sft_weight"], batch["depth"]
-        chosen = batch["step_mask"][..., 0, :]
+        weight, sft_weight, depth = batch.weight, batch.sft_weight, batch.depth
+        chosen = batch.step_mask[..., 0, :]
         return {
             "pairs": jnp.sum(weight),
             "rows": jnp.sum(sft_weight),
-            "sft_tokens": jnp.sum(sft_weight * batch["sft_mask"].sum(axis=-1)),
+            "sft_tokens": jnp.sum(sft_weight * batch.sft_mask.sum(axis=-1)),
             "chosen_tokens": jnp.sum(weight * chosen.sum(axis=-1)),
             **{f"depth-{d}": jnp.sum(weight * (depth == d)) for d in range(1, DEPTHS + 1)},
         }
 
-    def sums(self, params: Any, frozen: Frozen, batch: Batch) -> Sums:
+    def sums(self, params: Any, frozen: Frozen, batch: PairBatch) -> Sums:
         """Returns the sums of the preference metrics and of the SFT term."""
         logp, policy = self._compared(params, frozen, batch, with_sft=True)
         if self.reference == "none":
             reference = jnp.zeros_like(policy)
         elif not self.reads_reference:
-            reference = batch["ref_logp"]
+            reference = batch.ref_logp
         else:
             assert frozen is not None
             other = frozen["base" if self.reference == "lora_base" else "reference"]
@@ -219,18 +201,18 @@ class Dpo:
             )
             reference = jax.lax.stop_gradient(plain._compared(other, None, batch)[1])
         sums = self.preference(policy, reference, batch)
-        weight, mask = batch["sft_weight"], batch["sft_mask"]
-        pairs = logp.ndim > mask.ndim
+        weight, mask = batch.sft_weight, batch.sft_mask
+        pairs = batch.layout is None  # else siblings are in one row
         chosen = logp[:, 0] if pairs else jnp.broadcast_to(logp[:, None], mask.shape)
         if self.sft_reduction == "sequence":
             return sums | {"nll_loss": sequence_nll(chosen, mask, weight)}
         return sums | {"nll_loss": -jnp.sum(chosen * mask * weight[..., None])}
 
     def preference(
-        self, policy: Float[Array, "*B 2"], reference: Float[Array, "*B 2"], batch: Batch
+        self, policy: Float[Array, "*B 2"], reference: Float[Array, "*B 2"], batch: PairBatch
     ) -> Sums:
         """Sums over pairs of the loss and its metrics, from summed log-probs of both sides."""
-        weight, length = batch["weight"], batch["step_mask"].sum(axis=-1)
+        weight, length = batch.weight, batch.step_mask.sum(axis=-1)
         ratio = policy - reference
         per_token = jnp.sum(weight * ratio[..., 0])
         if self.loss == "ipo":
@@ -250,36 +232,27 @@ class Dpo:
             "logps/rejected": policy[..., 1],
         }
         depths = {
-            f"rewards/accuracies/depth-{d}": jnp.sum(weight * right * (batch["depth"] == d))
+            f"rewards/accuracies/depth-{d}": jnp.sum(weight * right * (batch.depth == d))
             for d in range(1, DEPTHS + 1)
         }
         sums = {name: jnp.sum(weight * value) for name, value in per_pair.items()}
         return sums | depths | ({} if self.reference == "none" else {"kl_per_token": per_token})
 
     def _compared(
-        self, params: Any, frozen: Frozen, batch: Batch, *, with_sft: bool = False
+        self, params: Any, frozen: Frozen, batch: PairBatch, *, with_sft: bool = False
     ) -> tuple[Array, Array]:
         """Returns the tokens' log-probs, and their sums [..., 2] over what is compared."""
-        tokens, steps, of_pairs = batch["tokens"], batch["step_mask"], "reach" not in batch
-        used = (batch["weight"] > 0)[..., None, None]
-        wanted = steps & used
-        sft = batch["sft_mask"] & ((batch["sft_weight"] > 0) & with_sft)[..., None]
-        if of_pairs:  # [B, 2, T]: chosen and rejected are rows of one forward pass
-            wanted = wanted.at[:, 0].set(wanted[:, 0] | sft)
-            flat = tokens.reshape(-1, tokens.shape[-1])
-            scores = _scores(self.scorer, params, frozen, flat, wanted.reshape(flat.shape), batch)
-            logp = scores.logp.reshape(tokens.shape)
+        scores = _scores(self.scorer, params, frozen, batch, batch.wanted(sft=with_sft))
+        logp, steps = scores.logp.reshape(batch.tokens.shape), batch.step_mask
+        if batch.layout is None:
             return logp, jnp.sum(logp * steps, axis=-1)
-        wanted = wanted.any(axis=(1, 2)) | sft.any(axis=1)
-        logp = _scores(self.scorer, params, frozen, tokens, wanted, batch).logp
         return logp, jnp.einsum("BT,BPXT->BPX", logp, steps.astype(logp.dtype))
 
 
 def _scores(
-    scorer: Scorer, params: Any, frozen: Frozen, tokens: Array, wanted: Array, batch: Batch
-) -> Any:
-    """Runs the model on plain rows, or on packed ones with their layout."""
-    layout = None
-    if "reach" in batch:
-        layout = Layout(batch["positions"], batch["reach"], batch["parent"])
-    return scorer(params, tokens, wanted, layout=layout, base=(frozen or {}).get("base"))
+    scorer: Scorer, params: Any, frozen: Frozen, batch: SftBatch | PairBatch, wanted: Array
+) -> Scores:
+    """Runs the model on the rows of a batch; `wanted` has the shape of its tokens."""
+    base = (frozen or {}).get("base")
+    rows = batch.rows
+    return scorer(params, rows, wanted.reshape(rows.shape), layout=batch.layout, base=base)

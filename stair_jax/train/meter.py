@@ -1,12 +1,9 @@
 """Speed and memory of training steps, from what the batch holds and the clock says."""
 
-from collections.abc import Mapping
-
 import jax
-import numpy as np
 
 from stair_jax.config.schema import TrainConfig
-from stair_jax.data.lengths import padding_share
+from stair_jax.data.batches import TrainingBatch
 from stair_jax.model import lora
 from stair_jax.model.spec import Spec
 from stair_jax.train import throughput
@@ -30,7 +27,7 @@ class Meter:
         self._adapters = throughput.adapter_parameters(spec, config.lora_rank, targets)
         self.tokens = 0  # of all steps so far
 
-    def figures(self, batch: Mapping[str, np.ndarray], *, seconds: float) -> dict[str, float]:
+    def figures(self, batch: TrainingBatch, *, seconds: float) -> dict[str, float]:
         """Returns the speed of a step that took `seconds`, padding apart, and what it held.
 
         `mfu` is there on devices whose peak is known, `peak_memory_gb` where they tell.
@@ -39,7 +36,7 @@ class Meter:
         self.tokens += work.tokens
         found = {
             "tokens_per_s": work.tokens / seconds,
-            "padding_share": padding_share(dict(batch)),
+            "padding_share": batch.padding_share(),
             "num_tokens": self.tokens,
         }
         flops = throughput.step_flops(

@@ -77,8 +77,8 @@ def table(
     with jax.set_mesh(mesh), line as show:
         for passes, (names, batch) in enumerate(batches, start=1):
             placed = jax.device_put(batch, where)
-            logp_BT = np.asarray(_score(scorer, params, placed["tokens"], placed["loss_mask"]))
-            for name, row, mask in zip(names, logp_BT, batch["loss_mask"], strict=False):
+            logp_BT = np.asarray(_score(scorer, params, placed.tokens, placed.loss_mask))
+            for name, row, mask in zip(names, logp_BT, batch.loss_mask, strict=False):
                 fresh[name] = row[mask]
             show(show.done + len(names))
             if passes % PART_BATCHES == 0:

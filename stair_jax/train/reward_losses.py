@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from stair_jax.config.schema import PrmConfig
-from stair_jax.model.layout import Layout
-from stair_jax.train.losses import DEPTHS, Batch, Frozen, Sums
+from stair_jax.data.batches import ComparisonBatch, ValuedBatch
+from stair_jax.train.losses import DEPTHS, Frozen, Sums
 from stair_jax.train.values import Values
 
 _DEPTHS = tuple(range(1, DEPTHS + 1))
@@ -42,13 +42,6 @@ class Prm:
     section 2.3), and `centering` times that of (r_w + r_l)^2, which keeps scores about 0
     (Eisenstein et al. 2023, eq. 2; TRL's `center_rewards_coefficient`).
     "bce" and "mse" are the means of `value_loss` over nodes, each as often as its weight says.
-
-    Batch, all after the leading axes:
-      bt        tokens [2, T] int32 better and worse, read [2] int32 position of the score, weight
-                [] float32 0 for padding, depth [] int32 from 1, 0 for pairs of whole responses
-                packed by prompt, P pairs a row: tokens [T] and a layout, read [P, 2], weight, depth
-                [P]
-      bce, mse  tokens [T], read, target, weight, depth [R]; weight 0 where nothing is read
     """
 
     scorer: Values
@@ -62,7 +55,7 @@ class Prm:
 
     @property
     def pairs(self) -> bool:
-        """Whether batches hold pairs."""
+        """Whether batches are `ComparisonBatch`, not `ValuedBatch`."""
         return self.loss == "bt"
 
     @property
@@ -86,32 +79,25 @@ class Prm:
         """The loss, and for pairs the squared sum of both scores."""
         return {f"{self.loss}_loss": 1.0} | ({"centering": self.centering} if self.pairs else {})
 
-    def counts(self, batch: Batch) -> Sums:
+    def counts(self, batch: ComparisonBatch | ValuedBatch) -> Sums:
         """Returns the weights of pairs or nodes: of all, and by depth."""
-        weight, depth = batch["weight"], batch["depth"]
+        weight, depth = batch.weight, batch.depth
         found = {f"depth-{d}": jnp.sum(weight * (depth == d)) for d in _DEPTHS}
         if self.pairs:
             return found | {"pairs": jnp.sum(weight), "whole": jnp.sum(weight * (depth == 0))}
         return found | {"nodes": jnp.sum(weight)}
 
-    def sums(self, params: Any, frozen: Frozen, batch: Batch) -> Sums:
+    def sums(self, params: Any, frozen: Frozen, batch: ComparisonBatch | ValuedBatch) -> Sums:
         """Returns the sums of the loss and its metrics."""
-        tokens, read, base = batch["tokens"], batch["read"], (frozen or {}).get("base")
-        if not self.pairs:
-            return self.of_nodes(self.scorer(params, tokens, read, base=base), batch)
-        if "reach" in batch:
-            layout = Layout(batch["positions"], batch["reach"], batch["parent"])
-            sides = read.reshape(len(tokens), -1)
-            raw = self.scorer(params, tokens, sides, layout=layout, base=base)
-            return self.of_pairs(raw.reshape(read.shape), batch)
-        flat = tokens.reshape(-1, tokens.shape[-1])  # both sides are rows of one forward pass
-        raw = self.scorer(params, flat, read.reshape(-1, 1), base=base)
-        return self.of_pairs(raw.reshape(read.shape), batch)
+        raw = self.scorer.of_batch(params, batch, base=(frozen or {}).get("base"))
+        if isinstance(batch, ValuedBatch):
+            return self.of_nodes(raw, batch)
+        return self.of_pairs(raw, batch)
 
-    def of_pairs(self, raw: Float[Array, "*B 2"], batch: Batch) -> Sums:
+    def of_pairs(self, raw: Float[Array, "*B 2"], batch: ComparisonBatch) -> Sums:
         """Sums over pairs, from the scores of better and worse."""
         better, worse = raw[..., 0], raw[..., 1]
-        weight, depth, margin = batch["weight"], batch["depth"], better - worse
+        weight, depth, margin = batch.weight, batch.depth, better - worse
         right = (margin > 0).astype(jnp.float32)
         values = {
             "bt_loss": -jax.nn.log_sigmoid(margin),
@@ -127,9 +113,9 @@ class Prm:
         whole = {"rewards/accuracies/whole": jnp.sum(weight * right * (depth == 0))}
         return {name: jnp.sum(weight * x) for name, x in values.items()} | depths | whole
 
-    def of_nodes(self, raw: Float[Array, "*B R"], batch: Batch) -> Sums:
+    def of_nodes(self, raw: Float[Array, "*B R"], batch: ValuedBatch) -> Sums:
         """Sums over nodes, each times its weight, from their scores."""
-        weight, target = batch["weight"], batch["target"]
+        weight, target = batch.weight, batch.target
         found = unit(raw, loss=self.loss)
         error = jnp.abs(found - target)
         values = {
@@ -140,7 +126,7 @@ class Prm:
             "scores/mean": raw,
             "scores/mean_square": jnp.square(raw),
         }
-        depths = _by_depth("values/absolute_error", error, weight, batch["depth"])
+        depths = _by_depth("values/absolute_error", error, weight, batch.depth)
         return {name: jnp.sum(weight * x) for name, x in values.items()} | depths
 
 

@@ -20,7 +20,7 @@ from stair_jax.train.logprobs import Scorer
 Ids = tuple[int, ...]
 
 
-class Place(NamedTuple):
+class TokenRank(NamedTuple):
     """A token of a row, as the model finds it after those before it."""
 
     token: int
@@ -28,7 +28,7 @@ class Place(NamedTuple):
     rank: int  # 1 is the likeliest
 
 
-def places_of(
+def ranks_of(
     tokens: Collection[int],
     scorer: Scorer,
     params: Any,
@@ -38,7 +38,7 @@ def places_of(
     config: TrainConfig,
     mesh: jax.sharding.Mesh,
     pad_id: int,
-) -> list[Place]:
+) -> list[TokenRank]:
     """Returns all places in the rows' responses where one of `tokens` stands.
 
     Args:
@@ -58,14 +58,14 @@ def places_of(
     shards, found = mesh.shape["data"] * mesh.shape["fsdp"], []
     with jax.set_mesh(mesh):
         for _, batch in score_batches(rows, config, pad_id=pad_id, row_shards=shards):
-            due_BT = batch["loss_mask"] & np.isin(batch["tokens"], list(tokens))
+            due_BT = batch.loss_mask & np.isin(batch.tokens, list(tokens))
             due_BT[:, 0] = False  # nothing is before it
             at_BR, real_BR = _indices(due_BT, most)
-            placed = jax.device_put((batch["tokens"], at_BR), where)
+            placed = jax.device_put((batch.tokens, at_BR), where)
             nats_BR, rank_BR = jax.device_get(_standing(scorer, params, base, *placed))
-            token_BR = np.take_along_axis(batch["tokens"], at_BR, axis=1)
+            token_BR = np.take_along_axis(batch.tokens, at_BR, axis=1)
             columns = (x[real_BR].tolist() for x in (token_BR, nats_BR, rank_BR))
-            found += [Place(*place) for place in zip(*columns, strict=True)]
+            found += [TokenRank(*place) for place in zip(*columns, strict=True)]
     return found
 
 

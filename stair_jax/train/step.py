@@ -1,7 +1,7 @@
 """One optimiser step, the same for every stage."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +12,9 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stair_jax import mesh as mesh_lib
+from stair_jax.data.batches import BatchT, TrainingBatch
 from stair_jax.train import optimizer
-from stair_jax.train.losses import Batch, Loss, Sums
+from stair_jax.train.losses import Loss, Sums
 
 
 @struct.dataclass
@@ -77,18 +78,18 @@ def on_mesh(params: Any, mesh: Mesh) -> Any:
     return jax.tree.map(put, params)
 
 
-def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def place(batch: BatchT, mesh: Mesh) -> BatchT:
     """Puts a batch [accum, micro, ...] on the mesh, rows over the data and fsdp axes.
 
     The cut into micro-batches is the data's work, on the host: inside the program it would move
     rows between devices.
     """
-    return jax.device_put(dict(batch), NamedSharding(mesh, mesh_lib.spec(None, "batch")))
+    return jax.device_put(batch, NamedSharding(mesh, mesh_lib.spec(None, "batch")))
 
 
 def step(
     state: State,
-    batch: Batch,
+    batch: TrainingBatch,
     lr: float | jax.Array,
     *,
     loss: Loss,
@@ -103,7 +104,7 @@ def step(
 
     Args:
       state: parameters and moments, anywhere on the mesh; they stay where they are.
-      batch: arrays [accum, micro, ...] of `place`.
+      batch: [accum, micro, ...] of `place`, of the kind that the objective is of.
       lr: the learning rate of this step, if it is injected into `tx`.
       loss: the objective.
       tx: the optimiser, any of optax's.
@@ -117,7 +118,7 @@ def step(
     leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))
     programs = Programs.of(loss, tx, tree, tuple(leaves))
     lr = jnp.float32(lr)
-    if len(batch["weight"]) == 1:
+    if len(batch.weight) == 1:
         return programs.whole(state, frozen, batch, lr)
     total = programs.zeros(state.params, frozen, batch)
     for number in range(_used(batch)):
@@ -160,7 +161,7 @@ class Programs(NamedTuple):
 def _step(
     state: State,
     frozen: Any,
-    batch: Batch,
+    batch: TrainingBatch,
     lr: jax.Array,
     *,
     loss: Loss,
@@ -170,12 +171,10 @@ def _step(
     return _update(state, total, batch, lr, loss=loss, tx=tx)
 
 
-def _pass(params: Any, frozen: Any, batch: Batch, number: Any, *, loss: Loss) -> Any:
+def _pass(params: Any, frozen: Any, batch: TrainingBatch, number: Any, *, loss: Loss) -> Any:
     """Returns ((the objective's part, sums), gradients) of a micro-batch."""
     counts = loss.counts(batch)  # of the whole batch: parts add up to its means
-    micro = {
-        name: jax.lax.dynamic_index_in_dim(x, number, keepdims=False) for name, x in batch.items()
-    }
+    micro = _micro(batch, number)
 
     def objective(params: Any) -> Any:
         sums = loss.sums(params, frozen, micro)
@@ -187,19 +186,26 @@ def _pass(params: Any, frozen: Any, batch: Batch, number: Any, *, loss: Loss) ->
     return jax.value_and_grad(objective, has_aux=True)(params)
 
 
-def _zeros(part: Any, params: Any, frozen: Any, batch: Batch) -> Any:
+def _micro(batch: BatchT, number: Any) -> BatchT:
+    """Returns one micro-batch [micro, ...]."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), batch)
+
+
+def _zeros(part: Any, params: Any, frozen: Any, batch: TrainingBatch) -> Any:
     shapes = jax.eval_shape(part, params, frozen, batch, 0)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
 
 
-def _added(part: Any, total: Any, params: Any, frozen: Any, batch: Batch, number: Any) -> Any:
+def _added(
+    part: Any, total: Any, params: Any, frozen: Any, batch: TrainingBatch, number: Any
+) -> Any:
     return jax.tree.map(jnp.add, total, part(params, frozen, batch, number))
 
 
 def _update(
     state: State,
     total: Any,
-    batch: Batch,
+    batch: TrainingBatch,
     lr: jax.Array,
     *,
     loss: Loss,
@@ -231,21 +237,14 @@ def updated(
     return State(optax.apply_updates(state.params, changes), opt), norms
 
 
-def _used(batch: Batch) -> int:
+def _used(batch: TrainingBatch) -> int:
     """Returns how many micro-batches are computed: empty ones at the end cost nothing."""
-    weights = np.asarray(_row_weights(batch))
-    filled = weights.reshape(len(weights), -1).any(axis=1)
-    return int(np.flatnonzero(filled).max(initial=0)) + 1
-
-
-def _row_weights(batch: Batch) -> jax.Array:
-    """Returns the weights of rows, 0 for padding; an anchor has one in the SFT term only."""
-    return jnp.maximum(batch["weight"], batch.get("sft_weight", 0.0))
+    return int(np.flatnonzero(batch.filled).max(initial=0)) + 1
 
 
 def measure(
     params: Any,
-    batches: Iterable[Mapping[str, np.ndarray]],
+    batches: Iterable[TrainingBatch],
     mesh: Mesh,
     *,
     loss: Loss,
@@ -276,23 +275,17 @@ def measure(
 
 
 @functools.partial(jax.jit, static_argnames="loss")
-def _measured(params: Any, frozen: Any, batch: Batch, *, loss: Loss) -> Sums:
-    def part(micro: Batch) -> Sums:
-        return loss.sums(params, frozen, micro)
-
+def _measured(params: Any, frozen: Any, batch: TrainingBatch, *, loss: Loss) -> Sums:
+    part = functools.partial(loss.sums, params, frozen)
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, jnp.float32),
-        jax.eval_shape(part, {name: x[0] for name, x in batch.items()}),
+        jax.eval_shape(part, _micro(batch, 0)),
     )
 
     def add(number: jax.Array, sums: Sums) -> Sums:
-        micro = {
-            name: jax.lax.dynamic_index_in_dim(x, number, keepdims=False)
-            for name, x in batch.items()
-        }
-        return jax.tree.map(jnp.add, sums, part(micro))
+        return jax.tree.map(jnp.add, sums, part(_micro(batch, number)))
 
-    filled = _row_weights(batch).reshape(len(batch["weight"]), -1).any(axis=1)
+    filled = batch.filled
     used = jnp.max(jnp.where(filled, jnp.arange(len(filled)) + 1, 1))  # as `_used`
     sums = jax.lax.fori_loop(0, used, add, zeros)
     return sums | {f"count/{name}": x for name, x in loss.counts(batch).items()}

@@ -8,13 +8,12 @@ Shape letters: see `stair_jax.model.spec.Spec`.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import jax
-import numpy as np
 
-from stair_jax.data.lengths import real_tokens, row_lengths
+from stair_jax.data.batches import TrainingBatch
 from stair_jax.model import lora
 from stair_jax.model.spec import Spec
 
@@ -37,25 +36,10 @@ class Work:
     scored: int  # tokens whose log-probability is wanted: these go through the vocabulary's head
 
 
-def work_of(batch: Mapping[str, np.ndarray]) -> Work:
-    """Returns the work of a batch of `data.batches`, in any of its forms."""
+def work_of(batch: TrainingBatch) -> Work:
+    """Returns the work of a batch."""
     # A score is a product with one vector, next to nothing beside the vocabulary's head.
-    scored = np.asarray(batch.get("loss_mask", batch.get("step_mask", False)))
-    if "sft_mask" in batch:
-        sft, packed = batch["sft_mask"], "reach" in batch
-        if packed:  # pairs share the tokens of their row
-            scored = scored.any(axis=(-3, -2)) | sft.any(axis=-2)
-        else:
-            scored = scored.copy()
-            scored[..., 0, :] |= sft
-    tokens = real_tokens(dict(batch))
-    if "reach" in batch:
-        # A token sees its path; what is counted too much, one key for each token of padding, goes.
-        keys = int(np.sum(batch["positions"] + 1)) - (batch["positions"].size - tokens)
-    else:
-        lengths = row_lengths(dict(batch)).astype(np.int64)
-        keys = int(np.sum(lengths * (lengths + 1) // 2))
-    return Work(tokens, keys, int(scored.sum()))
+    return Work(batch.real_tokens(), batch.visible_keys(), batch.scored())
 
 
 def adapter_parameters(spec: Spec, rank: int, targets: Iterable[str]) -> int:

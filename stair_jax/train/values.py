@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from stair_jax.config.schema import TrainConfig
+from stair_jax.data.batches import ComparisonBatch, ValuedBatch
 from stair_jax.model import lora, reward
 from stair_jax.model.layout import Layout
 from stair_jax.model.spec import Spec
@@ -70,6 +71,15 @@ class Values:
         hidden_BRD = jnp.take_along_axis(hidden_BTD, read[..., None], axis=1)
         return reward.scores(params, hidden_BRD)
 
+    def of_batch(
+        self, params: Any, batch: ComparisonBatch | ValuedBatch, *, base: Any
+    ) -> Float[Array, "..."]:
+        """Returns the raw scores at all positions that a batch [m, ...] reads."""
+        rows = batch.rows
+        read = batch.read.reshape(len(rows), -1)
+        raw = self(params, rows, read, layout=batch.layout, base=base)
+        return raw.reshape(batch.read.shape)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ratios:
@@ -102,3 +112,7 @@ class Ratios:
         sums_BT = jnp.cumsum(logp_BT, axis=1)
         before_B1 = jnp.take_along_axis(sums_BT, jnp.maximum(start - 1, 0)[:, None], axis=1)
         return self.beta * (jnp.take_along_axis(sums_BT, read, axis=1) - before_B1)
+
+    def of_batch(self, params: Any, batch: ValuedBatch, *, base: Any) -> Float[Array, "B R"]:
+        """Returns the raw scores at all positions that a batch [m, ...] reads."""
+        return self(params, batch.tokens, batch.read, batch.start, base=base)

@@ -1,12 +1,13 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stair_jax.data import batches, lengths, trajectories
+from stair_jax.data import dataset, trajectories
 from stair_jax.data.examples import PairExample, SftExample
 from tests.support.batches import PAD, ROW, dpo, pair, sft
 
@@ -33,44 +34,47 @@ def ids_of_epoch(data, epoch=0):
     return [x.id for step in steps for x in data.rows_at(step)]
 
 
+def equal(one, other):
+    """Whether two batches have the same form and the same numbers."""
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+
+
 # Arrays.
 
 
 def test_sft_masks_by_hand():
     batch = sft([ROW, dataclasses.replace(ROW, id="b")], batch=3, shards=3).batch_at(0)
-    np.testing.assert_array_equal(batch["tokens"][0], [[5, 6, 7, 8, 9, 0]] * 2 + [[0] * 6])
-    np.testing.assert_array_equal(batch["loss_mask"][0], [[0, 0, 1, 1, 1, 0]] * 2 + [[0] * 6])
-    np.testing.assert_array_equal(batch["weight"], [[1, 1, 0]])
-    assert batch["tokens"].dtype == np.int32
-    assert batch["loss_mask"].dtype == bool
-    assert batch["weight"].dtype == np.float32
+    np.testing.assert_array_equal(batch.tokens[0], [[5, 6, 7, 8, 9, 0]] * 2 + [[0] * 6])
+    np.testing.assert_array_equal(batch.loss_mask[0], [[0, 0, 1, 1, 1, 0]] * 2 + [[0] * 6])
+    np.testing.assert_array_equal(batch.weight, [[1, 1, 0]])
+    assert batch.tokens.dtype == np.int32
+    assert batch.loss_mask.dtype == bool
+    assert batch.weight.dtype == np.float32
 
 
 def test_dpo_masks_by_hand():
     data = dpo([pair()], [ROW], per_pair=1.0, batch=3, shards=3)
     logp = table(data)
-    assert "ref_logp" not in data.batch_at(0)
+    assert data.batch_at(0).ref_logp is None
     data = data.with_reference(logp)
-    batch, rows = {k: v[0] for k, v in data.batch_at(0).items()}, data.rows_at(0)
+    batch, rows = jax.tree.map(lambda x: x[0], data.batch_at(0)), data.rows_at(0)
     p, a = rows.index(pair()), rows.index(ROW)
+    np.testing.assert_array_equal(batch.tokens[p], [[5, 6, 7, 8, 9, 10, 0], [5, 6, 7, 11, 0, 0, 0]])
     np.testing.assert_array_equal(
-        batch["tokens"][p], [[5, 6, 7, 8, 9, 10, 0], [5, 6, 7, 11, 0, 0, 0]]
+        batch.step_mask[p], [[0, 0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 0, 0, 0]]
     )
-    np.testing.assert_array_equal(
-        batch["step_mask"][p], [[0, 0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 0, 0, 0]]
-    )
-    np.testing.assert_array_equal(batch["sft_mask"][p], [0, 0, 1, 1, 1, 1, 0])
-    np.testing.assert_array_equal(batch["tokens"][a], [[5, 6, 7, 8, 9, 0, 0], [0] * 7])
-    assert not batch["step_mask"][a].any()
-    np.testing.assert_array_equal(batch["sft_mask"][a], [0, 0, 1, 1, 1, 0, 0])
-    assert [batch["weight"][p], batch["weight"][a], batch["weight"][2]] == [1, 0, 0]
-    assert [batch["sft_weight"][p], batch["sft_weight"][a], batch["sft_weight"][2]] == [1, 1, 0]
-    assert [batch["depth"][p], batch["depth"][a]] == [3, 0]
+    np.testing.assert_array_equal(batch.sft_mask[p], [0, 0, 1, 1, 1, 1, 0])
+    np.testing.assert_array_equal(batch.tokens[a], [[5, 6, 7, 8, 9, 0, 0], [0] * 7])
+    assert not batch.step_mask[a].any()
+    np.testing.assert_array_equal(batch.sft_mask[a], [0, 0, 1, 1, 1, 0, 0])
+    assert [batch.weight[p], batch.weight[a], batch.weight[2]] == [1, 0, 0]
+    assert [batch.sft_weight[p], batch.sft_weight[a], batch.sft_weight[2]] == [1, 1, 0]
+    assert [batch.depth[p], batch.depth[a]] == [3, 0]
     # Sums over the step alone: the prefix is the first token of the response.
     chosen, rejected = (5 + 6 + 7 + 8 + 9 + 10, 5 + 6 + 7 + 11)
     want = [3 * chosen + 1000 * (1 + 2 + 3), rejected + 1000]
-    np.testing.assert_array_equal(batch["ref_logp"][p], want)
-    np.testing.assert_array_equal(batch["ref_logp"][a], [0, 0])
+    np.testing.assert_array_equal(batch.ref_logp[p], want)
+    np.testing.assert_array_equal(batch.ref_logp[a], [0, 0])
 
 
 @pytest.mark.parametrize("batching", ["bucket", "tree"])
@@ -79,9 +83,9 @@ def test_scopes_choose_what_is_compared_and_what_is_trained(batching):
         data = dpo([pair()], more=more, batch=1, batching=batching)
         batch = data.with_reference(table(data)).batch_at(0)
         return {
-            "step": np.sum(batch["step_mask"], axis=-1).ravel().tolist(),
-            "sft": int(np.sum(batch["sft_mask"])),
-            "ref": np.ravel(batch["ref_logp"]).tolist(),
+            "step": np.sum(batch.step_mask, axis=-1).ravel().tolist(),
+            "sft": int(np.sum(batch.sft_mask)),
+            "ref": np.ravel(batch.ref_logp).tolist(),
         }
 
     step = counts()
@@ -102,6 +106,37 @@ def test_reference_log_probs_need_every_trajectory_in_its_length():
     key = trajectories.key_of((5, 6), (7, 11))
     with pytest.raises(ValueError, match=r"log-probs of p0: found 1, expected 2 tokens"):
         data.with_reference(whole | {key: whole[key][:1]})
+
+
+def test_a_batch_says_which_tokens_the_losses_read():
+    """Of a pair its compared step and the chosen response, of an anchor its response."""
+
+    def wanted(batching, **how):
+        data = dpo([pair()], [ROW], per_pair=1.0, batch=3, shards=3, batching=batching)
+        batch = data.batch_at(0).joined()
+        assert (batch.layout is None) == (batching == "bucket")
+        assert np.sum(batch.present) == 2
+        return batch, batch.wanted(**how)
+
+    batch, found = wanted("bucket")
+    (p,), (a,) = np.flatnonzero(batch.weight), np.flatnonzero(batch.sft_weight > batch.weight)
+    assert found[p].astype(int).tolist() == [[0, 0, 1, 1, 1, 1, 0], [0, 0, 0, 1, 0, 0, 0]]
+    assert found[a].astype(int).tolist() == [[0, 0, 1, 1, 1, 0, 0], [0] * 7]
+    assert batch.scored() == 5 + 3
+    assert wanted("bucket", sft=False)[1].sum(axis=(1, 2)).tolist() == (batch.weight * 4).tolist()
+    trees, found = wanted("tree")
+    assert found.shape == trees.tokens.shape
+    assert sorted(trees.tokens[found].tolist()) == sorted([7, 8, 9, 10, 11, 7, 8, 9])
+
+
+def test_a_batch_goes_through_a_program_as_what_it_is():
+    for batching in ("bucket", "tree"):
+        batch = dpo([pair()], batching=batching).batch_at(0)
+        assert batch.ref_logp is None
+        out = jax.jit(lambda x: x)(batch)
+        assert type(out) is type(batch)
+        assert (out.layout is None) == (batch.layout is None) == (batching == "bucket")
+        assert equal(out, batch)
 
 
 # What is dropped, what is set aside.
@@ -144,9 +179,9 @@ def test_rows_set_aside_are_whole_prompts_and_never_trained(batching):
     assert data.pairs == 18
     data = data.with_reference(table(data))
     shown = data.eval_batches()
-    assert sum(int(b["weight"].sum()) for b in shown) == 6
-    assert all(not np.any(b["tokens"] == 99) for b in shown)
-    assert all((b["ref_logp"][b["weight"] > 0] != 0).all() for b in shown)
+    assert sum(int(b.weight.sum()) for b in shown) == 6
+    assert all(not np.any(b.tokens == 99) for b in shown)
+    assert all((b.ref_logp[b.weight > 0] != 0).all() for b in shown)
     seen = {x.prompt for step in range(data.steps_per_epoch) for x in data.rows_at(step)}
     assert not held & seen
     other = dpo(pairs, anchors, seed=1, eval_rows=5, batching=batching, buckets=(7, 12))
@@ -160,8 +195,8 @@ def test_sft_rows_are_set_aside_too():
     assert len(data.eval_examples) == 4
     assert sorted(ids_of_epoch(data)) == sorted(x.id for x in data.examples)
     assert len(data.examples) == 16
-    shapes = {b["tokens"].shape[1:] for b in data.eval_batches()}
-    assert sum(int(b["weight"].sum()) for b in data.eval_batches()) == 4
+    shapes = {b.tokens.shape[1:] for b in data.eval_batches()}
+    assert sum(int(b.weight.sum()) for b in data.eval_batches()) == 4
     assert shapes <= {(2, 4), (2, 6), (2, 9)}
 
 
@@ -188,11 +223,11 @@ def test_an_epoch_shows_every_row_once(n, batch, seed, shards, micro, batching):
         for step in steps:
             out, rows = data.batch_at(step), data.rows_at(step)
             assert rows == plain.rows_at(step)
-            assert out["tokens"].shape[1] % shards == 0
-            assert np.sum(out["tokens"] == 5) == len(rows)  # the first token of every prompt
-            assert out["loss_mask"].sum() == sum(x.length - len(x.prompt) for x in rows)
-            assert not out["loss_mask"][out["weight"] == 0].any()
-            assert lengths.real_tokens(out) == sum(x.length for x in rows)
+            assert out.tokens.shape[1] % shards == 0
+            assert np.sum(out.tokens == 5) == len(rows)  # the first token of every prompt
+            assert out.loss_mask.sum() == sum(x.length - len(x.prompt) for x in rows)
+            assert not out.loss_mask[out.weight == 0].any()
+            assert out.real_tokens() == sum(x.length for x in rows)
         short = [step for step in steps if len(data.rows_at(step)) < batch]
         assert len(short) <= 1
 
@@ -229,9 +264,9 @@ def test_an_epoch_shows_every_pair_once(sizes, batch, seed, shards, anchors, bat
         for step in range(data.steps_per_epoch):
             out, rows = data.batch_at(step), data.rows_at(step)
             assert rows
-            assert out["weight"].sum() == sum(isinstance(x, PairExample) for x in rows)
-            assert out["sft_weight"].sum() == len(rows)
-            assert out["tokens"].shape[1] % shards == 0
+            assert out.weight.sum() == sum(isinstance(x, PairExample) for x in rows)
+            assert out.sft_weight.sum() == len(rows)
+            assert out.tokens.shape[1] % shards == 0
             if batching == "tree":
                 groups = {x.prompt for x in rows if isinstance(x, PairExample)}
                 whole = [x.id for x in pairs if x.prompt in groups]
@@ -246,7 +281,7 @@ def test_any_batch_can_be_asked_for_at_any_time():
     data = sft(many(11))
     for step, want in zip(steps, fresh, strict=True):
         got = data.batch_at(step)
-        assert all(np.array_equal(got[name], want[name]) for name in want)
+        assert equal(got, want)
 
 
 def test_the_stream_goes_on_from_its_state():
@@ -256,12 +291,12 @@ def test_the_stream_goes_on_from_its_state():
     state = json.loads(json.dumps(stream.get_state()))
     seen = [next(stream) for _ in range(2 * data.steps_per_epoch)]
     want = [data.batch_at(3 + i) for i in range(len(seen))]
-    assert any(not np.array_equal(seen[0]["tokens"], x["tokens"]) for x in seen[1:])
+    assert any(not np.array_equal(seen[0].tokens, x.tokens) for x in seen[1:])
     again = data.stream()
     again.set_state(state)
     for got, same, right in zip(seen, again, want, strict=False):
-        assert all(np.array_equal(got[name], right[name]) for name in right)
-        assert all(np.array_equal(same[name], right[name]) for name in right)
+        assert equal(got, right)
+        assert equal(same, right)
     stream.close()
     again.close()
 
@@ -278,7 +313,7 @@ def test_rows_of_a_batch_share_a_bucket_and_it_is_the_smallest_that_fits():
     mixed = 0
     for step in range(data.steps_per_epoch):
         widths = [x.length for x in data.rows_at(step)]
-        width = data.batch_at(step)["tokens"].shape[-1]
+        width = data.batch_at(step).tokens.shape[-1]
         assert width == min(b for b in (4, 6, 9) if b >= max(widths))
         mixed += len({int(np.searchsorted((4, 6, 9), k)) for k in widths}) > 1
     assert mixed <= 2  # one batch at each border
@@ -316,32 +351,32 @@ def test_anchors_join_in_proportion_and_are_used_evenly(per_pair, want, batching
     ],
 )
 def test_micro_batches_are_as_large_as_the_budget_lets_them(rows, tokens, budget, shards, want):
-    assert batches.rows_and_passes(rows, tokens, budget, shards) == want
+    assert dataset.rows_and_passes(rows, tokens, budget, shards) == want
 
 
 def test_both_sides_of_a_pair_count_towards_the_budget():
     pairs = [pair(i) for i in range(8)]
-    assert dpo(pairs, batch=8, micro_tokens=56).batch_at(0)["tokens"].shape == (2, 4, 2, 7)
+    assert dpo(pairs, batch=8, micro_tokens=56).batch_at(0).tokens.shape == (2, 4, 2, 7)
     rows = [dataclasses.replace(ROW, id=str(i)) for i in range(8)]
-    assert sft(rows, batch=8, micro_tokens=48).batch_at(0)["tokens"].shape == (1, 8, 6)
+    assert sft(rows, batch=8, micro_tokens=48).batch_at(0).tokens.shape == (1, 8, 6)
 
 
 def test_a_bucket_has_one_shape_and_real_tokens_are_counted():
     data = sft(many(50), batch=8, buckets=(4, 6, 9), micro_tokens=24)
-    shapes = {data.batch_at(step)["tokens"].shape for step in range(2 * data.steps_per_epoch)}
+    shapes = {data.batch_at(step).tokens.shape for step in range(2 * data.steps_per_epoch)}
     assert shapes == {(2, 4, 4), (2, 4, 6), (4, 2, 9)}
     data = dpo([pair()], [ROW], per_pair=1.0, batch=2, micro_tokens=14)
     batch = data.batch_at(0)
-    assert batch["tokens"].shape == (2, 1, 2, 7)
-    assert lengths.real_tokens(batch) == 6 + 4 + 5
-    assert lengths.padding_share(batch) == 1 - 15 / 28
+    assert batch.tokens.shape == (2, 1, 2, 7)
+    assert batch.real_tokens() == 6 + 4 + 5
+    assert batch.padding_share() == 1 - 15 / 28
 
 
 def test_a_micro_batch_without_weight_is_no_padding():
     data = sft([ROW], batch=1)
     batch = data.batch_at(0)
-    more = {name: np.concatenate([x, np.zeros_like(x)]) for name, x in batch.items()}
-    assert lengths.padding_share(batch) == lengths.padding_share(more) == 1 - 5 / 6
+    more = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x)]), batch)
+    assert batch.padding_share() == more.padding_share() == 1 - 5 / 6
 
 
 def test_the_digest_knows_every_row():
@@ -376,17 +411,17 @@ def test_every_distinct_trajectory_is_scored_once():
     config = dataclasses.replace(data.config, micro_tokens=28, buckets=(4, 7))
     seen, last = {}, 0
     for keys, arrays in trajectories.score_batches(whole, config, pad_id=PAD, row_shards=2):
-        assert arrays["tokens"].shape in {(2, 4), (4, 7)}
-        assert arrays["tokens"].size <= 28
+        assert arrays.tokens.shape in {(2, 4), (4, 7)}
+        assert arrays.tokens.size <= 28
         for row, key in enumerate(keys):
             prompt, response = whole[key]
             n = len(prompt) + len(response)
             assert n >= last
             last = n
-            assert tuple(arrays["tokens"][row, :n]) == prompt + response
-            assert tuple(arrays["tokens"][row][arrays["loss_mask"][row]]) == response
+            assert tuple(arrays.tokens[row, :n]) == prompt + response
+            assert tuple(arrays.tokens[row][arrays.loss_mask[row]]) == response
             seen[key] = True
-        assert not arrays["loss_mask"][len(keys) :].any()
+        assert not arrays.loss_mask[len(keys) :].any()
     assert seen.keys() == whole.keys()
     short = dataclasses.replace(config, buckets=(4,))
     with pytest.raises(ValueError, match="6 tokens, expected 4 at most"):

@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stair_jax.data import lengths, preview
+from stair_jax.data import examples, preview
 from stair_jax.data.examples import ComparisonExample
-from stair_jax.data.reward_batches import ComparisonData, ComparisonTrees, ValuedData, parted
+from stair_jax.data.reward_batches import ComparisonData, ComparisonTrees, ValuedData
 from stair_jax.model import reward, transformer
+from stair_jax.records import Comparison
 from stair_jax.run import training
 from stair_jax.train.logprobs import Scorer
 from stair_jax.train.values import Ratios
 from tests.support.close import assert_trees_close
+from tests.support.codecs import CODEC, EOS
 from tests.support.reward_losses import BT, CONFIG, SPEC
 from tests.support.reward_rows import ROW
 from tests.support.training import train_config
@@ -41,23 +43,39 @@ def trees(rows=ROWS, **change):
 
 
 def flat(batch):
-    return {name: jnp.asarray(x[0]) for name, x in batch.items()}
+    return jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
 
 
 def test_what_a_prompts_trajectories_share_is_set_apart():
-    a, b, c, d, e = parted(ROWS)
+    rows = [
+        Comparison(
+            id=x.id,
+            question=str(x.prompt),
+            type="safety",
+            better=x.better,
+            worse=x.worse,
+            better_value=1.0,
+            worse_value=-1.0,
+            depth=x.depth,
+        )
+        for x in ROWS
+    ]
+    a, b, c, d, e = examples.implicit_examples(rows, CODEC, "step_end")
     assert (a.prefix, a.chosen, a.rejected) == ((7, 8), (9, 1), (2,))
     assert b.prefix == c.prefix == (7, 8)
     assert (d.prefix, d.chosen, d.rejected) == ((), (4, 1), (9, 10, 11, 12))
     assert (e.prefix, e.chosen, e.rejected) == ((), (4,), (4, 9))
     for row, pair in zip(ROWS, (a, b, c, d, e), strict=True):
-        assert pair.sides == (row.better, row.worse)
+        assert (pair.id, pair.depth, pair.sides) == (row.id, row.depth, (row.better, row.worse))
+    assert a.prompt == tuple(CODEC.prompt_ids("(5, 6)"))
+    [at_eos, *_] = examples.implicit_examples(rows, CODEC, "eos")
+    assert at_eos.sides == ((7, 8, 9, EOS), (7, 8, 2, EOS))  # the first ends so by itself
 
 
 def test_packed_pairs_have_the_loss_and_gradient_of_rows():
     wide = ComparisonData(ROWS, dataclasses.replace(CONFIG, batch=8), **FRAME)
     packed, rows = flat(trees().batch_at(0)), flat(wide.batch_at(0))
-    assert packed["tokens"].size < rows["tokens"].size / 2
+    assert packed.tokens.size < rows.tokens.size / 2
     params = reward.init(SPEC, jax.random.key(0))
 
     @jax.jit
@@ -81,7 +99,7 @@ def test_every_pair_is_read_at_the_ends_of_its_sides():
     sides = [[s.parts[0].ids + s.parts[-1].ids for s in row] for row in preview.rows(batch)]
     want = [[[*x.prompt, *x.better], [*x.prompt, *x.worse]] for x in ROWS]
     assert sorted(sides) == sorted(want)
-    assert lengths.real_tokens(batch) < sum(len(ids) for pair in want for ids in pair)
+    assert batch.real_tokens() < sum(len(ids) for pair in want for ids in pair)
 
 
 def test_groups_that_do_not_fit_a_row_are_parted_and_pairs_that_do_not_are_dropped():
@@ -107,14 +125,14 @@ def test_an_implicit_reward_is_the_scaled_log_ratio_behind_the_prompt():
     scorer = Scorer.of(SPEC, CONFIG)
     policy, other = (transformer.init(SPEC, jax.random.key(i)) for i in (0, 1))
     ratios = Ratios(scorer=scorer, beta=0.4)
-    raw = jax.jit(ratios)(policy, batch["tokens"], batch["read"], batch["start"], base=other)
-    tokens = batch["tokens"][:1]
+    raw = jax.jit(ratios)(policy, batch.tokens, batch.read, batch.start, base=other)
+    tokens = batch.tokens[:1]
     logp = [scorer(p, tokens, jnp.ones(tokens.shape, bool)).logp[0] for p in (policy, other)]
     each = np.asarray(logp[0] - logp[1])
     assert each[1] != 0  # of the prompt: no part of the score
     want = [0.4 * each[2 : end + 1].sum() for end in ROW.reads]
     np.testing.assert_allclose(raw[0], want, atol=1e-5)
-    alone = jax.jit(ratios)(policy, batch["tokens"], batch["read"], batch["start"], base=None)
+    alone = jax.jit(ratios)(policy, batch.tokens, batch.read, batch.start, base=None)
     want = [0.4 * np.asarray(logp[0])[2 : end + 1].sum() for end in ROW.reads]
     np.testing.assert_allclose(alone[0], want, atol=1e-5)
 

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,38 +25,37 @@ def last(mask):
 
 
 def rows_of(batch):
-    flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.items()}
-    return [{name: x[i] for name, x in flat.items()} for i in range(len(flat["tokens"]))]
+    return list(batch.one_by_one())
 
 
 def check_layout(row):
     """What a token sees is its path and nothing else; positions count along it."""
-    width = len(row["tokens"])
+    width = len(row.tokens)
     see = np.arange(width)[None] <= np.arange(width)[:, None]
-    see &= np.arange(width)[:, None] < row["reach"][None]
+    see &= np.arange(width)[:, None] < row.layout.reach[None]
     for q in range(width):
-        path = path_to(row["parent"], q)
+        path = path_to(row.layout.parent, q)
         np.testing.assert_array_equal(np.flatnonzero(see[q]), path)
-        assert row["positions"][q] == len(path) - 1
+        assert row.layout.positions[q] == len(path) - 1
 
 
 def decoded(batch):
     """(prompt and prefix, chosen, rejected, trained) of every pair; an anchor has no step."""
     found = []
     for row in rows_of(batch):
-        for p in np.flatnonzero(row["sft_weight"]):
+        for p in np.flatnonzero(row.sft_weight):
             steps, context = [], None
-            for mask in row["step_mask"][p]:
+            for mask in row.step_mask[p]:
                 if mask.any():
-                    path = path_to(row["parent"], last(mask))
+                    path = path_to(row.layout.parent, last(mask))
                     marked = [t for t in path if mask[t]]
                     assert len(marked) == mask.sum()  # nothing off the path
-                    context = tuple(row["tokens"][[t for t in path if not mask[t]]].tolist())
-                    steps.append(tuple(row["tokens"][marked].tolist()))
-            trained = path_to(row["parent"], last(row["sft_mask"][p]))
-            assert set(np.flatnonzero(row["sft_mask"][p])) <= set(trained)
-            words = tuple(row["tokens"][row["sft_mask"][p]].tolist())
-            found.append((context, *(steps or (None, None)), words, int(row["depth"][p])))
+                    context = tuple(row.tokens[[t for t in path if not mask[t]]].tolist())
+                    steps.append(tuple(row.tokens[marked].tolist()))
+            trained = path_to(row.layout.parent, last(row.sft_mask[p]))
+            assert set(np.flatnonzero(row.sft_mask[p])) <= set(trained)
+            words = tuple(row.tokens[row.sft_mask[p]].tolist())
+            found.append((context, *(steps or (None, None)), words, int(row.depth[p])))
     return sorted(found, key=repr)
 
 
@@ -130,16 +130,17 @@ def test_packed_rows_read_back_are_the_examples(sizes, batch):
         out = data.batch_at(step)
         for row in rows_of(out):
             check_layout(row)
-            mask, parent = row["loss_mask"], row["parent"]
+            assert row.layout is not None
+            mask, parent = row.loss_mask, row.layout.parent
             for end in np.flatnonzero(mask):
                 if end + 1 < len(mask) and mask[end + 1] and parent[end + 1] == end:
                     continue
                 path = path_to(parent, end)
                 sides = [t for t in path if not mask[t]], [t for t in path if mask[t]]
-                found.append(tuple(tuple(row["tokens"][side].tolist()) for side in sides))
+                found.append(tuple(tuple(row.tokens[side].tolist()) for side in sides))
         rows = [x for x in data.rows_at(step) if isinstance(x, SftExample)]
         assert sorted(found) == sorted((x.prompt, x.response) for x in rows)
-        weight = out["weight"].ravel()
+        weight = out.weight.ravel()
         assert (np.diff(weight) <= 0).all()  # rows in use come first
 
 
@@ -168,12 +169,12 @@ def test_a_group_shares_context_and_steps_once():
     ]  # the last rejects what the first chose
     data = dpo(pairs, batching="tree", batch=3, buckets=(9, 20))
     batch = data.batch_at(0)
-    tokens = batch["tokens"].ravel()
+    tokens = batch.tokens.ravel()
     # 5 6 7, then five distinct steps' tokens: (8 9 10) (11) (8 9 11) (8 9 12).
     assert np.sum(tokens != 0) == 3 + 3 + 1 + 3 + 3
-    assert batch["tokens"].shape == (1, 1, 20)
-    assert batch["step_mask"].shape == (1, 1, 3, 2, 20)
-    assert sorted(batch["depth"].ravel()) == [3, 3, 3]
+    assert batch.tokens.shape == (1, 1, 20)
+    assert batch.step_mask.shape == (1, 1, 3, 2, 20)
+    assert sorted(batch.depth.ravel()) == [3, 3, 3]
 
 
 def test_a_group_beyond_the_last_bucket_becomes_several_pieces_of_one_step():
@@ -193,14 +194,11 @@ def test_packed_shapes_are_one_program_for_the_whole_run():
     ]
     data = dpo(pairs, batching="tree", batch=8, buckets=(12, 24), micro_tokens=48, epochs=3.0)
     shapes = {
-        tuple(x.shape for x in data.batch_at(step).values())
+        tuple(x.shape for x in jax.tree.leaves(data.batch_at(step)))
         for step in range(3 * data.steps_per_epoch)
     }
     assert len(shapes) == 1
-    used = [
-        (data.batch_at(s)["sft_weight"].reshape(data.batch_at(s)["tokens"].shape[0], -1).any(1))
-        for s in range(3 * data.steps_per_epoch)
-    ]
+    used = [data.batch_at(s).filled for s in range(3 * data.steps_per_epoch)]
     assert all((np.diff(x.astype(int)) <= 0).all() for x in used)  # empty micro-batches come last
     assert any(x.all() for x in used)  # no larger than the fullest batch needs
 
@@ -208,6 +206,7 @@ def test_packed_shapes_are_one_program_for_the_whole_run():
 def test_a_batch_that_was_not_planned_still_fits():
     planned = packing.Packer.plan([[packing.chain(ROW, 0)]], (6, 12), lambda w, n: (n, 1), 0)
     assert (planned.width, planned.passes, planned.micro, planned.slots) == (6, 1, 1, 1)
-    out, places = planned.layout([packing.chain(ROW, i) for i in range(3)])
-    assert out["tokens"].shape == (3, 6)
-    assert [place.slot.row for place in places] == [0, 1, 2]
+    out = planned.pack([packing.chain(ROW, i) for i in range(3)])
+    assert out.tokens.shape == (3, 6)
+    assert out.passes == 3
+    assert [(at, slot.row) for at, slot in out.slots.items()] == [((i, 0), i) for i in range(3)]

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from stair_jax.data import examples, lengths, preview
+from stair_jax.data import examples, preview
 from stair_jax.data.examples import ComparisonExample
 from stair_jax.data.reward_batches import ComparisonData, ValuedData
 from stair_jax.model.reward import Readout
@@ -71,19 +71,19 @@ def token_read(tokens, read):
 def test_both_sides_of_a_comparison_are_read_at_their_exact_token(position, last):
     [row] = examples.comparison_examples([COMPARISON], CODEC, position)
     batch = comparison_data([row]).batch_at(0)
-    tokens, read = batch["tokens"][0, 0], batch["read"][0, 0]
+    tokens, read = batch.tokens[0, 0], batch.read[0, 0]
     assert token_read(tokens, read[:, None]) == [[x] for x in last]
     behind = position == "eos"
     assert read.tolist() == [2 + 4 - 1 + behind, 2 + 2 - 1 + behind]  # a prompt of two tokens
     assert tokens[0, : read[0] + 1].tolist() == [13, 11, 7, STEP_END, 8, STEP_END, *[EOS] * behind]
     assert (tokens[0, read[0] + 1 :] == PAD).all()
-    assert batch["depth"][0, 0] == 2
+    assert batch.depth[0, 0] == 2
 
 
 def test_a_trajectory_with_values_is_read_at_the_end_of_each_step():
     [row] = examples.valued_examples([VALUED], CODEC, readout())
     batch = valued_data([row]).batch_at(0)
-    assert token_read(batch["tokens"][0], batch["read"][0]) == [[STEP_END, OUTPUT_END]]
+    assert token_read(batch.tokens[0], batch.read[0]) == [[STEP_END, OUTPUT_END]]
     assert (row.targets, row.weights, row.depths) == ((0.5, 1.0), (1.0, 5.0), (1, 2))
 
 
@@ -91,7 +91,7 @@ def test_at_eos_a_row_is_read_once_at_its_end():
     one = dataclasses.replace(VALUED, labels=(label(4, 3.0),))
     [row] = examples.valued_examples([one], CODEC, readout(position="eos"))
     batch = valued_data([row]).batch_at(0)
-    assert token_read(batch["tokens"][0], batch["read"][0]) == [[EOS]]
+    assert token_read(batch.tokens[0], batch.read[0]) == [[EOS]]
     with pytest.raises(ValueError, match=r"tree node w: a label after 2 of 4 tokens"):
         examples.valued_examples([VALUED], CODEC, readout(position="eos"))
 
@@ -106,24 +106,29 @@ def test_targets_are_scaled_by_the_range_and_values_beyond_it_are_refused():
 # Arrays.
 
 
+def arrays(batch):
+    """The arrays of a batch that has no layout, by name."""
+    return {name: x for name, x in vars(batch).items() if name != "layout"}
+
+
 def test_comparisons_by_hand():
     batch = comparison_data([PAIR], batch=1, shards=3).batch_at(0)
-    assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
+    assert {name: (x.shape, x.dtype) for name, x in arrays(batch).items()} == {
         "tokens": ((1, 3, 2, 7), np.int32),
         "read": ((1, 3, 2), np.int32),
         "weight": ((1, 3), np.float32),
         "depth": ((1, 3), np.int32),
     }
     np.testing.assert_array_equal(
-        batch["tokens"][0],
+        batch.tokens[0],
         [[[5, 6, 7, 8, 9, 0, 0], [5, 6, 4, 0, 0, 0, 0]], *[[[0] * 7] * 2] * 2],
     )
-    np.testing.assert_array_equal(batch["read"][0], [[4, 2], [0, 0], [0, 0]])
-    np.testing.assert_array_equal(batch["weight"], [[1, 0, 0]])
-    np.testing.assert_array_equal(batch["depth"], [[2, 0, 0]])
-    np.testing.assert_array_equal(lengths.row_lengths(batch), [[[5, 3], [0, 0], [0, 0]]])
-    assert lengths.real_tokens(batch) == 8
-    assert lengths.padding_share(batch) == 1 - 8 / 42
+    np.testing.assert_array_equal(batch.read[0], [[4, 2], [0, 0], [0, 0]])
+    np.testing.assert_array_equal(batch.weight, [[1, 0, 0]])
+    np.testing.assert_array_equal(batch.depth, [[2, 0, 0]])
+    np.testing.assert_array_equal(batch.lengths(), [[[5, 3], [0, 0], [0, 0]]])
+    assert batch.real_tokens() == 8
+    assert batch.padding_share() == 1 - 8 / 42
 
 
 def test_values_by_hand():
@@ -138,7 +143,7 @@ def test_values_by_hand():
     )
     data = valued_data([ROW, fuller], batch=2, shards=3)
     batch, first = data.batch_at(0), data.rows_at(0).index(ROW)
-    assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
+    assert {name: (x.shape, x.dtype) for name, x in arrays(batch).items()} == {
         "tokens": ((1, 3, 7), np.int32),
         "read": ((1, 3, 3), np.int32),
         "start": ((1, 3), np.int32),
@@ -146,7 +151,7 @@ def test_values_by_hand():
         "weight": ((1, 3, 3), np.float32),
         "depth": ((1, 3, 3), np.int32),
     }
-    row = {name: x[0, first].tolist() for name, x in batch.items()}
+    row = {name: x[0, first].tolist() for name, x in arrays(batch).items()}
     assert row == {
         "tokens": [5, 6, 7, 8, 9, 0, 0],
         "read": [2, 4, 0],
@@ -155,11 +160,10 @@ def test_values_by_hand():
         "depth": [1, 2, 0],
         "start": 2,
     }
-    other = {name: x[0, 1 - first].tolist() for name, x in batch.items()}
-    assert other["target"] == [0.0, 0.5, 0.75]
-    assert not batch["weight"][0, 2].any()
-    assert sorted(lengths.row_lengths(batch)[0].tolist()) == [0, 5, 6]
-    assert lengths.real_tokens(batch) == 11
+    assert batch.target[0, 1 - first].tolist() == [0.0, 0.5, 0.75]
+    assert not batch.weight[0, 2].any()
+    assert sorted(batch.lengths()[0].tolist()) == [0, 5, 6]
+    assert batch.real_tokens() == 11
 
 
 def many(kind, n):
@@ -184,16 +188,15 @@ def test_an_epoch_shows_every_row_once_in_few_shapes_within_the_budget(kind, mak
     data = make(rows, micro_tokens=22)
     shown = [x.id for step in range(data.steps_per_epoch) for x in data.rows_at(step)]
     assert sorted(shown) == sorted(x.id for x in rows)
-    shapes = {data.batch_at(step)["tokens"].shape for step in range(data.steps_per_epoch)}
+    shapes = {data.batch_at(step).tokens.shape for step in range(data.steps_per_epoch)}
     assert {s[-1] for s in shapes} == {7, 11}
     assert all(s[1] * sides * s[-1] <= max(22, sides * 11) for s in shapes)
     assert len(shapes) == 2
     one_pass = make(rows, micro_tokens=4096).batch_at(0)
-    assert one_pass["tokens"].shape[0] == 1
-    for name, x in data.batch_at(0).items():  # the cut into passes moves no row
-        flat = x.reshape(-1, *x.shape[2:])
-        whole = one_pass[name].reshape(-1, *one_pass[name].shape[2:])
-        np.testing.assert_array_equal(flat[: len(whole)], whole[: len(flat)])
+    assert one_pass.tokens.shape[0] == 1
+    flat, whole = arrays(data.batch_at(0).joined()), arrays(one_pass.joined())
+    for name, x in flat.items():  # the cut into passes moves no row
+        np.testing.assert_array_equal(x[: len(whole[name])], whole[name][: len(x)])
 
 
 @pytest.mark.parametrize(("kind", "make", "sides"), KINDS)
@@ -202,14 +205,15 @@ def test_a_stream_goes_on_where_its_state_says(kind, make, sides):
     stream = make(rows).stream()
     seen = [next(stream) for _ in range(12)]
     again = make(rows).stream(5)
-    np.testing.assert_array_equal(next(again)["tokens"], seen[5]["tokens"])
+    np.testing.assert_array_equal(next(again).tokens, seen[5].tokens)
     state = again.get_state()
     other = make(rows).stream()
     other.set_state(state)
-    for name, x in next(other).items():
-        np.testing.assert_array_equal(x, seen[6][name])
+    want = arrays(seen[6])
+    for name, x in arrays(next(other)).items():
+        np.testing.assert_array_equal(x, want[name])
     assert any(
-        (make(rows, seed=1).batch_at(i)["tokens"].tolist()) != seen[i]["tokens"].tolist()
+        (make(rows, seed=1).batch_at(i).tokens.tolist()) != seen[i].tokens.tolist()
         for i in range(4)
     )
 
@@ -223,7 +227,7 @@ def test_whole_prompts_are_set_aside_and_too_long_rows_are_named(kind, make, sid
     assert len(data.eval_examples) == 4
     assert len(data.examples) == 8
     assert sum(
-        int(np.sum(b["weight"].reshape(-1, b["weight"].shape[-1]) > 0)) for b in data.eval_batches()
+        int(np.sum(b.weight.reshape(-1, b.weight.shape[-1]) > 0)) for b in data.eval_batches()
     ) == 4 * (1 if sides == 2 else 2)
 
 
@@ -263,7 +267,7 @@ def test_all_rows_in_order_with_their_arrays():
     data = valued_data(rows, batch=3, eval_rows=2, micro_tokens=11, shards=2)
     seen = []
     for members, batch in data.in_order():
-        tokens = batch["tokens"].reshape(-1, batch["tokens"].shape[-1])
+        tokens = batch.tokens.reshape(-1, batch.tokens.shape[-1])
         for row, flat in zip(members, tokens, strict=False):
             assert flat[: row.length].tolist() == [*row.prompt, *row.response]
         seen += [row.id for row in members]

@@ -211,8 +211,8 @@ def test_every_node_of_a_tree_set_aside_is_scored_at_its_own_token(finished, pos
 
     def score(batch):
         """The token that is read, its place, and a mark of the prompt, as one number."""
-        at = np.take_along_axis(batch["tokens"], batch["read"], axis=-1)
-        return at + 1000.0 * batch["read"]
+        at = np.take_along_axis(batch.tokens, batch.read, axis=-1)
+        return at + 1000.0 * batch.read
 
     train = prm.train_config(finished, "prm")
     frame = {"seed": 0, "pad_id": codec.pad_id, "row_shards": 1}

@@ -2,9 +2,9 @@
 
 from stair_jax import config as config_lib
 from stair_jax.config.schema import DpoConfig, TrainConfig
-from stair_jax.data.batches import SftData
 from stair_jax.data.examples import PairExample, SftExample
 from stair_jax.data.pair_batches import DpoData
+from stair_jax.data.sft_batches import SftData
 
 PAD = 0
 ROW = SftExample(id="a", prompt=(5, 6), response=(7, 8, 9))

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from stair_jax import mesh as mesh_lib
-from stair_jax.data.batches import SftData
 from stair_jax.data.examples import SftExample
+from stair_jax.data.sft_batches import SftData
 from stair_jax.log.metrics import Metrics
 from stair_jax.model import transformer
 from stair_jax.train import logprobs, loop, losses

@@ -12,7 +12,7 @@ import pytest
 
 from stair_jax import interrupt
 from stair_jax import mesh as mesh_lib
-from stair_jax.data.batches import SftData
+from stair_jax.data.sft_batches import SftData
 from stair_jax.log import compiling
 from stair_jax.train import checkpoint, optimizer
 from stair_jax.train import step as step_lib
@@ -130,9 +130,7 @@ def _abstract():
 def test_a_run_continues_mid_epoch_with_the_rows_that_come_next(tmp_path, monkeypatch):
     """The batches that the two halves ask for are those of one run, each once."""
     placed, place = [], step_lib.place
-    monkeypatch.setattr(
-        step_lib, "place", lambda b, m: (placed.append(b["tokens"]), place(b, m))[1]
-    )
+    monkeypatch.setattr(step_lib, "place", lambda b, m: (placed.append(b.tokens), place(b, m))[1])
     with monkeypatch.context() as patch:
         kill_before(patch, 6)
         with pytest.raises(Killed):
@@ -142,7 +140,7 @@ def test_a_run_continues_mid_epoch_with_the_rows_that_come_next(tmp_path, monkey
     fit(tmp_path)
     data = sft_data()
     for step, tokens in [*enumerate(first), *enumerate(placed, start=5)]:
-        np.testing.assert_array_equal(tokens, data.batch_at(step)["tokens"])
+        np.testing.assert_array_equal(tokens, data.batch_at(step).tokens)
     assert len(first) == 7  # the seventh was placed and never trained on
     assert len(placed) == 5
 
@@ -160,8 +158,8 @@ def test_a_run_continues_on_fewer_and_fewer_devices_with_the_same_rows(tmp_path,
 
     def noted(batch, mesh):
         rows = zip(
-            batch["tokens"].reshape(-1, batch["tokens"].shape[-1]),
-            batch["weight"].reshape(-1),
+            batch.tokens.reshape(-1, batch.tokens.shape[-1]),
+            batch.weight.reshape(-1),
             strict=True,
         )
         seen.append((mesh.size, sorted(tuple(x[x > 0].tolist()) for x, weight in rows if weight)))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stair_jax.data.batches import PairBatch, SftBatch, TrainingBatch
 from stair_jax.train import logprobs, losses
 from tests.support import specs
 from tests.support.close import assert_sums_close
@@ -19,11 +20,13 @@ def preference(policy, reference, weight=None, *, length=((4, 8),), depth=None, 
     policy, reference = jnp.asarray(policy, jnp.float32), jnp.asarray(reference, jnp.float32)
     weight = jnp.ones(len(policy)) if weight is None else jnp.asarray(weight, jnp.float32)
     lengths = np.broadcast_to(np.asarray(length), policy.shape)
-    batch = {
-        "weight": weight,
-        "step_mask": jnp.asarray(np.arange(9) < lengths[..., None]),
-        "depth": jnp.asarray(depth or [1] * len(policy)),
-    }
+    empty = PairBatch.empty(np.zeros((*policy.shape, 9), np.int32))
+    batch = dataclasses.replace(
+        empty,
+        weight=weight,
+        step_mask=jnp.asarray(np.arange(9) < lengths[..., None]),
+        depth=jnp.asarray(depth or [1] * len(policy)),
+    )
     loss = losses.Dpo.of(SCORER, dpo_config(**change))
     return loss.preference(policy, reference, batch)
 
@@ -130,24 +133,24 @@ def batch():
     mask[:, 0, 4:6] = mask[:, 1, 4:8] = True
     sft = np.zeros((3, 9), bool)
     sft[0, 2:6] = sft[1:, 2:3] = True
-    arrays = {
-        "tokens": rng.integers(0, SPEC.V, (3, 2, 9)).astype(np.int32),
-        "step_mask": mask,
-        "sft_mask": sft,
-        "weight": np.array([1, 1, 0], np.float32),
-        "sft_weight": np.ones(3, np.float32),
-        "depth": np.array([1, 2, 0], np.int32),
-        "ref_logp": rng.normal(size=(3, 2)).astype(np.float32),
-    }
-    return jax.tree.map(jnp.asarray, arrays)
+    pairs = PairBatch(
+        tokens=rng.integers(0, SPEC.V, (3, 2, 9)).astype(np.int32),
+        step_mask=mask,
+        sft_mask=sft,
+        weight=np.array([1, 1, 0], np.float32),
+        sft_weight=np.ones(3, np.float32),
+        depth=np.array([1, 2, 0], np.int32),
+        ref_logp=rng.normal(size=(3, 2)).astype(np.float32),
+    )
+    return jax.tree.map(jnp.asarray, pairs)
 
 
 def test_without_a_reference_the_log_probs_themselves_are_compared(params, batch):
     alone, beside = dataclasses.replace(_dpo(), reference="none"), _dpo()
     assert not alone.reads_reference
     assert set(beside.units) - set(alone.units) == {"kl_per_token"}
-    zeros = batch | {"ref_logp": jnp.zeros_like(batch["ref_logp"])}
-    without = {name: x for name, x in batch.items() if name != "ref_logp"}
+    zeros = dataclasses.replace(batch, ref_logp=jnp.zeros_like(batch.ref_logp))
+    without = dataclasses.replace(batch, ref_logp=None)
     got, want = sums_of(alone, params, without), sums_of(beside, params, zeros)
     assert abs(sums_of(beside, params, batch)["dpo_loss"] - want["dpo_loss"]) > 0.01
     np.testing.assert_allclose(got["dpo_loss"], want["dpo_loss"], rtol=1e-6)
@@ -173,17 +176,9 @@ def test_every_constant_of_the_preference_loss_reaches_it(batch, params, change)
 
 
 def test_metrics_carry_the_usual_names_and_each_has_a_count(batch, params):
-    for loss, data in (
-        (_dpo(), batch),
-        (
-            losses.Sft(SCORER),
-            {
-                "tokens": batch["tokens"][:, 0],
-                "loss_mask": batch["sft_mask"],
-                "weight": batch["weight"],
-            },
-        ),
-    ):
+    rows = SftBatch(tokens=batch.tokens[:, 0], loss_mask=batch.sft_mask, weight=batch.weight)
+    cases: list[tuple[losses.Loss, TrainingBatch]] = [(_dpo(), batch), (losses.Sft(SCORER), rows)]
+    for loss, data in cases:
         sums, counts = sums_of(loss, params, data), loss.counts(data)
         assert set(sums) == set(loss.units)
         assert set(loss.units.values()) <= set(counts)
@@ -215,26 +210,29 @@ def test_value_and_gradient_equal_torch(batch):
 
     def ours(logits_B2TV):
         logp = jax.nn.log_softmax(logits_B2TV[:, :, :-1])
-        logp = jnp.take_along_axis(logp, batch["tokens"][:, :, 1:, None], axis=-1)[..., 0]
+        logp = jnp.take_along_axis(logp, batch.tokens[:, :, 1:, None], axis=-1)[..., 0]
         logp = jnp.pad(logp, ((0, 0), (0, 0), (1, 0)))
-        step = jnp.where(batch["step_mask"], logp, 0).sum(-1)
+        step = jnp.where(batch.step_mask, logp, 0).sum(-1)
         loss = _dpo(beta=beta, label_smoothing=smooth)
-        sums = loss.preference(step, batch["ref_logp"], batch)
-        nll = losses.sequence_nll(logp[:, 0], batch["sft_mask"], batch["sft_weight"])
+        sums = loss.preference(step, batch.ref_logp, batch)
+        nll = losses.sequence_nll(logp[:, 0], batch.sft_mask, batch.sft_weight)
         return sums["dpo_loss"] / 2 + coef * nll / 3
 
     value, grad = jax.jit(jax.value_and_grad(ours))(jnp.asarray(logits))
 
-    theirs = {name: torch.tensor(np.array(x)) for name, x in batch.items()}
+    tokens, steps, reference, trained = (
+        torch.tensor(np.array(x))
+        for x in (batch.tokens, batch.step_mask, batch.ref_logp, batch.sft_mask)
+    )
     x = torch.tensor(logits, requires_grad=True)
-    tokens = theirs["tokens"][:, :, 1:].long()
+    tokens = tokens[:, :, 1:].long()
     logp = torch.log_softmax(x[:, :, :-1], dim=-1).gather(-1, tokens[..., None])[..., 0]
-    step = (logp * theirs["step_mask"][:, :, 1:]).sum(-1)
-    ratio = step - theirs["ref_logp"]
+    step = (logp * steps[:, :, 1:]).sum(-1)
+    ratio = step - reference
     margin = beta * (ratio[:, 0] - ratio[:, 1])
     f = torch.nn.functional.logsigmoid
     pair = -(1 - smooth) * f(margin) - smooth * f(-margin)
-    sft = theirs["sft_mask"][:, 1:].float()
+    sft = trained[:, 1:].float()
     nll = -(logp[:, 0] * sft).sum(-1) / sft.sum(-1)
     loss = pair[:2].mean() + coef * nll.mean()
     loss.backward()
@@ -249,8 +247,8 @@ def test_a_reference_at_hand_gives_the_sums_of_a_precomputed_one(batch, params, 
     name = {"on_the_fly": "reference", "lora_base": "base"}[reference]
     scorer = logprobs.Scorer.of(SPEC, train_config(lora_rank=2 if name == "base" else 0))
     loss = dataclasses.replace(_dpo(reference=reference), scorer=scorer)
-    logp = SCORER(other, batch["tokens"].reshape(-1, 9), batch["step_mask"].reshape(-1, 9)).logp
-    known = batch | {"ref_logp": logp.reshape(3, 2, 9).sum(-1)}
+    logp = SCORER(other, batch.tokens.reshape(-1, 9), batch.step_mask.reshape(-1, 9)).logp
+    known = dataclasses.replace(batch, ref_logp=logp.reshape(3, 2, 9).sum(-1))
     if reference == "on_the_fly":
         got = loss.sums(params, {name: other}, batch)
         want = _dpo().sums(params, None, known)

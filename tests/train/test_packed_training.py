@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from stair_jax import mesh as mesh_lib
-from stair_jax.data.batches import SftData
 from stair_jax.data.examples import PairExample, SftExample
 from stair_jax.data.pair_batches import DpoData
+from stair_jax.data.sft_batches import SftData
 from stair_jax.model import transformer
 from stair_jax.train import logprobs, losses, optimizer
 from stair_jax.train import step as step_lib
@@ -92,6 +92,11 @@ def table(data):
     }
 
 
+def laid_out(batch, **change):
+    """The batch with another layout."""
+    return dataclasses.replace(batch, layout=dataclasses.replace(batch.layout, **change))
+
+
 @pytest.mark.parametrize(
     "change",
     [{}, {"scope": "response", "sft_scope": "step"}, {"loss": "ipo"}, {"sft_reduction": "token"}],
@@ -104,13 +109,13 @@ def test_trees_cost_and_teach_what_their_pairs_do(change):
         config = dataclasses.replace(PLAIN, batching=batching)
         data = DpoData(*ROWS, config, loss, seed=0, pad_id=0, row_shards=1)
         batches[batching] = data.with_reference(table(data)).batch_at(0)
-    plain, tree = (batches[name]["tokens"] for name in ("bucket", "tree"))
+    plain, tree = (batches[name].tokens for name in ("bucket", "tree"))
     assert tree.size < plain.size / 2
     objective = losses.Dpo.of(logprobs.Scorer.of(SPEC, PLAIN), loss)
     want = gradients(objective, batches["bucket"])
     assert {f"rewards/accuracies/depth-{d}" for d in (1, 2, 3)} <= set(want[0])
     assert_same(gradients(objective, batches["tree"]), want)
-    blind = batches["tree"] | {"reach": np.broadcast_to(np.int32(tree.shape[-1]), tree.shape)}
+    blind = laid_out(batches["tree"], reach=np.full_like(tree, tree.shape[-1]))
     assert abs(gradients(objective, blind)[0]["loss"] - want[0]["loss"]) > 1e-4
 
 
@@ -124,7 +129,7 @@ def test_trees_in_several_passes_and_on_a_mesh_are_the_same():
         return data.with_reference(table(data)).batch_at(0)
 
     one, many = batch(), batch(micro_tokens=40)
-    assert len(one["tokens"]) == 1 < len(many["tokens"])
+    assert len(one.tokens) == 1 < len(many.tokens)
     want = gradients(objective, one)
     assert_same(gradients(objective, many), want)
     assert_same(gradients(objective, batch(shards=4), (2, 2, 2)), want)
@@ -138,11 +143,12 @@ def test_packed_examples_cost_and_teach_what_they_do_alone():
     for batching in ("bucket", "pack"):
         config = dataclasses.replace(PLAIN, batching=batching)
         batches[batching] = SftData(rows, config, seed=0, pad_id=0, row_shards=1).batch_at(0)
-    assert batches["pack"]["tokens"].size < batches["bucket"]["tokens"].size
+    assert batches["pack"].tokens.size < batches["bucket"].tokens.size
     loss = losses.Sft(logprobs.Scorer.of(SPEC, PLAIN))
     want = gradients(loss, batches["bucket"])
     assert_same(gradients(loss, batches["pack"]), want)
-    blind = batches["pack"] | {"positions": batches["pack"]["positions"] + 5}
+    packed = batches["pack"]
+    blind = laid_out(packed, positions=packed.layout.positions + 5)
     assert_same(gradients(loss, blind), want)  # rotary angles are relative
-    leaking = batches["pack"] | {"reach": np.full_like(batches["pack"]["reach"], 40)}
+    leaking = laid_out(packed, reach=np.full_like(packed.tokens, 40))
     assert abs(gradients(loss, leaking)[0]["loss"] - want[0]["loss"]) > 1e-4

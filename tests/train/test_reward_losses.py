@@ -12,6 +12,7 @@ import pytest
 from stair_jax import config
 from stair_jax import mesh as mesh_lib
 from stair_jax.config.schema import PrmConfig
+from stair_jax.data.batches import ComparisonBatch, ValuedBatch
 from stair_jax.data.examples import ComparisonExample
 from stair_jax.data.reward_batches import ComparisonData
 from stair_jax.log.metrics import Metrics
@@ -29,20 +30,24 @@ MSE = dataclasses.replace(BCE, loss="mse")
 ROWS, T, R = 8, 11, 3
 
 
-def batch_of(weight, depth, **more):
-    """A batch without tokens, for the sums that need no model."""
-    arrays = {"weight": np.array(weight, np.float32), "depth": np.array(depth, np.int32)} | {
-        name: np.array(x, np.float32) for name, x in more.items()
-    }
-    return jax.tree.map(jnp.asarray, arrays)
-
-
 # Scores of three pairs, better and worse; the third is padding. Margins 1.5 and -2.
 PAIRS = jnp.array([[2.0, 0.5], [-1.0, 1.0], [50.0, -50.0]])
-PAIR_BATCH = batch_of([1, 1, 0], [2, 0, 2])
+PAIR_BATCH = ComparisonBatch(
+    tokens=jnp.zeros((3, 2, 5), jnp.int32),
+    read=jnp.zeros((3, 2), jnp.int32),
+    weight=jnp.array([1.0, 1.0, 0.0]),
+    depth=jnp.array([2, 0, 2]),
+)
 # Scores and scaled values of two nodes, the second of 3 visits; the third was not read.
 NODES = jnp.array([[0.8, -2.0, 7.0]])
-NODE_BATCH = batch_of([[1, 3, 0]], [[1, 4, 1]], target=[[0.75, 0.0, 1.0]])
+NODE_BATCH = ValuedBatch(
+    tokens=jnp.zeros((1, 5), jnp.int32),
+    start=jnp.array([1]),
+    read=jnp.array([[1, 2, 3]]),
+    weight=jnp.array([[1.0, 3.0, 0.0]]),
+    depth=jnp.array([[1, 4, 1]]),
+    target=jnp.array([[0.75, 0.0, 1.0]]),
+)
 
 
 def test_bradley_terry_by_hand():
@@ -133,7 +138,7 @@ def test_gradients_equal_those_of_torch():
     got = jax.grad(lambda x: BT.of_pairs(x, PAIR_BATCH)["bt_loss"])(PAIRS)
     assert_sums_close(got, want)
     assert np.abs(got[:2]).min() > 0.1
-    weight, q = (torch.tensor(np.asarray(NODE_BATCH[k])) for k in ("weight", "target"))
+    weight, q = (torch.tensor(np.asarray(x)) for x in (NODE_BATCH.weight, NODE_BATCH.target))
     for loss in ("bce", "mse"):
         raw = torch.tensor(np.asarray(NODES), requires_grad=True)
         if loss == "bce":
@@ -148,12 +153,11 @@ def test_gradients_equal_those_of_torch():
 
 
 def test_every_metric_has_a_count_and_every_term_is_a_metric():
-    for loss, raw, batch in (
-        (BT, PAIRS, PAIR_BATCH),
-        (BCE, NODES, NODE_BATCH),
-        (MSE, NODES, NODE_BATCH),
+    for loss, batch, sums in (
+        (BT, PAIR_BATCH, BT.of_pairs(PAIRS, PAIR_BATCH)),
+        (BCE, NODE_BATCH, BCE.of_nodes(NODES, NODE_BATCH)),
+        (MSE, NODE_BATCH, MSE.of_nodes(NODES, NODE_BATCH)),
     ):
-        sums = loss.of_pairs(raw, batch) if loss.pairs else loss.of_nodes(raw, batch)
         assert set(sums) == set(loss.units)
         assert set(loss.units.values()) <= set(loss.counts(batch))
         assert set(loss.terms) <= set(sums)
@@ -169,23 +173,24 @@ def test_the_configuration_reaches_the_objective():
 
 def pair_batch():
     rng = np.random.default_rng(0)
-    return {
-        "tokens": rng.integers(0, SPEC.V, (ROWS, 2, T)).astype(np.int32),
-        "read": rng.integers(2, T, (ROWS, 2)).astype(np.int32),
-        "weight": np.array([1, 1, 1, 0, 1, 0, 0, 1], np.float32),  # in unequal halves
-        "depth": (np.arange(ROWS) % 3).astype(np.int32),
-    }
+    return ComparisonBatch(
+        tokens=rng.integers(0, SPEC.V, (ROWS, 2, T)).astype(np.int32),
+        read=rng.integers(2, T, (ROWS, 2)).astype(np.int32),
+        weight=np.array([1, 1, 1, 0, 1, 0, 0, 1], np.float32),  # in unequal halves
+        depth=(np.arange(ROWS) % 3).astype(np.int32),
+    )
 
 
 def node_batch():
     rng = np.random.default_rng(1)
-    return {
-        "tokens": rng.integers(0, SPEC.V, (ROWS, T)).astype(np.int32),
-        "read": np.sort(rng.integers(0, T, (ROWS, R)).astype(np.int32)),
-        "target": rng.uniform(0, 1, (ROWS, R)).astype(np.float32),
-        "weight": rng.integers(0, 5, (ROWS, R)).astype(np.float32),
-        "depth": np.broadcast_to(np.arange(1, R + 1, dtype=np.int32), (ROWS, R)).copy(),
-    }
+    return ValuedBatch(
+        tokens=rng.integers(0, SPEC.V, (ROWS, T)).astype(np.int32),
+        start=np.ones(ROWS, np.int32),
+        read=np.sort(rng.integers(0, T, (ROWS, R)).astype(np.int32)),
+        target=rng.uniform(0, 1, (ROWS, R)).astype(np.float32),
+        weight=rng.integers(0, 5, (ROWS, R)).astype(np.float32),
+        depth=np.broadcast_to(np.arange(1, R + 1, dtype=np.int32), (ROWS, R)).copy(),
+    )
 
 
 CASES = pytest.mark.parametrize(
@@ -205,7 +210,7 @@ def start():
 
 def cut(batch, micro=ROWS):
     """Returns the rows as micro-batches, as the data hands them out."""
-    return {name: x.reshape(-1, micro, *x.shape[1:]) for name, x in batch.items()}
+    return batch.cut(len(batch.tokens) // micro)
 
 
 def one_step(loss, batch, *, shape=(1, 1, 1), micro=ROWS):
@@ -234,12 +239,13 @@ def assert_same(one, two):
 
 @CASES
 def test_accumulation_and_padding_rows_change_nothing(loss, batch):
-    halves = [float(batch["weight"][i : i + 4].sum()) for i in (0, 4)]
+    halves = [float(batch.weight[i : i + 4].sum()) for i in (0, 4)]
     assert halves[0] != halves[1]  # a mean of means would be wrong
     whole = one_step(loss, batch)
     assert_same(whole, one_step(loss, batch, micro=4))
-    longer = {name: np.concatenate([x, x[:4] * (name != "weight")]) for name, x in batch.items()}
-    assert longer["tokens"][ROWS:].any()
+    longer = jax.tree.map(lambda x: np.concatenate([x, x[:4]]), batch)
+    longer.weight[ROWS:] = 0
+    assert longer.tokens[ROWS:].any()
     assert_same(whole, one_step(loss, longer, micro=ROWS + 4))
 
 
@@ -253,13 +259,13 @@ def test_a_sharded_step_equals_that_of_one_device(loss, batch, shape):
 
 def test_what_has_no_weight_gets_no_gradient_at_all():
     batch = cut(pair_batch())
-    batch["weight"][:] = 0
+    batch.weight[:] = 0
     grads = jax.jit(jax.grad(lambda p: sum_of(BT, p, batch)))(start())
     assert all(not np.any(x) for x in jax.tree.leaves(grads))
 
 
 def sum_of(loss, params, batch, frozen=None):
-    micro = {name: jnp.asarray(x[0]) for name, x in batch.items()}
+    micro = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
     sums = loss.sums(params, frozen, micro)
     return sum(coef * sums[name] for name, coef in loss.terms.items())
 
@@ -292,7 +298,7 @@ def test_adapters_and_the_head_are_trained_and_nothing_else():
 @pytest.mark.parametrize("loss", [BT, BCE, MSE], ids=["bt", "bce", "mse"])
 def test_eight_rows_are_learned_by_heart(loss):
     batch = pair_batch() if loss.pairs else node_batch()
-    batch["weight"] = np.ones_like(batch["weight"])
+    batch.weight[:] = 1
     mesh = mesh_lib.make((1, 1, 1))
     params = jax.device_put(start(), jax.sharding.NamedSharding(mesh, jax.P()))
     with jax.set_mesh(mesh):
@@ -372,10 +378,10 @@ def test_loss_and_gradients_equal_those_of_a_classifier_of_transformers():
     ours = as_tree({name: p.detach().numpy() for name, p in theirs.named_parameters()})
 
     batch = pair_batch()
-    batch["weight"][:] = 1
-    batch["tokens"] = np.maximum(batch["tokens"], 1)  # 0 is their padding
-    batch["tokens"][np.arange(T) > batch["read"][..., None]] = 0
-    ids = torch.tensor(batch["tokens"].reshape(-1, T).astype(np.int64))
+    batch.weight[:] = 1
+    batch.tokens[:] = np.maximum(batch.tokens, 1)  # 0 is their padding
+    batch.tokens[np.arange(T) > batch.read[..., None]] = 0
+    ids = torch.tensor(batch.tokens.reshape(-1, T).astype(np.int64))
     raw = theirs(ids, attention_mask=(ids != 0).long()).logits.reshape(ROWS, 2)
     margin, total = raw[:, 0] - raw[:, 1], raw[:, 0] + raw[:, 1]
     cost = (-torch.nn.functional.logsigmoid(margin) + 0.3 * total**2).mean()

@@ -12,6 +12,7 @@ import pytest
 
 from stair_jax import mesh as mesh_lib
 from stair_jax.config.checks import validate_training
+from stair_jax.data.batches import PairBatch, SftBatch
 from stair_jax.model import transformer
 from stair_jax.train import logprobs, losses, optimizer
 from stair_jax.train import step as step_lib
@@ -34,7 +35,7 @@ def sft_batch():
     for row, length in enumerate((9, 1, 5, 3, 7, 2, 8, 4)):  # unequal, so that means of means lie
         mask[row, 2 : 2 + length] = True
     tokens = rng.integers(0, SPEC.V, (ROWS, T)).astype(np.int32)
-    return {"tokens": tokens, "loss_mask": mask, "weight": np.ones(ROWS, np.float32)}
+    return SftBatch(tokens=tokens, loss_mask=mask, weight=np.ones(ROWS, np.float32))
 
 
 def dpo_batch():
@@ -45,15 +46,15 @@ def dpo_batch():
         sft[row, 2 : 5 + row % 5] = True
     weight = np.array([1, 1, 1, 0, 1, 0, 1, 1], np.float32)  # two anchors, in unequal halves
     step[weight == 0] = False
-    return {
-        "tokens": rng.integers(0, SPEC.V, (ROWS, 2, T)).astype(np.int32),
-        "step_mask": step,
-        "sft_mask": sft,
-        "weight": weight,
-        "sft_weight": np.ones(ROWS, np.float32),
-        "ref_logp": rng.normal(-9, 1, (ROWS, 2)).astype(np.float32),
-        "depth": (weight * (1 + np.arange(ROWS) % 2)).astype(np.int32),
-    }
+    return PairBatch(
+        tokens=rng.integers(0, SPEC.V, (ROWS, 2, T)).astype(np.int32),
+        step_mask=step,
+        sft_mask=sft,
+        weight=weight,
+        sft_weight=np.ones(ROWS, np.float32),
+        ref_logp=rng.normal(-9, 1, (ROWS, 2)).astype(np.float32),
+        depth=(weight * (1 + np.arange(ROWS) % 2)).astype(np.int32),
+    )
 
 
 CASES = pytest.mark.parametrize(
@@ -64,7 +65,7 @@ _START = {}
 
 def cut(batch, micro=ROWS):
     """Returns the rows as micro-batches, as the data hands them out."""
-    return {name: x.reshape(-1, micro, *x.shape[1:]) for name, x in batch.items()}
+    return batch.cut(len(batch.tokens) // micro)
 
 
 def start():
@@ -103,7 +104,7 @@ def differ(a, b):
 def test_accumulation_equals_one_large_batch(loss, batch, micro):
     mean_of_means = np.mean(
         [
-            one_count(loss, {k: v[at : at + micro] for k, v in batch.items()})
+            one_count(loss, jax.tree.map(lambda x, at=at: x[at : at + micro], batch))
             for at in range(0, ROWS, micro)
         ]
     )
@@ -134,19 +135,22 @@ def test_a_sharded_step_equals_that_of_one_device(loss, batch, shape):
 
 def test_rows_lie_over_the_data_and_fsdp_axes():
     placed = step_lib.place(cut(sft_batch(), 4), mesh_lib.make((2, 2, 2)))
-    assert placed["tokens"].shape == (2, 4, T)
-    assert {s.data.shape for s in placed["tokens"].addressable_shards} == {(2, 1, T)}
+    assert placed.tokens.shape == (2, 4, T)
+    assert {s.data.shape for s in placed.tokens.addressable_shards} == {(2, 1, T)}
 
 
 @CASES
 def test_padding_rows_and_padding_tokens_change_nothing(loss, batch):
     want, want_grads, _ = one_step(loss, batch)
-    longer = {}
-    for name, x in batch.items():
+
+    def padded(x, value=0):
         rows = [(0, ROWS)] + [(0, 0)] * (x.ndim - 1)
         if x.ndim > 1 and x.shape[-1] == T:
             rows[-1] = (0, 5)
-        longer[name] = np.pad(x, rows, constant_values=3 if name == "tokens" else 0)
+        return np.pad(x, rows, constant_values=value)
+
+    longer = jax.tree.map(padded, batch)
+    longer = dataclasses.replace(longer, tokens=padded(batch.tokens, 3))
     got, grads, _ = one_step(loss, longer, micro=2 * ROWS)
     for name in want:
         assert math.isclose(want[name], got[name], rel_tol=1e-5, abs_tol=1e-5), name
@@ -157,16 +161,17 @@ def test_the_sft_loss_is_the_mean_over_all_response_tokens():
     batch = sft_batch()
     out, _, _ = one_step(SFT, batch)
     every = jnp.ones((ROWS, T), bool)
-    logp = np.asarray(jax.jit(lambda p, t: SCORER(p, t, every).logp)(start(), batch["tokens"]))
-    np.testing.assert_allclose(out["loss"], -logp[batch["loss_mask"]].mean(), rtol=1e-5)
+    logp = np.asarray(jax.jit(lambda p, t: SCORER(p, t, every).logp)(start(), batch.tokens))
+    np.testing.assert_allclose(out["loss"], -logp[batch.loss_mask].mean(), rtol=1e-5)
 
 
 def test_dpo_starts_at_log_2_plus_its_sft_term():
     batch = dpo_batch()
-    flat = jnp.asarray(batch["tokens"].reshape(-1, T))
+    flat = jnp.asarray(batch.tokens.reshape(-1, T))
     every = jnp.ones(flat.shape, bool)
     logp = jax.jit(lambda p: SCORER(p, flat, every).logp)(start()).reshape(ROWS, 2, T)
-    batch["ref_logp"] = np.array((logp * batch["step_mask"]).sum(-1))
+    reference = np.array((logp * batch.step_mask).sum(-1))
+    batch = dataclasses.replace(batch, ref_logp=reference)
     out, _, _ = one_step(DPO, batch)
     np.testing.assert_allclose(out["dpo_loss"], math.log(2), rtol=1e-5)
     np.testing.assert_allclose(out["loss"], math.log(2) + 0.2 * out["nll_loss"], rtol=1e-5)
@@ -178,14 +183,11 @@ def test_dpo_starts_at_log_2_plus_its_sft_term():
 def test_empty_micro_batches_at_the_end_are_not_computed(loss, batch):
     """A micro-batch of weight 0 that would spoil every sum is passed over."""
     micro = cut(batch, 4)
-    spoilt = {k: np.concatenate([x, np.zeros_like(x[:1])]) for k, x in micro.items()}
-    name = "ref_logp" if "ref_logp" in batch else None
-    if name:
-        spoilt[name][-1] = np.nan  # 0 x nan would be nan
+    spoilt = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:1])]), micro)
+    if isinstance(spoilt, PairBatch):
+        spoilt.ref_logp[-1] = np.nan  # 0 x nan would be nan
     whole, grads, _ = one_step(loss, batch, micro=4)
-    got, summed, _ = one_step(
-        loss, {k: x.reshape(-1, *x.shape[2:]) for k, x in spoilt.items()}, micro=4
-    )
+    got, summed, _ = one_step(loss, spoilt.joined(), micro=4)
     assert_trees_close(grads, summed, 0)
     assert got == whole
 
@@ -193,7 +195,7 @@ def test_empty_micro_batches_at_the_end_are_not_computed(loss, batch):
 def test_held_out_rows_give_the_means_of_all_batches_together():
     batch, mesh = dpo_batch(), mesh_lib.make((1, 1, 1))
     want, _, _ = one_step(DPO, batch, lr=0.0)
-    parts = [cut({k: v[at : at + 4] for k, v in batch.items()}, 2) for at in (0, 4)]
+    parts = [cut(jax.tree.map(lambda x, at=at: x[at : at + 4], batch), 2) for at in (0, 4)]
     with jax.set_mesh(mesh):
         got = step_lib.measure(start(), parts, mesh, loss=DPO)
         assert step_lib.measure(start(), [], mesh, loss=DPO) == {}
@@ -204,7 +206,7 @@ def test_held_out_rows_give_the_means_of_all_batches_together():
 
 def test_a_bad_gradient_leaves_the_state_as_it_was():
     batch = dpo_batch()
-    batch["ref_logp"][2, 0] = np.inf
+    batch.ref_logp[2, 0] = np.inf
     mesh = mesh_lib.make((1, 1, 1))
     with jax.set_mesh(mesh):
         state = step_lib.init(step_lib.on_mesh(start(), mesh), TX, mesh)
@@ -220,13 +222,13 @@ def test_the_state_is_updated_in_place_whether_the_step_is_skipped_or_not():
 
     class Plain(losses.Sft):
         def sums(self, params, frozen, batch):
-            out = jnp.tanh(batch["rows"] @ params["w"])
+            out = jnp.tanh(batch.tokens @ params["w"])
             return {"nll_loss": out.sum(), "mean_token_accuracy": out.min()}
 
     mesh = mesh_lib.make((1, 1, 1))
     where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    shapes = {"rows": (2, 3, 160), "loss_mask": (2, 3, T), "weight": (2, 3)}
-    batch = {k: jax.ShapeDtypeStruct(s, jnp.float32, sharding=where) for k, s in shapes.items()}
+    rows = SftBatch.empty(np.zeros((2, 3, 160), np.float32))
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), rows)
     state = step_lib.abstract(
         {"w": jax.ShapeDtypeStruct((160, 140), jnp.float32, sharding=where)}, TX, mesh
     )
@@ -234,10 +236,9 @@ def test_the_state_is_updated_in_place_whether_the_step_is_skipped_or_not():
     with jax.set_mesh(mesh):
         programs = step_lib.Programs.of(Plain(SCORER), TX, tree, tuple(leaves))
         lr, number = (jax.ShapeDtypeStruct((), kind) for kind in (jnp.float32, jnp.int32))
-        one = {
-            k: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype, sharding=where)
-            for k, x in batch.items()
-        }
+        one = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype, sharding=where), batch
+        )
         whole: Any = programs.whole.lower(state, None, one, lr).compile().memory_analysis()
         total = jax.eval_shape(programs.zeros, state.params, None, batch)
         adding: Any = programs.add.lower(total, state.params, None, batch, number).compile()

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stair_jax.data.batches import SftData
 from stair_jax.data.examples import PairExample, SftExample
 from stair_jax.data.pair_batches import DpoData
+from stair_jax.data.sft_batches import SftData
 from stair_jax.model import lora, transformer
 from stair_jax.model.spec import Spec
 from stair_jax.train import throughput
@@ -92,7 +92,7 @@ ROWS = [SftExample(id=str(n), prompt=(1,) * n, response=(2,) * (n + 1)) for n in
 def test_work_of_rows_leaves_padding_out(batching):
     data = SftData(ROWS, train_config(batching=batching), seed=0, pad_id=0, row_shards=1)
     batch = data.batch_at(0)
-    assert batch["tokens"].size > 17
+    assert batch.tokens.size > 17
     assert throughput.work_of(batch) == Work(17, 6 + 15 + 45, 2 + 3 + 5)
 
 
@@ -150,6 +150,6 @@ def test_peak_memory_is_that_of_the_fullest_device():
 def test_rows_that_are_absent_are_no_work():
     data = SftData(ROWS[:1], train_config(), seed=0, pad_id=0, row_shards=4)
     batch = data.batch_at(0)
-    assert batch["weight"].sum() == 1 < batch["weight"].size
+    assert batch.weight.sum() == 1 < batch.weight.size
     assert throughput.work_of(batch) == Work(3, 6, 2)
-    assert np.all(batch["tokens"][batch["weight"] == 0] == 0)
+    assert np.all(batch.tokens[batch.weight == 0] == 0)

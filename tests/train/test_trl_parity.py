@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from stair_jax.data import trajectories
-from stair_jax.data.batches import SftData
 from stair_jax.data.examples import PairExample, SftExample
 from stair_jax.data.pair_batches import DpoData
+from stair_jax.data.sft_batches import SftData
 from stair_jax.hf import importer, names
 from stair_jax.train import losses
 from stair_jax.train.logprobs import Scorer, Scores
@@ -83,7 +83,7 @@ def case_of(name, batching="bucket"):
     order = [int(example.id) for example in data.rows_at(0)]
     assert sorted(order) == [*range(len(PAIRS))]
     loss = losses.Dpo.of(Scorer.of(model("policy")[0], train), config)
-    return loss, {name: jnp.asarray(x[0]) for name, x in batch.items()}, order
+    return loss, jax.tree.map(lambda x: jnp.asarray(x[0]), batch), order
 
 
 def total(loss, params, batch):
@@ -122,8 +122,8 @@ class Given(Scorer):
 def pulled_back():
     """One program for all cases: the policy's log-probs, and the gradient under cotangents."""
     loss, batch, _ = case_of("sigmoid")
-    tokens = batch["tokens"].reshape(-1, batch["tokens"].shape[-1])
-    wanted = batch["step_mask"].reshape(tokens.shape)
+    tokens = batch.tokens.reshape(-1, batch.tokens.shape[-1])
+    wanted = batch.step_mask.reshape(tokens.shape)
 
     def run(params, cotangent):
         logp, back = jax.vjp(lambda p: loss.scorer(p, tokens, wanted).logp, params)
@@ -162,12 +162,12 @@ def test_totals_metrics_and_gradients_are_trls(name):
 @pytest.mark.parametrize("name", CASES)
 def test_every_pair_is_trls(name):
     loss, batch, order = case_of(name)
-    case, steps = CASES[name], batch["step_mask"]
+    case, steps = CASES[name], batch.step_mask
     run, zeros = pulled_back()
     policy = (run(zeros)[0].reshape(steps.shape) * steps).sum(-1)
     for row, pair in enumerate(order):
-        alone = batch | {"weight": jnp.zeros(len(policy)).at[row].set(1.0)}
-        found = loss.preference(policy, batch["ref_logp"], alone)
+        alone = dataclasses.replace(batch, weight=jnp.zeros(len(policy)).at[row].set(1.0))
+        found = loss.preference(policy, batch.ref_logp, alone)
         expected = {
             "dpo_loss": case["losses"][pair],
             "rewards/chosen": case["rewards_chosen"][pair],
@@ -180,14 +180,14 @@ def test_every_pair_is_trls(name):
         # TRL's reference under ipo is a mean over tokens; ours is a sum that the loss divides.
         length = steps[row].sum(-1) if loss.loss == "ipo" else 1
         theirs = [case["ref_chosen"][pair], case["ref_rejected"][pair]]
-        close(batch["ref_logp"][row] / length, theirs)
+        close(batch.ref_logp[row] / length, theirs)
 
 
 def test_a_batch_of_trees_is_trls_too():
     name = "smoothing-sft"
     loss, batch, _ = case_of(name, "tree")
-    assert "reach" in batch
-    assert "reach" not in case_of(name)[1]
+    assert batch.layout is not None
+    assert case_of(name)[1].layout is None
     run = jax.jit(jax.value_and_grad(functools.partial(total, loss), has_aux=True))
     (value, _), grads = run(model("policy")[1], batch)
     close(value, CASES[name]["total"])
@@ -202,8 +202,8 @@ def test_supervised_fine_tuning_is_transformers(batching):
     ]
     train = settings(batching=batching)
     data = SftData(rows, train, seed=0, pad_id=0, row_shards=1)
-    batch = {name: jnp.asarray(x[0]) for name, x in data.batch_at(0).items()}
-    assert ("reach" in batch) == (batching == "pack")
+    batch = jax.tree.map(lambda x: jnp.asarray(x[0]), data.batch_at(0))
+    assert (batch.layout is not None) == (batching == "pack")
     spec, params = model("policy")
     loss = losses.Sft(Scorer.of(spec, train))
     run = jax.jit(jax.value_and_grad(functools.partial(total, loss), has_aux=True))

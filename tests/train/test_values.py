@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stair_jax.data.batches import ComparisonBatch
 from stair_jax.model import lora, reward
 from stair_jax.model.transformer import Decoder
 from stair_jax.train import throughput
@@ -88,10 +89,11 @@ def test_adapters_score_as_the_weights_that_they_merge_to(params, tokens):
 
 
 def test_a_score_is_no_product_with_the_vocabulary():
-    batch = {
-        "tokens": np.ones((1, 2, 2, 7), np.int32),
-        "read": np.array([[[4, 2], [6, 6]]]),
-        "weight": np.array([[1, 0]], np.float32),
-    }
+    batch = ComparisonBatch(
+        tokens=np.ones((1, 2, 2, 7), np.int32),
+        read=np.array([[[4, 2], [6, 6]]]),
+        weight=np.array([[1, 0]], np.float32),
+        depth=np.array([[1, 0]]),
+    )
     keys = 5 * 6 // 2 + 3 * 4 // 2  # of rows of 5 and 3 tokens; the second pair is padding
     assert throughput.work_of(batch) == throughput.Work(tokens=8, keys=keys, scored=0)
