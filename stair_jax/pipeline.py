@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import itertools
 import logging
+import operator
 import pathlib
 import time
 from collections.abc import Collection
@@ -76,7 +77,7 @@ def missing_for(run: Run, item: Item) -> str | None:
     if stage.start:
         there = [*known_models.stair_models(run), *known_models.baselines(run)]
         known = [model.name for model in there]
-        if (start := run.config.prm.model) and start not in known:
+        if (start := operator.attrgetter(stage.start)(run.config)) and start not in known:
             return f"model {start!r} of config.{stage.start}, which is not one of {known}"
     return None
 

@@ -88,13 +88,20 @@ def finished(run: Run, model: Model) -> bool:
 
 
 def of_name(run: Run, name: str) -> Model:
-    """Returns the model of a name that the lineage has: of one that was there once."""
+    """Returns the model of a name that the lineage has, whether or not it is still there.
+
+    Raises:
+      ValueError: for a name that no model can have.
+    """
     if name.startswith(BASELINE):
         return baseline(name.removeprefix(BASELINE))
-    _, _, number = name.partition("-")
-    if number:
+    kind, _, number = name.partition("-")
+    if kind == DPO.name and number.isdecimal():
         return of_round(int(number))
-    return SFT_MODEL if name == SFT_MODEL.name else base(run)
+    for model in (base(run), SFT_MODEL):
+        if name == model.name:
+            return model
+    raise ValueError(f"model {name!r} is none that a run can have")
 
 
 def named(run: Run, name: str) -> Model:

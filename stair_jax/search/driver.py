@@ -238,7 +238,7 @@ class TreeScheduler:
         while self._free and self._queue and (engine.hungry or not self._growing):
             prompt = self._queue.popleft()
             try:
-                growth = self._sow(prompt)
+                growth = self._begin_tree(prompt)
             except ValueError as error:
                 self.passed_over[prompt.id] = str(error)
                 continue
@@ -249,7 +249,7 @@ class TreeScheduler:
             growth.evaluate(ROOT)  # asked for before all else, and what the engine's hunger sees
             self._mark(growth)
 
-    def _sow(self, prompt: Prompt) -> Growth:
+    def _begin_tree(self, prompt: Prompt) -> Growth:
         """Returns a new tree; ValueError where there is no room for its prompt."""
         ids, model = self.tools.codec.prompt_ids(prompt.question), self.tools.valuer
         valuing = None if model is None else NodeValues(model, ids)

@@ -42,6 +42,9 @@ def test_only_what_is_finished_is_known_and_rounds_beyond_are_not(tmp_path):
         with pytest.raises(ValueError, match=f"model {name!r} {known}"):
             known_models.named(run, name)
     assert known_models.of_name(run, "dpo-3") == of_round(3)  # the lineage names it
+    for name in ("prm", "sft-2", "dpo-x", "nonsense", ""):
+        with pytest.raises(ValueError, match=f"model {name!r} is none that a run can have"):
+            known_models.of_name(run, name)
 
 
 def test_a_round_starts_from_the_model_before_it(tmp_path):
