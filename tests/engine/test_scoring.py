@@ -132,6 +132,6 @@ def test_the_pool_leaves_the_policy_room_and_is_not_the_policys(monkeypatch):
     assert make()._device.pages == page_count(SPEC, sizes) == 4 * CONFIG.slots * CONTEXT
     page_bytes = 2 * SPEC.L * CONFIG.page_size * SPEC.K * SPEC.H * 4
     monkeypatch.setattr(
-        "stair_jax.engine.prefill.Prefill._free_bytes", lambda self: 50 * page_bytes
+        "stair_jax.engine.prefill.PagedModel._free_bytes", lambda self: 50 * page_bytes
     )
     assert make()._device.pages == int(50 * SHARE)

@@ -4,10 +4,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks import roofline
 from stair_jax import mesh as mesh_lib
+from stair_jax.data.batches import SftBatch
 from stair_jax.model import footprint, lora, transformer
 from stair_jax.model.footprint import Pass, Split
 from stair_jax.train import optimizer
@@ -72,8 +74,7 @@ def step_bytes(spec, config, rows):
     key = jax.random.key(0)
     base = like(lambda key: transformer.init(spec, key), key)
     factors = like(lambda k: lora.init(spec, k, rank=2, targets=("q",), new_rows=len(rows)), key)
-    batch = {"tokens": jnp.zeros((1, 2, 16), jnp.int32), "loss_mask": jnp.ones((1, 2, 16), bool)}
-    batch = like(lambda: batch | {"weight": jnp.ones((1, 2))})
+    batch = like(lambda: SftBatch.empty(np.zeros((1, 2, 16), np.int32)))
     tx, loss = optimizer.of(config, rows), Sft(Scorer.of(spec, config, rows))
     state = step_lib.abstract(factors, tx, mesh)
     leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))

@@ -11,7 +11,9 @@ from jax import lax
 
 from stair_jax import mesh as mesh_lib
 from stair_jax import ops
+from stair_jax.data.batches import ComparisonBatch, PairBatch, SftBatch
 from stair_jax.model import lora, reward, transformer
+from stair_jax.model.layout import Layout
 from stair_jax.ops import products
 from stair_jax.train import losses, optimizer, reward_losses
 from stair_jax.train import step as step_lib
@@ -98,10 +100,6 @@ TX = optimizer.of(CONFIG)
 
 def kinds(remat, dtype="bfloat16"):
     """Yields each kind of training step: its name, loss, batch, trained and frozen weights."""
-
-    def zeros(kind, *shape):
-        return jnp.zeros((ACCUM, B, *shape), kind)
-
     scorer = Scorer(spec=SPEC, compute_dtype=dtype, remat=remat, head_chunk=4, lora_scale=0.0)
     low_rank = Scorer(spec=SPEC, compute_dtype=dtype, remat=remat, head_chunk=4, lora_scale=0.5)
     valued = Values(spec=reward.scalar(SPEC), compute_dtype=dtype, remat=remat, lora_scale=0.0)
@@ -110,36 +108,13 @@ def kinds(remat, dtype="bfloat16"):
     scored = jax.eval_shape(lambda: reward.init(SPEC, jax.random.key(0)))
     draw = functools.partial(lora.init, SPEC, rank=3, targets=tuple(lora.TARGETS))
     factors = jax.eval_shape(lambda: draw(jax.random.key(0)))
-    layout = {name: zeros(jnp.int32, T) for name in ("positions", "reach", "parent")}
-    tokens = {"tokens": zeros(jnp.int32, T)}
-    weight = {"weight": zeros(jnp.float32)}
-    sft = tokens | weight | {"loss_mask": zeros(bool, T)}
-    lead = {"depth": zeros(jnp.int32), "sft_weight": zeros(jnp.float32)} | weight
-    pairs = lead | {
-        "tokens": zeros(jnp.int32, 2, T),
-        "step_mask": zeros(bool, 2, T),
-        "sft_mask": zeros(bool, T),
-        "ref_logp": zeros(jnp.float32, 2),
-    }
-    tree = (
-        tokens
-        | layout
-        | {
-            "weight": zeros(jnp.float32, PAIRS),
-            "sft_weight": zeros(jnp.float32, PAIRS),
-            "depth": zeros(jnp.int32, PAIRS),
-            "step_mask": zeros(bool, PAIRS, 2, T),
-            "sft_mask": zeros(bool, PAIRS, T),
-            "ref_logp": zeros(jnp.float32, PAIRS, 2),
-        }
-    )
-    compared = weight | {
-        "tokens": zeros(jnp.int32, 2, T),
-        "read": zeros(jnp.int32, 2),
-        "depth": zeros(jnp.int32),
-    }
-    yield "sft", losses.Sft(scorer), sft, weights, None
-    yield "sft packed", losses.Sft(scorer), sft | layout, weights, None
+    tokens, sides = (np.zeros((ACCUM, B, *lead, T), np.int32) for lead in ((), (2,)))
+    layout = Layout(tokens, tokens, tokens)
+    pairs = PairBatch.empty(sides, reference=True)
+    tree = PairBatch.empty(tokens, layout, pairs=PAIRS, reference=True)
+    compared = ComparisonBatch.empty(sides)
+    yield "sft", losses.Sft(scorer), SftBatch.empty(tokens), weights, None
+    yield "sft packed", losses.Sft(scorer), SftBatch.empty(tokens, layout), weights, None
     yield "dpo", dpo, pairs, weights, None
     yield "dpo tree", dpo, tree, weights, None
     yield "dpo lora", losses.Dpo.of(low_rank, dpo_config()), pairs, factors, {"base": weights}
