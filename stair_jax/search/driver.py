@@ -121,7 +121,7 @@ class TreeScheduler:
         self._growing: dict[int, Growth] = {}  # by row
         self._row_of: dict[str, int] = {}  # by prompt id
         self._count = 0  # of trees begun
-        self._number_of: dict[int, int] = {}  # by row, in the order of beginning, as all work is
+        self._number_of: dict[int, int] = {}  # by row; trees are numbered as they begin
         self._walking: set[int] = set()  # rows that the last call left in the middle of a walk
         self._changed: set[int] = set()  # rows that something happened to since they were asked
         self._unseen: set[int] = set()  # likewise, since whole trees were taken out

@@ -62,6 +62,7 @@ def test_scatters_in_several_dimensions_promise_that_places_differ(run, tmp_path
         jax.config.update("jax_dump_ir_to", "")
     texts = [path.read_text() for path in ir.iterdir()]
     found = [pair for text in texts for pair in SCATTER.findall(text)]
+    assert found
     several = [unique for dims, unique in found if "," in dims]
     assert len(several) >= AT_LEAST[run]
     assert set(several) <= {"true"}
