@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from stair_jax.engine.kv_filler import Job
-from stair_jax.engine.prefill import PagedModel
-from stair_jax.engine.scoring import ReadSequence, Scoring, apply, deliver
+from stair_jax.engine.scoring import Reader, ReadSequence, Scoring, apply, deliver
 from stair_jax.model import heads
 from stair_jax.model.cache import Fresh, KVPool, Rows
 from stair_jax.model.transformer import Decoder
@@ -47,8 +46,8 @@ def logp(
     return cache.pool if fresh else cache, jax.lax.map(of_row, (hidden, targets))
 
 
-class _Teller(PagedModel):
-    """A model's weights and pool on the device."""
+class _Teller(Reader):
+    """Computes log-probs."""
 
     def score(self, jobs: Sequence[Job]) -> None:
         """Computes jobs, and leaves the log-probs with their sequences."""
@@ -61,7 +60,7 @@ class _Teller(PagedModel):
             strict=True,
         )
         for block, following in both:
-            with self._on_mesh():
+            with self._computing(block):
                 self._pool, raw = logp(
                     self._params,
                     self._pool,

@@ -4,9 +4,10 @@ The engine's sequences lack the keys of their last token; here all are there, si
 hidden state was needed for its score.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
-from functools import partial
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +16,10 @@ import numpy as np
 from stair_jax.config.schema import EngineConfig
 from stair_jax.engine.kv_filler import Job, KvFiller
 from stair_jax.engine.pages import Pages
-from stair_jax.engine.prefill import PagedModel
+from stair_jax.engine.prefill import Block, PagedModel
 from stair_jax.engine.request import Prefix
 from stair_jax.engine.sequences import Held, Store
+from stair_jax.log import compiling, progress
 from stair_jax.model import reward
 from stair_jax.model.cache import Fresh, KVPool, Rows
 from stair_jax.model.spec import Spec
@@ -26,7 +28,7 @@ from stair_jax.model.transformer import Decoder
 SHARE = 0.4  # of a device's free memory that the pool takes: the policy's lies there too, or will
 
 
-@partial(jax.jit, static_argnames=("decoder", "fresh"), donate_argnames="pool")
+@functools.partial(jax.jit, static_argnames=("decoder", "fresh"), donate_argnames="pool")
 def score(
     params: Any,
     pool: KVPool,
@@ -68,15 +70,37 @@ class ScoredSequence(ReadSequence):
         return len(self.ids)
 
 
-class _Scorer(PagedModel):
-    """The reward model's weights and pool on the device."""
+class Reader(PagedModel):
+    """A reward model's weights and pool on the device."""
+
+    @functools.cached_property
+    def _shapes(self) -> set[tuple[int, int, int, bool]]:
+        """Of the blocks that were computed."""
+        return set()
+
+    @contextlib.contextmanager
+    def _computing(self, block: Block) -> Iterator[None]:
+        """What a block is computed in; says that the first of its shape is compiled there."""
+        (rows, size), width = block.tokens.shape, block.table.shape[1]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._on_mesh())
+            if (shape := (rows, size, width, block.fresh)) not in self._shapes:
+                line = stack.enter_context(progress.line("reward model"))
+                what = f"scores of {rows} x {size} tokens, {width} pages a row"
+                stack.enter_context(compiling.told(line, what))
+            yield
+        self._shapes.add(shape)
+
+
+class _Scorer(Reader):
+    """Computes a scalar model's scores."""
 
     def score(self, jobs: Sequence[Job]) -> None:
         """Computes jobs, and leaves the scores with their sequences."""
         ids, pages = [job.ids for job in jobs], [job.sequence.pages for job in jobs]
         found = []
         for block in self.blocks(ids, pages, [job.start for job in jobs]):
-            with self._on_mesh():
+            with self._computing(block):
                 self._pool, raw = score(
                     self._params,
                     self._pool,

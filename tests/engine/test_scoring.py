@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from stair_jax import mesh as mesh_lib
 from stair_jax.engine.prefill import page_count
 from stair_jax.engine.request import Prefix
 from stair_jax.engine.scoring import SHARE
+from stair_jax.log import compiling
 from tests.support.scoring import (
     CONFIG,
     CONTEXT,
@@ -135,3 +137,21 @@ def test_the_pool_leaves_the_policy_room_and_is_not_the_policys(monkeypatch):
         "stair_jax.engine.prefill.PagedModel._free_bytes", lambda self: 50 * page_bytes
     )
     assert make()._device.pages == int(50 * SHARE)
+
+
+def test_compiling_is_told_once_a_shape(monkeypatch, caplog):
+    """On an accelerator a shape takes ten seconds: a run that is silent meanwhile looks stuck."""
+    monkeypatch.setattr(compiling, "LEAST_S", 0.0)
+    caplog.set_level("INFO", logger=compiling.__name__)
+    scoring = make(weights(0))
+    blocks = []
+    for _ in range(2):
+        stepwise(scoring, family(0))
+        blocks.append([r.getMessage() for r in caplog.records])
+        caplog.clear()
+    first, again = blocks
+    rows = CONFIG.prefill_rows
+    told = re.compile(rf"reward model: compiled scores of {rows} x \d+ tokens, \d+ pages a row in ")
+    assert all(map(told.match, first))
+    assert len(first) >= 2  # prompts alone, and steps behind them
+    assert again == []
