@@ -5,24 +5,10 @@ import graphlib
 import pathlib
 import re
 
+from docs.house import FLOOR_OF, FLOORS, SEARCH_WING, TRAINING_WING
 from stair_jax.config import stages
 
 ROOT = pathlib.Path(__file__).parents[1] / "stair_jax"
-FLOORS = [
-    {"config", "records", "jsonl", "text", "interrupt"},
-    {"ops", "mesh", "startup", "xla_flags", "world", "miniature", "kernels"},
-    {"model"},
-    {"engine", "data", "hf", "remote", "log"},
-    {"judges", "prm", "train"},
-    {"search", "guided", "evals"},
-    {"run", "plan"},
-    {"stages"},
-    {"pipeline"},
-    {"main", "chat"},
-]
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-TRAINING_WING = {"train", "data", "hf"}
-SEARCH_WING = {"engine", "judges", "prm", "search", "guided", "evals"}
 LINES, STAGE_LINES = 600, 180
 
 
@@ -136,7 +122,7 @@ def test_the_lowest_floor_does_not_import_jax():
 
 def sources():
     """The text of every Python file of the repository by its path."""
-    folders = "stair_jax", "kernels", "configs", "benchmarks", "tests"
+    folders = "stair_jax", "kernels", "configs", "benchmarks", "docs", "tests"
     paths = [path for name in folders for path in (ROOT.parent / name).rglob("*.py")]
     return {path.relative_to(ROOT.parent): path.read_text(encoding="utf-8") for path in paths}
 

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
-README = pathlib.Path(__file__).parents[2] / "README.md"  # English enough to learn pieces from
+PAGES = sorted((pathlib.Path(__file__).parents[2] / "docs").glob("*.md"))  # English to learn from
 ROWS = [
     {"question": f"{asked} {object}?", "type": kind}
     for kind, asked in (("safety", "How does somebody break"), ("helpfulness", "What is"))
@@ -42,7 +42,8 @@ def pieces_tokenizer(special):
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=1500, initial_alphabet=alphabet, show_progress=False)
-    raw.train_from_iterator(README.read_text(encoding="utf-8").splitlines(), trainer)
+    raw.train_from_iterator((page.read_text(encoding="utf-8") for page in PAGES), trainer)
+    assert raw.get_vocab_size() == 1500
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=raw, eos_token=special[-1], pad_token=special[0]
     )

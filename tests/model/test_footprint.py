@@ -120,7 +120,7 @@ def test_every_knob_reaches_the_sum(key, less, more):
 
 @pytest.mark.parametrize(("remat", "compiled"), [("full", 28.4e9), ("products", 51.4e9)])
 def test_an_8b_model_on_eight_gpus_is_what_xla_compiles(remat, compiled):
-    """The README's table: 8,192 tokens a GPU and pass, given and besides, with moments and sum."""
+    """The table of docs/gpus.md: 8,192 tokens a GPU and pass, given and besides."""
     config = train_config(
         batch=128,
         micro_tokens=65_536,

@@ -1,0 +1,100 @@
+"""Parts of the pages that are made when they are built, from the source that they describe.
+
+A page has a line such as `<!-- made: keys -->`, and mkdocs calls `on_page_markdown`, which puts the
+list of all keys in its place. Nothing of mkdocs is imported: the tests read the pages as they will
+be shown, without it.
+"""
+
+import ast
+import pathlib
+import re
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from docs import house
+from stair_jax.config.knob import Knob, Section, knobs_of
+from stair_jax.config.schema import SECTIONS
+
+ROOT = pathlib.Path(__file__).parents[1]
+_PLACE = re.compile(r"^<!-- made: (\w+) -->$", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Returns a page's text with all that is made in its place; mkdocs calls it for every page."""
+    return _PLACE.sub(lambda found: MADE[found[1]](), markdown)
+
+
+def keys() -> str:
+    """Returns all keys of the configuration: meaning, type, default, range, where they count."""
+    return "\n".join(line for section in SECTIONS for line in _section(section))
+
+
+def _section(section: str) -> Iterator[str]:
+    kind = SECTIONS[section]
+    yield f"## {section or 'The run'}\n"
+    yield f"{_first_sentences(kind)}\n"
+    types = typing.get_type_hints(kind)
+    for name, knob in knobs_of(kind).items():
+        yield f"### {section}.{name}\n".replace("### .", "### ")
+        yield f"{_escaped(knob.meaning)}\n{{ .meaning }}\n"
+        yield " · ".join(_facts(types[name], knob)) + "\n{ .facts }\n"
+        for line in _counts(section, knob):
+            yield f"{line}\n{{ .facts }}\n"
+
+
+def _first_sentences(kind: type[Section]) -> str:
+    return " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+
+
+def _facts(kind: Any, knob: Knob) -> Iterator[str]:
+    default = f'"{knob.default}"' if isinstance(knob.default, str) else str(knob.default)
+    if knob.choices:
+        yield "one of " + ", ".join(f"`{_shown(word)}`" for word in knob.choices)
+    else:
+        yield f"`{_type(kind)}`"
+    yield f"default `{default}`"
+    if knob.among:
+        yield str(knob.among).partition(", at most")[0]  # that is what an int32 holds
+    if knob.words:
+        yield "comma-separated: " + ", ".join(f"`{word}`" for word in knob.words)
+    if knob.free:
+        yield "may change when a run goes on"
+
+
+def _counts(section: str, knob: Knob) -> Iterator[str]:
+    for under in knob.under:
+        what = "" if under.values is None else f"`{'`, `'.join(under.values)}` "
+        needs = under.needs.replace("{section}", section)
+        yield f"Only under: {what and what + 'needs '}{_escaped(needs)}"
+
+
+def _type(kind: Any) -> str:
+    name = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
+    return name.replace("typing.", "")
+
+
+def _shown(word: str) -> str:
+    return word or '""'
+
+
+def _escaped(text: str) -> str:
+    """Returns a text whose marks Markdown shows as they are, but for code between backticks."""
+    pieces = text.split("`")
+    pieces[::2] = [re.sub(r"([*\[\]{}])", r"\\\1", x).replace("<", "&lt;") for x in pieces[::2]]
+    return "`".join(pieces)
+
+
+def examples() -> str:
+    """Returns the scripts of `examples/`, each with what its docstring says of it."""
+    parts = []
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        tree = ast.parse(source)
+        about = ast.get_docstring(tree) or ""
+        title = about.splitlines()[0].rstrip(".") if about else path.stem
+        parts.append(f"## {title}\n\n`examples/{path.name}`\n\n```python\n{source}```\n")
+    return "\n".join(parts)
+
+
+MADE = {"keys": keys, "rooms": house.listing, "examples": examples}
