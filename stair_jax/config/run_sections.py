@@ -58,7 +58,10 @@ class RunConfig(Section):
         free=True,
     )
     project: str = knob(
-        "stair_jax", "of the run, for wandb and trackio", under=conditions.TRACKED, free=True
+        "stair_jax",
+        "project that wandb and trackio file the run under",
+        under=conditions.TRACKED,
+        free=True,
     )
 
 
@@ -71,7 +74,7 @@ class MeshConfig(Section):
     )
     replicas: int = knob(
         0,
-        "of the engine; 0: one a place on data x fsdp, beside one CPU one a core",
+        "replicas of the engine; 0: one a place on data x fsdp, and on a CPU one a core",
         FROM_0,
         free=True,
     )
@@ -86,11 +89,11 @@ class ModelConfig(Section):
 
     checkpoint: str = knob("", "a Hugging Face folder or hub name; empty: random weights of `size`")
     template: Literal["", "llama3", "chatml"] = knob(
-        "", '"llama3" or "chatml"; empty: the one of the checkpoint\'s family'
+        "", 'chat template: "llama3", "chatml"; empty: that of the checkpoint\'s family'
     )
     system: str = knob("", "text of a system turn; the method has none (release utils.py)")
     compute_dtype: Literal["auto", "float32", "bfloat16"] = knob(
-        "auto", 'of activations: "float32", "bfloat16"; auto: by the device'
+        "auto", 'dtype of activations: "float32", "bfloat16"; auto: by the device'
     )
 
 
@@ -118,28 +121,34 @@ class DataConfig(Section):
     """Rows and prompts that come from outside."""
 
     sft: str = knob(
-        "miniature", "or a .json/.jsonl/.parquet file, or a name on the Hugging Face hub"
+        "miniature",
+        "rows of stage 1: the miniature's, a .json, .jsonl or .parquet file, or a name on"
+        " the Hugging Face hub",
     )
     format: Literal["auto", "ours", "alpaca", "sharegpt", "openai"] = knob(
         "auto",
-        "of its rows, by their columns: or ours, alpaca, sharegpt, openai",
+        "form of these rows: ours, alpaca, sharegpt, openai; auto: by their columns",
         under=conditions.SFT_FILE,
     )
     prompts: str = knob(
         "miniature",
-        'or a file or hub name of {"question", "type"} rows; the word {round} in the name'
-        " gives each round a file of its own, else every round uses all rows",
+        'what trees are grown on: the miniature\'s, or a file or hub name of {"question",'
+        ' "type"} rows; the word {round} in the name gives each round a file of its own,'
+        " else every round uses all rows",
     )
-    preferences: str = knob("miniature", "of the baselines; or a file or hub name, as data.sft")
+    preferences: str = knob(
+        "miniature",
+        "what the baselines learn from: the miniature's, or a file or hub name, as data.sft",
+    )
     preferences_format: Literal["auto", "pairs", "explicit", "implicit", "sharegpt", "alpaca"] = (
         knob(
             "auto",
-            "or pairs (ours), explicit, implicit (prompts, as TRL has them), sharegpt, alpaca"
-            " (rankings, as LLaMA-Factory has them)",
+            "form of these rows: pairs (ours), explicit, implicit (prompts, as TRL has them),"
+            " sharegpt, alpaca (rankings, as LLaMA-Factory has them); auto: by their columns",
             under=conditions.PREFERENCE_FILE,
         )
     )
-    split: str = knob("train", "of hub names", under=conditions.ON_HUB)
+    split: str = knob("train", "split that is read of hub names", under=conditions.ON_HUB)
     sft_rows: int = knob(0, "rows used; 0: all of a file (the miniature needs a number)", FROM_0)
     round_prompts: int = knob(0, "prompts used in a round; 0: all of a file (as above)", FROM_0)
     preference_rows: int = knob(0, "rows used; 0: all of a file (as above)", FROM_0)
@@ -155,7 +164,11 @@ class GuidedConfig(Section):
         " gsm8k:FILE; or files or hub names of prompts, as data.prompts",
         free=True,
     )
-    models: str = knob("", '"base", "sft", "dpo-1", ...; empty: all that are there', free=True)
+    models: str = knob(
+        "",
+        'models that are asked: "base", "sft", "dpo-1", ...; empty: all that are there',
+        free=True,
+    )
     judged: bool = knob(
         True,
         "whether config.judge scores the answers to prompts of files",
@@ -177,7 +190,8 @@ class GuidedConfig(Section):
     )
     aggregation: Literal["last", "min", "mean", "product"] = knob(
         "last",
-        'of a response\'s step scores: or "min", "mean", "product"',
+        'which of a response\'s step scores is its own: the "last", or their "min", "mean",'
+        ' "product"',
         under=conditions.UNDER_REWARD_MODEL,
     )
     lookahead: int = knob(
@@ -185,7 +199,7 @@ class GuidedConfig(Section):
     )
     temperature: float = knob(
         0.6,
-        "of all but greedy (paper C.2, with top_p and top_k)",
+        "temperature of all but greedy (paper C.2, with top_p and top_k)",
         FROM_0,
         under=conditions.SEARCHED,
     )
@@ -199,16 +213,18 @@ class GuidedConfig(Section):
         50, "likeliest tokens that are drawn from; 0: all", FROM_0, under=conditions.SEARCHED
     )
     split: Literal["test", "dev"] = knob(
-        "test", 'of the miniature\'s benchmarks; "dev" to choose settings on'
+        "test", 'split of the miniature\'s benchmarks; "dev" to choose settings on'
     )
-    max_tokens: int = knob(2048, "of a response", ABOVE_0)
+    max_tokens: int = knob(2048, "tokens of a response at most", ABOVE_0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportConfig(Section):
     """What is written as a Hugging Face folder."""
 
-    model: str = knob("", '"sft", "dpo-2", ...; empty: the last finished one', free=True)
+    model: str = knob(
+        "", 'model that is written: "sft", "dpo-2", ...; empty: the last finished one', free=True
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = knob(
-        "auto", "of the written weights; auto: that of model.checkpoint", free=True
+        "auto", "dtype of the written weights; auto: that of model.checkpoint", free=True
     )

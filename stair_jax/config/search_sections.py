@@ -22,14 +22,17 @@ class SearchConfig(Section):
     max_depth: int = knob(
         7, "steps; a node there is not expanded (release tree_generate.yaml)", ABOVE_0
     )
-    score: Literal["ucb", "pucb"] = knob("ucb", '"ucb" or "pucb" (release mcts_node.py)')
+    score: Literal["ucb", "pucb"] = knob(
+        "ucb", 'how nodes are selected: "ucb" or "pucb" (release mcts_node.py)'
+    )
     prior: Literal["arithmetic", "geometric", "uniform"] = knob(
         "arithmetic",
-        'PUCB\'s p from a step\'s token probabilities: or "geometric", "uniform"',
+        'PUCB\'s p from a step\'s token probabilities: "arithmetic" or "geometric" mean, or'
+        ' "uniform"',
         under=conditions.PUCB,
     )
     reward: Literal["paper", "safe-constraint", "outcome"] = knob(
-        "paper", '"paper", "safe-constraint" (release) or "outcome"'
+        "paper", 'form of R(H, S): "paper", "safe-constraint" (release) or "outcome"'
     )
     visit_all_nodes: bool = knob(True, "evaluate nodes never visited once, at the end (release)")
     reselect_terminal: bool = knob(True, "walk into finished branches again (release)")
@@ -48,11 +51,13 @@ class SearchConfig(Section):
         0, "trees grown at once at most; 0: two for every slot (ours)", FROM_0, free=True
     )
     value: Literal["rollout", "prm", "mix"] = knob(
-        "rollout", 'of a step that ends nothing: or "prm" (what a reward model says), "mix"'
+        "rollout",
+        'value of a step that ends nothing: of its rollout, "prm" (what a reward model'
+        ' says), "mix"',
     )
     value_weight: float = knob(
         0.5,
-        'of the reward model in "mix"; the rest is the rollout\'s',
+        'weight of the reward model in "mix"; the rest is the rollout\'s',
         SHARE,
         under=conditions.MIXED,
     )
@@ -62,11 +67,14 @@ class SearchConfig(Section):
         under=conditions.VALUED,
     )
     first_answers: int = knob(
-        32, "of a round, looked at for STAIR's format; 0: none (ours)", FROM_0, free=True
+        32,
+        "answers of a round that are looked at for STAIR's format; 0: none (ours)",
+        FROM_0,
+        free=True,
     )
     least_well_formed: float = knob(
         0.02,
-        "share of them below which the round stops (ours)",
+        "share of first_answers with the format below which the round stops (ours)",
         SHARE,
         under=conditions.FIRST_ANSWERS,
         free=True,
@@ -82,7 +90,8 @@ class RewardConfig(Section):
 
     F: Literal["identity", "power", "quadratic"] = knob(
         "identity",
-        '"paper": R = F(S) H + S - C2 F(S); or "power" (2^S - 1), "quadratic"',
+        '"paper": R = F(S) H + S - C2 F(S), where F is "identity", "power" (2^S - 1) or'
+        ' "quadratic"',
         under=conditions.PAPER_REWARD,
     )
     c1: float = knob(
@@ -103,7 +112,7 @@ class RewardConfig(Section):
         ABOVE_0,
         under=conditions.SAFE_CONSTRAINT,
     )
-    k2: float = knob(1.0, "the same", ABOVE_0, under=conditions.SAFE_CONSTRAINT)
+    k2: float = knob(1.0, '"safe-constraint": as k1', ABOVE_0, under=conditions.SAFE_CONSTRAINT)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +123,7 @@ class JudgeConfig(Section):
         "self", 'the policy itself (paper B.2.2); "rule" (of refusals), "remote", "verifier"'
     )
     helpfulness: Literal["self", "none", "remote", "reward_model", "verifier"] = knob(
-        "self", 'or "none", "remote", "reward_model", "verifier" (the miniature\'s)'
+        "self", 'the policy itself; "none", "remote", "reward_model", "verifier" (the miniature\'s)'
     )
     scope: Literal["all", "by_type"] = knob(
         "all",
@@ -135,7 +144,7 @@ class JudgeConfig(Section):
     )
     temperature: float = knob(
         0.6,
-        "of a model that judges (release final_orm.py, with the next two)",
+        "temperature of a model that judges (release final_orm.py, with the next two)",
         FROM_0,
         under=(conditions.SAMPLED_VERDICTS, conditions.TEMPERATURE_TAKEN),
     )
@@ -163,10 +172,12 @@ class JudgeConfig(Section):
         under=conditions.REMOTE,
         free=True,
     )
-    model: str = knob("", '"remote": what the server calls it', under=conditions.REMOTE)
+    model: str = knob(
+        "", '"remote": name of the model, as the server calls it', under=conditions.REMOTE
+    )
     leave_out: str = knob(
         "",
-        '"remote": what the server does not take: of temperature, top_p, max_tokens',
+        '"remote": settings that the server does not take: of temperature, top_p, max_tokens',
         words=REQUEST,
         under=conditions.REMOTE,
     )
@@ -174,7 +185,9 @@ class JudgeConfig(Section):
     timeout: float = knob(
         120.0, "seconds a request may take", ABOVE_0, under=conditions.REMOTE, free=True
     )
-    retries: int = knob(5, "of a request that failed", FROM_0, under=conditions.REMOTE, free=True)
+    retries: int = knob(
+        5, "times that a failed request is sent again", FROM_0, under=conditions.REMOTE, free=True
+    )
     cache: str = knob(
         "",
         "folder of the answers paid for; empty: workdir/judgements",
@@ -194,17 +207,17 @@ class EngineConfig(Section):
     page_size: int = knob(16, "tokens of a page of the KV pool", ABOVE_0)
     pool_bytes: int = knob(
         0,
-        "of a replica's KV pool; 0: four contexts a slot, or what the device has left",
+        "size of a replica's KV pool; 0: four contexts a slot, or what the device has left",
         Range(0, 2**50),
     )
     max_context: int = knob(4096, "tokens, prompt and response", ABOVE_0)
     chunk: int = knob(8, "tokens decoded between two looks of the host, at most", ABOVE_0)
     prefill_rows: int = knob(8, "prompts computed together", ABOVE_0)
     dtype: Literal["auto", "float32", "bfloat16"] = knob(
-        "auto", "of the KV pool and the engine's weights, as compute_dtype"
+        "auto", "dtype of the KV pool and the engine's weights, as compute_dtype"
     )
     attention: Literal["auto", "views", "xla", "pallas"] = knob(
-        "auto", "of decoding: views (of pages, for CPUs), xla, pallas"
+        "auto", "attention of decoding: views (of pages, for CPUs), xla, pallas"
     )
     share_prefix: Literal["auto", "on", "off"] = knob(
         "auto",

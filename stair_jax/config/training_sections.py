@@ -20,11 +20,11 @@ class TrainConfig(Section):
         128, "rows (pairs) an optimiser step, all devices together (paper C.1)", ABOVE_0
     )
     batching: Literal["bucket", "pack", "tree"] = knob(
-        "bucket", 'rows padded to `buckets`; or "pack" (sft), "tree" (dpo): many in one'
+        "bucket", 'rows padded to `buckets`; or many in one: "pack" (sft), "tree" (dpo, prm)'
     )
     micro_tokens: int = knob(
         65536,
-        "of one forward pass, all devices, padding included; more accumulates",
+        "tokens of one forward pass, all devices, padding included; more accumulates",
         ABOVE_0,
         free=True,
     )
@@ -33,13 +33,13 @@ class TrainConfig(Section):
     lr: float = knob(1e-06, "peak, after warm-up", ABOVE_0)
     new_rows_lr: float = knob(
         0.0,
-        "likewise, of the rows of tags that the checkpoint did not know: a part of the"
+        "peak rate of the rows of tags that the checkpoint did not know, as a part of the"
         " standard deviation of their table; 0: lr (ours)",
         PART,
         under=conditions.CHECKPOINT,
     )
     warmup_ratio: float = knob(0.1, "share of the steps (paper C.1)", SHARE)
-    final_lr_ratio: float = knob(0.0, "of the peak, at the end of the cosine", SHARE)
+    final_lr_ratio: float = knob(0.0, "rate at the end of the cosine, over the peak", SHARE)
     beta1: float = knob(
         0.9, "AdamW: decay of the first moment (HF card of the released models)", PART
     )
@@ -50,7 +50,7 @@ class TrainConfig(Section):
         1.0, "global gradient norm; 0: no clipping (LLaMA-Factory's default is 1)", FROM_0
     )
     param_dtype: Literal["float32", "bfloat16"] = knob(
-        "float32", 'of weights and moments; "bfloat16" loses small learning rates'
+        "float32", 'dtype of weights and moments; "bfloat16" loses small learning rates'
     )
     max_skipped: int = knob(
         3, "steps with a gradient that is not finite are skipped; one more stops", FROM_0, free=True
@@ -75,7 +75,9 @@ class TrainConfig(Section):
         "last", 'the stage\'s model: of the last step, or "best" by the loss on eval_rows'
     )
     lora_rank: int = knob(
-        0, "of the adapters trained in place of the weights; 0: all weights are trained", FROM_0
+        0,
+        "rank of the adapters trained in place of the weights; 0: all weights are trained",
+        FROM_0,
     )
     lora_alpha: float = knob(
         16.0,
@@ -121,7 +123,7 @@ class DpoConfig(Section):
     """The preference loss."""
 
     loss: Literal["sigmoid", "ipo", "hinge"] = knob(
-        "sigmoid", 'or "ipo" (length-normalised), "hinge"'
+        "sigmoid", 'loss of a pair: "sigmoid" (DPO), "ipo" (length-normalised), "hinge"'
     )
     beta: float = knob(
         0.1, "one of {0.1, 0.2, 0.4} (paper C.1); the chosen value is unpublished", ABOVE_0
@@ -132,11 +134,13 @@ class DpoConfig(Section):
     )
     sft_scope: Literal["step", "response"] = knob(
         "response",
-        'of the SFT term: the chosen response with its prefix, or "step"',
+        'tokens of the SFT term: the chosen response with its prefix, or its "step"',
         under=conditions.SFT_TERM,
     )
     sft_reduction: Literal["sequence", "token"] = knob(
-        "sequence", 'mean over rows of their means, or over all "token"s', under=conditions.SFT_TERM
+        "sequence",
+        'SFT term: mean over rows of their means, or over all "token"s',
+        under=conditions.SFT_TERM,
     )
     label_smoothing: float = knob(
         0.0,
@@ -145,7 +149,7 @@ class DpoConfig(Section):
         under=conditions.SIGMOID,
     )
     reference: Literal["precomputed", "on_the_fly", "lora_base", "none"] = knob(
-        "precomputed", 'once, on disk; or "on_the_fly", "lora_base"'
+        "precomputed", 'log-probs of the reference: once, on disk; or "on_the_fly", "lora_base"'
     )
     anchors_per_pair: float = knob(
         0.0,
@@ -175,7 +179,7 @@ class PairsConfig(Section):
     )
     min_visits: int = knob(
         4,
-        "of a step that ends nothing (release generate_data.sh)",
+        "least visits of a step that ends nothing (release generate_data.sh)",
         FROM_0,
         under=conditions.STEPWISE,
     )
@@ -202,7 +206,7 @@ class PairsConfig(Section):
 class PrmConfig(Section):
     """The process reward model, trained on the trees of all rounds."""
 
-    model: str = knob("", "to start from; empty: that of the last round (paper 2.3)")
+    model: str = knob("", "model to start from; empty: that of the last round (paper 2.3)")
     loss: Literal["bt", "bce", "mse", "implicit"] = knob(
         "bt",
         'Bradley-Terry on pairs (paper 2.3); "bce", "mse" on the values of nodes; "implicit": on'
@@ -212,11 +216,12 @@ class PrmConfig(Section):
         "eos", 'behind the last step (OpenRLHF, the paper\'s trainer), or at "step_end"'
     )
     beta: float = knob(
-        0.1, '"implicit": of a nat (arXiv 2412.01981)', ABOVE_0, under=conditions.IMPLICIT
+        0.1, '"implicit": score of a nat (arXiv 2412.01981)', ABOVE_0, under=conditions.IMPLICIT
     )
     reference: Literal["start", "none"] = knob(
         "start",
-        '"implicit": whose log-likelihood is taken off; or "none"',
+        '"implicit": model with the log-likelihood that is taken off: that of the "start",'
+        ' or "none"',
         under=conditions.IMPLICIT,
     )
     sft_coef: float = knob(
@@ -226,9 +231,12 @@ class PrmConfig(Section):
         under=conditions.IMPLICIT,
     )
     min_value_gap: float = knob(
-        0.5, "of pairs: between the two (ours)", FROM_0, under=conditions.ON_PAIRS
+        0.5,
+        "gap that the two values of a pair must exceed (ours)",
+        FROM_0,
+        under=conditions.ON_PAIRS,
     )
-    min_visits: int = knob(1, "of a node that ends nothing", FROM_0)
+    min_visits: int = knob(1, "least visits of a node that ends nothing", FROM_0)
     pairs_per_tree: int = knob(
         3,
         "drawn at most, 0 all; the paper has 70k of 33k trees (C.1): 2.2 of each that"
@@ -238,7 +246,7 @@ class PrmConfig(Section):
     )
     full_share: float = knob(
         0.5,
-        "of them, pairs of whole responses of any depths (ours)",
+        "share of pairs_per_tree that are of whole responses, of any depths (ours)",
         SHARE,
         under=(conditions.ON_PAIRS, conditions.PAIRS_DRAWN),
     )
@@ -255,17 +263,17 @@ class PrmConfig(Section):
         0, "on top of the policy's, which they leave as they are at the start (ours)", FROM_0
     )
     prompts: int = knob(
-        0, "further ones, whose sampled and judged responses join the trees (ours)", FROM_0
+        0, "further prompts; their sampled and judged responses join the trees (ours)", FROM_0
     )
     samples: int = knob(
         4,
-        "responses a prompt of them, drawn like a rollout but for the temperature",
+        "responses to each of prm.prompts, drawn like a rollout but for the temperature",
         FROM_1,
         under=conditions.FURTHER_PROMPTS,
     )
     temperature: float = knob(
         1.0,
-        "of these samples: wilder ones are wrong in ways that teach little (ours)",
+        "temperature of these samples: wilder ones are wrong in ways that teach little (ours)",
         ABOVE_0,
         under=conditions.FURTHER_PROMPTS,
     )
@@ -275,7 +283,9 @@ class PrmConfig(Section):
         ' "response", in the miniature the teacher\'s own (ours)',
         under=conditions.FURTHER_PROMPTS,
     )
-    eval_share: float = knob(0.05, "of the trees, set aside to measure the model on (ours)", PART)
+    eval_share: float = knob(
+        0.05, "share of the trees that is set aside to measure the model on (ours)", PART
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -295,12 +305,12 @@ class BaselinesConfig(Section):
     )
     sft_lr: float = knob(
         0.0,
-        "of sft, which starts from a model that can answer already; 0: sft.train.lr",
+        "learning rate of sft, which starts from a model that can answer already; 0: sft.train.lr",
         FROM_0,
         under=conditions.BASELINES_MADE,
     )
     sacpo_betas: tuple[float, ...] = knob(
-        (0.1, 0.025), "of helpfulness, then of safety (paper 4.1)", under=conditions.SACPO
+        (0.1, 0.025), "beta of helpfulness, then of safety (paper 4.1)", under=conditions.SACPO
     )
     candidates: int = knob(
         4,
@@ -310,7 +320,7 @@ class BaselinesConfig(Section):
         under=conditions.SELF_REWARDING,
     )
     temperature: float = knob(
-        0.7, "of these candidates, with top_p", ABOVE_0, under=conditions.SELF_REWARDING
+        0.7, "temperature of these candidates, with top_p", ABOVE_0, under=conditions.SELF_REWARDING
     )
     top_p: float = knob(
         0.9,

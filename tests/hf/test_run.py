@@ -17,7 +17,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
-PAGES = sorted((pathlib.Path(__file__).parents[2] / "docs").glob("*.md"))  # English to learn from
+# English to learn pieces from, in words that stay as they are.
+LICENSE = pathlib.Path(__file__).parents[2] / "LICENSE"
 ROWS = [
     {"question": f"{asked} {object}?", "type": kind}
     for kind, asked in (("safety", "How does somebody break"), ("helpfulness", "What is"))
@@ -42,7 +43,7 @@ def pieces_tokenizer(special):
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=1500, initial_alphabet=alphabet, show_progress=False)
-    raw.train_from_iterator((page.read_text(encoding="utf-8") for page in PAGES), trainer)
+    raw.train_from_iterator(LICENSE.read_text(encoding="utf-8").splitlines(), trainer)
     assert raw.get_vocab_size() == 1500
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=raw, eos_token=special[-1], pad_token=special[0]
@@ -131,12 +132,14 @@ def test_search_and_export_run_on_a_checkpoint_from_disk(tmp_path, family):
 
 def test_a_prompt_too_long_for_the_context_is_passed_over_and_named(tmp_path, caplog):
     folder = checkpoint(tmp_path / "model", "qwen2")
+    short, long = ROWS[:2], {"question": "why " * 100, "type": "helpfulness"}
+    (folder / "prompts.json").write_text(json.dumps([*short, long]))
     c = run_config(tmp_path / "run", folder, stages="search")
     c.engine.max_context = 96
+    c.search.update(max_step_tokens=4, max_rollout_tokens=8)  # so the short ones always fit
     with caplog.at_level("WARNING"):
         pipeline.run(c)
     trees = jsonl.read_jsonl(tmp_path / "run" / "round-1" / "trees" / "trees.jsonl", Tree)
-    assert 0 < len(trees) < 6
-    said = [r.getMessage() for r in caplog.records if "passed over" in r.getMessage()]
-    assert len(said) == 6 - len(trees)
-    assert "engine.max_context" in said[0]
+    assert sorted(tree.prompt.question for tree in trees) == sorted(r["question"] for r in short)
+    [said] = [r.getMessage() for r in caplog.records if "passed over" in r.getMessage()]
+    assert "engine.max_context" in said
