@@ -1,7 +1,9 @@
 import importlib.metadata
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 
 import pytest
@@ -25,6 +27,15 @@ def test_our_kernels_never_pass_for_the_hugging_face_package():
 
 def test_kernels_of_a_checkout_lie_in_the_top_folder():
     assert str(ROOT / "kernels") in stair_jax.kernels.__path__
+
+
+def test_the_workflow_runs_every_python_that_the_package_names():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = re.findall(r":: Python :: (3\.\d+)", " ".join(project["classifiers"]))
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    [matrix] = re.findall(r"python: \[(.*)\]", workflow)
+    assert re.findall(r'"(3\.\d+)"', matrix) == named
+    assert "run: .ci/run\n        env:\n          PYTHON: python${{ matrix.python }}" in workflow
 
 
 @pytest.mark.slow
