@@ -1,5 +1,6 @@
 """The pages: links and files that are there, parts that are made, nothing left out."""
 
+import json
 import pathlib
 import re
 
@@ -8,6 +9,7 @@ import pytest
 from docs import hooks, house
 from stair_jax.config.knob import Knob, Under
 from stair_jax.config.schema import KNOBS
+from stair_jax.records import Node, Prompt, Tree, to_json
 from tests.support.pages import PAGES, ROOT, name_of, shown, without_blocks
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -90,6 +92,29 @@ def test_the_api_pages_name_modules_that_are_there():
     assert len(named) > 30
     files = [ROOT / pathlib.Path(*name.split(".")) for name in named]
     assert [str(file) for file in files if not file.with_suffix(".py").is_file()] == []
+
+
+def test_the_page_on_data_reads_a_tree_from_disk(tmp_path, monkeypatch, capsys):
+    [code] = re.findall(r"```python\n(.*?)```", shown(ROOT / "docs" / "data.md"), re.DOTALL)
+    root = Node(
+        parent=-1,
+        ids=(),
+        text="",
+        depth=0,
+        visits=7,
+        value_sum=3.5,
+        reward=None,
+        terminal=False,
+        p=1.0,
+        tag="0",
+    )
+    tree = Tree(prompt=Prompt(id="a", question="why?", type="safety"), nodes=(root,))
+    folder = tmp_path / "runs/tiny/round-1/trees"
+    folder.mkdir(parents=True)
+    (folder / "trees.jsonl").write_text(json.dumps(to_json(tree)) + "\n")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert capsys.readouterr().out == "why? 1 7\n"
 
 
 # What is made when the pages are built.
