@@ -86,15 +86,23 @@ def _escaped(text: str) -> str:
 
 
 def examples() -> str:
-    """Returns the scripts of `examples/`, each with what its docstring says of it."""
-    parts = []
-    for path in sorted((ROOT / "examples").glob("*.py")):
-        source = path.read_text(encoding="utf-8")
-        tree = ast.parse(source)
-        about = ast.get_docstring(tree) or ""
-        title = about.splitlines()[0].rstrip(".") if about else path.stem
-        parts.append(f"## {title}\n\n`examples/{path.name}`\n\n```python\n{source}```\n")
-    return "\n".join(parts)
+    """Returns the scripts of `examples/`: what each does, its command, and its source.
+
+    Raises:
+      ValueError: where one has no docstring.
+    """
+    return "\n".join(map(_example, sorted((ROOT / "examples").glob("*.py"))))
+
+
+def _example(path: pathlib.Path) -> str:
+    source = path.read_text(encoding="utf-8")
+    about = ast.get_docstring(ast.parse(source))
+    if not about:
+        raise ValueError(f"{path}: found no docstring, expected one that says what it shows")
+    title, _, more = about.partition("\n")
+    command = f"```bash\npython examples/{path.name}\n```\n"
+    code = f"```python\n{source.split(chr(34) * 3, 2)[2].strip()}\n```\n"
+    return "\n".join([f"## {title.rstrip('.')}\n", command, more.strip() + "\n", code])
 
 
 MADE = {"keys": keys, "rooms": house.listing, "examples": examples}

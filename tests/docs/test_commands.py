@@ -27,6 +27,13 @@ ELSEWHERE = {
     ("python", "-m", "tests.golden_trees"): ("tests/test_golden.py", "golden_trees.main("),
     ("python", "-m", "tests.golden_pairs"): ("tests/test_golden.py", "golden_pairs.main("),
 }
+ELSEWHERE |= {
+    ("python", f"examples/{path.name}"): (
+        "tests/examples/test_examples.py",
+        f'output_of("{path.stem}"',
+    )
+    for path in (ROOT / "examples").glob("*.py")
+}
 
 
 def begins(command, start):

@@ -193,11 +193,17 @@ def test_a_module_that_says_nothing_is_refused(tmp_path):
     assert house.said_of(silent) == "What it is. Indeed."
 
 
-def test_an_example_is_shown_whole_under_what_it_does(tmp_path, monkeypatch):
+def test_an_example_is_shown_with_what_it_does_and_its_command(tmp_path, monkeypatch):
     (tmp_path / "examples").mkdir()
-    (tmp_path / "examples" / "grow.py").write_text('"""Grows a tree.\n\nMore."""\nprint(1)\n')
+    script = tmp_path / "examples" / "grow.py"
+    script.write_text('"""Grow a tree.\n\nOne sees\nit.\n"""\n\nprint("""a""")\n')
     monkeypatch.setattr(hooks, "ROOT", tmp_path)
     assert hooks.examples() == (
-        "## Grows a tree\n\n`examples/grow.py`\n\n"
-        '```python\n"""Grows a tree.\n\nMore."""\nprint(1)\n```\n'
+        "## Grow a tree\n\n"
+        "```bash\npython examples/grow.py\n```\n\n"
+        "One sees\nit.\n\n"
+        '```python\nprint("""a""")\n```\n'
     )
+    script.write_text("print(1)\n")
+    with pytest.raises(ValueError, match=r"grow\.py: found no docstring"):
+        hooks.examples()
