@@ -79,7 +79,8 @@ class Codec:
             if tag not in vocabulary:
                 raise ValueError(f"tokenizer: {tag!r} is no token, template {template!r} needs it")
         self.size = max(vocabulary.values()) + 1  # ids below it can be drawn
-        self.eos_id: int = vocabulary[TURN_ENDS[template]]
+        self.turn_end = TURN_ENDS[template]
+        self.eos_id: int = vocabulary[self.turn_end]
         ends = {vocabulary[t] for t in _END_TOKENS if t in vocabulary} | {self.eos_id}
         if tokenizer.eos_token_id is not None:
             ends.add(tokenizer.eos_token_id)

@@ -44,6 +44,8 @@ TRACKED = Under(
     lambda c, own: {"wandb", "trackio"} & set(split_csv(own.trackers)),
     "wandb or trackio in config.trackers",
 )
+EXPORTED = Under(lambda c, own: "export" in split_csv(c.stages), "export in config.stages")
+PUSHED = Under(lambda c, own: own.push, "a repository in config.export.push")
 RANDOM_WEIGHTS = Under(
     lambda c, own: not c.model.checkpoint,
     "an empty config.model.checkpoint, whose sizes are its own",

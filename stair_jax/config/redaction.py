@@ -9,11 +9,14 @@ import functools
 import html.entities
 import logging
 import os
+import pathlib
 import re
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from stair_jax.config.words import ROW_FILES
 
 KEY = "OPENAI_API_KEY"
 _OTHERS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_ADMIN_KEY")
@@ -87,6 +90,27 @@ def shown_address(address: str) -> str:
     if at:
         return f"{scheme}{HIDDEN}@{place}"
     return scheme + (rest[: tail.end()] + HIDDEN if tail else rest)
+
+
+def shown_source(source: str) -> str:
+    """Returns what a file, a folder or a hub name is called, without the folders it lies in.
+
+    A model in the hub's local cache has the name that it has on the hub.
+    """
+    if cached := re.search(r"(?:^|[\\/])models--([\w.-]+?)--([\w.-]+?)(?:[\\/]|$)", source):
+        return f"{cached[1]}/{cached[2]}"
+    path = pathlib.Path(source).expanduser()
+    if is_hub_name(source) and not path.exists():
+        return source
+    return re.split(r"[\\/]", source.rstrip("\\/"))[-1]
+
+
+def is_hub_name(source: str) -> bool:
+    """Returns whether a text has the form owner/name of a repository of the hub, and no suffix of a
+    file of rows.
+    """
+    form = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+    return bool(re.fullmatch(form, source, re.ASCII)) and not source.endswith(ROW_FILES)
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

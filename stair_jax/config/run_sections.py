@@ -228,3 +228,12 @@ class ExportConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = knob(
         "auto", "dtype of the written weights; auto: that of model.checkpoint", free=True
     )
+    push: str = knob(
+        "",
+        'a repository of the Hugging Face hub, "owner/name", that the export is uploaded to',
+        under=conditions.EXPORTED,
+        free=True,
+    )
+    push_private: bool = knob(
+        True, "whether only its owner sees that repository", under=conditions.PUSHED, free=True
+    )

@@ -19,6 +19,7 @@ import numpy as np
 import transformers
 from jax.sharding import NamedSharding, PartitionSpec
 
+from stair_jax.hf import card as card_lib
 from stair_jax.hf import importer, metadata
 from stair_jax.hf import names as names_lib
 from stair_jax.hf.names import Rule
@@ -49,6 +50,7 @@ def save(
     shard_bytes: int = SHARD_BYTES,
     kind: str = names_lib.POLICY,
     more: Mapping[str, Any] | None = None,
+    card: str = "",
 ) -> None:
     """Writes a folder that transformers loads; it appears whole or not at all.
 
@@ -64,6 +66,7 @@ def save(
         shard_bytes: a larger model is cut into several files with an index.
         kind: of model; the parameters of a reward model have a score and no head.
         more: keys of config.json beside the usual ones.
+        card: text of README.md; empty for none.
 
     Raises:
         ValueError: an unknown dtype, or parameters that do not fit the sizes.
@@ -88,6 +91,8 @@ def save(
             write_json(folder / "generation_config.json", generation)
         if tokenizer is not None:
             _write_tokenizer(folder, tokenizer, chat_template)
+        if card:
+            (folder / card_lib.FILE).write_text(card, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ def resolve(name: Path) -> pathlib.Path:
     folder = pathlib.Path(name).expanduser()
     if folder.is_dir():
         return folder
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(str(name), allow_patterns=wanted))
     except Exception as error:  # the hub's client raises its own, httpx's and OS errors

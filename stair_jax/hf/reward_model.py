@@ -196,6 +196,7 @@ def save(
     dtype: str,
     source: metadata.Path | None = None,
     shard_bytes: int = exporter.SHARD_BYTES,
+    card: str = "",
 ) -> None:
     """Writes a folder that transformers loads with equal scores; see `exporter.save`.
 
@@ -211,6 +212,7 @@ def save(
         dtype: of the written weights, "float32" or "bfloat16".
         source: the checkpoint it was imported from.
         shard_bytes: a larger model is cut into several files with an index.
+        card: text of README.md; empty for none.
 
     Raises:
         ValueError: an unknown dtype, or parameters that do not fit the sizes.
@@ -241,6 +243,7 @@ def save(
         shard_bytes=shard_bytes,
         kind=kind,
         more=more,
+        card=card,
     )
 
 

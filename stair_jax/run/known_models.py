@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 from stair_jax import text
-from stair_jax.config.stages import BASELINES, DPO, PRM, SEARCH, SFT, Stage
+from stair_jax.config.stages import BASELINES, DPO, PRM, RESULTS, SEARCH, SFT, Stage
 from stair_jax.evals.report.table import BASELINE
 from stair_jax.hf import metadata
 from stair_jax.run.workdir import Run
@@ -104,6 +104,25 @@ def of_name(run: Run, name: str) -> Model:
     raise ValueError(f"model {name!r} is none that a run can have")
 
 
+def of_artefact(run: Run, artefact: str) -> Model | None:
+    """Returns the model that an artefact of the lineage holds; None where it holds none."""
+    result = RESULTS[run.lineage.entries[artefact]["stage"]]
+    if not result.trainer:
+        return None
+    if result in BASELINES.results:
+        return baseline(artefact.removeprefix(f"{BASELINES.name}/"))
+    if result in DPO.results:
+        return of_round(int(artefact.partition("/")[0].removeprefix("round-")))
+    return {model.artefact: model for model in (SFT_MODEL, REWARD_MODEL)}[artefact]
+
+
+def line_of(run: Run, model: Model) -> list[Model]:
+    """Returns the models that a model came from, the base first, and the model itself."""
+    names = run.lineage.ancestry(model.parents)
+    trained = [found for name in names if (found := of_artefact(run, name))]
+    return [base(run), *trained]
+
+
 def named(run: Run, name: str) -> Model:
     """Returns the model of a name that a setting or a flag has.
 
@@ -120,6 +139,16 @@ def named(run: Run, name: str) -> Model:
 def named_or_last(run: Run, name: str) -> Model:
     """Returns `named`; where the name is empty, the newest of STAIR's models."""
     return named(run, name) if name else stair_models(run)[-1]
+
+
+def need_reward_model(run: Run) -> None:
+    """Refuses to go on without the reward model that stage prm trains.
+
+    Raises:
+      ValueError: where there is none.
+    """
+    if not finished(run, REWARD_MODEL):
+        raise ValueError(f"reward model: none in {run.workdir}; run stage prm")
 
 
 def before_round(run: Run, number: int) -> Model | None:

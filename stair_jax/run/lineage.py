@@ -201,6 +201,22 @@ class Lineage:
         entry |= {"files": now, "edited": _now(), "hash": hashes.of_text("".join(now.values()))}
         self._write()
 
+    def is_current(self, name: str) -> bool:
+        """Returns whether what an artefact was made from is what is there now."""
+        made_of = self.entries[name]["parents"]
+        return all(self.entries.get(x, {}).get("hash") == digest for x, digest in made_of.items())
+
+    def ancestry(self, names: Collection[str]) -> list[str]:
+        """Returns the artefacts that some came from, and these, in the order they were made."""
+        found: set[str] = set()
+        open_ = list(names)
+        while open_:
+            name = open_.pop()
+            if name in self.entries and name not in found:
+                found.add(name)
+                open_ += self.entries[name]["parents"]
+        return [name for name in self.entries if name in found]
+
     def way_out(self, name: str) -> str:
         """Returns how to get rid of an artefact, for a message."""
         return f"drop it and what came from it with --config.redo={name}"

@@ -11,7 +11,7 @@ from stair_jax.config.words import split_csv
 from stair_jax.evals.benchmark import Benchmark, columns_of
 from stair_jax.evals.report import curves, table
 from stair_jax.records import Answer
-from stair_jax.run import benchmarks, judges, known_models, rating
+from stair_jax.run import benchmarks, cards, judges, known_models, rating
 from stair_jax.run.answerer import Answerer
 from stair_jax.run.answers import AnswerGenerator
 from stair_jax.run.hashes import digest_of
@@ -54,6 +54,7 @@ def run(run: Run) -> None:
         digest = digest_of("\n".join(repr(a) for b in asked for a in one.of[b.name]))
         run.lineage.finish(one.artefact, digest, results=results[one.model])
     _tell(run, asked, results, {one.model: costs_of(one) for one in found})
+    cards.update_all(run)
 
 
 def _models(run: Run) -> Sequence[Model]:

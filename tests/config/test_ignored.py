@@ -97,6 +97,8 @@ WHEN = [
     ("evaluate.temperature evaluate.top_p evaluate.top_k evaluate.searched", BEST, GREEDY),
     ("evaluate.aggregation", BEST, {"evaluate.search": "greedy,random_of_4"}),
     ("evaluate.lookahead", {"evaluate.search": "lookahead_2x2"}, BEST),
+    ("export.push", {"stages": "export"}, {"stages": "evaluate"}),
+    ("export.push_private", {"export.push": "a/b"}, {"export.push": ""}),
     ("evaluate.judged", {"evaluate.benchmarks": "a.jsonl"}, {"evaluate.benchmarks": "harmless"}),
 ]
 

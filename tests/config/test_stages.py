@@ -95,4 +95,4 @@ def test_stages_that_read_files_look_at_them_first():
     modules = [importlib.import_module(f"stair_jax.stages.{name}") for name in stages.NAMES]
     assert all(callable(module.run) for module in modules)
     looks = [name for name, one in zip(stages.NAMES, modules, strict=True) if hasattr(one, "look")]
-    assert looks == ["sft", "search", "baselines", "prm", "evaluate"]
+    assert looks == ["sft", "search", "baselines", "prm", "evaluate", "export"]

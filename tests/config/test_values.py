@@ -196,6 +196,8 @@ DEFAULTS = {
         "evaluate.max_tokens": 2048,  # as a rollout
         "export.model": "",
         "export.dtype": "auto",
+        "export.push": "",
+        "export.push_private": True,
     },
     "weights in float32, for bfloat16 loses small rates; the last step's model, as the paper's": (
         trainers(param_dtype="float32", max_steps=0, max_skipped=3, eval_rows=0, result="last")

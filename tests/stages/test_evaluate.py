@@ -23,7 +23,7 @@ from stair_jax.run.models import Policy
 from stair_jax.run.workdir import Run
 from stair_jax.stages import evaluate
 from tests.support.configs import tiny
-from tests.support.evaluation import BENCHMARKS, Codec, Machine
+from tests.support.evaluation import BENCHMARKS, COLUMNS, Codec, Machine
 from tests.support.scripted import ScriptedRewardModel
 from tests.support.search_engine import SPEC
 
@@ -122,6 +122,18 @@ def test_the_stage_leaves_a_row_for_each_model_and_strategy(world, capsys):
     assert "sft/beam_2x3" in (run.workdir / "report" / "table.md").read_text()
     points = json.loads((run.workdir / "report" / "search.json").read_text())
     assert [point["strategy"] for point in points] == ["greedy", *SEARCHES.split(",")]
+
+
+def test_the_cards_of_exports_that_are_there_get_the_results(world):
+    run = world(evaluate__search="greedy,best_of_2")
+    run.begin("export/sft", "export", ("sft",))
+    run.lineage.finish("export/sft", "sft")
+    (run.workdir / "export" / "sft").mkdir(parents=True)
+    evaluate.run(run)
+    card = (run.workdir / "export" / "sft" / "README.md").read_text()
+    shown = table.table(results_of(run)[0], COLUMNS).strip()
+    assert "| sft/best_of_2 |" in shown
+    assert shown in card
 
 
 def test_what_chooses_among_samples_chooses_the_first_n_of_one_set(world):
