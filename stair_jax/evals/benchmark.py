@@ -1,7 +1,8 @@
 """A benchmark: what models are asked, how their answers are graded, and what is measured of them.
 
 A new one is a file in `benchmarks/` with a tuple `BENCHMARKS`, most often of one. `registered`
-finds it, and its name can stand in `config.evaluate.benchmarks`.
+finds it, and its name can stand in `config.evaluate.benchmarks`. Code outside this package calls
+`register`.
 """
 
 import dataclasses
@@ -89,6 +90,18 @@ def registered() -> dict[str, Benchmark]:
     files = [found.name for found in pkgutil.iter_modules(benchmarks.__path__)]
     modules = [importlib.import_module(f"{benchmarks.__name__}.{name}") for name in files]
     return {one.name: one for module in modules for one in getattr(module, "BENCHMARKS", ())}
+
+
+def register(benchmark: Benchmark) -> None:
+    """Makes a benchmark of code outside this package known under its name.
+
+    Raises:
+      ValueError: where another one has that name.
+    """
+    known = registered()
+    if benchmark.name in known:
+        raise ValueError(f"benchmark {benchmark.name!r} is there already, expected another name")
+    known[benchmark.name] = benchmark
 
 
 def columns_of(asked: Sequence[Benchmark]) -> list[Column]:

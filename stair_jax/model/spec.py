@@ -85,6 +85,25 @@ class Spec:
         return self.L * (attention + 3 * self.D * self.F) + self.V * self.D * head
 
     @classmethod
+    def plain(cls, vocab: int, **sizes: Any) -> "Spec":
+        """Returns a Llama for random weights: its head is the embedding, nothing is stretched.
+
+        Args:
+            vocab: number of tokens.
+            sizes: L, D, N, K, H, F, eps, theta.
+        """
+        return cls(
+            V=vocab,
+            vocab=vocab,
+            rope_scaling=None,
+            qkv_bias=False,
+            qk_norm=False,
+            tied=True,
+            family="llama",
+            **sizes,
+        )
+
+    @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> "Spec":
         """Returns the sizes of a Hugging Face `config.json`, of transformers 4 or 5 style.
 

@@ -86,9 +86,8 @@ def reward_model(run: Run, *, for_engine: bool = False) -> RewardPolicy:
     Raises:
       ValueError: where there is none.
     """
+    known_models.need_reward_model(run)
     name = REWARD_MODEL.artefact
-    if not run.lineage.finished(name):
-        raise ValueError(f"reward model: none in {run.workdir}; run stage prm")
     (spec, codec), entry = spec_and_codec(run), run.lineage.entries[name]
     (folder, step), readout = _trained(run, name), Readout.from_json(entry["readout"])
     made = run.made_with(name)
@@ -246,17 +245,7 @@ def _tagged(run: Run) -> tuple[Spec, Any, lora.Rows, Any]:
         spec, rows = tags.tag(tokenizer, spec)
         return spec, tokenizer, tuple(rows), ends
     tokenizer = worlds.of_model(origin).tokenizer(is_world(origin.judge.templates))
-    spec = Spec(
-        **origin.model.size.to_dict(),
-        V=len(tokenizer),
-        vocab=len(tokenizer),
-        rope_scaling=None,
-        qkv_bias=False,
-        qk_norm=False,
-        tied=True,
-        family="llama",
-    )
-    return spec, tokenizer, (), ()
+    return Spec.plain(len(tokenizer), **origin.model.size.to_dict()), tokenizer, (), ()
 
 
 def _base(run: Run) -> Policy:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from stair_jax import config as config_lib
-from stair_jax.evals.benchmark import columns_of, registered
+from stair_jax.evals.benchmark import columns_of, register, registered
 from stair_jax.evals.benchmarks import own_prompts
 from stair_jax.miniature import splits
 from stair_jax.records import Prompt
@@ -30,6 +30,20 @@ def test_what_a_benchmark_declares_fits_together(name):
     assert set(grade.figures) | set(benchmark.sides) == set(benchmark.metrics)
     assert not benchmark.merits or grade.outcome in benchmark.merits
     assert bool(benchmark.world) != bool(benchmark.protocol)
+
+
+def test_a_benchmark_of_other_code_is_known_by_its_name_and_takes_none_that_is_there():
+    mine = own_prompts.benchmark("mine", (), "a.jsonl", sides=())
+    try:
+        register(mine)
+        assert registered()["mine"] is mine
+        assert columns_of([mine])
+        with pytest.raises(ValueError, match="'mine' is there already, expected another name"):
+            register(mine)
+    finally:
+        registered().pop("mine")
+    with pytest.raises(ValueError, match="'gsm8k' is there already"):
+        register(dataclasses.replace(mine, name="gsm8k"))
 
 
 def test_the_columns_are_in_one_order_whatever_is_asked_first():

@@ -8,6 +8,7 @@ import pytest
 
 from stair_jax.model import transformer
 from stair_jax.model.spec import RopeScaling, Spec
+from tests.support import specs
 
 SCALING = RopeScaling(factor=8.0, low=1.0, high=4.0, original=32)
 SIZES = {
@@ -313,3 +314,13 @@ def test_the_count_of_parameters_is_that_of_the_arrays(spec):
 
     shapes = jax.eval_shape(lambda key: transformer.init(spec, key), jax.random.key(0))
     assert spec.parameters == sum(x.size for x in jax.tree.leaves(shapes))
+
+
+def test_a_plain_spec_is_a_llama_with_one_table_for_both_ends():
+    sizes = {"L": 2, "D": 6, "N": 4, "K": 2, "H": 8, "F": 7, "eps": 1e-5, "theta": 100.0}
+    found = Spec.plain(11, **sizes)
+    expected = specs.llama(**sizes, V=11, tied=True)
+    assert found == expected
+    assert Spec.plain(12, **sizes) != expected
+    with pytest.raises(TypeError, match="'F'"):
+        Spec.plain(11, **{k: v for k, v in sizes.items() if k != "F"})
