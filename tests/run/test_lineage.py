@@ -38,6 +38,8 @@ RUN_ONLY = {
     "evaluate.judged",
     "export.model",
     "export.dtype",
+    "export.push",
+    "export.push_private",
     "search.trees_in_flight",
     "search.export_official",
     "search.first_answers",
