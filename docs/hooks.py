@@ -79,7 +79,7 @@ def _shown(word: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Returns a text whose marks Markdown shows as they are, but for code between backticks."""
+    """Returns a text with its Markdown marks escaped, but for code between backticks."""
     pieces = text.split("`")
     pieces[::2] = [re.sub(r"([*\[\]{}])", r"\\\1", x).replace("<", "&lt;") for x in pieces[::2]]
     return "`".join(pieces)
