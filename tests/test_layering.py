@@ -122,7 +122,7 @@ def test_the_lowest_floor_does_not_import_jax():
 
 def sources():
     """The text of every Python file of the repository by its path."""
-    folders = "stair_jax", "kernels", "configs", "benchmarks", "docs", "tests"
+    folders = "stair_jax", "kernels", "configs", "benchmarks", "docs", "examples", "tests"
     paths = [path for name in folders for path in (ROOT.parent / name).rglob("*.py")]
     return {path.relative_to(ROOT.parent): path.read_text(encoding="utf-8") for path in paths}
 
