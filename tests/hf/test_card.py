@@ -2,13 +2,19 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import huggingface_hub
+import jax
 import pytest
 
-from stair_jax.hf import card
+from stair_jax.hf import card, exporter, reward_model
 from stair_jax.hf.card import Facts, Markdown, Scores
+from stair_jax.miniature import tokenizer
+from stair_jax.model import reward
 from stair_jax.model.reward import Readout
+from stair_jax.model.spec import Spec
+from stair_jax.text import OUTPUT_END, STEP_END, Codec
 
 FACTS = Facts(
     name="dpo-1",
@@ -209,3 +215,34 @@ def test_a_reward_model_says_how_its_score_is_read(changes, task, said):
     assert "How it answers" not in text
     assert ("dpo-2" in text) == ("reference" in changes)
     assert ("<|im_end|>" in text) == (task == "text-classification")
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("position", ["step_end", "eos"])
+def test_the_code_of_a_reward_model_reads_our_scores_in_transformers(
+    position, tmp_path, monkeypatch
+):
+    pytest.importorskip("torch")
+    codec = Codec(tokenizer.build(), "llama3")
+    sizes = {"L": 1, "D": 16, "N": 2, "K": 1, "H": 8, "F": 24, "eps": 1e-5, "theta": 100.0}
+    spec = reward.scalar(Spec.plain(codec.size, **sizes))
+    params = jax.jit(reward.init, static_argnums=0)(spec, jax.random.key(0))
+    facts = scored(readout={"position": position}, end=codec.turn_end)
+    assert facts.scores
+    reward_model.save(tmp_path / "prm", spec, params, facts.scores.readout, codec, dtype="float32")
+    said = card.write(dataclasses.replace(facts, name="prm"))
+    [code] = re.findall(r"```python\n(.*?)```", said, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    ids = found["read"]["input_ids"][0].tolist()
+    assert ids == codec.prompt_ids("How is soap made?") + codec.encode(found["said"])
+    [ours] = exporter.outputs(spec, params, [ids], reward.scores)
+    if position == "eos":
+        assert found["score"] == pytest.approx(ours[-1], abs=1e-4)
+        assert ids[-1] == codec.eos_id
+        return
+    ends = {codec.encode(tag)[0] for tag in (STEP_END, OUTPUT_END)}
+    expected = [score for id, score in zip(ids, ours, strict=True) if id in ends]
+    assert len(expected) == 2
+    assert found["scores"] == pytest.approx(expected, abs=1e-4)
