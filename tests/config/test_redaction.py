@@ -295,3 +295,30 @@ def test_the_planted_key_would_be_found():
     assert everywhere(PLANTED)
     assert everywhere(urllib.parse.quote(PLANTED))
     assert not everywhere(base64.b64encode(PLANTED.encode()).decode())
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("owner/name", "owner/name"),
+        ("miniature", "miniature"),
+        ("", ""),
+        ("/home/me/secret/rows.jsonl", "rows.jsonl"),
+        ("mine/rows.jsonl", "rows.jsonl"),
+        ("../rows", "rows"),
+        ("~/models/base", "base"),
+        ("~/models/base/", "base"),
+        ("C:\\me\\base", "base"),
+        ("a/b/c", "c"),
+        ("/cache/hub/models--owner--base-1B/snapshots/0123", "owner/base-1B"),
+    ],
+)
+def test_a_source_is_shown_without_the_folders_of_the_machine(source, shown):
+    assert redaction.shown_source(source) == shown
+
+
+def test_a_folder_that_is_there_is_no_hub_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert redaction.shown_source("owner/name") == "owner/name"
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert redaction.shown_source("owner/name") == "name"

@@ -105,6 +105,20 @@ def test_results_of_a_model_that_was_made_anew_do_not_count(tmp_path):
     assert "Everything: stage evaluate has not" in facts(run, "dpo-2").missing[0]
 
 
+def test_a_baseline_came_from_its_own_steps_and_answers_directly(tmp_path):
+    run = make(tmp_path / "w")
+    add(run, "baselines/sacpo-1", "baselines.sacpo", inputs={"data.preferences": "b" * 32})
+    add(run, "baselines/sacpo", "baselines.sacpo", ("baselines/sacpo-1",))
+    evaluated(run, "baseline-sacpo", "baselines/sacpo", harmless=HARMLESS)
+    found = facts(run, "baseline-sacpo")
+    assert found.direct
+    assert "not by STAIR" in found.about
+    assert found.data == [("baselines/sacpo-1", "miniature", "b" * 32)]
+    assert models_of(found) == ["baseline-sacpo"]
+    line = known_models.line_of(run, known_models.baseline("sacpo"))
+    assert [model.name for model in line] == ["base", "baseline-sacpo-1", "baseline-sacpo"]
+
+
 def test_what_was_not_measured_follows_from_what_was(tmp_path):
     run = make(tmp_path / "w", seed=5)
     said = "\n".join(facts(run, "dpo-2").missing)
