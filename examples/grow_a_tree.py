@@ -27,7 +27,7 @@ from stair_jax.train import logprobs, loop, losses
 
 codec = Codec(tokenizer.build(), "llama3")
 spec = Spec.plain(codec.size, L=1, D=64, N=4, K=2, H=16, F=128, eps=1e-5, theta=100.0)
-train = TrainConfig(batch=32, lr=1e-2, epochs=10, buckets=(96,), compute_dtype="float32")
+train = TrainConfig(batch=32, lr=1e-2, epochs=6, buckets=(96,), compute_dtype="float32")
 rows = sft_examples(splits.sft_rows(seed=0, count=512), codec)
 data = SftData(rows, train, seed=0, pad_id=codec.pad_id, row_shards=1)
 with tempfile.TemporaryDirectory() as folder, Metrics(folder) as metrics:
