@@ -65,7 +65,7 @@ def _talk(options: argparse.Namespace) -> None:
         config.evaluate.max_tokens = options.max_tokens
     lineage = Lineage(options.workdir / "lineage.json")
     run = Run(config, options.workdir, lineage, Metrics(options.workdir))
-    if strategy.reads and not lineage.finished(PRM.artefact()):
+    if strategy.of.reads and not lineage.finished(PRM.artefact()):
         raise ValueError(
             f"--search={options.search}: asks a reward model, and there is none in"
             f" {options.workdir}; run stage prm first"
@@ -104,7 +104,7 @@ def _strategy(options: argparse.Namespace) -> Strategy:
         strategy = parse(options.search)
     except ValueError as error:
         raise ValueError(f"--search: {error}") from None
-    if strategy.kind == "oracle_of":
+    if strategy.of.truth:
         raise ValueError(f"--search: {options.search!r} needs the truth, which nobody knows here")
     if options.temperature is not None and not 0 <= options.temperature < float("inf"):
         raise ValueError(f"--temperature: {options.temperature}, expected 0 or more")

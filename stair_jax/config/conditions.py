@@ -128,7 +128,7 @@ PAGED = Under(
 # Test time.
 SEARCHED = Under(lambda c, own: searches(c), "a search beside greedy in config.evaluate.search")
 UNDER_REWARD_MODEL = Under(
-    lambda c, own: any(s.reads for s in searches(c)),
+    lambda c, own: any(s.of.reads for s in searches(c)),
     "a search under the reward model in config.evaluate.search",
 )
 LOOKAHEAD = Under(

@@ -1,15 +1,50 @@
-"""The ways to find an answer at test time, by name. Floor 0: imports no JAX."""
+"""The ways to find an answer at test time, by name. Floor 0: imports no JAX.
+
+A new one is a row in `KINDS` and a function under the same name in `guided/`: in
+`beams.PLANS`, or in `selection.CHOICES` where it chooses among sampled responses.
+"""
 
 import dataclasses
 import re
+from typing import Literal
 
 ALIASES = {"best_of_n": "best_of_8", "beam": "beam_2x4"}  # sizes of the paper (section 3.3)
-SAMPLED = ("best_of", "vote_of", "random_of", "oracle_of")  # that choose among whole responses
-STEPWISE = ("beam", "diverse", "lookahead")  # that choose step by step
-MCTS = "mcts"  # that grows a search tree
-_LEAST_MCTS = 2  # iterations: the first one only looks at the root
-_UNREAD = ("greedy", "random_of", "oracle_of")  # that ask no reward model
-_FORMS = (*(f"{kind}_N" for kind in (*SAMPLED, MCTS)), *(f"{kind}_WxM" for kind in STEPWISE))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A family of strategies, which differ by their sizes.
+
+    Attributes:
+      sizes: what stands behind its name.
+      samples: whether it chooses among whole responses, which it shares with others that do.
+      reads: whether it asks a reward model.
+      truth: whether it needs the truth, as a comparison may.
+      greedy: which continuations are drawn greedily.
+      least: the first size is this or more.
+    """
+
+    sizes: Literal["", "N", "WxM"]
+    samples: bool = False
+    reads: bool = True
+    truth: bool = False
+    greedy: Literal["all", "some", "none"] = "none"
+    least: int = 1
+
+
+MCTS = "mcts"  # grows a search tree, whose first iteration only looks at the root
+KINDS = {
+    "greedy": Kind(sizes="", reads=False, greedy="all"),
+    "best_of": Kind(sizes="N", samples=True),
+    "vote_of": Kind(sizes="N", samples=True),
+    "random_of": Kind(sizes="N", samples=True, reads=False),
+    "oracle_of": Kind(sizes="N", samples=True, reads=False, truth=True),
+    MCTS: Kind(sizes="N", least=2),
+    "beam": Kind(sizes="WxM"),
+    "diverse": Kind(sizes="WxM"),
+    "lookahead": Kind(sizes="WxM", greedy="some"),
+}
+_FORMS = tuple(f"{name}_{kind.sizes}" for name, kind in KINDS.items() if kind.sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +52,7 @@ class Strategy:
     """A way to find an answer.
 
     Attributes:
-      kind: "greedy", `MCTS`, or one of `SAMPLED` and `STEPWISE`.
+      kind: a name in `KINDS`.
       width: responses sampled, beams or subtrees kept, iterations of the search; 1 for greedy.
       each: successors of a beam; 1 for all that have none.
     """
@@ -29,15 +64,13 @@ class Strategy:
     @property
     def name(self) -> str:
         """What it is called in settings and results."""
-        if self.kind == "greedy":
-            return "greedy"
-        size = f"{self.width}x{self.each}" if self.kind in STEPWISE else f"{self.width}"
-        return f"{self.kind}_{size}"
+        sizes = {"": "", "N": f"_{self.width}", "WxM": f"_{self.width}x{self.each}"}
+        return self.kind + sizes[self.of.sizes]
 
     @property
-    def reads(self) -> bool:
-        """Returns whether it asks a reward model."""
-        return self.kind not in _UNREAD
+    def of(self) -> Kind:
+        """The family."""
+        return KINDS[self.kind]
 
 
 GREEDY = Strategy("greedy")
@@ -49,17 +82,17 @@ def parse(name: str) -> Strategy:
     Raises:
       ValueError: for a name that is none, saying which there are.
     """
-    if name == "greedy":
+    if name == GREEDY.name:
         return GREEDY
     found = re.fullmatch(r"([a-z_]+)_([1-9]\d*)(?:x([1-9]\d*))?", ALIASES.get(name, name))
     if found:
-        kind, width, each = found[1], int(found[2]), int(found[3] or 1)
-        known = (*SAMPLED, MCTS) if found[3] is None else STEPWISE
-        if kind in known and (kind != MCTS or width >= _LEAST_MCTS):
-            return Strategy(kind, width, each)
+        kind, width, each = KINDS.get(found[1]), int(found[2]), int(found[3] or 1)
+        sizes = "N" if found[3] is None else "WxM"
+        if kind and kind.sizes == sizes and width >= kind.least:
+            return Strategy(found[1], width, each)
     raise ValueError(
         f"{name!r} is none of greedy, {', '.join(_FORMS)} with sizes above 0 (of {MCTS} from"
-        f" {_LEAST_MCTS}), or {', '.join(ALIASES)}"
+        f" {KINDS[MCTS].least}), or {', '.join(ALIASES)}"
     )
 
 

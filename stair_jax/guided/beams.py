@@ -6,7 +6,7 @@ compute with open models") for diverse beams.
 """
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from stair_jax.config.strategies import Strategy
 from stair_jax.engine.request import GREEDY, Prefix, Result
@@ -40,7 +40,7 @@ class Beam:
     read: Prefix  # the reward model's sequence
 
 
-def greedy(state: PromptState) -> Requests[Found]:
+def greedy(state: PromptState, _: Strategy) -> Requests[Found]:
     """Returns the response of the likeliest tokens."""
     continuation = Continuation(state.root, (START, "greedy", 0), "end", state.limit, GREEDY)
     (result,) = yield from state.generate([continuation])
@@ -291,3 +291,12 @@ def steps_of(ids: Sequence[int], step_stop: Collection[int]) -> list[tuple[int, 
             steps.append(tuple(ids[start:end]))
             start = end
     return steps
+
+
+# By the kind of strategy.
+PLANS: dict[str, Callable[[PromptState, Strategy], Requests[Found]]] = {
+    "greedy": greedy,
+    "beam": beam,
+    "diverse": beam,
+    "lookahead": beam,
+}

@@ -2,12 +2,44 @@
 
 import collections
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from stair_jax import text
 from stair_jax.engine.request import key_of
 from stair_jax.model.reward import Readout
 from stair_jax.prm.reader import finite
+
+
+class Samples(Protocol):
+    """Sampled responses to a prompt; what a choice does not ask for is not worked out."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def key(self) -> tuple[int | str, ...]:
+        """What fixes a random draw."""
+        ...
+
+    @property
+    def scores(self) -> Sequence[float | None]:
+        """Raw, as `reader.aggregate` gives them."""
+        ...
+
+    @property
+    def readout(self) -> Readout:
+        """Of the scores."""
+        ...
+
+    @property
+    def answers(self) -> Sequence[str | None]:
+        """As `comparable` gives them."""
+        ...
+
+    @property
+    def merits(self) -> Sequence[float]:
+        """By the truth."""
+        ...
 
 
 def best(scores: Sequence[float | None]) -> int | None:
@@ -82,3 +114,12 @@ def comparable(response: str, direct: bool = False) -> str | None:
     if answer is None:
         return None
     return " ".join(answer.casefold().split()).removesuffix(".").rstrip()
+
+
+# By the kind of strategy. None where nothing is known to choose by.
+CHOICES: dict[str, Callable[[Samples], int | None]] = {
+    "best_of": lambda some: best(some.scores),
+    "vote_of": lambda some: vote(some.scores, some.answers, some.readout),
+    "random_of": lambda some: at_random(len(some), some.key),
+    "oracle_of": lambda some: best(some.merits),
+}

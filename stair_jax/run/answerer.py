@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from stair_jax.config.schema import GuidedConfig, SearchConfig
 from stair_jax.config.stages import PRM
-from stair_jax.config.strategies import MCTS, SAMPLED, Strategy
+from stair_jax.config.strategies import MCTS, Strategy
 from stair_jax.engine.request import GREEDY, Sampling
 from stair_jax.guided import beams, loop, mcts, selection
 from stair_jax.guided.beams import Found
@@ -87,7 +87,7 @@ class Answerer:
         self._run, self.model, self._compile_first = run, model, compile_first
         self._limits = limits or {}
         self.config = GuidedConfig.of(run.config.evaluate)
-        self._reads = any(strategy.reads for strategy in strategies)
+        self._reads = any(strategy.of.reads for strategy in strategies)
 
     def ask(
         self,
@@ -103,21 +103,25 @@ class Answerer:
         Raises:
           ValueError: where the reward model is not there, or the strategy needs the truth.
         """
-        if strategy.kind in SAMPLED:
+        if strategy.of.samples:
             return self._ask_samples(strategy, prompts, on_reply)
         if strategy.kind == MCTS:
             return self._search(strategy, prompts, on_reply)
 
         def found(state: PromptState, what: Found) -> None:
-            score = self.score_of(what.raw) if strategy.reads else None
+            score = self.score_of(what.raw) if strategy.of.reads else None
             on_reply(
                 state.prompt,
                 self._reply(what.ids, state.tokens, state.scored, score),
             )
 
-        greedy = strategy.kind == "greedy"
-        plan = beams.greedy if greedy else functools.partial(beams.beam, strategy=strategy)
-        return self._hunt(strategy.name, prompts, plan, self._guide(strategy.reads), found)
+        def plan(state: PromptState) -> loop.Requests[Found]:
+            return beams.PLANS[strategy.kind](state, strategy)
+
+        guide = self._guide(strategy.of.reads)
+        drawn = [guide.sampling] * (strategy.of.greedy != "all")
+        greedy = [GREEDY] * (strategy.of.greedy != "none")
+        return self._hunt(strategy.name, prompts, plan, guide, found, drawn + greedy)
 
     def draw(
         self,
@@ -150,7 +154,8 @@ class Answerer:
         def found(state: PromptState, what: Drawn) -> None:
             on_drawn(state.prompt, what)
 
-        return self._hunt(label, prompts, plan, self._guide(read), found)
+        guide = self._guide(read)
+        return self._hunt(label, prompts, plan, guide, found, [guide.sampling])
 
     def choose(
         self,
@@ -160,7 +165,7 @@ class Answerer:
         merits: Sequence[float],
         lost: Lost,
     ) -> int:
-        """Returns which of some samples a strategy of `SAMPLED` takes, the first where none can.
+        """Returns which of some samples a strategy takes, the first where it knows none better.
 
         Args:
           strategy: how.
@@ -169,38 +174,26 @@ class Answerer:
           merits: of each, for an oracle.
           lost: what is missing is counted there.
         """
-        index = self._index(strategy, prompt, some, merits)
+        key = self._run.config.seed, prompt.id, strategy.name
+        index = selection.CHOICES[strategy.kind](_Samples(self, some, key, merits))
         lost.add(sum(sample.raw.count(None) for sample in some), index is None)
         return index or 0
 
-    def _index(
-        self, strategy: Strategy, prompt: Prompt, some: Sequence[Found], merits: Sequence[float]
-    ) -> int | None:
-        if strategy.kind == "random_of":
-            return selection.at_random(len(some), (self._run.config.seed, prompt.id, strategy.name))
-        if strategy.kind == "oracle_of":
-            return selection.best(merits)
-        scores = [self.score_of(sample.raw) for sample in some]
-        if strategy.kind == "best_of":
-            return selection.best(scores)
-        answers = [self._comparable(sample.ids) for sample in some]
-        return selection.vote(scores, answers, self._readout)
-
-    def _comparable(self, ids: Sequence[int]) -> str | None:
+    def comparable(self, ids: Sequence[int]) -> str | None:
         """Returns a response's answer for a vote; None where it did not come to its end."""
         direct = self.model.direct
         return None if self.is_cut(ids) else selection.comparable(self.text_of(ids), direct)
 
     def reply_of(self, strategy: Strategy, some: Sequence[Found], chosen: int) -> Reply:
         """Returns one of some samples as the reply that it is; equal ones were read once."""
-        read = {sample.ids for sample in some} if strategy.reads else ()
+        read = {sample.ids for sample in some} if strategy.of.reads else ()
         tokens = sum(len(sample.ids) for sample in some)
-        score = self.score_of(some[chosen].raw) if strategy.reads else None
+        score = self.score_of(some[chosen].raw) if strategy.of.reads else None
         return self._reply(some[chosen].ids, tokens, sum(map(len, read)), score)
 
     def score_of(self, raw: Sequence[float | None]) -> float | None:
         """Returns a response's raw score from the reward model's, one a step."""
-        return aggregate(raw, self._readout, self.config.aggregation)
+        return aggregate(raw, self.readout, self.config.aggregation)
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Returns a response's text; of one without reasoning, without the end of the turn."""
@@ -228,7 +221,7 @@ class Answerer:
         on_reply: Callable[[Prompt, Reply], None],
     ) -> dict[str, str]:
         """Answers with one of fresh samples of each prompt."""
-        if strategy.kind == "oracle_of":
+        if strategy.of.truth:
             raise ValueError(f"{strategy.name}: needs benchmarks whose truth is known")
 
         def drawn(prompt: Prompt, what: Drawn) -> None:
@@ -238,7 +231,7 @@ class Answerer:
         lost = Lost()
         missing = {prompt.id: range(strategy.width) for prompt in prompts}
         nothing: dict[str, list[tuple[int, ...]]] = {prompt.id: [] for prompt in prompts}
-        passed = self.draw(strategy.name, prompts, missing, nothing, drawn, read=strategy.reads)
+        passed = self.draw(strategy.name, prompts, missing, nothing, drawn, read=strategy.of.reads)
         # The scores that are missing were said where they were read.
         Lost(blind=lost.blind).tell(self.model.name, strategy.name)
         return passed
@@ -279,11 +272,15 @@ class Answerer:
         return passed_over
 
     def _hunt(
-        self, label: str, prompts: Sequence[Prompt], plan: Any, guide: Guide, found: Callable
+        self,
+        label: str,
+        prompts: Sequence[Prompt],
+        plan: loop.Method[Any],
+        guide: Guide,
+        found: Callable[[PromptState, Any], None],
+        samplings: Sequence[Sampling],
     ) -> dict[str, str]:
-        """Runs a plan of `guided` over prompts."""
-        plain = [GREEDY] if label == "greedy" else [guide.sampling]
-        samplings = plain + [GREEDY] * label.startswith("lookahead")
+        """Runs a plan of `guided` over prompts; `samplings` are those that it asks with."""
         # The reward model's pool has room for some contexts a slot; beyond it, keys are lost again.
         slots = self._run.config.engine.slots
         find = functools.partial(loop.find, prompts, plan, guide=guide, read_at=slots)
@@ -352,7 +349,8 @@ class Answerer:
         return reward_models.open_one(self._run)
 
     @functools.cached_property
-    def _readout(self) -> Readout:
+    def readout(self) -> Readout:
+        """Of the reward model's scores."""
         return Readout.from_json(self._run.lineage.entries[PRM.artefact()]["readout"])
 
     def _guide(self, read: bool) -> Guide:
@@ -365,3 +363,28 @@ class Answerer:
             seed=self._run.config.seed,
             limits=self._limits,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Samples:
+    """Some samples of a prompt, worked out as far as a choice asks; see `selection.Samples`."""
+
+    of: Answerer
+    found: Sequence[Found]
+    key: tuple[int | str, ...]
+    merits: Sequence[float]
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    @property
+    def scores(self) -> Sequence[float | None]:
+        return [self.of.score_of(sample.raw) for sample in self.found]
+
+    @property
+    def readout(self) -> Readout:
+        return self.of.readout
+
+    @property
+    def answers(self) -> Sequence[str | None]:
+        return [self.of.comparable(sample.ids) for sample in self.found]

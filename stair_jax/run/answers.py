@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from stair_jax import jsonl
-from stair_jax.config.strategies import SAMPLED, Strategy
+from stair_jax.config.strategies import Strategy
 from stair_jax.evals.benchmark import Benchmark
 from stair_jax.guided.beams import Found
 from stair_jax.records import Answer, Prompt, Sample
@@ -28,7 +28,7 @@ class AnswerGenerator:
       run: the run.
       answerer: the model.
       benchmarks: whose prompts' ids differ.
-      strategies: all that it is to answer with; those of `SAMPLED` share one set of samples.
+      strategies: all that it is to answer with; those that choose among samples share them.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class AnswerGenerator:
         strategies: Iterable[Strategy],
     ):
         self._run, self._answerer, self._benchmarks = run, answerer, benchmarks
-        self._sampled = [s for s in strategies if s.kind in SAMPLED]
+        self._sampled = [s for s in strategies if s.of.samples]
         self._of_prompt = {prompt.id: (b, prompt) for b in benchmarks for prompt in b.prompts}
 
     def answer(self, strategy: Strategy, have: Mapping[str, Answer], take: Take) -> None:
@@ -60,7 +60,7 @@ class AnswerGenerator:
         ]
         if not todo:
             return
-        if strategy.kind in SAMPLED:
+        if strategy.of.samples:
             self._choose(strategy, todo, take)
             return
 
@@ -121,7 +121,7 @@ class AnswerGenerator:
         folder.mkdir(parents=True, exist_ok=True)
         rows = self._stored(folder)
         count = max(strategy.width for strategy in self._sampled)
-        read = any(strategy.reads for strategy in self._sampled)
+        read = any(strategy.of.reads for strategy in self._sampled)
         self._draw(folder, rows, range(count), read)
         content = ""
         for benchmark in self._benchmarks:

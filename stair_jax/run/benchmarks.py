@@ -62,7 +62,7 @@ def _check_languages(c: Config, worlds: Mapping[str, str]) -> None:
 
 def _check_truth(c: Config, blind: Sequence[str]) -> None:
     """Refuses searches and judges that need the truth, which is not known of some benchmarks."""
-    if blind and any(s.kind == "oracle_of" for s in parse_all(split_csv(c.evaluate.search))):
+    if blind and any(s.of.truth for s in parse_all(split_csv(c.evaluate.search))):
         raise ValueError(
             "config.evaluate.search: oracle_of_N needs the truth, which is known of"
             f" {[name for name, one in registered().items() if one.merits]} and not of {blind}"

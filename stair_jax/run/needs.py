@@ -139,7 +139,7 @@ def _beside(run: Run, stage: Stage, spec: Spec) -> dict[str, Spec]:
         if c.search.value != "rollout" and c.search.value_model:
             found["the value model"] = reward_model.read_spec(c.search.value_model)
         return found
-    if stage is EVALUATE and any(s.reads for s in parse_all(split_csv(c.evaluate.search))):
+    if stage is EVALUATE and any(s.of.reads for s in parse_all(split_csv(c.evaluate.search))):
         return {"the reward model": dataclasses.replace(spec, L=spec.L + c.prm.more_layers)}
     return {}
 

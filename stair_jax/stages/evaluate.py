@@ -34,7 +34,7 @@ def run(run: Run) -> None:
         nobody could be asked to judge.
     """
     strategies, searched = parse_all(split_csv(run.config.evaluate.search)), _searched(run)
-    needs = [s.name for s in strategies if s.reads]
+    needs = [s.name for s in strategies if s.of.reads]
     if needs and not run.lineage.finished(PRM.artefact()):
         raise ValueError(
             f"config.evaluate.search: {needs[0]!r} asks a reward model, and there is none in"
@@ -89,7 +89,7 @@ def _answers(
     model = answerer.model
     name = model.name if strategy == GREEDY else f"{model.name}/{strategy.name}"
     artefact = f"evals/{name}"
-    reads = (PRM.artefact(),) if strategy.reads else ()
+    reads = (PRM.artefact(),) if strategy.of.reads else ()
     stage = {"greedy": "evaluate", MCTS: "evaluate.mcts"}.get(strategy.kind, "evaluate.guided")
     run.begin(artefact, stage, (*model.parents, *reads))
     folder = run.workdir / artefact

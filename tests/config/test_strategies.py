@@ -29,7 +29,7 @@ BT, MSE = (Readout(position="eos", loss=loss, low=-3.0, high=3.0) for loss in ("
 def test_a_name_is_parsed_and_given_back(name, want, reads):
     assert strategies.parse(name) == want
     assert want.name == name
-    assert want.reads == reads
+    assert want.of.reads == reads
 
 
 def test_aliases_stand_for_the_papers_sizes():
@@ -136,3 +136,13 @@ def test_a_random_choice_depends_on_its_key_alone_and_reaches_all():
 )
 def test_a_response_is_cut_behind_each_stop_token(ids, want):
     assert beams.steps_of(ids, {8, 9}) == want
+
+
+def test_every_kind_is_run_by_one_function_of_its_name():
+    """A kind without one would be found out in the middle of a run, after hours."""
+    asked = {
+        "samples": {name for name, kind in strategies.KINDS.items() if kind.samples},
+        "plans": {name for name, kind in strategies.KINDS.items() if not kind.samples},
+    }
+    assert set(selection.CHOICES) == asked["samples"]
+    assert set(beams.PLANS) == asked["plans"] - {strategies.MCTS}

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import pathlib
+import types
 
 import pytest
 
@@ -16,6 +17,7 @@ from stair_jax.evals.benchmark import columns_of, registered
 from stair_jax.evals.benchmarks import own_prompts
 from stair_jax.evals.report import curves
 from stair_jax.evals.report import table as table_lib
+from stair_jax.guided import selection
 from stair_jax.guided.beams import Found
 from stair_jax.judges.base import FunctionJudge, Score
 from stair_jax.log.metrics import Metrics
@@ -333,9 +335,11 @@ def test_beginnings_are_not_equal_answers_of_a_vote(monkeypatch):
     ended, cut = tuple(codec.encode("yes<|eot_id|>")), tuple(codec.encode("no"))
     answerer = Answerer.__new__(Answerer)
     answerer.model = known_models.baseline("sft")
+    seed = types.SimpleNamespace(config=types.SimpleNamespace(seed=0))
     for name, value in {
+        "_run": seed,
         "policy": Policy(answerer.model, TIED, None, codec),
-        "_readout": ScriptedRewardModel.readout,
+        "readout": ScriptedRewardModel.readout,
         "score_of": lambda raw: raw[0],
     }.items():
         monkeypatch.setattr(answerer, name, value, raising=False)
@@ -502,9 +506,11 @@ def test_the_table_has_shares_in_percent_and_scores_as_they_are():
 
 
 def test_scores_that_are_missing_are_counted_one_by_one(monkeypatch):
-    monkeypatch.setattr(Answerer, "_index", lambda *_: None)
+    monkeypatch.setitem(selection.CHOICES, "best_of", lambda some: None)
     found = [Found(ids=(1,), raw=(None, 1.0, None)), Found(ids=(2,), raw=(0.5,))]
     lost, prompt = Lost(), Prompt(id="a", question="q", type="safety")
     answerer = Answerer.__new__(Answerer)
+    seed = types.SimpleNamespace(config=types.SimpleNamespace(seed=0))
+    monkeypatch.setattr(answerer, "_run", seed, raising=False)
     assert answerer.choose(parse("best_of_2"), prompt, found, (), lost) == 0
     assert (lost.missing, lost.blind) == (2, 1)

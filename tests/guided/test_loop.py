@@ -61,6 +61,10 @@ def of(name):
     return lambda state: beams.beam(state, parse(name))
 
 
+def greedy(state):
+    return beams.greedy(state, parse("greedy"))
+
+
 class Plain:
     """Beams written down for one prompt, with no sequences and nothing side by side."""
 
@@ -221,7 +225,7 @@ def test_sampling_reaches_the_requests():
     run(of("lookahead_2x2"), kind=Watched)
     assert {how.temperature for how in Watched.seen} == {0.6, 0.0}  # it looks ahead greedily
     Watched.seen = ()
-    run(beams.greedy, kind=Watched)
+    run(greedy, kind=Watched)
     assert {how.temperature for how in Watched.seen} == {0.0}
 
 
