@@ -12,6 +12,9 @@ FAMILIES = {
     "qwen3": ("Qwen3ForCausalLM", (False, True)),
 }
 
+# Their windows are off unless a switch is on; in any other family a stated window counts.
+_SWITCHED_WINDOWS = ("qwen2", "qwen3")
+
 LARGEST = 2**31 - 1  # size: what an index of 32 bits counts to
 _FLOAT = 1e38  # bfloat16 and float32 end a little above
 
@@ -275,7 +278,7 @@ def _refuse_what_we_lack(hf: Mapping[str, Any], family: str) -> None:
     if kinds := _names(hf, "layer_types"):
         sliding = any(kind != "full_attention" for kind in kinds)
     else:
-        switched = _flag(hf, "use_sliding_window", family == "llama")
+        switched = _flag(hf, "use_sliding_window", family not in _SWITCHED_WINDOWS)
         first = _size(hf, "max_window_layers", 0, least=0)  # those before it see everything
         window = _size(hf, "sliding_window", 0, least=0)
         sliding = switched and window and first < _size(hf, "num_hidden_layers")
