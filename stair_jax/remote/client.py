@@ -27,7 +27,6 @@ from typing import Any
 
 from stair_jax.config.schema import JudgeConfig
 from stair_jax.remote.complaints import Declined, Refused, Trouble
-from stair_jax.remote.endpoint import Endpoint
 from stair_jax.remote.open import OPEN, Open
 from stair_jax.remote.reply_cache import ReplyCache, key_of
 
@@ -81,6 +80,9 @@ class EndpointClient:
         self._asked: dict[str, asyncio.Task[Reply]] = {}  # under way, by key
         self._on_wire: set[asyncio.Task[Any]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        # Here, since the library behind it takes a fifth of a run's start, and few runs ask one.
+        from stair_jax.remote.endpoint import Endpoint
+
         self._endpoint = Endpoint(config)
         self._judgements = ReplyCache(folder)
         self._slots = asyncio.Semaphore(config.concurrency)
