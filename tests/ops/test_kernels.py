@@ -278,7 +278,7 @@ def test_every_knob_of_the_plan_reaches_the_kernel(knob):
     texts = []
     for choice in (plan, dataclasses.replace(plan, **{knob: 32})):
         run = partial(paged.paged_attention, scale=1.0, plan=choice)
-        texts.append(str(jax.make_jaxpr(run)(q, k, v, jnp.int32(0), table, length)))
+        texts.append(str(jax.make_jaxpr(run)(q, k, v, layer, table, length)))
     assert texts[0] != texts[1]
 
 
@@ -321,11 +321,11 @@ def test_the_plan_of_the_gpu_that_is_compiled_for_reaches_the_kernel(monkeypatch
 
     monkeypatch.setattr(paged.plans, "plan_for", plan_for)
     h200 = AbstractDevice("NVIDIA H200", 132, "gpu")
-    texts = {}
+    texts, layer = {}, jnp.int32(0)
     for name, plan in (("own", None), ("same", Plan(block=32, warps=8)), ("default", Plan())):
         run = partial(paged.paged_attention, scale=1.0, plan=plan)
         with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=h200)):
-            texts[name] = str(jax.make_jaxpr(run)(q, k, v, jnp.int32(0), table, length))
+            texts[name] = str(jax.make_jaxpr(run)(q, k, v, layer, table, length))
     assert asked == [("NVIDIA H200", "32 queries, head 16, 2 bytes")]
     assert texts["own"] == texts["same"] != texts["default"]
     interpreted(q, k, v, 0, table, length, scale=1.0)
