@@ -278,7 +278,7 @@ def test_every_knob_of_the_plan_reaches_the_kernel(knob):
     texts = []
     for choice in (plan, dataclasses.replace(plan, **{knob: 32})):
         run = partial(paged.paged_attention, scale=1.0, plan=choice)
-        texts.append(str(jax.make_jaxpr(run)(q, k, v, layer, table, length)))
+        texts.append(str(jax.make_jaxpr(run)(q, k, v, jnp.int32(0), table, length)))
     assert texts[0] != texts[1]
 
 

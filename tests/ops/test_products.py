@@ -157,8 +157,10 @@ def test_results_are_written_in_float32_only_where_something_is_added():
     assert rest == 0
     assert layers in (1, SPEC.L)  # the text has one for all, or, from jax 0.12 on, each
     # With adapters a projection's two results wait to be added, and each of their two factors has
-    # a gradient, while the frozen weights have none.
-    assert added.count(wide) - plain.count(wide) == layers * (7 + 7 + 14 - 7)
+    # a gradient, while the frozen weights have none. That of the frozen head, which nobody reads,
+    # jax 0.12 drops before XLA does.
+    more = added.count(wide) - plain.count(wide)
+    assert more in (layers * (7 + 7 + 14 - 7) - dropped for dropped in (0, 1))
 
 
 def test_a_matrix_product_has_the_dtype_that_is_asked_for():
