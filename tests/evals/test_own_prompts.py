@@ -337,10 +337,10 @@ def test_beginnings_are_not_equal_answers_of_a_vote(monkeypatch):
     answerer.model = known_models.baseline("sft")
     seed = types.SimpleNamespace(config=types.SimpleNamespace(seed=0))
     for name, value in {
-        "_run": seed,
         "policy": Policy(answerer.model, TIED, None, codec),
         "readout": ScriptedRewardModel.readout,
         "score_of": lambda raw: raw[0],
+        "_run": seed,  # the last: with it the properties above would be worked out
     }.items():
         monkeypatch.setattr(answerer, name, value, raising=False)
     some = [Found(ids=ids, raw=(raw,)) for ids, raw in ((cut, 0.4), (cut, 0.4), (ended, 0.5))]
