@@ -10,7 +10,7 @@ from stair_jax import config
 
 
 def get_config(arg: str | None = None) -> config.Config:
-    """Returns the configuration; `:smoke` makes every size so small that a minute is enough."""
+    """Returns the configuration; `:smoke` makes every size tiny, for a run of a few minutes."""
     a = config.parse_arg(arg, smoke=False, baselines=False, judging=False)
     c = config.default()
     c.workdir = "runs/tiny"

@@ -74,7 +74,9 @@ def adamw(
             _scale_new_rows(new_rows, dict(ratios)) if ratios else optax.identity(),
         )
 
-    return optax.inject_hyperparams(chain, hyperparam_dtype=jnp.float32)(learning_rate=0.0)
+    return optax.inject_hyperparams(chain, hyperparam_dtype=jnp.dtype(jnp.float32))(
+        learning_rate=0.0
+    )
 
 
 def _clip_by_global_norm(most: float) -> optax.GradientTransformation:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,9 +26,9 @@ def test_auroc_is_the_mann_whitney_statistic(levels):
     rng = np.random.default_rng(levels)
     scores = rng.integers(0, levels, 200) / levels  # with 3 levels most are ties
     good = rng.random(200) < 0.2 + 0.5 * scores
-    u = scipy.stats.mannwhitneyu(scores[good], scores[~good]).statistic
+    theirs: Any = scipy.stats.mannwhitneyu(scores[good], scores[~good])
     found = ranking.auroc(scores, good)
-    assert found == pytest.approx(u / (good.sum() * (~good).sum()), rel=1e-12)
+    assert found == pytest.approx(theirs.statistic / (good.sum() * (~good).sum()), rel=1e-12)
     assert ranking.auroc(-scores, good) == pytest.approx(1 - found)
 
 
