@@ -3,6 +3,7 @@
 import difflib
 import errno
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -86,7 +87,7 @@ def command_line() -> None:
         chat.main(words[1:])
     elif words[:1] == ["keys"]:
         try:
-            print(keys.listed(" ".join(words[1:]).removeprefix("config.")))
+            _print(keys.listed(" ".join(words[1:]).removeprefix("config.")))
         except ValueError as error:
             sys.exit(f"error: {error}")
     elif {"--help", "-help", "-h", "--helpfull"} & set(words):
@@ -94,6 +95,15 @@ def command_line() -> None:
     else:
         jax.config.config_with_absl()
         app.run(main, flags_parser=_parsed)
+
+
+def _print(text: str) -> None:
+    """Prints what may be long: whoever reads it through `head` has soon read enough."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        sys.exit(1)
 
 
 def _parsed(argv: Sequence[str]) -> list[str]:

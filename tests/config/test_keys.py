@@ -1,5 +1,8 @@
 """What the command line says of keys: all of them, and the nearest to a typo."""
 
+import subprocess
+import sys
+
 import pytest
 
 from stair_jax.config import keys
@@ -38,3 +41,15 @@ NEAR = [
 @pytest.mark.parametrize(("typo", "meant"), NEAR)
 def test_the_nearest_key_is_among_the_first(typo, meant):
     assert meant in keys.nearest(typo)
+
+
+def test_a_list_that_is_read_through_head_ends_in_silence():
+    """The reader closes the pipe behind its first line; the list is longer than a pipe holds."""
+    command = [sys.executable, "-c", "import sys, stair_jax.main as m; m._print('x\\n' * 99_999)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        assert run.stdout.readline() == b"x\n"
+        run.stdout.close()
+        assert run.stderr.read() == b""
+    assert run.returncode == 1
