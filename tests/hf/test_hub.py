@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub import constants
 
 from stair_jax.hf import hub
-from tests.support.hub_server import TOKEN, Hub
+from tests.support.hub_server import TOKEN, logged_in
 
 # The hub's client calls its HTTP library in a way that the latter warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -13,11 +13,7 @@ REPO = "somebody/a-model"
 
 @pytest.fixture
 def server(monkeypatch):
-    with Hub() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with logged_in(monkeypatch) as running:
         yield running
 
 

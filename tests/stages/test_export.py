@@ -8,7 +8,7 @@ from huggingface_hub import constants
 
 from stair_jax import text
 from stair_jax.run import models
-from tests.support.hub_server import TOKEN, Hub
+from tests.support.hub_server import logged_in
 from tests.support.workdirs import run
 
 REPO = "somebody/a-model"
@@ -79,11 +79,7 @@ def test_the_code_of_the_card_answers_in_transformers(exported, monkeypatch):
 
 @pytest.fixture
 def hub(monkeypatch):
-    with Hub() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with logged_in(monkeypatch) as running:
         yield running
 
 

@@ -5,13 +5,18 @@ they are weights, and with the commit otherwise.
 """
 
 import base64
+import contextlib
 import hashlib
 import http.server
 import json
 import re
 import threading
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 TOKEN = "hf_loopbackloopbackloopback"
 
@@ -171,3 +176,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
         return data
+
+
+@contextlib.contextmanager
+def logged_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that the client talks to, with a token."""
+    with Hub() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield running
