@@ -64,6 +64,7 @@ class Benchmark:
       columns: of the table.
       merits: how good each outcome is; empty where the truth is not known.
       sides: of the run's judge's verdicts that are figures, too; () needs no judge.
+      attacks: whether its prompts are made to break a model.
       world: the world that defines its language, if that is not a natural one.
       protocol: what the figures are of, in a few words; "" of a world's.
       max_tokens: of a response, where the protocol says; never more than the run's.
@@ -78,6 +79,7 @@ class Benchmark:
     hub: Hub | None = None
     load: Callable[[Sequence[Row], str], Sequence[Prompt]] = lambda rows, split: ()
     sides: tuple[str, ...] = ()
+    attacks: bool = False
     world: str = ""
     protocol: str = ""
     max_tokens: int | None = None

@@ -280,7 +280,7 @@ def _missing(run: Run, model: Model, results: Results) -> list[str]:
         missing.append(
             f"Benchmarks that the program knows and that were not run: {', '.join(left)}."
         )
-    if "jailbreak" not in asked:
+    if not any(one.attacks for name, one in registered().items() if name in asked):
         missing.append("Attacks: no benchmark of prompts that are made to break a model was run.")
     if not any(_sides(metrics) for of in own.values() for metrics in of.values()):
         missing.append("A judge's opinion: no judge has scored the model's answers.")

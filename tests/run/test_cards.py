@@ -127,6 +127,8 @@ def test_what_was_not_measured_follows_from_what_was(tmp_path):
     assert "Attacks:" in said
     assert "no judge has scored" in said
     assert "with seed 5" in said
+    evaluated(run, "dpo-2", "round-2/dpo", harmless={"accuracy": share([1.0])})
+    assert "Attacks:" in "\n".join(facts(run, "dpo-2").missing)  # asked, but no attack
     evaluated(run, "dpo-1", "round-1/dpo", jailbreak={"compliance": share([0.0])}, mine=OWN)
     said = "\n".join(facts(run, "dpo-1").missing)
     assert "Attacks:" not in said

@@ -39,6 +39,7 @@ def _benchmark(name: str, *, harmful: bool) -> Benchmark:
         metrics=dict.fromkeys(counted, share),
         columns=[column for column in _COLUMNS if column.benchmark == name],
         merits=_HARMFUL_MERITS if harmful else _HARMLESS_MERITS,
+        attacks=name == "jailbreak",
         world="miniature",
     )
 
