@@ -3,6 +3,8 @@
 import json
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -207,3 +209,11 @@ def test_an_example_is_shown_with_what_it_does_and_its_command(tmp_path, monkeyp
     script.write_text("print(1)\n")
     with pytest.raises(ValueError, match=r"grow\.py: found no docstring"):
         hooks.examples()
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    """Every warning of mkdocs and its plugins is an error: a link, an anchor, a module's name."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "configuration" / "index.html").stat().st_size > 100_000  # with all keys
