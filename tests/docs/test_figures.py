@@ -100,13 +100,8 @@ SAID = [
     (GPUS, "would take {:.0f} % of", lambda: 100 * claim(H100, "decode_share")),
     (GPUS, "run at {:.0f} % of the measured", lambda: 100 * claim(H100, "extend_mfu")),
     (GPUS, "makes {:.1f} times the tokens", lambda: claim(H100, "search_vs_generate")),
-    (
-        GPUS,
-        "{:.0f} % of the card's peak,",
-        lambda: 100 * claim("gpu_h100_training.json", "sft_mfu"),
-    ),
-    (GPUS, "{:.0f} % with 8 rows", lambda: 100 * claim(H100, "sft_mfu")),
-    (GPUS, "That is {:.2f} times\n", lambda: claim("gpu_h100_training.json", "sft_vs_torch")),
+    (GPUS, "{:.0f} % of the card's peak", lambda: 100 * claim(H100, "sft_mfu")),
+    (GPUS, "That is {:.2f} times\n", lambda: claim(H100, "sft_vs_torch")),
 ]
 
 
