@@ -1,6 +1,7 @@
 """Stage search with a judge behind a server."""
 
 import collections
+import functools
 
 import pytest
 
@@ -53,7 +54,8 @@ class Engine(ScriptedEngine):
 def stage(tmp_path, monkeypatch):
     """Runs the stage in one workdir; returns its trees, or what it raises, and the lineage."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
-    monkeypatch.setattr(client, "PAUSE_S", 0.001)
+    hasty = functools.partial(client.EndpointClient, pause_s=0.001)
+    monkeypatch.setattr(client, "EndpointClient", hasty)
     codec = Speech()
     monkeypatch.setattr(models, "load", lambda run, model, **_: Policy(model, SPEC, None, codec))
     monkeypatch.setattr(
