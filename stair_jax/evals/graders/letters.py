@@ -2,7 +2,7 @@
 
 | function  | rules, in their order                                    | source                    |
 |-----------|----------------------------------------------------------|---------------------------|
-| cascade   | "answer is (X)"; "Answer: X"; the last X standing alone | TIGER-AI-Lab/MMLU-Pro     |
+| cascade   | "answer is (X)"; "Answer: X"; the last X standing alone  | TIGER-AI-Lab/MMLU-Pro     |
 | answer_is | "answer is (X)"                                          | lm-evaluation-harness     |
 | answer    | "Answer: X", in any case                                 | openai/simple-evals, GPQA |
 
