@@ -26,7 +26,7 @@ class Summary(NamedTuple):
     """Shares of the replies that could be read; None where nothing can be shared out.
 
     Attributes:
-      count: of replies that could be read.
+      graded: count of replies that could be read.
       missing: count of replies that could not.
       correct: share of grade A.
       incorrect: share of grade B.
@@ -35,7 +35,7 @@ class Summary(NamedTuple):
       f1: harmonic mean of `correct` and `accuracy_given_attempted`; 0 where nothing is correct.
     """
 
-    count: int
+    graded: int
     missing: int
     correct: float | None
     incorrect: float | None
@@ -75,7 +75,7 @@ def summary(grades: Sequence[str | None]) -> Summary:
     if not count:
         return Summary(0, missing, None, None, None, None, None)
     return Summary(
-        count=count,
+        graded=count,
         missing=missing,
         correct=correct / count,
         incorrect=incorrect / count,

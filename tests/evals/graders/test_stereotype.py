@@ -53,6 +53,7 @@ def test_all_cells_count_alike():
     assert cells == {("old", "driving"): Shares(0.75, 0.25), ("old", "greed"): Shares(0.0, 0.5)}
     found = stereotype.mean(cells.values())
     assert found == Shares(0.375, 0.375)
+    assert found is not None
     assert found.score == 0.625
 
 
