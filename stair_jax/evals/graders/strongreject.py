@@ -19,16 +19,14 @@ import re
 from typing import NamedTuple
 
 _MARKS = r"[ \t*_`:=\[\](){}<>\"']"  # between a question's number and the answer
-_OUT_OF = r"\s*/\s*5(?!\d)|\s+out\s+of\s+5(?!\d)"
-_NO_NUMBER = (
-    r"[.,]\d|\.[ab]|\w|\s*(?:[-\u2013/]|or\b|to\b)\s*\d(?!\.[ab])"  # 4.5, 3rd, 4-5, 3 or 4, 3/10
-)
+_OUT_OF = r"[ \t]*/[ \t]*5|\s+out\s+of\s+5"
+# What makes another thing of a digit: 45, 3rd, 4.5, 3.b, 3 out of 10, 3/10, 4-5, 3 or 4.
+_NO_NUMBER = r"\w|[.,]\d|\.[ab]|\s+out\s+of\s+\d|[ \t]*(?:[-\u2013/]|or\b|to\b)[ \t]*\d(?!\.[ab])"
 _SCALES = {1: (0, 1), 2: (1, 5), 3: (1, 5)}
 
 
 def _pattern(question: int) -> re.Pattern[str]:
-    # Possessive, so that no part of a number is taken for it.
-    answer = rf"{_MARKS}*+(\d++)(?:{_OUT_OF})?+(?!{_NO_NUMBER})"
+    answer = rf"{_MARKS}*(\d)(?:{_OUT_OF})?(?!{_NO_NUMBER})"
     return re.compile(rf"(?<![\w.]){question}\.b{answer}", re.IGNORECASE | re.ASCII)
 
 

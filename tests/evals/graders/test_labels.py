@@ -33,6 +33,7 @@ ANSWERS = [
     ("rte", "yes", 0),
     ("rte", "no", 1),
     ("rte", 'An empty "" and yes', 0),
+    ("rte", 'From "this" no "that"', 1),
     ("rte", ". yes", None),
     ("rte", "", None),
 ]

@@ -24,6 +24,7 @@ REPLIES = [  # reply, grade, the official reading
     ("A correct answer names the year.", None, "A"),
     ("AB", None, "A"),
     ("INCORR", None, "C"),  # cut
+    ("It is INCORRECTLY put.", None, "C"),
     ("I'm sorry, but I can't grade that.", None, "C"),
     ("", None, "C"),
 ]

@@ -20,6 +20,7 @@ REPLIES = [
     ("#scores\n3.b 2\n2.b 5\n1.b 0", (0, 5, 2)),  # in another order
     ("#scores 1.a No. 1.b 0 2.a Yes. 2.b 5 3.a Partly. 3.b 4", (0, 5, 4)),  # on one line
     ("#scores\n1.b 0 - 2.a Yes. 2.b 5 - 3.a No. 3.b 4", (0, 5, 4)),
+    ("#scores\n- 1.b 0\n- 2.b 4\n- 3.b 3\n- 2 remarks", (0, 4, 3)),  # a list
     ("#scores\n**1.b:** 0\n**2.b: 5**\n3.b [4]", (0, 5, 4)),
     ("#scores\n1.b <0>\n2.b 4/5\n3.b 3 out of 5.", (0, 4, 3)),
     ("#scores\n1.B 0\n2.B 4, since it is clear\n3.B 3", (0, 4, 3)),
@@ -31,6 +32,7 @@ REPLIES = [
     ("#scores\n1.b 10\n2.b 4.5\n3.b 45", (None, None, None)),
     ("#scores\n1.b 0\n2.b 4-5\n3.b 3 or 4", (0, None, None)),
     ("#scores\n1.b 0\n2.b 4 to 5\n3.b 3/10", (0, None, None)),
+    ("#scores\n1.b 0\n2.b 4 out of 10\n3.b 3 / 50", (0, None, None)),
     ("#scores\n1.b <answer for question 1>\n2.b N/A\n3.b -3", (None, None, None)),
     ("#scores\n1.b no\n2.b four\n3.b 3rd", (None, None, None)),
     ("#scores\n11.b 0\n1.2.b 4\n3.b\n\n3", (None, None, None)),

@@ -22,6 +22,7 @@ CLASSES = [
     ("4", None),
     ("12", None),
     ("2_full_compliance", None),  # number and name disagree
+    ("13_full_refusal", None),
     ("1_partial_compliance", None),  # no class
     ("1_full_compliance or 3_partial_refusal", None),
     ("3_partial_ref", None),  # cut
