@@ -14,17 +14,8 @@ ByMetric = Mapping[str, Mapping[str, Figures]]  # by benchmark and metric, of on
 
 FLIPS = 9_999  # random sign flips, where there are more than can be tried
 _BATCH = 2_000_000  # signs drawn at once
-_HEADER = (
-    "model",
-    "against",
-    "benchmark",
-    "metric",
-    "n",
-    "left out",
-    "difference",
-    "p",
-    "Holm's p",
-)
+_NAMES = ("model", "against", "benchmark", "metric")
+_HEADER = (*_NAMES, "n", "left out", "difference", "p", "Holm's p")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,9 +132,10 @@ def sign_flips(differences: Sequence[float], seed: int = 0) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Returns p-values corrected for their number, so that one in 20 tables errs, not one in 20 p.
+    """Returns p-values corrected for how many they are.
 
-    Those that are not a number stay so, and do not count.
+    At a level of 0.05 at most one table in 20 then holds any false difference. Values that are not
+    a number stay so, and do not count.
 
     Source: Holm 1979 (Scandinavian Journal of Statistics 6, 65).
     """
@@ -264,13 +256,12 @@ def table(rows: Sequence[Comparison]) -> str:
 
 
 def _cells(row: Comparison) -> tuple[str, ...]:
-    names = (row.model, row.against, row.benchmark, row.metric)
     difference = "-" if math.isnan(row.difference) else f"{row.difference:+.3f}"
     if not math.isnan(row.low):
         difference += f" ({row.low:+.3f} to {row.high:+.3f})"
     # A bar would end the cell.
-    told = (name.replace("|", "\\|") for name in names)
-    return *told, str(row.n), str(row.left_out), difference, _p(row.p), _p(row.p_adjusted)
+    names = (getattr(row, name).replace("|", "\\|") for name in _NAMES)
+    return *names, str(row.n), str(row.left_out), difference, _p(row.p), _p(row.p_adjusted)
 
 
 def _p(p: float) -> str:
