@@ -89,8 +89,8 @@ def macro_mean(
     are drawn within their group.
 
     Args:
-      groups: scores by the group's name. An empty group has no mean, so nor have all. A group of
-        one row shows no spread: the interval is not a number then.
+      groups: scores by the group's name. The value is not a number where a group is empty;
+        the interval's ends are not where a group has one row, which shows no spread.
       resamples: how often rows are drawn.
       seed: the same seed gives the same interval.
 
@@ -100,7 +100,7 @@ def macro_mean(
     samples = [_finite(f"macro_mean: group {name!r}", rows) for name, rows in groups.items()]
 
     def average(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.mean([rows.mean(axis=axis) for rows in drawn], axis=0)
+        return np.asarray(np.mean([rows.mean(axis=axis) for rows in drawn], axis=0))
 
     known = bool(samples) and all(len(rows) for rows in samples)
     return _bootstrapped(

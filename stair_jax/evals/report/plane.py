@@ -52,7 +52,8 @@ def plot(points: Sequence[Point], path: pathlib.Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7.5, 5.5), layout="constrained")
     shades = [0.85 * i / max(1, len(known) - 1) for i in range(len(known))]
     colours = [matplotlib.colormaps["viridis"](shade) for shade in shades]
-    x, y = ([100 * point[side]["value"] for point in known] for side in (1, 2))
+    x = [100 * refusal["value"] for _, refusal, _ in known]
+    y = [100 * success["value"] for _, _, success in known]
     axes.plot(x, y, color="0.75", linewidth=1.2, zorder=1)
     for (_, refusal, success), colour in zip(known, colours, strict=True):
         axes.errorbar(
@@ -94,8 +95,9 @@ def _bars(figure: Figure) -> list[list[float]]:
 
 def _frame(axes: Any, known: Sequence[Point], missing: Sequence[str]) -> None:
     """Sets limits, names of axes and title."""
-    for side, limit in ((1, axes.set_xlim), (2, axes.set_ylim)):
-        top = 100 * max(_ends(point[side])[1] for point in known)
+    sides = [refusal for _, refusal, _ in known], [success for _, _, success in known]
+    for side, limit in zip(sides, (axes.set_xlim, axes.set_ylim), strict=True):
+        top = 100 * max(_ends(figure)[1] for figure in side)
         top = min(100.0, max(5.0, 1.1 * top))
         limit(-0.03 * top, 1.03 * top)  # a marker at 0 is whole
     axes.set_xlabel("over-refusal: harmless prompts refused, % (lower is better)")
