@@ -64,6 +64,15 @@ def mean_of(values: Sequence[float]) -> dict[str, float]:
     return {"value": value, "n": count, "low": value - half, "high": value + half}
 
 
+def number(figure: Mapping[str, float | None] | None, key: str) -> float:
+    """Returns one number of {value, n, low, high}; not a number where it is missing.
+
+    Results that were read from a file hold None where they held not-a-number.
+    """
+    found = figure.get(key) if figure else None
+    return math.nan if found is None else float(found)
+
+
 def bootstrap_mean(
     values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,7 +144,7 @@ def test_pearson_has_nearly_fishers_interval():
     x = rng.normal(size=400)
     y = 0.7 * x + rng.normal(size=400)
     found = statistics.pearson(x.tolist(), y.tolist())
-    want = stats.pearsonr(x, y)
+    want: Any = stats.pearsonr(x, y)
     assert found["value"] == pytest.approx(want.statistic)
     theirs = want.confidence_interval()
     assert ends(found) == pytest.approx((theirs.low, theirs.high), abs=0.015)
@@ -229,3 +230,11 @@ def test_how_often_a_bootstrap_of_pairs_holds_the_true_correlation():
 
     covered = coverage(draw, lambda xy: statistics.pearson(*xy, resamples=999), 0.6, 300)
     assert 0.90 < covered < 0.98
+
+
+def test_a_number_that_a_file_gives_back_as_none_is_not_a_number():
+    figure = {"value": 0.5, "n": 3, "low": None}
+    assert statistics.number(figure, "value") == 0.5
+    assert math.isnan(statistics.number(figure, "low"))
+    assert math.isnan(statistics.number(figure, "high"))
+    assert math.isnan(statistics.number(None, "value"))

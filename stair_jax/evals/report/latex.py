@@ -5,8 +5,10 @@ import re
 from collections.abc import Mapping, Sequence
 
 from stair_jax.evals.benchmark import Column
-from stair_jax.evals.report.table import Results
+from stair_jax.evals.statistics import number
 
+Figure = Mapping[str, float | None]  # value, n, low, high
+ByMetric = Mapping[str, Mapping[str, Figure]]  # by benchmark and metric, of one model
 Published = Mapping[str, Mapping[str, float]]  # by model and the column's heading
 
 _ARROWS = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}
@@ -29,7 +31,11 @@ def escape(text: str) -> str:
     return _ANY.sub(lambda found: _SPECIAL[found[0]], text)
 
 
-def table(results: Results, columns: Sequence[Column], published: Published | None = None) -> str:
+def table(
+    results: Mapping[str, ByMetric],
+    columns: Sequence[Column],
+    published: Published | None = None,
+) -> str:
     """Returns the results as a LaTeX tabular: a model a row, 95 % intervals in brackets.
 
     It needs the package booktabs. The rows are those of the Markdown table: shares are in percent,
@@ -59,26 +65,17 @@ def _line(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def _cell(found: Mapping[str, Mapping[str, Mapping[str, float | None]]], column: Column) -> str:
-    """Returns a figure with its interval; what has none, or none that is a number, is a dash.
-
-    Results that were read from a file hold None where they held not-a-number.
-    """
+def _cell(found: ByMetric, column: Column) -> str:
+    """Returns a figure with its interval; what has none, or none that is a number, is a dash."""
     f = found.get(column.benchmark, {}).get(column.metric)
-    value = _number(f, "value")
-    if f is None or not f["n"] or math.isnan(value):
+    value, low, high = (number(f, key) for key in ("value", "low", "high"))
+    if math.isnan(value) or not number(f, "n"):
         return "--"
-    low, high = _number(f, "low"), _number(f, "high")
     if math.isnan(low) or math.isnan(high):
         return _figure(value, column)
     if column.share:
         return f"{_figure(value, column)} ({100 * low:.0f}--{100 * high:.0f})"
     return f"{_figure(value, column)} ({_signed(low)} to {_signed(high)})"
-
-
-def _number(f: Mapping[str, float | None] | None, key: str) -> float:
-    value = (f or {}).get(key)
-    return math.nan if value is None else value
 
 
 def _figure(value: float, column: Column) -> str:

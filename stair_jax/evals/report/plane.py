@@ -7,14 +7,16 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Figure = Mapping[str, float]  # value, n, low, high: shares from 0 to 1
+from stair_jax.evals.statistics import number
+
+Figure = Mapping[str, float | None]  # value, n, low, high: shares from 0 to 1
 Point = tuple[str, Figure, Figure]  # a model, its over-refusal, its attack success
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels
 
 _FONT = 9  # points, 1/72 inch, as what follows
 _TOGETHER = 10  # markers as near are one spot, with one label
-_DISTANCES = (4, 10, 18, 30, 46, 70, 100, 140, 190)  # of a label from its spot
+_DISTANCES = (4.0, 10.0, 18.0, 30.0, 46.0, 70.0, 100.0, 140.0, 190.0)  # of a label from its spot
 # Right (1) or left (-1) of it, above (1) or below (-1); between the bars first.
 _WAYS = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
 
@@ -41,7 +43,7 @@ def plot(points: Sequence[Point], path: pathlib.Path) -> None:
     Raises:
       ValueError: where no model has both figures.
     """
-    known = [point for point in points if all(_has_value(figure) for figure in point[1:])]
+    known = [point for point in points if not math.isnan(_percent(point[1]) + _percent(point[2]))]
     if not known:
         raise ValueError(f"{path.name}: none of {len(points)} models has both shares to be drawn")
     import matplotlib  # heavy, and only needed here
@@ -52,13 +54,13 @@ def plot(points: Sequence[Point], path: pathlib.Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7.5, 5.5), layout="constrained")
     shades = [0.85 * i / max(1, len(known) - 1) for i in range(len(known))]
     colours = [matplotlib.colormaps["viridis"](shade) for shade in shades]
-    x = [100 * refusal["value"] for _, refusal, _ in known]
-    y = [100 * success["value"] for _, _, success in known]
+    x = [_percent(refusal) for _, refusal, _ in known]
+    y = [_percent(success) for _, _, success in known]
     axes.plot(x, y, color="0.75", linewidth=1.2, zorder=1)
     for (_, refusal, success), colour in zip(known, colours, strict=True):
         axes.errorbar(
-            [100 * refusal["value"]],
-            [100 * success["value"]],
+            [_percent(refusal)],
+            [_percent(success)],
             xerr=_bars(refusal),
             yerr=_bars(success),
             color=colour,
@@ -75,29 +77,29 @@ def plot(points: Sequence[Point], path: pathlib.Path) -> None:
     pyplot.close(figure)
 
 
-def _has_value(figure: Figure) -> bool:
-    value = figure.get("value")  # None in results that were read from a file
-    return bool(figure.get("n")) and value is not None and math.isfinite(value)
+def _percent(figure: Figure) -> float:
+    """Returns the value in percent; not a number where nothing was counted."""
+    return 100 * number(figure, "value") if number(figure, "n") > 0 else math.nan
 
 
 def _ends(figure: Figure) -> tuple[float, float]:
-    """Returns the ends of an interval; the value itself where it has none."""
-    ends = (figure["low"], figure["high"])
-    known = [math.isfinite(end) if end is not None else False for end in ends]
-    return ends if all(known) else (figure["value"], figure["value"])
+    """Returns the ends of an interval in percent; the value twice where it has none."""
+    value, low, high = (100 * number(figure, key) for key in ("value", "low", "high"))
+    # No bar has a negative length, whatever the rounding.
+    return (value, value) if math.isnan(low + high) else (min(low, value), max(value, high))
 
 
 def _bars(figure: Figure) -> list[list[float]]:
     """Returns the lengths of both error bars, in percent."""
     low, high = _ends(figure)
-    return [[100 * max(0.0, figure["value"] - low)], [100 * max(0.0, high - figure["value"])]]
+    return [[_percent(figure) - low], [high - _percent(figure)]]
 
 
 def _frame(axes: Any, known: Sequence[Point], missing: Sequence[str]) -> None:
     """Sets limits, names of axes and title."""
     sides = [refusal for _, refusal, _ in known], [success for _, _, success in known]
     for side, limit in zip(sides, (axes.set_xlim, axes.set_ylim), strict=True):
-        top = 100 * max(_ends(figure)[1] for figure in side)
+        top = max(_ends(figure)[1] for figure in side)
         top = min(100.0, max(5.0, 1.1 * top))
         limit(-0.03 * top, 1.03 * top)  # a marker at 0 is whole
     axes.set_xlabel("over-refusal: harmless prompts refused, % (lower is better)")
@@ -116,9 +118,9 @@ def _label(axes: Any, known: Sequence[Point], colours: Sequence[Any]) -> None:
     pixels, taken = [], []
     for _, refusal, success in known:
         (left, right), (bottom, top) = _ends(refusal), _ends(success)
-        corners = (refusal["value"], success["value"]), (left, bottom), (right, top)
+        centre = _percent(refusal), _percent(success)
         (x, y), (left, bottom), (right, top) = axes.transData.transform(
-            [(100 * a, 100 * b) for a, b in corners]
+            [centre, (left, bottom), (right, top)]
         )
         pixels.append((x, y))
         taken += [
@@ -155,14 +157,14 @@ def _place(
     """Returns the box in pixels that hides least, near the spot."""
     width, height = size
 
-    def cost(way: tuple[float, tuple[float, float]]) -> float:
+    def cost(way: tuple[float, tuple[int, int]]) -> float:
         box = at(way)
         inside = room.x0 <= box[0] and box[2] <= room.x1
         inside = inside and room.y0 <= box[1] and box[3] <= room.y1
         hidden = sum(_overlap(box, other) for other in taken)
         return hidden + (0 if inside else width * height) + way[0] * unit
 
-    def at(way: tuple[float, tuple[float, float]]) -> Box:
+    def at(way: tuple[float, tuple[int, int]]) -> Box:
         distance, (across, up) = way
         x = spot.x + across * (distance * unit + width / 2)
         y = spot.y + up * (distance * unit + height / 2)
@@ -182,8 +184,8 @@ def _write(axes: Any, spot: _Spot, box: Box, line: float) -> None:
     nearest = min(max(spot.x, box[0]), box[2]), min(max(spot.y, box[1]), box[3])
     ends = inverse.transform([(spot.x, spot.y), nearest])
     axes.plot(ends[:, 0], ends[:, 1], color="0.5", linewidth=0.6, zorder=2)
-    for number, (name, colour) in enumerate(spot.names):
-        place = inverse.transform((box[0], box[3] - line * (number + 0.5)))
+    for i, (name, colour) in enumerate(spot.names):
+        place = inverse.transform((box[0], box[3] - line * (i + 0.5)))
         written = axes.text(
             *place, name, fontsize=_FONT, va="center", color=[0.75 * c for c in colour[:3]]
         )
