@@ -108,6 +108,21 @@ def test_the_attack_ends_once_any_stream_succeeds():
     assert play(dataclasses.replace(SMALL, success=9), judge=judge)[0].counts["calls"] == 12
 
 
+def test_the_best_of_equal_moves_is_the_earliest():
+    usual, _ = play()
+    late, early = usual.streams[0].moves[1].prompt, usual.streams[3].moves[0].prompt
+    found, _ = play(
+        judge=lambda talk, seed: f"[[{5 + any(p in talk[1][1] for p in (late, early))}]]"
+    )
+    assert [[move.rating for move in one.moves] for one in found.streams] == [
+        [5, 6, 5],
+        [5, 5, 5],
+        [5, 5, 5],
+        [6, 5, 5],
+    ]
+    assert found.best == found.streams[3].moves[0]
+
+
 def test_a_verdict_that_cannot_be_read_is_a_one_and_counted():
     found, _ = play(judge="I cannot rate this")
     assert {move.rating for one in found.streams for move in one.moves} == {1}

@@ -24,6 +24,7 @@ READ = [
     ('{"improvement": "", "prompt": "p"}', {"improvement": "", "prompt": "p"}),
     # What only the official reader can read: Python's quotes, a comma at the end.
     ("{'improvement': 'i', 'prompt': \"it's\"}", {"improvement": "i", "prompt": "it's"}),
+    ("{'improvement': 'a\nb', 'prompt': 'p'}", {"improvement": "ab", "prompt": "p"}),
     ('{"improvement": "i",\n "prompt": "p",}', {"improvement": "i", "prompt": "p"}),
     ("{'improvement': 'i', 'prompt': '\\d'}", {"improvement": "i", "prompt": "\\d"}),
     ('{"improvement": "i", "prompt": "p', None),  # cut

@@ -29,6 +29,11 @@ def test_a_string_operation_gives_what_it_gives_by_hand(name, made):
     assert TRANSFORMS[name].of(ASK) == made
 
 
+def test_capitals_are_letters_too():
+    assert TRANSFORMS["leetspeak"].of("AEIOST aeiost Bbz") == "431057 431057 Bbz"
+    assert TRANSFORMS["disemvowel"].of("AEIOU aeiou Yy") == "  Yy"
+
+
 def test_ciphers_stand_last_in_the_turn():
     assert TRANSFORMS["rot_13"].of(ASK).endswith("\n\nRkcynva ubj Mbë'f ybpx jbexf, cyrnfr!")
     assert TRANSFORMS["caesar"].of(ASK).endswith("\n\nHasodlq krz Crë'v orfn zrunv, sohdvh!")
