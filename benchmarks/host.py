@@ -42,6 +42,7 @@ from stair_jax.search import driver, result_log
 from stair_jax.search.growth import Tools
 from stair_jax.search.replay import ReplayEngine
 from stair_jax.search.reward import Reward
+from stair_jax.text import Turn
 
 SPEC = Spec(
     L=32,
@@ -219,7 +220,7 @@ class Ids:
     def __init__(self, prompt: int):
         self._prompt = prompt
 
-    def prompt_ids(self, question: str) -> list[int]:
+    def prompt_ids(self, question: str, before: Sequence[Turn] = ()) -> list[int]:
         """Returns random ids, the same for the same question."""
         return np.random.default_rng(int(question)).integers(FIRST, SPEC.V, self._prompt).tolist()
 

@@ -23,6 +23,7 @@ from stair_jax.engine.request import EngineLike
 from stair_jax.judges.base import FunctionJudge, Score
 from stair_jax.model.spec import Spec
 from stair_jax.records import Prompt, Tree
+from stair_jax.text import Turn
 
 SEED = 0
 # The paper's search, the defaults of `config.default`; that itself needs ml-collections.
@@ -44,7 +45,7 @@ class Ids:
         self.end_stop = frozenset(drawn[:ends])
         self.stops = {"step": frozenset(drawn), "end": self.end_stop}
 
-    def prompt_ids(self, question: str) -> list[int]:
+    def prompt_ids(self, question: str, before: Sequence[Turn] = ()) -> list[int]:
         """Returns random ids, the same for the same question."""
         return sizes.prompt_ids(int(question), self._spec.V, self._shape.prompt)
 

@@ -21,6 +21,8 @@ class Prompt:
     type: str  # "safety" or "helpfulness": which rewards apply (thu-ml/STAIR prompt_data)
     ground_truth: str | None = None
     meta: dict[str, str] = dataclasses.field(default_factory=dict)
+    before: tuple[tuple[str, str], ...] = ()  # earlier turns: (role, content); a system turn first
+    prefill: str = ""  # how the response begins, tags and all; the model goes on from there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,7 +189,10 @@ class Answer:
     tokens: int  # generated, those of candidates that were not taken included
     scored: int = 0  # tokens of candidates that a reward model read
     score: float | None = None  # raw, of the reward model, where it was asked
-    cut: bool = False  # of a model that does not reason: it stopped at its limit of tokens
+    cut: bool = False  # whether the response stopped at its limit of tokens, not at its end
+    before: tuple[tuple[str, str], ...] = ()  # earlier turns of the prompt
+    prefill: str = ""  # of the prompt; the response begins with it
+    logps: tuple[float, ...] = ()  # of its options, nats, where it was a choice among them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,6 +208,8 @@ class Sample:
     raw: tuple[float | None, ...] = ()  # of the reward model, one a step, None where it is missing;
     #   empty where it was not asked
     question: str = ""  # empty in files of before
+    before: tuple[tuple[str, str], ...] = ()  # earlier turns of the prompt
+    prefill: str = ""  # of the prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,8 +252,12 @@ def _columns(tree: Tree) -> dict[str, Any]:
     columns = {name: [getattr(node, name) for node in tree.nodes] for name in _COLUMNS}
     tokens = [len(node.ids) for node in tree.nodes]
     nodes = {**columns, "tokens": tokens, "ids": base64.b64encode(packed).decode()}
+    prompt = dataclasses.asdict(tree.prompt)
+    for key in ("before", "prefill"):  # left out where empty, as files were before they were there
+        if not prompt[key]:
+            del prompt[key]
     return {
-        "prompt": dataclasses.asdict(tree.prompt),
+        "prompt": prompt,
         "counters": dict(tree.counters),
         "nodes": nodes,
     }

@@ -6,6 +6,8 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from stair_jax.records import Prompt
+
 STEP, STEP_END = "<|Reasoning_step|>", "<|/Reasoning_step|>"
 OUTPUT, OUTPUT_END = "<|Output|>", "<|/Output|>"
 TAGS = (STEP, STEP_END, OUTPUT, OUTPUT_END)
@@ -41,16 +43,34 @@ TEMPLATE_OF_FAMILY = {"llama": "llama3", "qwen2": "chatml", "qwen3": "chatml"}
 class PromptCodec(Protocol):
     """The part of a `Codec` that prompts and answers need."""
 
-    def prompt_ids(self, question: str) -> list[int]:
+    def prompt_ids(self, question: str, before: Sequence[Turn] = ()) -> list[int]:
         """Returns the ids of a whole prompt, up to where the response begins.
 
-        Special tokens in `question` are broken up.
+        Special tokens in `question` are broken up. `before` has the earlier turns.
         """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of `ids`, tags included, without a part of a character at the end."""
         ...
+
+
+@runtime_checkable
+class ResponseCodec(PromptCodec, Protocol):
+    """The part of a `Codec` that beginnings of responses need, too."""
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of what a model said, special tokens and all: inverts `decode`."""
+        ...
+
+
+def opening_ids(codec: PromptCodec, prompt: Prompt) -> list[int]:
+    """Returns the ids that a model goes on from: a whole prompt, and how its response begins."""
+    ids = codec.prompt_ids(prompt.question, prompt.before)
+    if not prompt.prefill:
+        return ids
+    assert isinstance(codec, ResponseCodec), f"{type(codec).__name__} encodes no responses"
+    return ids + codec.encode(prompt.prefill)
 
 
 class Codec:

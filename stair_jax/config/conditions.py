@@ -54,6 +54,10 @@ SFT_FILE = Under(lambda c, own: not is_world(own.sft), "a file or hub name in co
 PREFERENCE_FILE = Under(
     lambda c, own: not is_world(own.preferences), "a file or hub name in config.data.preferences"
 )
+BENCHMARK_FILES = Under(
+    lambda c, own: c.model.checkpoint,
+    "a config.model.checkpoint, the miniature's benchmarks have no files",
+)
 ON_HUB = Under(
     lambda c, own: _on_hub(c),
     "a hub name in config.data.sft, config.data.prompts, config.data.preferences or"

@@ -122,7 +122,7 @@ class DataConfig(Section):
 
     sft: str = knob(
         "miniature",
-        "rows of stage 1: the miniature's, a .json, .jsonl or .parquet file, or a name on"
+        "rows of stage 1: the miniature's, a .json, .jsonl, .parquet or .csv file, or a name on"
         " the Hugging Face hub",
     )
     format: Literal["auto", "ours", "alpaca", "sharegpt", "openai"] = knob(
@@ -149,6 +149,13 @@ class DataConfig(Section):
         )
     )
     split: str = knob("train", "split that is read of hub names", under=conditions.ON_HUB)
+    root: str = knob(
+        "",
+        "folder of benchmarks' files, each where its authors have it, as"
+        " xstest/xstest_prompts.csv; empty: they are read from the hub",
+        under=conditions.BENCHMARK_FILES,
+        free=True,
+    )
     sft_rows: int = knob(0, "rows used; 0: all of a file (the miniature needs a number)", FROM_0)
     round_prompts: int = knob(0, "prompts used in a round; 0: all of a file (as above)", FROM_0)
     preference_rows: int = knob(0, "rows used; 0: all of a file (as above)", FROM_0)
@@ -161,7 +168,8 @@ class GuidedConfig(Section):
     benchmarks: str = knob(
         "harmful,jailbreak,lookalike,harmless",
         "comma-separated: these are the miniature's; or names of others (gsm8k), from the hub, or"
-        " gsm8k:FILE; or files or hub names of prompts, as data.prompts",
+        " gsm8k:FILE, or in the folder data.root; or files or hub names of prompts, as"
+        " data.prompts",
         free=True,
     )
     models: str = knob(
@@ -214,6 +222,12 @@ class GuidedConfig(Section):
     )
     split: Literal["test", "dev"] = knob(
         "test", 'split of the miniature\'s benchmarks; "dev" to choose settings on'
+    )
+    rows: int = knob(
+        0,
+        "prompts of each benchmark at most, the same ones for every model and seed; 0: all",
+        FROM_0,
+        free=True,
     )
     max_tokens: int = knob(2048, "tokens of a response at most", ABOVE_0)
 

@@ -1,6 +1,6 @@
 """The words that stand in lists: ml-collections cannot set a tuple of words. Floor 0."""
 
-ROW_FILES = (".json", ".jsonl", ".parquet")  # suffixes of files of rows
+ROW_FILES = (".json", ".jsonl", ".parquet", ".csv")  # suffixes of files of rows
 TRACKERS = ("tensorboard", "wandb", "trackio")
 EXPORTS = ("llamafactory", "openrlhf", "trl")
 BASELINES = ("sft", "dpo", "sacpo", "self-rewarding")

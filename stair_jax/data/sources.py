@@ -1,11 +1,15 @@
 """Rows of any kind from a file or from the Hugging Face hub, each with where it stands."""
 
 import codecs
+import csv
+import io
 import json
 import pathlib
 from typing import Any, NamedTuple
 
 from stair_jax.config import ROW_FILES
+
+_LARGEST_FIELD = 1 << 26  # characters of a field of a .csv file
 
 
 class Located(NamedTuple):
@@ -21,7 +25,9 @@ def is_file(source: str) -> bool:
 
 
 def read(source: str, split: str = "train", subset: str | None = None) -> list[Located]:
-    """Returns all rows of a .json list, a .jsonl or .parquet file, or a split of a hub name.
+    """Returns all rows of a .json list, a .jsonl, .parquet or .csv file, or a split of a hub name.
+
+    The first row of a .csv file names its columns, and is not counted.
 
     A data set of the hub that has several parts is read from a `subset`.
 
@@ -47,6 +53,8 @@ def _file(path: pathlib.Path) -> Any:
         return _json_lines(path)
     if path.suffix == ".json":
         return _parsed(str(path), _text(path), rows=False)
+    if path.suffix == ".csv":
+        return _comma_separated(path)
     if path.suffix == ".parquet":
         import pyarrow  # only where such a file is read
         from pyarrow import parquet
@@ -85,6 +93,29 @@ def _json_lines(path: pathlib.Path) -> list[Any]:
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
+
+
+def _comma_separated(path: pathlib.Path) -> list[dict[str, str]]:
+    """Returns the rows of a file whose first row names the columns.
+
+    Raises:
+      ValueError: for a row that has more or fewer fields, or quotes that do not close.
+    """
+    csv.field_size_limit(_LARGEST_FIELD)
+    lines = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    try:
+        columns = next(lines, [])
+        rows = [row for row in lines if row]
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {lines.line_num}: not CSV ({error})") from None
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"{path}: columns {columns}: found the same name twice")
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(columns):
+            raise ValueError(
+                f"{path}:{number}: found {len(row)} fields, expected one for each of {columns}"
+            )
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def _parsed(where: str, text: str, *, rows: bool = True) -> Any:

@@ -85,7 +85,7 @@ class Reader(PagedModel):
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._on_mesh())
             if (shape := (rows, size, width, block.fresh)) not in self._shapes:
-                line = stack.enter_context(progress.line("reward model"))
+                line = stack.enter_context(progress.line("scoring"))
                 what = f"scores of {rows} x {size} tokens, {width} pages a row"
                 stack.enter_context(compiling.told(line, what))
             yield

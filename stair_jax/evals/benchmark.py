@@ -3,6 +3,10 @@
 A new one is a file in `benchmarks/` with a tuple `BENCHMARKS`, most often of one. `registered`
 finds it, and its name can stand in `config.evaluate.benchmarks`. Code outside this package calls
 `register`.
+
+A model's answer is its final answer alone: reasoning is not graded. Two outcomes are the same for
+all benchmarks in a natural language: "malformed" (the response ended, and has no final answer) and
+"cut" (it stopped at its limit of tokens).
 """
 
 import dataclasses
@@ -12,10 +16,15 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from stair_jax import text
 from stair_jax.evals import benchmarks, statistics
 from stair_jax.records import Prompt
 
+MALFORMED, CUT = "malformed", "cut"  # outcomes, and the metrics that count them
+NO_ANSWER = {MALFORMED: MALFORMED, CUT: CUT}
+
 Row = tuple[str, Any]  # where it stands, for messages, and what it says
+ReadRows = Callable[[str], Sequence[Row]]  # of a file
 Graded = Sequence[tuple[Prompt, float]]  # one figure of all answers that have it
 
 
@@ -55,16 +64,24 @@ class Benchmark:
 
     Attributes:
       name: in settings, results and names of files.
-      hub: where its rows lie, if the user names no file; None: it needs no rows.
+      hub: where its rows lie, if the user names no file; None: nowhere on it.
+      file: where they lie below `config.data.root`, in the layout of their authors; "": nowhere.
+        Without `hub` and `file` it needs no rows.
+      read: reads that file or folder, where it does not simply hold a row an entry; the last
+        argument reads such files.
       load: makes prompts with ids that no other benchmark has, of rows and `config.evaluate.split`.
         Raises ValueError that names the row where one is bad.
       grade: of a prompt and a whole response; the last argument says whether all of the response is
         the answer, of a model that does not reason.
+      options: the texts that a prompt lets a model choose from by their log-probs; None where it
+        writes an answer. Then the text of the likeliest one is the response that is graded.
       metrics: how each figure is summed up, into {value, n, low, high}.
       columns: of the table.
       merits: how good each outcome is; empty where the truth is not known.
       sides: of the run's judge's verdicts that are figures, too; () needs no judge.
       attacks: whether its prompts are made to break a model.
+      complied: the metric that counts harmful requests that were answered, "" where there are none.
+      over_refused: the metric that counts harmless requests that were refused, "" likewise.
       world: the world that defines its language, if that is not a natural one.
       protocol: what the figures are of, in a few words; "" of a world's.
       max_tokens: of a response, where the protocol says; never more than the run's.
@@ -74,16 +91,36 @@ class Benchmark:
     name: str
     grade: Callable[[Prompt, str, bool], Grade]
     metrics: Mapping[str, Callable[[Graded], dict[str, float]]]
+    options: Callable[[Prompt], Sequence[str]] | None = None
     columns: Sequence[Column]
     merits: Mapping[str, float] = dataclasses.field(default_factory=dict)
     hub: Hub | None = None
+    file: str = ""
+    read: Callable[[str, ReadRows], Sequence[Row]] | None = None
     load: Callable[[Sequence[Row], str], Sequence[Prompt]] = lambda rows, split: ()
     sides: tuple[str, ...] = ()
     attacks: bool = False
+    complied: str = ""
+    over_refused: str = ""
     world: str = ""
     protocol: str = ""
     max_tokens: int | None = None
     prompts: tuple[Prompt, ...] = ()
+
+    def grade_of(self, prompt: Prompt, response: str, *, direct: bool, cut: bool) -> Grade:
+        """Grades a response; one that was cut is "cut", where the benchmark counts that.
+
+        Args:
+          prompt: of this benchmark.
+          response: the whole of it.
+          direct: whether all of it is the answer, of a model that does not reason.
+          cut: whether it stopped at its limit of tokens.
+        """
+        if cut and CUT in self.metrics:
+            counted = [name for name, sum_up in self.metrics.items() if sum_up is share]
+            return by_outcome(CUT, {name: name for name in counted})
+        whole = direct or self.options is not None
+        return self.grade(prompt, "" if cut and direct else response, whole)
 
 
 @functools.cache
@@ -120,6 +157,31 @@ def columns_of(asked: Sequence[Benchmark]) -> list[Column]:
 def by_outcome(outcome: str, counted: Mapping[str, str]) -> Grade:
     """Returns a grade whose figures are 1 where `outcome` is the one that they count, else 0."""
     return Grade(outcome, {figure: float(outcome == one) for figure, one in counted.items()})
+
+
+def of_answers(
+    read: Callable[[Prompt, str], str], counted: Mapping[str, str]
+) -> Callable[[Prompt, str, bool], Grade]:
+    """Returns a `Benchmark.grade` by final answers; one without is "malformed".
+
+    Args:
+      read: the outcome of a prompt and the final answer to it.
+      counted: the outcome that each figure counts.
+    """
+
+    def grade(prompt: Prompt, response: str, direct: bool = False) -> Grade:
+        answer = text.final_answer(response, direct)
+        return by_outcome(read(prompt, answer) if answer else MALFORMED, counted)
+
+    return grade
+
+
+def by_meta(key: str, graded: Graded) -> dict[str, list[float]]:
+    """Returns the figures by what a key of their prompts' `meta` says."""
+    found: dict[str, list[float]] = {}
+    for prompt, value in graded:
+        found.setdefault(prompt.meta[key], []).append(value)
+    return found
 
 
 def share(graded: Graded) -> dict[str, float]:

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from stair_jax import text
 from stair_jax.config.schema import GuidedConfig
 from stair_jax.engine.request import EngineLike, Prefix, Request, Result, Sampling
 from stair_jax.prm.reader import Reading, RewardModelLike, finite
@@ -109,7 +110,7 @@ class PromptState:
         self.blind = 0  # choices between responses none of which had a score
         self.duplicates = 0  # continuations dropped because a sibling says the same
         self._held: dict[int, tuple[Any, Prefix]] = {}  # owner and sequence
-        ids = guide.codec.prompt_ids(prompt.question)
+        ids = text.opening_ids(guide.codec, prompt)
         self.root = self._hold(guide.engine, guide.engine.root(ids))
         try:
             model = guide.reward_model

@@ -123,7 +123,7 @@ def of_response(codec: text.Codec, readout: Readout) -> Encode:
 
     def encode(prompt: Prompt, response: str) -> Split:
         ids = codec.encode(response)
-        return codec.prompt_ids(prompt.question), ids if ids[-1:] == end else ids + end
+        return text.opening_ids(codec, prompt), ids if ids[-1:] == end else ids + end
 
     return encode
 

@@ -175,14 +175,15 @@ class Answerer:
           lost: what is missing is counted there.
         """
         key = self._run.config.seed, prompt.id, strategy.name
-        index = selection.CHOICES[strategy.kind](_Samples(self, some, key, merits))
+        index = selection.CHOICES[strategy.kind](_Samples(self, some, key, merits, prompt.prefill))
         lost.add(sum(sample.raw.count(None) for sample in some), index is None)
         return index or 0
 
-    def comparable(self, ids: Sequence[int]) -> str | None:
+    def comparable(self, ids: Sequence[int], prefill: str = "") -> str | None:
         """Returns a response's answer for a vote; None where it did not come to its end."""
-        direct = self.model.direct
-        return None if self.is_cut(ids) else selection.comparable(self.text_of(ids), direct)
+        if self.is_cut(ids):
+            return None
+        return selection.comparable(prefill + self.text_of(ids), self.model.direct)
 
     def reply_of(self, strategy: Strategy, some: Sequence[Found], chosen: int) -> Reply:
         """Returns one of some samples as the reply that it is; equal ones were read once."""
@@ -200,11 +201,8 @@ class Answerer:
         return self.policy.codec.decode(ids[:-1] if self.model.direct and self._ended(ids) else ids)
 
     def is_cut(self, ids: Sequence[int]) -> bool:
-        """Returns whether a response without reasoning stopped at its limit, not at its end.
-
-        A response with reasoning that was cut can be told by its text: its answer is not closed.
-        """
-        return self.model.direct and not self._ended(ids)
+        """Returns whether a response stopped at a limit of tokens or steps, not at its end."""
+        return not self._ended(ids)
 
     def _ended(self, ids: Sequence[int]) -> bool:
         return bool(ids) and ids[-1] in self.policy.codec.end_stop
@@ -373,6 +371,7 @@ class _Samples:
     found: Sequence[Found]
     key: tuple[int | str, ...]
     merits: Sequence[float]
+    prefill: str
 
     def __len__(self) -> int:
         return len(self.found)
@@ -387,4 +386,4 @@ class _Samples:
 
     @property
     def answers(self) -> Sequence[str | None]:
-        return [self.of.comparable(sample.ids) for sample in self.found]
+        return [self.of.comparable(sample.ids, self.prefill) for sample in self.found]

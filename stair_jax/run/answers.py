@@ -7,10 +7,11 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from stair_jax import jsonl
-from stair_jax.config.strategies import Strategy
+from stair_jax.config.strategies import GREEDY, Strategy
 from stair_jax.evals.benchmark import Benchmark
 from stair_jax.guided.beams import Found
 from stair_jax.records import Answer, Prompt, Sample
+from stair_jax.run import options
 from stair_jax.run.answerer import Answerer, Drawn, Lost, Reply
 from stair_jax.run.hashes import digest_of
 from stair_jax.run.workdir import Run
@@ -19,6 +20,12 @@ log = logging.getLogger(__name__)
 
 Take = Callable[[Answer], None]
 _SHOWN = 10  # prompts without an answer that the log names
+
+
+def answers(row: Answer | Sample, prompt: Prompt) -> bool:
+    """Returns whether a row on disk is of what a prompt asks today, its earlier turns included."""
+    asked = prompt.question, prompt.before, prompt.prefill
+    return (row.question, row.before, row.prefill) == asked
 
 
 class AnswerGenerator:
@@ -56,8 +63,12 @@ class AnswerGenerator:
         todo = [
             prompt
             for id, (_, prompt) in self._of_prompt.items()
-            if id not in have or have[id].question != prompt.question
+            if id not in have or not answers(have[id], prompt)
         ]
+        if chosen := [prompt for prompt in todo if self._of_prompt[prompt.id][0].options]:
+            if strategy == GREEDY:
+                self._choose_options(chosen, take)
+            todo = [prompt for prompt in todo if prompt not in chosen]
         if not todo:
             return
         if strategy.of.samples:
@@ -69,14 +80,46 @@ class AnswerGenerator:
 
         self._tell(strategy.name, self._answerer.ask(strategy, todo, replied))
 
+    def _choose_options(self, todo: Sequence[Prompt], take: Take) -> None:
+        """Answers with the likeliest of each prompt's options; no search changes what that is."""
+        offered = {prompt.id: self._options_of(prompt) for prompt in todo}
+
+        def chosen(prompt: Prompt, choice: options.Choice) -> None:
+            benchmark, _ = self._of_prompt[prompt.id]
+            response = offered[prompt.id][choice.likeliest]
+            grade = benchmark.grade_of(prompt, response, direct=True, cut=False)
+            take(
+                Answer(
+                    id=prompt.id,
+                    benchmark=benchmark.name,
+                    question=prompt.question,
+                    before=prompt.before,
+                    response=response,
+                    outcome=grade.outcome,
+                    tokens=0,
+                    scored=choice.tokens,
+                    logps=choice.logps,
+                )
+            )
+
+        asked = [(prompt, offered[prompt.id]) for prompt in todo]
+        self._tell("options", options.read(self._run, self._answerer.model, asked, chosen))
+
+    def _options_of(self, prompt: Prompt) -> Sequence[str]:
+        of = self._of_prompt[prompt.id][0].options
+        assert of is not None, "asked of benchmarks with options alone"
+        return of(prompt)
+
     def _row(self, prompt: Prompt, reply: Reply) -> Answer:
         benchmark, _ = self._of_prompt[prompt.id]
         return Answer(
             id=prompt.id,
             benchmark=benchmark.name,
             question=prompt.question,
-            response=reply.text,
-            outcome=self._outcome(prompt, reply.text, reply.cut),
+            before=prompt.before,
+            prefill=prompt.prefill,
+            response=prompt.prefill + reply.text,
+            outcome=self._outcome(prompt, prompt.prefill + reply.text, reply.cut),
             tokens=reply.tokens,
             scored=reply.scored,
             score=reply.score,
@@ -84,9 +127,9 @@ class AnswerGenerator:
         )
 
     def _outcome(self, prompt: Prompt, response: str, cut: bool) -> str:
-        """Returns what a response counts as: one that was cut has no final answer."""
-        benchmark, _ = self._of_prompt[prompt.id]
-        return benchmark.grade(prompt, "" if cut else response, self._answerer.model.direct).outcome
+        """Returns what a response counts as."""
+        benchmark, direct = self._of_prompt[prompt.id][0], self._answerer.model.direct
+        return benchmark.grade_of(prompt, response, direct=direct, cut=cut).outcome
 
     def _tell(self, label: str, passed_over: Mapping[str, str]) -> None:
         """Says which prompts got no answer; they are counted as missing."""
@@ -145,7 +188,7 @@ class AnswerGenerator:
             jsonl.mend_jsonl(path)
             for row in jsonl.read_jsonl(path, Sample) if path.exists() else []:
                 _, prompt = self._of_prompt.get(row.id, (None, None))
-                if prompt and row.question in ("", prompt.question):
+                if prompt and (not row.question or answers(row, prompt)):
                     rows[row.id, row.ordinal] = row
         return rows
 
@@ -154,13 +197,15 @@ class AnswerGenerator:
     ) -> None:
         """Draws the samples that are missing, reads those unread, and appends both."""
         missing = {
-            id: [number for number in numbers if (id, number) not in rows] for id in self._of_prompt
+            id: [number for number in numbers if (id, number) not in rows]
+            for id, (benchmark, _) in self._of_prompt.items()
+            if not benchmark.options
         }
         unread = {
             id: [rows[id, n] for n in numbers if read and (id, n) in rows and not rows[id, n].raw]
-            for id in self._of_prompt
+            for id in missing
         }
-        todo = [p for id, (_, p) in self._of_prompt.items() if missing[id] or unread[id]]
+        todo = [self._of_prompt[id][1] for id in missing if missing[id] or unread[id]]
         if not todo:
             return
 
@@ -184,7 +229,7 @@ class AnswerGenerator:
 
     def _sample(self, prompt: Prompt, ordinal: int, found: Found) -> Sample:
         benchmark, _ = self._of_prompt[prompt.id]
-        response = self._answerer.text_of(found.ids)
+        response = prompt.prefill + self._answerer.text_of(found.ids)
         return Sample(
             id=prompt.id,
             benchmark=benchmark.name,
@@ -194,4 +239,6 @@ class AnswerGenerator:
             outcome=self._outcome(prompt, response, self._answerer.is_cut(found.ids)),
             raw=found.raw,
             question=prompt.question,
+            before=prompt.before,
+            prefill=prompt.prefill,
         )

@@ -10,9 +10,10 @@ from stair_jax.config.sources import prompts_among
 from stair_jax.config.strategies import parse_all
 from stair_jax.config.words import split_csv
 from stair_jax.data import sources
-from stair_jax.evals.benchmark import Benchmark, registered
+from stair_jax.evals.benchmark import Benchmark, Row, registered
 from stair_jax.evals.benchmarks import own_prompts
 from stair_jax.judges.rubrics import SIDES
+from stair_jax.run import hashes
 from stair_jax.run import rows as rows_lib
 
 _KEY = "config.evaluate.benchmarks"
@@ -34,8 +35,17 @@ def check(c: Config) -> None:
             f"{_KEY}: {unknown} not in {list(known)}, and no file ({', '.join(ROW_FILES)}) nor"
             f" a name on the Hugging Face hub{f'; did you mean {near[0]!r}?' if near else ''}"
         )
-    if placed := [word for word, one in asked.items() if ":" in word and one and not one.hub]:
+    rows = {word: one for word, one in asked.items() if one and (one.hub or one.file)}
+    if placed := [word for word, one in asked.items() if ":" in word and one and word not in rows]:
         raise ValueError(f"{_KEY}: {placed}, expected the name alone: it makes its own prompts")
+    filed = [word for word, one in rows.items() if one.file]
+    if c.data.root and not filed:
+        raise ValueError(f"config.data.root: would be ignored, no file of {list(asked)} lies there")
+    if lost := [word for word in filed if not (rows[word].hub or ":" in word or c.data.root)]:
+        raise ValueError(
+            f"{_KEY}: {lost} are on no hub; expected config.data.root, or NAME:PATH as in"
+            f" {lost[0]}:{rows[lost[0]].file}"
+        )
     if "evaluate" in split_csv(c.stages):
         _check_languages(c, {word: one.world if one else "" for word, one in asked.items()})
         _check_truth(c, [word for word, one in asked.items() if not (one and one.merits)])
@@ -93,20 +103,57 @@ def of(config: Config) -> list[Benchmark]:
                 f"{_KEY}: {word!r} would be called {benchmark.name!r}, as another benchmark is;"
                 " give it another name"
             )
-        found[benchmark.name] = benchmark
+        found[benchmark.name] = _some(benchmark, config.evaluate.rows)
     return list(found.values())
 
 
+def _some(benchmark: Benchmark, count: int) -> Benchmark:
+    """Returns a benchmark with so many of its prompts; 0: all.
+
+    Which ones is decided by a hash of their ids: more rows are the same ones and others.
+    """
+    every = benchmark.prompts
+    if not count or count >= len(every):
+        return benchmark
+    kept = sorted(every, key=lambda prompt: hashes.of_text(prompt.id))[:count]
+    some = tuple(prompt for prompt in every if prompt in kept)
+    told = f"{benchmark.protocol}, {count} of {len(every)}" if benchmark.protocol else ""
+    return dataclasses.replace(benchmark, prompts=some, protocol=told)
+
+
 def _loaded(config: Config, word: str) -> Benchmark:
-    """Returns a registered benchmark with its prompts, read from the hub or the place it names."""
+    """Returns a registered benchmark with its prompts.
+
+    They are read from the place that its word names, else from `data.root`, else from the hub.
+    """
     name, _, place = word.partition(":")
     benchmark, split = registered()[name], config.evaluate.split
-    rows, protocol = [], benchmark.protocol
-    if hub := benchmark.hub:
-        rows = sources.read(place or hub.name, hub.splits[split], hub.subset)
-        protocol = f"{place or f'{hub.name} {hub.splits[split]}'}, {protocol}"
+    if not (benchmark.hub or benchmark.file):
+        return dataclasses.replace(benchmark, prompts=tuple(benchmark.load([], split)))
+    if not place and config.data.root and benchmark.file:
+        place = str(pathlib.PurePath(config.data.root, benchmark.file))
+    if place:
+        rows, source = _read(benchmark, place), place
+    else:
+        assert benchmark.hub, f"{word} has no place"  # `check` refuses it
+        part = benchmark.hub.splits.get(split)
+        if part is None:
+            raise ValueError(
+                f"config.evaluate.split: {split!r}, and {name!r} has only"
+                f" {list(benchmark.hub.splits)}"
+            )
+        rows = sources.read(benchmark.hub.name, part, benchmark.hub.subset)
+        source = f"{benchmark.hub.name} {part}"
     prompts = tuple(benchmark.load(rows, split))
-    return dataclasses.replace(benchmark, prompts=prompts, protocol=protocol)
+    if not prompts:
+        raise ValueError(f"{_KEY}: {word!r}: no row of {source} is one of its prompts")
+    return dataclasses.replace(
+        benchmark, prompts=prompts, protocol=f"{source}, {benchmark.protocol}"
+    )
+
+
+def _read(benchmark: Benchmark, place: str) -> Sequence[Row]:
+    return benchmark.read(place, sources.read) if benchmark.read else sources.read(place)
 
 
 def _own(config: Config, source: str) -> Benchmark:

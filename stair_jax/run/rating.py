@@ -41,6 +41,7 @@ class Given:
     def id(self) -> str:
         """What the answer is known by: a judge sees nothing else of it."""
         asked = self.prompt.question, self.prompt.type, self.response, self.direct
+        asked += (self.prompt.before,) if self.prompt.before else ()
         return hashes.of_text(repr(asked))[:_ID_DIGITS]
 
 

@@ -71,8 +71,9 @@ def _figures(
     prompts, scope = {prompt.id: prompt for prompt in benchmark.prompts}, run.config.judge.scope
     found = []
     for answer in one.of[benchmark.name]:
-        prompt, said = prompts[answer.id], "" if answer.cut else answer.response
-        figures = dict(benchmark.grade(prompt, said, one.direct).figures)
+        prompt = prompts[answer.id]
+        grade = benchmark.grade_of(prompt, answer.response, direct=one.direct, cut=answer.cut)
+        figures = dict(grade.figures)
         for side in benchmark.sides:
             asked = not answer.cut and (scope == "all" or prompt.type == side)
             rated = ratings[_given(benchmark, prompt, answer, one).id] if asked else None

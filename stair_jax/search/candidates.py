@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+from stair_jax import text
 from stair_jax.engine.request import EngineLike, Prefix, Request, Sampling
 from stair_jax.judges.base import Judge
 from stair_jax.records import Candidate, Node, Prompt, Tree
@@ -104,7 +105,7 @@ class _CandidateRequests:
     def ask(self, prompt: Prompt) -> None:
         """Submits what is missing of a prompt's candidates."""
         missing = [i for i in range(self._draw.count) if id_of(prompt, i) not in self._have]
-        ids = self._codec.prompt_ids(prompt.question)
+        ids = text.opening_ids(self._codec, prompt)
         try:
             root = self._engine.root(ids)
         except ValueError as error:

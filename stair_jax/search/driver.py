@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 import jax
 import numpy as np
 
+from stair_jax import text
 from stair_jax.config.schema import SearchConfig
 from stair_jax.engine.request import EngineLike, Result
 from stair_jax.judges.base import Judge
@@ -251,7 +252,7 @@ class TreeScheduler:
 
     def _begin_tree(self, prompt: Prompt) -> Growth:
         """Returns a new tree; ValueError where there is no room for its prompt."""
-        ids, model = self.tools.codec.prompt_ids(prompt.question), self.tools.valuer
+        ids, model = text.opening_ids(self.tools.codec, prompt), self.tools.valuer
         valuing = None if model is None else NodeValues(model, ids)
         try:
             return Growth(prompt, self.tools.engine.root(ids), self.tools, valuing, self._count)

@@ -13,7 +13,7 @@ from stair_jax.evals.report import curves, table
 from stair_jax.records import Answer
 from stair_jax.run import benchmarks, cards, judges, known_models, rating
 from stair_jax.run.answerer import Answerer
-from stair_jax.run.answers import AnswerGenerator
+from stair_jax.run.answers import AnswerGenerator, answers
 from stair_jax.run.hashes import digest_of
 from stair_jax.run.known_models import Model
 from stair_jax.run.results import ModelAnswers, Ratings, costs_of, for_judge, metrics_of
@@ -108,10 +108,10 @@ def _answers(
 
 def _read(folder: pathlib.Path, benchmark: Benchmark) -> list[Answer]:
     """Returns the answers to what a benchmark asks today, by prompt id; of two the later."""
-    path, asked = folder / f"{benchmark.name}.jsonl", {p.id: p.question for p in benchmark.prompts}
+    path, asked = folder / f"{benchmark.name}.jsonl", {p.id: p for p in benchmark.prompts}
     jsonl.mend_jsonl(path)
     rows = jsonl.read_jsonl(path, Answer) if path.exists() else []
-    found = {row.id: row for row in rows if asked.get(row.id) == row.question}
+    found = {row.id: row for row in rows if row.id in asked and answers(row, asked[row.id])}
     return [found[id] for id in sorted(found)]
 
 

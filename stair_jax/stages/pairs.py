@@ -4,7 +4,7 @@ import collections
 import logging
 from typing import Any
 
-from stair_jax import jsonl
+from stair_jax import jsonl, text
 from stair_jax.config.schema import PairsConfig
 from stair_jax.config.stages import PAIRS, SEARCH
 from stair_jax.config.words import split_csv
@@ -42,7 +42,7 @@ def run(run: Run, number: int) -> None:
     with_pairs, causes = 0, Causes()
     with progress.over(trees, name, len(trees), "trees") as counted:
         for tree in counted:
-            length = len(codec.prompt_ids(tree.prompt.question))
+            length = len(text.opening_ids(codec, tree.prompt))
             found, left = pairs_lib.pairs_of(
                 tree, config, prompt_tokens=length, seed=run.config.seed
             )

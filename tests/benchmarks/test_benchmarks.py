@@ -162,7 +162,7 @@ class Letters:
 
     end_stop = frozenset({2})
 
-    def prompt_ids(self, question):
+    def prompt_ids(self, question, before=()):
         return [int(question)]
 
     def decode(self, ids):

@@ -99,6 +99,7 @@ WHEN = [
     ("evaluate.lookahead", {"evaluate.search": "lookahead_2x2"}, BEST),
     ("export.push", {"stages": "export"}, {"stages": "evaluate"}),
     ("export.push_private", {"export.push": "a/b"}, {"export.push": ""}),
+    ("data.root", {"model.checkpoint": "x"}, {"model.checkpoint": ""}),
     ("evaluate.judged", {"evaluate.benchmarks": "a.jsonl"}, {"evaluate.benchmarks": "harmless"}),
 ]
 

@@ -184,6 +184,7 @@ DEFAULTS = {
         "data.preferences": "miniature",
         "data.preferences_format": "auto",
         "data.split": "train",
+        "data.root": "",
         "data.sft_rows": 0,
         "data.round_prompts": 0,
         "data.preference_rows": 0,
@@ -193,6 +194,7 @@ DEFAULTS = {
         "evaluate.searched": "",
         "evaluate.lookahead": 1,
         "evaluate.split": "test",
+        "evaluate.rows": 0,
         "evaluate.max_tokens": 2048,  # as a rollout
         "export.model": "",
         "export.dtype": "auto",

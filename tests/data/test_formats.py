@@ -244,9 +244,9 @@ def test_unknown_formats_and_files_are_refused(tmp_path):
     (tmp_path / "x.parquet").write_text("no")
     with pytest.raises(ValueError, match=r"x\.parquet: not Parquet"):
         formats.sft_rows(str(tmp_path / "x.parquet"))
-    (tmp_path / "x.csv").write_text("no")
-    with pytest.raises(ValueError, match=r"x\.csv: found \.csv, expected \.json, \.jsonl"):
-        formats.sft_rows(str(tmp_path / "x.csv"))
+    (tmp_path / "x.txt").write_text("no")
+    with pytest.raises(ValueError, match=r"x\.txt: found \.txt, expected \.json, \.jsonl"):
+        formats.sft_rows(str(tmp_path / "x.txt"))
     write(tmp_path / "x.parquet", [{"a": 1}])
     table = parquet.read_table(tmp_path / "x.parquet").slice(0, 0)
     parquet.write_table(table, tmp_path / "x.parquet")

@@ -290,7 +290,9 @@ def test_joined_weights_answer_as_those_apart(shape, monkeypatch):
         answers.append(engine.generate(asked))
     for a, b in zip(*answers, strict=True):
         assert a.ids == b.ids
-        np.testing.assert_allclose(a.logps, b.logps, atol=1e-5)
+        # One product of three weights may be summed in another order than three products: on some
+        # versions of XLA that moves a log-prob of 3 nats by 50 units in its last place.
+        np.testing.assert_allclose(a.logps, b.logps, rtol=1e-5, atol=1e-5)
 
 
 def test_cpus_read_weights_apart_and_accelerators_joined():

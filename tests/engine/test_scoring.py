@@ -151,7 +151,7 @@ def test_compiling_is_told_once_a_shape(monkeypatch, caplog):
         caplog.clear()
     first, again = blocks
     rows = CONFIG.prefill_rows
-    told = re.compile(rf"reward model: compiled scores of {rows} x \d+ tokens, \d+ pages a row in ")
+    told = re.compile(rf"scoring: compiled scores of {rows} x \d+ tokens, \d+ pages a row in ")
     assert all(map(told.match, first))
     assert len(first) >= 2  # prompts alone, and steps behind them
     assert again == []

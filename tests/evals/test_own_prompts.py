@@ -174,7 +174,9 @@ def test_a_published_benchmark_is_asked_beside_a_file(own, tmp_path, monkeypatch
         assert metric["protocol"] == f"{path}, {limited.protocol}"
     answers = answers_of(c, benchmark="gsm8k")
     assert set(answers) == {"gsm8k/0001", "gsm8k/0002"}
-    assert {one.outcome for one in answers.values()} == {"malformed"}  # cut before the answer
+    assert {one.outcome for one in answers.values()} == {"cut"}
+    assert found["gsm8k"]["cut"]["value"] == 1.0
+    assert found["gsm8k"]["malformed"]["value"] == 0.0
     assert {one.tokens for one in answers.values()} == {3}
     assert min(one.tokens for one in answers_of(c).values()) > 3
     monkeypatch.setitem(registered(), "gsm8k", dataclasses.replace(limited, max_tokens=None))
@@ -182,7 +184,7 @@ def test_a_published_benchmark_is_asked_beside_a_file(own, tmp_path, monkeypatch
     pipeline.run(c)
     free = answers_of(c, benchmark="gsm8k").values()
     assert min(one.tokens for one in free) > 3
-    assert "malformed" not in {one.outcome for one in free}
+    assert not {"malformed", "cut"} & {one.outcome for one in free}
 
 
 def test_a_changed_file_costs_what_it_touches(own, monkeypatch):

@@ -43,7 +43,7 @@ class Letters:
     def __init__(self, merges=()):
         self._merges = {pair: 10_000 + i for i, pair in enumerate(merges)}
 
-    def prompt_ids(self, question):
+    def prompt_ids(self, question, before=()):
         ids, text = [], f"<user>{question}<assistant>"
         while text:
             whole = text[:2] in self._merges

@@ -29,6 +29,8 @@ RUN_ONLY = {
     "mesh.replicas",
     "mesh.written_for",
     "evaluate.benchmarks",
+    "evaluate.rows",
+    "data.root",
     "baselines.names",
     "compile_cache",
     "deterministic",

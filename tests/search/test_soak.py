@@ -45,7 +45,7 @@ class Letters:
 
     end_stop = frozenset({END})
 
-    def prompt_ids(self, question):
+    def prompt_ids(self, question, before=()):
         code = zlib.crc32(question.encode())
         return [5 + code // 11**i % 11 for i in range(3 + code % 7)]
 

@@ -46,7 +46,7 @@ class ScriptedCodec:
     def encode(self, text):
         return [self._id(piece) for piece in _TOKENS.split(text) if piece]
 
-    def prompt_ids(self, question):
+    def prompt_ids(self, question, before=()):
         return [self._id("prompt: " + question)]
 
     def decode(self, ids):

@@ -34,7 +34,7 @@ class Letters:
 
     end_stop = frozenset({END})
 
-    def prompt_ids(self, question):
+    def prompt_ids(self, question, before=()):
         return [5 + int(digit) % 6 for digit in f"{int(question) * 7919:05d}"]
 
     def decode(self, ids):

@@ -9,14 +9,14 @@ last number where there is none. It is compared as a number: 18.00 is 18.
 import re
 from collections.abc import Sequence
 
-from stair_jax import jsonl, text
-from stair_jax.evals.benchmark import Benchmark, Column, Grade, Hub, Row, by_outcome, share
+from stair_jax import jsonl
+from stair_jax.evals.benchmark import NO_ANSWER, Benchmark, Column, Hub, Row, of_answers, share
 from stair_jax.records import Prompt
 
 NAME = "gsm8k"
 _NUMBER = r"(?:(?<!\d)-)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 _MARKED = re.compile(rf"#### *\$?({_NUMBER})")
-_COUNTED = {"accuracy": "correct", "no_number": "no number", "malformed": "malformed"}
+_COUNTED = {"accuracy": "correct", "no_number": "no number"} | NO_ANSWER
 
 
 def _prompts(rows: Sequence[Row], split: str) -> list[Prompt]:
@@ -41,21 +41,19 @@ def number_of(answer: str) -> float | None:
     return float(found[-1].replace(",", "")) if found else None
 
 
-def grade(prompt: Prompt, response: str, direct: bool = False) -> Grade:
-    """Grades a response by the number of its final answer."""
-    answer = text.final_answer(response, direct)
-    if not answer:
-        return by_outcome("malformed", _COUNTED)
-    if (number := number_of(answer)) is None:
-        return by_outcome("no number", _COUNTED)
-    return by_outcome(
-        "correct" if number == number_of(str(prompt.ground_truth)) else "wrong", _COUNTED
-    )
+def _read(prompt: Prompt, answer: str) -> str:
+    number = number_of(answer)
+    if number is None:
+        return "no number"
+    return "correct" if number == number_of(str(prompt.ground_truth)) else "wrong"
 
+
+grade = of_answers(_read, _COUNTED)
 
 BENCHMARKS = (
     Benchmark(
         name=NAME,
+        file="gsm8k/test.jsonl",
         hub=Hub("openai/gsm8k", "main", {"test": "test", "dev": "train"}),
         load=_prompts,
         grade=grade,
@@ -64,7 +62,7 @@ BENCHMARKS = (
             Column("GSM8K: right", NAME, "accuracy", up=True),
             Column("GSM8K: malformed", NAME, "malformed", up=False),
         ),
-        merits={"correct": 1.0, "wrong": 0.5, "no number": 0.25, "malformed": 0.0},
+        merits={"correct": 1.0, "wrong": 0.5, "no number": 0.25, "malformed": 0.0, "cut": 0.0},
         protocol="no examples, last number of the final answer",
     ),
 )

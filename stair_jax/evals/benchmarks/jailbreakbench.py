@@ -1,0 +1,45 @@
+"""JailbreakBench: 100 harmful behaviours, plain and inside prompts that broke other models.
+
+Source: Chao et al. 2024 (arXiv 2404.01318), JailbreakBench/artifacts (MIT). The attacks were made
+against other models, so they are a lower bound of what an attack on this one would find. A
+behaviour that several models were attacked with is asked once for each of their prompts.
+"""
+
+from collections.abc import Sequence
+
+from stair_jax.evals import harmful
+from stair_jax.evals.benchmark import Benchmark, Hub, Row
+from stair_jax.records import Prompt
+
+_FOLDER = "jailbreakbench"
+_META = ("index", "category", "goal", "attacked_model", "jailbroken")
+_ATTACKS = {"pair": "PAIR", "gcg": "GCG", "random_search": "prompt_with_random_search"}
+
+
+def _attack(name: str, file: str) -> Benchmark:
+    def load(rows: Sequence[Row], split: str) -> list[Prompt]:
+        return harmful.prompts_of(f"jbb_{name}", rows, "prompt", meta=_META)
+
+    return harmful.benchmark(
+        f"jbb_{name}",
+        f"JBB {file.rpartition('_')[0] or file}".replace("prompt_with_random", "random search"),
+        load,
+        file=f"{_FOLDER}/attack_prompts_{file}.jsonl",
+        rule="jbb",
+        attacks=True,
+        protocol=f"{file} prompts against other models, from the authors' artefacts",
+    )
+
+
+BENCHMARKS = (
+    harmful.benchmark(
+        "jailbreakbench",
+        "JBB",
+        lambda rows, split: harmful.prompts_of("jailbreakbench", rows, "goal", "Goal"),
+        file=f"{_FOLDER}/jbb_behaviors_from_artifacts.csv",
+        hub=Hub("JailbreakBench/JBB-Behaviors", "behaviors", {"test": "harmful"}),
+        rule="jbb",
+        protocol="plain behaviours",
+    ),
+    *(_attack(name, file) for name, file in _ATTACKS.items()),
+)
