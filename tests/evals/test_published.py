@@ -133,10 +133,12 @@ def test_rows_come_from_the_named_place_else_the_root_else_the_hub(monkeypatch):
     ],
 )
 def test_rows_that_are_nowhere_are_told_in_one_line(changes, message):
-    c = tiny(**REAL, **changes)
-    with pytest.raises(ValueError, match=message) as error:
+    def start(c):
         benchmarks.check(c)
         benchmarks.of(c)
+
+    with pytest.raises(ValueError, match=message) as error:
+        start(tiny(**REAL, **changes))
     assert "\n" not in str(error.value)
 
 
