@@ -3,7 +3,7 @@
 Nothing is sampled and no chat template is used: an option is read behind the question as it stands,
 both tokenised together, and its log-prob is the sum over its tokens. Source: multiple choice in
 EleutherAI/lm-evaluation-harness, whose `loglikelihood` also gives white space at the end of the
-question to the option.
+question to the option, and puts the beginning of a sequence before an option without question.
 """
 
 from collections.abc import Callable, Sequence
@@ -90,7 +90,11 @@ def pair_ids(codec: text.Codec, question: str, option: str) -> tuple[list[int], 
     whole, alone = (
         codec.encode(text.escape(said, codec.specials)) for said in (stripped + option, stripped)
     )
-    return whole[: len(alone)], whole[len(alone) :]
+    start = min(len(alone), len(whole) - 1)  # an option has a token, if only one that it shares
+    if not start:  # nothing stands before it
+        begin = codec.tokenizer.bos_token_id
+        return [codec.eos_id if begin is None else begin], whole
+    return whole[:start], whole[start:]
 
 
 def _choices(

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from stair_jax.evals import statistics
 from stair_jax.evals.benchmark import Benchmark
+from stair_jax.evals.comparisons import ByMetric
 from stair_jax.records import Answer, Prompt, Rated
 from stair_jax.run import rating
 from stair_jax.run.rating import Given
@@ -39,9 +40,32 @@ def _given(benchmark: Benchmark, prompt: Prompt, answer: Answer, one: ModelAnswe
     )
 
 
-def metrics_of(
+def figures_of(
     run: Run, asked: Sequence[Benchmark], one: ModelAnswers, ratings: Ratings
-) -> dict[str, dict]:
+) -> ByMetric:
+    """Returns {benchmark: {metric: {prompt id: figure}}}, the judge's figures among them.
+
+    A figure that an answer lacks is None.
+    """
+    scope = run.config.judge.scope
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for benchmark in asked:
+        prompts = {prompt.id: prompt for prompt in benchmark.prompts}
+        metrics = found[benchmark.name] = {name: {} for name in benchmark.metrics}
+        for answer in one.of[benchmark.name]:
+            prompt = prompts[answer.id]
+            grade = benchmark.grade_of(prompt, answer.response, direct=one.direct, cut=answer.cut)
+            figures = dict(grade.figures)
+            for side in benchmark.sides:
+                judged = not answer.cut and (scope == "all" or prompt.type == side)
+                rated = ratings[_given(benchmark, prompt, answer, one).id] if judged else None
+                figures[side] = getattr(rated, side, None)
+            for name, of in metrics.items():
+                of[answer.id] = figures.get(name)
+    return found
+
+
+def metrics_of(run: Run, asked: Sequence[Benchmark], figures: ByMetric) -> dict[str, dict]:
     """Returns {benchmark: {metric: {value, n, low, high}}}.
 
     Beside them `missing` and `protocol` where prompts are not a world's: how many prompts have
@@ -49,36 +73,23 @@ def metrics_of(
     """
     found: dict[str, dict] = {}
     for benchmark in asked:
-        figures = _figures(run, benchmark, one, ratings)
-        metrics = {}
-        for name, sum_up in benchmark.metrics.items():
-            values = ((prompt, of.get(name)) for prompt, of in figures)
-            metrics[name] = sum_up([(p, value) for p, value in values if value is not None])
+        prompts = {prompt.id: prompt for prompt in benchmark.prompts}
+        metrics = found[benchmark.name] = {
+            name: sum_up(
+                [
+                    (prompts[id], x)
+                    for id, x in figures[benchmark.name][name].items()
+                    if x is not None
+                ]
+            )
+            for name, sum_up in benchmark.metrics.items()
+        }
         if benchmark.protocol:
             protocol = benchmark.protocol
             if benchmark.sides:
                 protocol += f", judged by {rating.judge_name(run)}"
             for metric in metrics.values():
-                metric |= {"missing": len(benchmark.prompts) - metric["n"], "protocol": protocol}
-        found[benchmark.name] = metrics
-    return found
-
-
-def _figures(
-    run: Run, benchmark: Benchmark, one: ModelAnswers, ratings: Ratings
-) -> list[tuple[Prompt, dict[str, float | None]]]:
-    """Returns the figures of each answer, the judge's among them; one that was cut says nothing."""
-    prompts, scope = {prompt.id: prompt for prompt in benchmark.prompts}, run.config.judge.scope
-    found = []
-    for answer in one.of[benchmark.name]:
-        prompt = prompts[answer.id]
-        grade = benchmark.grade_of(prompt, answer.response, direct=one.direct, cut=answer.cut)
-        figures = dict(grade.figures)
-        for side in benchmark.sides:
-            asked = not answer.cut and (scope == "all" or prompt.type == side)
-            rated = ratings[_given(benchmark, prompt, answer, one).id] if asked else None
-            figures[side] = getattr(rated, side, None)
-        found.append((prompt, figures))
+                metric |= {"missing": len(prompts) - metric["n"], "protocol": protocol}
     return found
 
 

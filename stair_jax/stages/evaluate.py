@@ -2,21 +2,26 @@
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from stair_jax import jsonl
 from stair_jax.config.stages import PRM
 from stair_jax.config.strategies import GREEDY, MCTS, Strategy, parse_all
 from stair_jax.config.words import split_csv
-from stair_jax.evals.benchmark import Benchmark, columns_of
-from stair_jax.evals.report import curves, table
+from stair_jax.evals.benchmark import Benchmark
 from stair_jax.records import Answer
-from stair_jax.run import benchmarks, cards, judges, known_models, rating
+from stair_jax.run import benchmarks, cards, judges, known_models, rating, reports
 from stair_jax.run.answerer import Answerer
 from stair_jax.run.answers import AnswerGenerator, answers
 from stair_jax.run.hashes import digest_of
 from stair_jax.run.known_models import Model
-from stair_jax.run.results import ModelAnswers, Ratings, costs_of, for_judge, metrics_of
+from stair_jax.run.results import (
+    ModelAnswers,
+    Ratings,
+    costs_of,
+    figures_of,
+    for_judge,
+    metrics_of,
+)
 from stair_jax.run.workdir import Run
 
 
@@ -49,11 +54,13 @@ def run(run: Run) -> None:
         answering = AnswerGenerator(run, answerer, asked, wanted)
         found += [_answers(run, strategy, asked, answerer, answering) for strategy in wanted]
     ratings = _ratings(run, asked, found)
-    results = {one.model: metrics_of(run, asked, one, ratings) for one in found}
+    figures = {one.model: figures_of(run, asked, one, ratings) for one in found}
+    results = {model: metrics_of(run, asked, of) for model, of in figures.items()}
     for one in found:
         digest = digest_of("\n".join(repr(a) for b in asked for a in one.of[b.name]))
         run.lineage.finish(one.artefact, digest, results=results[one.model])
-    _tell(run, asked, results, {one.model: costs_of(one) for one in found})
+    costs = {one.model: costs_of(one) for one in found}
+    reports.write(run, reports.Evaluation(asked, figures, results, costs))
     cards.update_all(run)
 
 
@@ -120,23 +127,3 @@ def _ratings(run: Run, asked: Sequence[Benchmark], found: Sequence[ModelAnswers]
     judged = [benchmark for benchmark in asked if benchmark.sides]
     given = [row for one in found for benchmark in judged for row in for_judge(benchmark, one)]
     return rating.rate(run, given) if given else {}
-
-
-def _tell(
-    run: Run, asked: Sequence[Benchmark], results: dict[str, Any], costs: dict[str, Any]
-) -> None:
-    """Writes results, costs, table and pictures, and prints where they lie."""
-    jsonl.write_json(run.workdir / "evals" / "results.json", results)
-    jsonl.write_json(run.workdir / "evals" / "tokens.json", costs)
-    folder, columns = run.workdir / "report", columns_of(asked)
-    text = table.table(results, columns)
-    jsonl.write_text(folder / "table.md", text)
-    print(f"\n{text}\nThe same in {folder / 'table.md'}.")
-    if GREEDY in parse_all(split_csv(run.config.evaluate.search)):
-        table.plot(results, columns, folder / "rounds.png")
-        print(f"As a picture in {folder / 'rounds.png'}.")
-    if points := curves.points(results, costs):
-        jsonl.write_json(folder / "search.json", points)
-        curves.plot(points, folder / "search.png")
-        print(f"Score against generated tokens in {folder / 'search.png'}.")
-    print(f"The answers in {run.workdir / 'evals'}/MODEL/BENCHMARK.jsonl.")

@@ -56,8 +56,10 @@ def _rows(file: str, read: ReadRows) -> list[Row]:
         tasks = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: expected AdvGLUE's dev.json ({error})") from None
-    if not isinstance(tasks, dict) or (unknown := tasks.keys() - _ASKED.keys()):
-        raise ValueError(f"{file}: expected a list for each of {sorted(_ASKED)}, found {unknown}")
+    if not isinstance(tasks, dict) or not tasks.keys() <= _ASKED.keys():
+        raise ValueError(
+            f"{file}: found {str(tasks)[:60]!r}, expected a list for each of {sorted(_ASKED)}"
+        )
     return [
         (f"{file}:{task}:{number}", {**row, "task": task})
         for task, rows in tasks.items()

@@ -40,6 +40,8 @@ def _benchmark(name: str, *, harmful: bool) -> Benchmark:
         columns=[column for column in _COLUMNS if column.benchmark == name],
         merits=_HARMFUL_MERITS if harmful else _HARMLESS_MERITS,
         attacks=name == "jailbreak",
+        complied="compliance" if harmful else "",
+        over_refused="refusal" if name == "lookalike" else "",
         world="miniature",
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stair_jax.evals.report.table import Results
+from stair_jax.evals.statistics import number
 
 Costs = Mapping[str, Mapping[str, Mapping[str, float]]]
 
@@ -43,7 +44,7 @@ def _scored(found: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def _point(
-    found: Mapping[str, Mapping[str, Mapping[str, float]]],
+    found: Mapping[str, Mapping[str, Mapping[str, float | None]]],
     costs: Mapping[str, Mapping[str, float]],
     model: str,
     strategy: str,
@@ -55,8 +56,10 @@ def _point(
         "model": model,
         "strategy": strategy,
         "family": re.sub(r"_\d+(x\d+)?$", "", strategy),
-        "score": 1 + sum(sign * part["value"] for part, sign in parts),
-        "spread": math.sqrt(sum(((p["high"] - p["low"]) / 2) ** 2 for p, _ in parts)),
+        "score": 1 + sum(sign * number(part, "value") for part, sign in parts),
+        "spread": math.sqrt(
+            sum(((number(p, "high") - number(p, "low")) / 2) ** 2 for p, _ in parts)
+        ),
         "tokens": tokens,
         "cost": math.log2(tokens / usual),
     }
@@ -95,8 +98,8 @@ def plot(points: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
             markersize=5,
             label="greedy",
         )
-        for number, family in enumerate(families):
-            _line(panel, [p for p in own if p["family"] == family], family, number)
+        for place, family in enumerate(families):
+            _line(panel, [p for p in own if p["family"] == family], family, place)
         panel.set_xlabel("log2 of generated tokens, relative to greedy")
         panel.set_title(model, fontsize=10)
     axes[0][0].set_ylabel("(1 - jailbreak complied - malformed) + harmless right")

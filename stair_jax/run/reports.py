@@ -1,0 +1,138 @@
+"""What an evaluation writes for people: tables, pictures, comparisons, and where they lie."""
+
+import dataclasses
+import itertools
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stair_jax import jsonl
+from stair_jax.config.strategies import GREEDY, parse_all
+from stair_jax.config.words import split_csv
+from stair_jax.evals import comparisons, statistics
+from stair_jax.evals.benchmark import CUT, Benchmark, columns_of, registered
+from stair_jax.evals.comparisons import ByMetric
+from stair_jax.evals.report import curves, latex, plane, table
+from stair_jax.run.workdir import Run
+
+log = logging.getLogger(__name__)
+
+_MUCH_CUT = 0.05  # of a model's answers
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """All that was found, by model; a search's name stands behind the model's.
+
+    Attributes:
+      asked: the benchmarks with their prompts.
+      figures: of each prompt.
+      results: summed up.
+      costs: tokens a prompt.
+    """
+
+    asked: Sequence[Benchmark]
+    figures: Mapping[str, ByMetric]
+    results: Mapping[str, Any]
+    costs: Mapping[str, Any]
+
+
+def write(run: Run, found: Evaluation) -> None:
+    """Writes results, costs, tables and pictures, and prints where they lie."""
+    results, asked = dict(found.results), found.asked
+    jsonl.write_json(run.workdir / "evals" / "results.json", results)
+    jsonl.write_json(run.workdir / "evals" / "tokens.json", dict(found.costs))
+    folder, columns = run.workdir / "report", columns_of(asked)
+    text = table.table(results, columns)
+    jsonl.write_text(folder / "table.md", text)
+    jsonl.write_text(folder / "table.tex", latex.table(results, columns))
+    print(f"\n{text}\nThe same in {folder / 'table.md'}, for LaTeX in {folder / 'table.tex'}.")
+    _tell_cut(run, found)
+    _plane(found, folder / "plane.png")
+    _compare(found, folder / "comparisons.md")
+    if GREEDY in parse_all(split_csv(run.config.evaluate.search)):
+        table.plot(results, columns, folder / "rounds.png")
+        print(f"As a picture in {folder / 'rounds.png'}.")
+    if points := curves.points(results, found.costs):
+        jsonl.write_json(folder / "search.json", points)
+        curves.plot(points, folder / "search.png")
+        print(f"Score against generated tokens in {folder / 'search.png'}.")
+    print(f"The answers in {run.workdir / 'evals'}/MODEL/BENCHMARK.jsonl.")
+
+
+def _tell_cut(run: Run, found: Evaluation) -> None:
+    """Warns of models whose answers often stopped at their limit, for then figures say little."""
+    for model, figures in found.figures.items():
+        cut = [x for of in figures.values() for x in of.get(CUT, {}).values() if x is not None]
+        share = statistics.mean(cut)
+        if share > _MUCH_CUT:
+            log.warning(
+                "evaluate %s: %.0f %% of %d answers stopped at their limit of tokens and count as"
+                " cut; config.evaluate.max_tokens is %d",
+                model,
+                100 * share,
+                len(cut),
+                run.config.evaluate.max_tokens,
+            )
+
+
+def _plane(found: Evaluation, path: pathlib.Path) -> None:
+    """Draws how many attacks got an answer against how many harmless prompts were refused.
+
+    Where no benchmark attacks, plain harmful requests stand in. Says so where one of the two was
+    not asked: an attack success that stands alone is no measure of safety.
+    """
+    harmful = [one for one in found.asked if one.complied]
+    attacks = [one for one in harmful if one.attacks] or harmful
+    refused = [one for one in found.asked if one.over_refused]
+    if not harmful:
+        return
+    if not refused:
+        known = [name for name, one in registered().items() if one.over_refused and not one.world]
+        log.warning(
+            "evaluate: answers to harmful prompts were counted, and refusals of harmless ones were"
+            " not: a model that refuses all looks best; add one of %s to"
+            " config.evaluate.benchmarks",
+            known,
+        )
+        return
+    points = [
+        (
+            model,
+            _pooled(of, [(one.name, one.over_refused) for one in refused]),
+            _pooled(of, [(one.name, one.complied) for one in attacks]),
+        )
+        for model, of in found.figures.items()
+    ]
+    if any(over["n"] and success["n"] for _, over, success in points):
+        plane.plot(points, path)
+        print(f"Attacks answered against harmless prompts refused in {path}.")
+
+
+def _pooled(figures: ByMetric, metrics: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """Returns the share over all prompts of some benchmarks' metrics."""
+    known = (figures[benchmark][metric].values() for benchmark, metric in metrics)
+    return statistics.share([x for x in itertools.chain(*known) if x is not None])
+
+
+def _compare(found: Evaluation, path: pathlib.Path) -> None:
+    """Writes how each model differs from the one before it, and the last from the first."""
+    models = [model for model in found.figures if "/" not in model]
+    pairs = [(later, earlier) for earlier, later in itertools.pairwise(models)]
+    if len(models) > 2:
+        pairs.append((models[-1], models[0]))
+    shown = {(column.benchmark, column.metric) for column in columns_of(found.asked)}
+    figures = {
+        model: {
+            benchmark: {metric: of for metric, of in by.items() if (benchmark, metric) in shown}
+            for benchmark, by in found.figures[model].items()
+        }
+        for model in models
+    }
+    if not pairs:
+        return
+    rows = comparisons.compare_all(figures, pairs)
+    jsonl.write_json(path.with_suffix(".json"), [dataclasses.asdict(row) for row in rows])
+    jsonl.write_text(path, comparisons.table(rows))
+    print(f"Models compared on the same prompts in {path}.")
