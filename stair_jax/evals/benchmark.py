@@ -116,9 +116,9 @@ class Benchmark:
           direct: whether all of it is the answer, of a model that does not reason.
           cut: whether it stopped at its limit of tokens.
         """
-        if cut and CUT in self.metrics:
-            counted = [name for name, sum_up in self.metrics.items() if sum_up is share]
-            return by_outcome(CUT, {name: name for name in counted})
+        if cut and CUT in self.metrics:  # as without an answer, but counted apart
+            none = self.grade(prompt, "", False)
+            return Grade(CUT, {**none.figures, MALFORMED: 0.0, CUT: 1.0})
         whole = direct or self.options is not None
         return self.grade(prompt, "" if cut and direct else response, whole)
 

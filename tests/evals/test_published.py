@@ -346,7 +346,9 @@ def test_each_published_benchmark_tells_no_answer_from_a_cut_one():
         assert (none.outcome, cut.outcome) == ("malformed", "cut"), name
         assert (none.figures["malformed"], none.figures["cut"]) == (1.0, 0.0), name
         assert (cut.figures["malformed"], cut.figures["cut"]) == (0.0, 1.0), name
-        assert sum(cut.figures[key] or 0.0 for key in cut.figures) == 1.0, name
+        assert cut.figures == {**none.figures, "malformed": 0.0, "cut": 1.0}, name
+        right = benchmark.columns[0].metric
+        assert cut.figures[right] == (None if right == "correlation" else 0.0), name
 
 
 def test_plain_text_has_neither_case_nor_accents_nor_points():
