@@ -107,3 +107,25 @@ def test_a_journal_that_an_exception_ends_has_written_all(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         stopped()
     assert jsonl.read_jsonl(path, Prompt) == [PROMPT]
+
+
+def test_a_tree_of_a_plain_prompt_is_written_as_before_there_were_earlier_turns():
+    plain = records.Prompt(id="a", question="q", type="safety")
+    node = records.Node(
+        parent=-1,
+        ids=(),
+        text="",
+        depth=0,
+        visits=1,
+        value_sum=0.0,
+        reward=None,
+        terminal=False,
+        p=1.0,
+        tag="0",
+    )
+    turns = dataclasses.replace(plain, before=(("system", "s"),), prefill="x")
+    for prompt, more in ((plain, set()), (turns, {"before", "prefill"})):
+        tree = records.Tree(prompt=prompt, nodes=(node,))
+        row = json.loads(json.dumps(records.to_json(tree)))
+        assert set(row["prompt"]) == {"id", "question", "type", "ground_truth", "meta"} | more
+        assert records.from_json(records.Tree, row).prompt == prompt

@@ -1,9 +1,12 @@
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stair_jax import text
 from stair_jax.miniature import tokenizer as miniature
+from stair_jax.records import Prompt
 from tests.support.texts import bytewise, spoken
 
 LLAMA = (
@@ -187,3 +190,17 @@ def test_decode_keeps_tags_and_inverts_response_ids():
     codec = text.Codec(miniature.build(), "llama3")
     response = "<|Reasoning_step|> plan : 1 <|/Reasoning_step|> <|Output|> 2 <|/Output|>"
     assert codec.decode(codec.response_ids(response)) == response
+
+
+def test_a_model_goes_on_from_the_earlier_turns_and_from_how_its_response_begins():
+    codec = text.Codec(bytewise(), "chatml", "be kind")
+    plain = Prompt(id="a", question="hi?", type="safety")
+    turns = (("system", "be strict"), ("user", "a"), ("assistant", "b"))
+    begun = dataclasses.replace(plain, before=turns, prefill=f"{text.STEP} it is fine")
+    said = spoken(codec, text.opening_ids(codec, begun))
+    assert spoken(codec, text.opening_ids(codec, plain)) == spoken(codec, codec.prompt_ids("hi?"))
+    assert "be kind" not in said
+    assert "<|im_start|>system\nbe strict<|im_end|>\n<|im_start|>user\na<|im_end|>" in said
+    assert said.endswith(f"<|im_start|>assistant\n{text.STEP} it is fine")
+    tag = codec.tokenizer.convert_tokens_to_ids(text.STEP)
+    assert text.opening_ids(codec, begun).count(tag) == 1  # the tag itself, not its letters

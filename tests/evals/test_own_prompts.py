@@ -29,7 +29,7 @@ from stair_jax.run.known_models import SFT_MODEL, Model
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.models import Policy
 from stair_jax.run.workdir import Run
-from stair_jax.text import OUTPUT, OUTPUT_END, TAGS
+from stair_jax.text import OUTPUT, OUTPUT_END, STEP, STEP_END, TAGS
 from tests.support.configs import tiny
 from tests.support.evaluation import Codec, Machine, Teacher
 from tests.support.hf_folders import TIED, make_tokenizer, save
@@ -516,3 +516,31 @@ def test_scores_that_are_missing_are_counted_one_by_one(monkeypatch):
     monkeypatch.setattr(answerer, "_run", seed, raising=False)
     assert answerer.choose(parse("best_of_2"), prompt, found, (), lost) == 0
     assert (lost.missing, lost.blind) == (2, 1)
+
+
+def test_a_prompt_with_other_turns_or_another_beginning_is_asked_again(own, tmp_path, monkeypatch):
+    c = own(ROWS[:2])
+    path = write(tmp_path / "rows.jsonl", GSM)
+    c.evaluate.benchmarks = f"gsm8k:{path}"
+    before = registered()["gsm8k"]
+    opened = []
+    real = text.opening_ids
+
+    def spy(codec, prompt):
+        opened.append((prompt.before, prompt.prefill))
+        plain = dataclasses.replace(prompt, before=(), prefill="")
+        return [*real(codec, plain), *codec.encode(prompt.prefill)]
+
+    monkeypatch.setattr(text, "opening_ids", spy)
+    turns, begun = (("system", "be brief"),), f"{STEP} first {STEP_END}"
+    for change in ({}, {"before": turns}, {"prefill": begun}, {"prefill": begun}):
+
+        def load(rows, split, change=change):
+            return [dataclasses.replace(one, **change) for one in before.load(rows, split)]
+
+        monkeypatch.setitem(registered(), "gsm8k", dataclasses.replace(before, load=load))
+        pipeline.run(c)
+    assert opened == [((), "")] * 2 + [(turns, "")] * 2 + [((), begun)] * 2  # not a fourth time
+    rows = answers_of(c, benchmark="gsm8k").values()
+    assert all(row.response.startswith(begun) for row in rows)
+    assert {(row.before, row.prefill) for row in rows} == {((), begun)}
