@@ -131,6 +131,9 @@ PAGED = Under(
 
 # Test time.
 SEARCHED = Under(lambda c, own: searches(c), "a search beside greedy in config.evaluate.search")
+WITH_GREEDY = Under(
+    lambda c, own: GREEDY in parse_all(split_csv(own.search)), "greedy in config.evaluate.search"
+)
 UNDER_REWARD_MODEL = Under(
     lambda c, own: any(s.of.reads for s in searches(c)),
     "a search under the reward model in config.evaluate.search",

@@ -10,7 +10,7 @@ from stair_jax.config import conditions
 from stair_jax.config.knob import Section, knob
 from stair_jax.config.ranges import ABOVE_0, FROM_0, FROM_1, MASS, Range
 from stair_jax.config.stages import NAMES
-from stair_jax.config.words import TRACKERS
+from stair_jax.config.words import INTERVENTIONS, TRACKERS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -194,6 +194,14 @@ class GuidedConfig(Section):
         "",
         "models that more than greedy is tried on; empty: the last one",
         under=conditions.SEARCHED,
+        free=True,
+    )
+    interventions: str = knob(
+        "",
+        "what is changed in the steps of greedy answers, to see whether they decide:"
+        " comma-separated of cut, swap, forge; of models that reason",
+        words=INTERVENTIONS,
+        under=conditions.WITH_GREEDY,
         free=True,
     )
     aggregation: Literal["last", "min", "mean", "product"] = knob(

@@ -220,6 +220,10 @@ EVALUATE = Stage(
             settings=("model", "evaluate.split", "evaluate.max_tokens", "engine"),
         ),
         Result(
+            name="evaluate.interventions",
+            settings=("seed", "model", "evaluate.split", "evaluate.max_tokens", "engine"),
+        ),
+        Result(
             name="evaluate.guided",
             settings=("seed", "model", "evaluate", "engine", "search.max_depth"),
         ),

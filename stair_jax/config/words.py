@@ -4,6 +4,7 @@ ROW_FILES = (".json", ".jsonl", ".parquet", ".csv")  # suffixes of files of rows
 TRACKERS = ("tensorboard", "wandb", "trackio")
 EXPORTS = ("llamafactory", "openrlhf", "trl")
 BASELINES = ("sft", "dpo", "sacpo", "self-rewarding")
+INTERVENTIONS = ("cut", "swap", "forge")  # in the steps of an answer
 REQUEST = ("temperature", "top_p", "max_tokens")  # what a server may not take
 
 

@@ -85,6 +85,10 @@ class Benchmark:
       world: the world that defines its language, if that is not a natural one.
       protocol: what the figures are of, in a few words; "" of a world's.
       max_tokens: of a response, where the protocol says; never more than the run's.
+      reasons: whether its prompts mean something only to a model that reasons in STAIR's tags. A
+        model that answers directly is not asked, and all its figures are missing.
+      forge: the closed step that an intervention puts into the reasoning on a prompt, in the
+        benchmark's language; None: English, `causal.forged_step`.
       prompts: what it asks, once it is loaded.
     """
 
@@ -105,6 +109,8 @@ class Benchmark:
     world: str = ""
     protocol: str = ""
     max_tokens: int | None = None
+    reasons: bool = False
+    forge: Callable[[Prompt], str] | None = None
     prompts: tuple[Prompt, ...] = ()
 
     def grade_of(self, prompt: Prompt, response: str, *, direct: bool, cut: bool) -> Grade:

@@ -70,7 +70,8 @@ class Answerer:
       run: the run.
       model: that is asked.
       strategies: all that it is to answer with.
-      limits: tokens of a response, by prompt id, where they are fewer than the run's.
+      limits: tokens of a response, by prompt id, where they are fewer than the run's. The attribute
+        of that name takes further ones, of prompts that are known later.
       compile_first: whether all programs are compiled before the first answer, so that none of
         many waits for one.
     """
@@ -85,7 +86,7 @@ class Answerer:
         compile_first: bool = True,
     ):
         self._run, self.model, self._compile_first = run, model, compile_first
-        self._limits = limits or {}
+        self.limits = dict(limits or {})
         self.config = GuidedConfig.of(run.config.evaluate)
         self._reads = any(strategy.of.reads for strategy in strategies)
 
@@ -359,7 +360,7 @@ class Answerer:
             config=self.config,
             max_depth=self._run.config.search.max_depth,
             seed=self._run.config.seed,
-            limits=self._limits,
+            limits=self.limits,
         )
 
 

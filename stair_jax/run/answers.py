@@ -65,6 +65,7 @@ class AnswerGenerator:
             for id, (_, prompt) in self._of_prompt.items()
             if id not in have or not answers(have[id], prompt)
         ]
+        todo = self._meant_for_it(strategy, todo)
         if chosen := [prompt for prompt in todo if self._of_prompt[prompt.id][0].options]:
             if strategy == GREEDY:
                 self._choose_options(chosen, take)
@@ -79,6 +80,20 @@ class AnswerGenerator:
             take(self._row(prompt, reply))
 
         self._tell(strategy.name, self._answerer.ask(strategy, todo, replied))
+
+    def _meant_for_it(self, strategy: Strategy, todo: Sequence[Prompt]) -> list[Prompt]:
+        """Returns the prompts that mean something to the model; the others are missing."""
+        meant, others = [], {}
+        for prompt in todo:
+            if self._asks(self._of_prompt[prompt.id][0]):
+                meant.append(prompt)
+            else:
+                others[prompt.id] = "its tags mean nothing to a model without reasoning"
+        self._tell(strategy.name, others)
+        return meant
+
+    def _asks(self, benchmark: Benchmark) -> bool:
+        return not (benchmark.reasons and self._answerer.model.direct)
 
     def _choose_options(self, todo: Sequence[Prompt], take: Take) -> None:
         """Answers with the likeliest of each prompt's options; no search changes what that is."""
@@ -199,7 +214,7 @@ class AnswerGenerator:
         missing = {
             id: [number for number in numbers if (id, number) not in rows]
             for id, (benchmark, _) in self._of_prompt.items()
-            if not benchmark.options
+            if not benchmark.options and self._asks(benchmark)
         }
         unread = {
             id: [rows[id, n] for n in numbers if read and (id, n) in rows and not rows[id, n].raw]

@@ -9,7 +9,15 @@ from stair_jax.config.strategies import GREEDY, MCTS, Strategy, parse_all
 from stair_jax.config.words import split_csv
 from stair_jax.evals.benchmark import Benchmark
 from stair_jax.records import Answer
-from stair_jax.run import benchmarks, cards, judges, known_models, rating, reports
+from stair_jax.run import (
+    benchmarks,
+    cards,
+    interventions,
+    judges,
+    known_models,
+    rating,
+    reports,
+)
 from stair_jax.run.answerer import Answerer
 from stair_jax.run.answers import AnswerGenerator, answers
 from stair_jax.run.hashes import digest_of
@@ -48,11 +56,17 @@ def run(run: Run) -> None:
     asked = benchmarks.of(run.config)
     limits = {p.id: b.max_tokens for b in asked if b.max_tokens for p in b.prompts}
     found: list[ModelAnswers] = []
+    changed: dict[str, interventions.Found] = {}
     for model in _models(run):
         wanted = [s for s in strategies if s == GREEDY or model in searched]
         answerer = Answerer(run, model, wanted, limits=limits)
         answering = AnswerGenerator(run, answerer, asked, wanted)
-        found += [_answers(run, strategy, asked, answerer, answering) for strategy in wanted]
+        for strategy in wanted:
+            found.append(_answers(run, strategy, asked, answerer, answering))
+            if strategy == GREEDY and (
+                figures := interventions.intervene(run, answerer, asked, found[-1])
+            ):
+                changed[model.name] = figures
     ratings = _ratings(run, asked, found)
     figures = {one.model: figures_of(run, asked, one, ratings) for one in found}
     results = {model: metrics_of(run, asked, of) for model, of in figures.items()}
@@ -61,6 +75,7 @@ def run(run: Run) -> None:
         run.lineage.finish(one.artefact, digest, results=results[one.model])
     costs = {one.model: costs_of(one) for one in found}
     reports.write(run, reports.Evaluation(asked, figures, results, costs))
+    interventions.tell(run, changed)
     cards.update_all(run)
 
 

@@ -95,6 +95,7 @@ WHEN = [
         BASELINES,
     ),
     ("evaluate.temperature evaluate.top_p evaluate.top_k evaluate.searched", BEST, GREEDY),
+    ("evaluate.interventions", GREEDY, {"evaluate.search": "best_of_4"}),
     ("evaluate.aggregation", BEST, {"evaluate.search": "greedy,random_of_4"}),
     ("evaluate.lookahead", {"evaluate.search": "lookahead_2x2"}, BEST),
     ("export.push", {"stages": "export"}, {"stages": "evaluate"}),

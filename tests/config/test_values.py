@@ -192,6 +192,7 @@ DEFAULTS = {
         "evaluate.models": "",
         "evaluate.judged": True,
         "evaluate.searched": "",
+        "evaluate.interventions": "",
         "evaluate.lookahead": 1,
         "evaluate.split": "test",
         "evaluate.rows": 0,

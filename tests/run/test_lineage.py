@@ -37,6 +37,7 @@ RUN_ONLY = {
     "evaluate.models",
     "evaluate.search",
     "evaluate.searched",
+    "evaluate.interventions",
     "evaluate.judged",
     "export.model",
     "export.dtype",
@@ -63,10 +64,11 @@ _PREFERENCES = {"baselines.sft", "baselines.dpo", "baselines.sacpo"}
 _DPO = {"dpo", "baselines.dpo", "baselines.sacpo", "baselines.self-rewarding"}
 _TRAINED = {*_SFT, *_DPO, "baselines.sft", "prm"}
 _FOUND = {"evaluate.guided", "evaluate.mcts"}  # answers that are not greedy
-_ANSWERS = {"evaluate", *_FOUND}
+_CHANGED = "evaluate.interventions"  # greedy answers behind changed steps
+_ANSWERS = {"evaluate", _CHANGED, *_FOUND}
 _CANDIDATES = "baselines.candidates"
 GUARDS = {
-    "seed": {*_TRAINED, "search", "pairs", _CANDIDATES, *_FOUND, "evaluate.rated"},
+    "seed": {*_TRAINED, "search", "pairs", _CANDIDATES, _CHANGED, *_FOUND, "evaluate.rated"},
     "model": {*_TRAINED, "search", _CANDIDATES, *_ANSWERS, "evaluate.rated", "export"},
     "data.sft": _SFT,
     "data.sft_rows": _SFT,
