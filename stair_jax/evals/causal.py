@@ -198,8 +198,9 @@ def figures(
     after = {reply.id: reply for reply in replies}
     effects = [_effect(prompt, before, after.get(prompt.id)) for prompt in made]
     found: Figures = {}
-    for kind in dict.fromkeys(effect.kind for effect in effects):
-        some = [effect for effect in effects if effect.kind == kind]
+    for kind in INTERVENTIONS:
+        if not (some := [effect for effect in effects if effect.kind == kind]):
+            continue
         places = sorted({effect.place for effect in some})
         found[kind] = {str(k): _share([e for e in some if e.place == k]) for k in places}
         found[kind][ANY] = _by_answer(some)
