@@ -95,7 +95,8 @@ def interventions(
 
     The step of a swap comes from the response of another prompt, at the same place, whatever that
     one decided. A step with the same words is not taken, for it would change nothing. Where there
-    is no other step, there is no swap.
+    is no other step, there is no swap. Where few responses have other words, these few lend to
+    many, and the shares rest on few donors.
 
     Args:
       prompts: of the benchmark.

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from stair_jax import text
 from stair_jax.evals import causal
 from stair_jax.evals.benchmark import registered
 from stair_jax.evals.benchmarks import miniature
@@ -159,6 +160,18 @@ def test_each_kind_begins_with_what_it_says():
     }
     assert all(one.question == f"q{one.id[1]}" for one in made.values())
     assert causal.original(made["p1/cut-2"]) == "p1"
+
+
+def test_tokens_of_a_cut_are_those_that_the_model_wrote():
+    """A cut ends behind a tag, so that encoding it does not depend on the rest."""
+    codec = text.Codec(tokenizer.build(), "llama3")
+    response = f"{STEP} the tool {STEP_END} {STEP} is a cup {STEP_END} {OUTPUT} a cup {OUTPUT_END}"
+    ids = codec.encode(response)
+    assert codec.decode(ids) == response
+    made = changed([prompt(0)], [answered(prompt(0), response)], ["cut"])
+    kept = [codec.encode(one.prefill) for one in made]
+    assert [len(some) for some in kept] == [0, 4]
+    assert all(ids[: len(some)] == some for some in kept)
 
 
 NO_DECISION = [
