@@ -64,13 +64,21 @@ class EndpointClient:
       folder: of the replies that were paid for.
       pause_s: of which a random share is waited for before the first retry; doubled for each
         further one ("full jitter"). What the server asks for comes on top.
+      system: a system turn before every question; "": none.
 
     Raises:
       ValueError: where address or model are missing.
     """
 
-    def __init__(self, config: JudgeConfig, folder: pathlib.Path, *, pause_s: float = PAUSE_S):
-        self.config, self._pause_s = config, pause_s
+    def __init__(
+        self,
+        config: JudgeConfig,
+        folder: pathlib.Path,
+        *,
+        pause_s: float = PAUSE_S,
+        system: str = "",
+    ):
+        self.config, self._pause_s, self._system = config, pause_s, system
         self._trouble = ""  # what happened last to a question without a reply
         self._breaker = max(BREAKER, config.concurrency)
         self._failure: BaseException | None = None
@@ -83,7 +91,7 @@ class EndpointClient:
         # Here, since the library behind it takes a fifth of a run's start, and few runs ask one.
         from stair_jax.remote.endpoint import Endpoint
 
-        self._endpoint = Endpoint(config)
+        self._endpoint = Endpoint(config, system)
         self._judgements = ReplyCache(folder)
         self._slots = asyncio.Semaphore(config.concurrency)
         self._loop = asyncio.new_event_loop()
@@ -127,7 +135,7 @@ class EndpointClient:
         deliver(list(await asyncio.gather(*found)))
 
     async def _sample(self, question: str, number: int, counts: Counts) -> Reply:
-        key = key_of(self.config, question, number)
+        key = key_of(self.config, question, number, self._system)
         if self._judgements.settled(key) or key in self._without_reply:
             counts["cached"] += 1
             return self._judgements.get(key)

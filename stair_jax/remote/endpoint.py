@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx2
 import openai
+from openai.types.chat import ChatCompletionMessageParam
 
 from stair_jax.config import redaction
 from stair_jax.config.schema import JudgeConfig
@@ -48,18 +49,22 @@ class Endpoint:
 
     A setting that the server does not take is left out of all further requests, which is logged.
 
+    Args:
+      config: of the endpoint.
+      system: a system turn before every question; "": none.
+
     Raises:
       ValueError: where address or model are missing, where the address is none, or where the key
         cannot be sent.
     """
 
-    def __init__(self, config: JudgeConfig):
+    def __init__(self, config: JudgeConfig, system: str = ""):
         for name in ("endpoint", "model"):
             if not getattr(config, name):
                 raise ValueError(f"config.judge.{name}: empty, a remote judge needs it")
         redaction.check_address("judge.endpoint", config.endpoint)
         self.answered = False
-        self._config = config
+        self._config, self._system = config, system
         self._left_out = set(split_csv(config.leave_out))
         self._limit = "max_tokens"  # what the server calls it
         self._client = openai.AsyncOpenAI(
@@ -92,7 +97,7 @@ class Endpoint:
         try:
             raw = await self._client.chat.completions.with_raw_response.create(
                 model=self._config.model,
-                messages=[{"role": "user", "content": question}],
+                messages=self._messages(question),
                 extra_body=sent,
             )
         except openai.APIStatusError as error:
@@ -101,6 +106,10 @@ class Endpoint:
                 raise
             return await self._send(question)
         return raw.http_response
+
+    def _messages(self, question: str) -> list[ChatCompletionMessageParam]:
+        asked: ChatCompletionMessageParam = {"role": "user", "content": question}
+        return [{"role": "system", "content": self._system}, asked] if self._system else [asked]
 
     def _settings(self) -> dict[str, float]:
         c = self._config

@@ -92,15 +92,16 @@ class ReplyCache:
         self._file.close()
 
 
-def key_of(config: JudgeConfig, question: str, number: int) -> str:
+def key_of(config: JudgeConfig, question: str, number: int, system: str = "") -> str:
     """Returns the name of a request: all that its reply depends on, but not who is asked where.
 
     Args:
       config: the model and how it draws; what is left out of the request does not count.
       question: the whole text that is sent.
       number: of the sample, from 0.
+      system: the system turn before it. Without one the name is that of files of before.
     """
     names, left_out = ("temperature", "top_p", "max_tokens"), split_csv(config.leave_out)
     settings = [None if name in left_out else getattr(config, name) for name in names]
-    content = [config.model, question, *settings, number]
+    content = [config.model, question, *settings, number, *([system] if system else [])]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()

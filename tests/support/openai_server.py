@@ -25,7 +25,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        [message] = request["messages"]
+        *before, message = request["messages"]
+        assert [turn["role"] for turn in before] in ([], ["system"])
         assert self.path == "/v1/chat/completions"
         assert message["role"] == "user"
         assert isinstance(self.server, Sockets)

@@ -8,10 +8,12 @@ figures cannot be compared.
 """
 
 import dataclasses
-import hashlib
 import pathlib
-import re
 from collections.abc import Mapping
+
+from stair_jax.evals.prompt_files import fill, official, own
+
+__all__ = ["PairPrompts", "fill", "pap_attacker"]
 
 ATTACKERS = ("pair_attacker_roleplay", "pair_attacker_logical_appeal", "pair_attacker_authority")
 JUDGE = "pair_judge_system"
@@ -48,37 +50,15 @@ class PairPrompts:
         Raises:
           ValueError: where a file cannot be read or is not the official one, naming it.
         """
-        read = _official if folder else _own
-        texts = {name: read(pathlib.Path(folder), name) for name in (*ATTACKERS, JUDGE)}
+        place = pathlib.Path(folder)
+        texts = {
+            name: official(place, name, SHA256[name]) if folder else own(_OWN, name)
+            for name in (*ATTACKERS, JUDGE)
+        }
         attackers = {name: texts[name] for name in ATTACKERS}
         return cls("pair" if folder else "pair-own-words", attackers, texts[JUDGE])
 
 
 def pap_attacker() -> str:
     """Returns our template of PAP's attacker: {goal}, {technique}, {definition}."""
-    return _own(_OWN, PAP_ATTACKER)
-
-
-def fill(template: str, values: Mapping[str, str]) -> str:
-    """Returns a template with each {name} of `values` replaced.
-
-    Other braces stay as they are, and what a value holds is never a placeholder.
-    """
-    names = "|".join(map(re.escape, values))
-    return re.sub(rf"\{{({names})\}}", lambda match: values[match[1]], template)
-
-
-def _own(_: pathlib.Path, name: str) -> str:
-    return (_OWN / f"{name}.txt").read_text(encoding="utf-8").strip()
-
-
-def _official(folder: pathlib.Path, name: str) -> str:
-    path = folder / f"{name}.txt"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    found = hashlib.sha256(data).hexdigest()
-    if found != SHA256[name]:
-        raise ValueError(f"{path}: found sha256 {found}, expected {SHA256[name]} of the official")
-    return data.decode()
+    return own(_OWN, PAP_ATTACKER)
