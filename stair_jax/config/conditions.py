@@ -120,6 +120,10 @@ BESIDE_RULES = Under(
     "a judge beside 'rule' and 'none'",
 )
 REMOTE = Under(lambda c, own: "remote" in _sides(c), f"'remote' in {_JUDGES}")
+ENDPOINT = Under(
+    lambda c, own: "remote" in _sides(c) or split_csv(c.evaluate.judges),
+    f"'remote' in {_JUDGES}, or a model in config.evaluate.judges",
+)
 TEMPERATURE_TAKEN, TOP_P_TAKEN, MAX_TOKENS_TAKEN = map(
     _taken, ("temperature", "top_p", "max_tokens")
 )
@@ -141,6 +145,9 @@ UNDER_REWARD_MODEL = Under(
 LOOKAHEAD = Under(
     lambda c, own: any(s.kind == "lookahead" for s in searches(c)),
     "lookahead_WxM in config.evaluate.search",
+)
+JUDGED_BY_MODELS = Under(
+    lambda c, own: split_csv(own.judges), "a model in config.evaluate.judges"
 )
 OWN_PROMPTS = Under(
     lambda c, own: prompts_among(own.benchmarks), "files of prompts in config.evaluate.benchmarks"

@@ -183,6 +183,18 @@ class GuidedConfig(Section):
         under=conditions.OWN_PROMPTS,
         free=True,
     )
+    judges: str = knob(
+        "",
+        "comma-separated models that judge published benchmarks as these prescribe, at"
+        " judge.endpoint or as NAME@URL; empty: rules alone grade",
+        free=True,
+    )
+    prompts: str = knob(
+        "",
+        "folder of the authors' prompts of these judges, known by their hashes; empty: our words",
+        under=conditions.JUDGED_BY_MODELS,
+        free=True,
+    )
     search: str = knob(
         "greedy",
         "how answers are found: comma-separated of greedy; under the reward model"

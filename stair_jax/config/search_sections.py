@@ -169,7 +169,7 @@ class JudgeConfig(Section):
     endpoint: str = knob(
         "",
         '"remote": base URL of an OpenAI-compatible server; its key: OPENAI_API_KEY',
-        under=conditions.REMOTE,
+        under=conditions.ENDPOINT,
         free=True,
     )
     model: str = knob(
@@ -179,19 +179,19 @@ class JudgeConfig(Section):
         "",
         '"remote": settings that the server does not take: of temperature, top_p, max_tokens',
         words=REQUEST,
-        under=conditions.REMOTE,
+        under=conditions.ENDPOINT,
     )
-    concurrency: int = knob(16, "requests open at once", FROM_1, under=conditions.REMOTE, free=True)
+    concurrency: int = knob(16, "requests open at once", FROM_1, under=conditions.ENDPOINT, free=True)
     timeout: float = knob(
-        120.0, "seconds a request may take", ABOVE_0, under=conditions.REMOTE, free=True
+        120.0, "seconds a request may take", ABOVE_0, under=conditions.ENDPOINT, free=True
     )
     retries: int = knob(
-        5, "times that a failed request is sent again", FROM_0, under=conditions.REMOTE, free=True
+        5, "times that a failed request is sent again", FROM_0, under=conditions.ENDPOINT, free=True
     )
     cache: str = knob(
         "",
         "folder of the answers paid for; empty: workdir/judgements",
-        under=conditions.REMOTE,
+        under=conditions.ENDPOINT,
         free=True,
     )
     reward_model: str = knob(

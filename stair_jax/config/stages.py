@@ -232,6 +232,7 @@ EVALUATE = Stage(
             settings=("seed", "model", "evaluate", "engine", *(f"search.{x}" for x in _MCTS)),
         ),
         Result(name="evaluate.rated", settings=("seed", "model", "judge", "engine")),
+        Result(name="evaluate.verdicts", settings=("judge.leave_out",)),
     ),
 )
 EXPORT = Stage(name="export", results=(Result(name="export", settings=("model",)),))

@@ -79,6 +79,8 @@ class Benchmark:
       columns: of the table.
       merits: how good each outcome is; empty where the truth is not known.
       sides: of the run's judge's verdicts that are figures, too; () needs no judge.
+      judged: name of what language models are asked as its judges, in `judge_prompts.PROTOCOLS`;
+        "": its published protocol has no judge, or one that cannot be asked here.
       attacks: whether its prompts are made to break a model.
       complied: the metric that counts harmful requests that were answered, "" where there are none.
       over_refused: the metric that counts harmless requests that were refused, "" likewise.
@@ -103,6 +105,7 @@ class Benchmark:
     read: Callable[[str, ReadRows], Sequence[Row]] | None = None
     load: Callable[[Sequence[Row], str], Sequence[Prompt]] = lambda rows, split: ()
     sides: tuple[str, ...] = ()
+    judged: str = ""
     attacks: bool = False
     complied: str = ""
     over_refused: str = ""

@@ -70,11 +70,12 @@ def benchmark(
     hub: Hub | None = None,
     rule: str = "xstest",
     attacks: bool = False,
+    judged: str = "",
 ) -> Benchmark:
     """Returns a benchmark of requests that should be refused.
 
     Args:
-      name: as in `Benchmark`, with `load`, `file`, `hub` and `attacks`.
+      name: as in `Benchmark`, with `load`, `file`, `hub`, `attacks` and `judged`.
       heading: of its column in the table.
       load: makes the prompts.
       protocol: which prompts these are; the rule's name is put behind it.
@@ -82,6 +83,7 @@ def benchmark(
       hub: where the rows are on the hub.
       rule: a name of `refusals.RULES`.
       attacks: whether the requests are disguised.
+      judged: what a language model is asked as the judge.
     """
     return Benchmark(
         name=name,
@@ -93,6 +95,7 @@ def benchmark(
         columns=(Column(f"{heading}: refused", name, "refusal_rate", up=True),),
         merits=MERITS,
         attacks=attacks,
+        judged=judged,
         complied="answered",
         protocol=f"{protocol}, refusals by rule {rule!r}",
     )

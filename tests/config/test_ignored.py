@@ -102,6 +102,12 @@ WHEN = [
     ("export.push_private", {"export.push": "a/b"}, {"export.push": ""}),
     ("data.root", {"model.checkpoint": "x"}, {"model.checkpoint": ""}),
     ("evaluate.judged", {"evaluate.benchmarks": "a.jsonl"}, {"evaluate.benchmarks": "harmless"}),
+    (
+        "judge.endpoint judge.concurrency judge.timeout judge.retries judge.cache judge.leave_out",
+        {"evaluate.judges": "m"},
+        {"evaluate.judges": ""},
+    ),
+    ("evaluate.prompts", {"evaluate.judges": "m"}, {"evaluate.judges": " , "}),
 ]
 
 

@@ -191,6 +191,8 @@ DEFAULTS = {
         "evaluate.benchmarks": "harmful,jailbreak,lookalike,harmless",
         "evaluate.models": "",
         "evaluate.judged": True,
+        "evaluate.judges": "",
+        "evaluate.prompts": "",
         "evaluate.searched": "",
         "evaluate.interventions": "",
         "evaluate.lookahead": 1,

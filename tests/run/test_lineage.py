@@ -39,6 +39,8 @@ RUN_ONLY = {
     "evaluate.searched",
     "evaluate.interventions",
     "evaluate.judged",
+    "evaluate.judges",
+    "evaluate.prompts",
     "export.model",
     "export.dtype",
     "export.push",
@@ -92,6 +94,7 @@ GUARDS = {
     "search.max_step_tokens": {*_TREES, "evaluate.mcts"},
     "reward": {*_TREES, _CANDIDATES},
     "judge": {*_TREES, _CANDIDATES, "evaluate.rated"},
+    "judge.leave_out": {*_TREES, _CANDIDATES, "evaluate.rated", "evaluate.verdicts"},
     "judge.templates": {*_TREES, _CANDIDATES, "evaluate.rated", *_SFT},  # what stage 1 teaches
     "engine": {*_TREES, _CANDIDATES, *_ANSWERS, "evaluate.rated"},
     "pairs": {"pairs"},

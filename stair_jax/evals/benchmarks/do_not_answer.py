@@ -29,6 +29,7 @@ BENCHMARKS = (
         _load,
         file="do_not_answer/data_en.csv",
         hub=Hub("LibrAI/do-not-answer", None, {"test": "train"}),
+        judged="xstest",
         protocol="Do-Not-Answer's stereotypes",
     ),
 )

@@ -2,9 +2,11 @@
 
 Source: Mazeika et al. 2024 (arXiv 2402.04249), centerforaisafety/HarmBench (MIT). A behaviour with
 a context has it before it, as the authors put it. Their judge is a classifier of 13B parameters
-(copyright: hashes of the texts), so here the share of refusals is reported, by a rule.
+(copyright: hashes of the texts, which are not here). Without a judge the share of refusals is
+reported, by a rule.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 from stair_jax.evals import harmful
@@ -20,13 +22,20 @@ def _benchmark(part: str, file: str, heading: str) -> Benchmark:
         found = harmful.prompts_of(part, rows, "Behavior", meta=meta)
         return [_behaviour(prompt, row) for prompt, (_, row) in zip(found, rows, strict=True)]
 
-    return harmful.benchmark(part, heading, load, file=file, protocol="plain behaviours")
+    return harmful.benchmark(
+        part, heading, load, file=file, protocol="plain behaviours", judged="harmbench"
+    )
 
 
 def _behaviour(prompt: Prompt, row: dict[str, str]) -> Prompt:
     context = row.get("ContextString") or ""
-    question = f"{context}{_RULE_OF_CONTEXTS}{prompt.question}" if context else prompt.question
-    return Prompt(id=prompt.id, question=question, type=prompt.type, meta=prompt.meta)
+    if not context:
+        return prompt
+    return dataclasses.replace(
+        prompt,
+        question=f"{context}{_RULE_OF_CONTEXTS}{prompt.question}",
+        meta={**prompt.meta, "goal": prompt.question, "context": context},
+    )
 
 
 BENCHMARKS = (

@@ -27,6 +27,7 @@ def _attack(name: str, file: str) -> Benchmark:
         file=f"{_FOLDER}/attack_prompts_{file}.jsonl",
         rule="jbb",
         attacks=True,
+        judged="jbb",
         protocol=f"{file} prompts against other models, from the authors' artefacts",
     )
 
@@ -39,6 +40,7 @@ BENCHMARKS = (
         file=f"{_FOLDER}/jbb_behaviors_from_artifacts.csv",
         hub=Hub("JailbreakBench/JBB-Behaviors", "behaviors", {"test": "harmful"}),
         rule="jbb",
+        judged="jbb",
         protocol="plain behaviours",
     ),
     *(_attack(name, file) for name, file in _ATTACKS.items()),

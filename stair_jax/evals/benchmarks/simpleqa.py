@@ -53,6 +53,7 @@ BENCHMARKS = (
         metrics=dict.fromkeys(_COUNTED, share),
         columns=(Column("SimpleQA: contains answer", NAME, "contains_answer", up=True),),
         merits={"contains": 1.0, "refusal": 0.5, "other": 0.25, "malformed": 0.0, "cut": 0.0},
+        judged=NAME,
         protocol="stand-in without a judge: the answer holds the gold one",
     ),
 )

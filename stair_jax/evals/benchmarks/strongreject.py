@@ -1,8 +1,8 @@
 """StrongREJECT: forbidden requests, plain and under transforms of their text.
 
 Source: Souly et al. 2024 (arXiv 2402.10260), alexandrasouly/strongreject (MIT): 313 requests, and a
-set of 60. The official score needs a judge with the authors' rubric; without one `refusal_rate` is
-reported. Transforms are those of `attacks.transforms`; one that a model cannot read back answers
+set of 60. The official score needs a judge with the authors' rubric (`judged`); `refusal_rate` is
+reported beside it, and alone where nobody judges. Transforms are those of `attacks.transforms`; one that a model cannot read back answers
 nothing, so read `answered` beside plain requests.
 """
 
@@ -41,6 +41,7 @@ def _benchmark(name: str, heading: str, file: str, hub: Hub | None, way: str) ->
         file=file,
         hub=hub,
         attacks=not plain,
+        judged="strongreject",
         protocol="plain requests" if plain else f"transform {way!r} ({transform.source})",
     )
 

@@ -50,6 +50,7 @@ BENCHMARKS = (
         "WildChat toxic",
         _load,
         file="wildchat/wildchat.jsonl",
+        judged="xstest",
         protocol=f"{COUNT} English conversations of one turn, flagged at {LEAST_SCORE}",
     ),
 )

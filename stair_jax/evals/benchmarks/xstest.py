@@ -45,6 +45,7 @@ def _benchmark(label: str) -> Benchmark:
         else harmful.MERITS,
         complied="" if safe else "compliance",
         over_refused="refusal" if safe else "",
+        judged="xstest",
         protocol="refusals by the authors' string match",
     )
 
