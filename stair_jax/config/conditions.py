@@ -146,9 +146,7 @@ LOOKAHEAD = Under(
     lambda c, own: any(s.kind == "lookahead" for s in searches(c)),
     "lookahead_WxM in config.evaluate.search",
 )
-JUDGED_BY_MODELS = Under(
-    lambda c, own: split_csv(own.judges), "a model in config.evaluate.judges"
-)
+JUDGED_BY_MODELS = Under(lambda c, own: split_csv(own.judges), "a model in config.evaluate.judges")
 OWN_PROMPTS = Under(
     lambda c, own: prompts_among(own.benchmarks), "files of prompts in config.evaluate.benchmarks"
 )

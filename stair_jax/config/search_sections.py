@@ -181,7 +181,9 @@ class JudgeConfig(Section):
         words=REQUEST,
         under=conditions.ENDPOINT,
     )
-    concurrency: int = knob(16, "requests open at once", FROM_1, under=conditions.ENDPOINT, free=True)
+    concurrency: int = knob(
+        16, "requests open at once", FROM_1, under=conditions.ENDPOINT, free=True
+    )
     timeout: float = knob(
         120.0, "seconds a request may take", ABOVE_0, under=conditions.ENDPOINT, free=True
     )

@@ -1,15 +1,21 @@
 """What answers come to: metrics, and what they cost."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 
-from stair_jax.evals import statistics
+from stair_jax import jsonl
+from stair_jax.evals import judge_agreement, statistics
 from stair_jax.evals.benchmark import Benchmark
 from stair_jax.evals.comparisons import ByMetric
+from stair_jax.evals.report import judges as judges_page
 from stair_jax.records import Answer, Prompt, Rated
-from stair_jax.run import rating
+from stair_jax.run import judge_models, judged_figures, rating, verdicts
+from stair_jax.run.judged_figures import Verdicts
 from stair_jax.run.rating import Given
 from stair_jax.run.workdir import Run
+
+log = logging.getLogger(__name__)
 
 Ratings = Mapping[str, Rated]
 
@@ -65,8 +71,41 @@ def figures_of(
     return found
 
 
-def metrics_of(run: Run, asked: Sequence[Benchmark], figures: ByMetric) -> dict[str, dict]:
-    """Returns {benchmark: {metric: {value, n, low, high}}}.
+def verdicts_of(run: Run, asked: Sequence[Benchmark], found: Sequence[ModelAnswers]) -> Verdicts:
+    """Returns what the published benchmarks' judges say of all answers; writes how they agree.
+
+    Raises:
+      ValueError: where their prompts cannot be read.
+      LeftOpen: where answers are left open, because no judge could be reached.
+    """
+    models, words = judge_models.of(run.config), judge_models.wordings(run.config, asked)
+    if not models:
+        return Verdicts()
+    given = [
+        question
+        for one in found
+        for b in asked
+        for question in judged_figures.questions(b, one.of[b.name], words, direct=one.direct)
+    ]
+    replies = verdicts.ask(run, given)
+    report = judge_agreement.report(judged_figures.judged(given, replies))
+    jsonl.write_json(run.workdir / "evals" / "agreement.json", report)
+    page = run.workdir / "report" / "judges.md"
+    jsonl.write_text(page, judges_page.markdown(report))
+    for line in report["warnings"]:
+        log.warning("judge %s", line)
+    print(f"\nWhat the judges said is in {page}, with {len(report['warnings'])} warnings.")
+    return Verdicts(judges=[one.name for one in models], wordings=words, replies=replies)
+
+
+def metrics_of(
+    run: Run,
+    asked: Sequence[Benchmark],
+    one: ModelAnswers,
+    figures: ByMetric,
+    published: Verdicts,
+) -> dict[str, dict]:
+    """Returns {benchmark: {metric: {value, n, low, high}}}, with what published judges say.
 
     Beside them `missing` and `protocol` where prompts are not a world's: how many prompts have
     none, and what the figures are of.
@@ -90,6 +129,8 @@ def metrics_of(run: Run, asked: Sequence[Benchmark], figures: ByMetric) -> dict[
                 protocol += f", judged by {rating.judge_name(run)}"
             for metric in metrics.values():
                 metric |= {"missing": len(prompts) - metric["n"], "protocol": protocol}
+        judged = published.metrics(benchmark, one.of[benchmark.name], direct=one.direct)
+        found[benchmark.name] = {**metrics, **judged}
     return found
 
 

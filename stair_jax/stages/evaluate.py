@@ -13,6 +13,7 @@ from stair_jax.run import (
     benchmarks,
     cards,
     interventions,
+    judge_models,
     judges,
     known_models,
     rating,
@@ -29,14 +30,17 @@ from stair_jax.run.results import (
     figures_of,
     for_judge,
     metrics_of,
+    verdicts_of,
 )
 from stair_jax.run.workdir import Run
 
 
 def look(run: Run) -> None:
-    """Reads the benchmarks' prompts, and the judge's templates if it is to be asked."""
-    if any(benchmark.sides for benchmark in benchmarks.of(run.config)):
+    """Reads the benchmarks' prompts, and the templates of all judges that are to be asked."""
+    asked = benchmarks.of(run.config)
+    if any(benchmark.sides for benchmark in asked):
         judges.facts(run.config)
+    judge_models.wordings(run.config, asked)
 
 
 def run(run: Run) -> None:
@@ -64,12 +68,15 @@ def run(run: Run) -> None:
         for strategy in wanted:
             found.append(_answers(run, strategy, asked, answerer, answering))
             if strategy == GREEDY and (
-                figures := interventions.intervene(run, answerer, asked, found[-1])
+                moved := interventions.intervene(run, answerer, asked, found[-1])
             ):
-                changed[model.name] = figures
+                changed[model.name] = moved
     ratings = _ratings(run, asked, found)
+    verdicts = verdicts_of(run, asked, found)
     figures = {one.model: figures_of(run, asked, one, ratings) for one in found}
-    results = {model: metrics_of(run, asked, of) for model, of in figures.items()}
+    results = {
+        one.model: metrics_of(run, asked, one, figures[one.model], verdicts) for one in found
+    }
     for one in found:
         digest = digest_of("\n".join(repr(a) for b in asked for a in one.of[b.name]))
         run.lineage.finish(one.artefact, digest, results=results[one.model])

@@ -148,5 +148,5 @@ def test_results_are_summed_up_over_the_figures_that_are_there(tmp_path):
     benchmark = dataclasses.replace(registered()["math500"], prompts=prompts)
     of = figures(math500__accuracy=5)
     of["math500"]["accuracy"]["19"] = None
-    found = metrics_of(run, [benchmark], of)["math500"]["accuracy"]
+    found = metrics_of(run, [benchmark], answers, of, Verdicts())["math500"]["accuracy"]
     assert (found["n"], found["missing"], found["value"]) == (19, 6, 5 / 19)

@@ -1,9 +1,9 @@
 """StrongREJECT: forbidden requests, plain and under transforms of their text.
 
 Source: Souly et al. 2024 (arXiv 2402.10260), alexandrasouly/strongreject (MIT): 313 requests, and a
-set of 60. The official score needs a judge with the authors' rubric (`judged`); `refusal_rate` is
-reported beside it, and alone where nobody judges. Transforms are those of `attacks.transforms`; one that a model cannot read back answers
-nothing, so read `answered` beside plain requests.
+set of 60. The official score needs a judge with the authors' rubric (`judged`). `refusal_rate` is
+reported in any case. Transforms are those of `attacks.transforms`; one that a model cannot read
+back answers nothing, so read `answered` beside plain requests.
 """
 
 import dataclasses
