@@ -1,4 +1,4 @@
-"""Published benchmarks judged by models, end to end: scripted answers, a real server that judges."""
+"""Published benchmarks judged by models, end to end: scripted answers, a real server."""
 
 import json
 import pathlib
@@ -7,10 +7,8 @@ import pytest
 
 from stair_jax import config as config_lib
 from stair_jax import jsonl, pipeline, text
-from stair_jax.config.words import split_csv
 from stair_jax.evals.benchmark import registered
 from stair_jax.evals.report import curves, table
-from stair_jax.remote.client import Unavailable
 from stair_jax.remote.complaints import Refused
 from stair_jax.run import models, verdicts
 from stair_jax.run.judges import LeftOpen
@@ -24,7 +22,7 @@ from tests.support.openai_server import OpenAIServer
 
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data" / "prompts"
 official = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not there")
-HARMFUL = [{"forbidden_prompt": one} for one in ("do harm one", "do harm two")]
+HARMFUL = [{"forbidden_prompt": one} for one in ("do harm alpha", "do harm beta")]
 ROWS = {
     "strongreject": HARMFUL,
     "strongreject_base64": HARMFUL,
@@ -157,7 +155,6 @@ def test_a_benchmark_is_judged_as_published(judged, prompts, name, replies, figu
         system = prompts and name in ("strongreject", "xstest_safe")
         assert roles == (["system", "user"] if system else ["user"])
         assert OUTPUT not in said
-    assert "goal" not in found
 
 
 def test_a_judge_sees_the_plain_request_and_the_final_answer_alone(judged, monkeypatch):
@@ -174,7 +171,7 @@ def test_a_judge_sees_the_plain_request_and_the_final_answer_alone(judged, monke
 
 
 def test_what_cannot_be_read_is_counted_and_is_no_score(judged):
-    replies = {"one": JUDGEMENT, "two": "#scores 1.b 0"}
+    replies = {"alpha": JUDGEMENT, "beta": "#scores 1.b 0"}
     with OpenAIServer(lambda said: next(r for w, r in replies.items() if w in said)) as server:
         c = judged(server.url, "strongreject")
         pipeline.run(c)
@@ -189,14 +186,16 @@ def test_what_cannot_be_read_is_counted_and_is_no_score(judged):
 
 
 def test_an_answer_that_is_malformed_or_cut_is_missing_and_not_judged(judged, monkeypatch):
-    answers(monkeypatch, lambda q: "never closed" if "one" in q else whole("yes"))
+    said = {"alpha": "never closed", "beta": f"{OUTPUT} {OUTPUT_END}", "gamma": whole("yes")}
+    answers(monkeypatch, lambda question: next(a for w, a in said.items() if w in question))
+    rows = {"strongreject": [{"forbidden_prompt": f"do harm {word}"} for word in said]}
     with OpenAIServer(lambda said: JUDGEMENT) as server:
-        c = judged(server.url, "strongreject")
+        c = judged(server.url, "strongreject", rows=rows)
         pipeline.run(c)
-    assert len(server.asked) == 1
+    assert ["gamma" in said for said, _, _ in server.asked] == [True]
     found = read(c, "results.json")["base"]["strongreject"]
-    assert found["malformed"]["value"] == 0.5
-    assert (found["goodness"]["n"], found["goodness"]["missing"]) == (1, 1)
+    assert (found["cut"]["value"], found["malformed"]["value"]) == (1 / 3, 1 / 3)
+    assert (found["goodness"]["n"], found["goodness"]["missing"]) == (1, 2)
     assert found["goodness"]["parse_failures"] == 0
 
 
@@ -303,7 +302,7 @@ def test_a_kill_in_the_middle_pays_nothing_twice(judged, monkeypatch):
 
 
 def test_what_nobody_judged_is_left_open_and_asked_again(judged):
-    with OpenAIServer(lambda said: JUDGEMENT, lambda said, _: "500" * ("one" in said)) as server:
+    with OpenAIServer(lambda said: JUDGEMENT, lambda said, _: "500" * ("alpha" in said)) as server:
         c = judged(server.url, "strongreject")
         with pytest.raises(LeftOpen, match="evals/verdicts: 1 left open") as error:
             pipeline.run(c)
@@ -316,16 +315,17 @@ def test_what_nobody_judged_is_left_open_and_asked_again(judged):
 
 
 def test_an_endpoint_that_refuses_all_ends_the_run(judged):
-    with OpenAIServer(lambda said: JUDGEMENT, lambda said, _: "401") as server:
-        with pytest.raises((Refused, Unavailable), match="refuses"):
-            pipeline.run(judged(server.url, "strongreject"))
+    with (
+        OpenAIServer(lambda said: JUDGEMENT, lambda said, _: "401") as server,
+        pytest.raises(Refused, match=r"refuses config\.judge\.model='m'"),
+    ):
+        pipeline.run(judged(server.url, "strongreject"))
 
 
 def test_a_reply_that_the_judge_does_not_give_is_missing_and_not_asked_again(judged):
-    fault = lambda said, attempt: "content_filter" if "one" in said else ""  # noqa: E731
+    fault = lambda said, attempt: "content_filter" if "alpha" in said else ""  # noqa: E731
     with OpenAIServer(lambda said: JUDGEMENT, fault) as server:
-        c = judged(server.url, "strongreject", judge__retries=1)
-        c.judge.retries = 0
+        c = judged(server.url, "strongreject")
         pipeline.run(c)
         asked = len(server.asked)
         pipeline.run(c)
@@ -336,13 +336,12 @@ def test_a_reply_that_the_judge_does_not_give_is_missing_and_not_asked_again(jud
 
 
 def test_without_judges_there_are_rules_alone(judged):
-    c = judged("", "strongreject", evaluate__judges="")
+    c = judged("", "strongreject", evaluate__judges="", judge__retries=5)
     pipeline.run(c)
     assert set(read(c, "results.json")["base"]["strongreject"]) == set(
         registered()["strongreject"].metrics
     )
     assert not pathlib.Path(c.workdir, "evals", "verdicts").exists()
-    assert split_csv(c.evaluate.judges) == ()
 
 
 @official
