@@ -178,7 +178,7 @@ def of_answers(
       counted: the outcome that each figure counts.
     """
 
-    def grade(prompt: Prompt, response: str, direct: bool = False) -> Grade:
+    def grade(prompt: Prompt, response: str, direct: bool) -> Grade:
         answer = text.final_answer(response, direct)
         return by_outcome(read(prompt, answer) if answer else MALFORMED, counted)
 

@@ -60,7 +60,9 @@ def test_an_answer_is_its_number(answer, outcome):
         assert grade.outcome == outcome
         assert grade.figures["accuracy"] == (outcome == "correct")
         assert sum(value == 1 for value in grade.figures.values()) == (outcome != "wrong")
-    assert gsm8k.grade(prompt, f"{STEP} 18 {STEP_END}").outcome == "malformed"  # no final answer
+    assert (
+        gsm8k.grade(prompt, f"{STEP} 18 {STEP_END}", False).outcome == "malformed"
+    )  # no final answer
 
 
 @recorded
@@ -70,7 +72,7 @@ def test_every_recorded_label_agrees():
         truth = str(gsm8k.number_of(row["ground_truth"]))
         prompt = Prompt(id="a", question="q", type="helpfulness", ground_truth=truth)
         for model in ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification"):
-            grade = gsm8k.grade(prompt, row[model]["solution"], direct=True)
+            grade = gsm8k.grade(prompt, row[model]["solution"], True)
             found.append((row[model]["is_correct"], grade.outcome == "correct"))
     assert len(found) >= 2640
     assert {label for label, _ in found} == {True, False}

@@ -1,28 +1,20 @@
 """Log-probs with the cache, and the reward model made of them, against one plain forward each."""
 
-import functools
 import itertools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from stair_jax.engine.likelihood import Likelihood
 from stair_jax.engine.request import Prefix
-from stair_jax.model import heads, transformer
 from stair_jax.model.reward import Readout
 from stair_jax.prm.implicit import ImplicitRewardModel
 from stair_jax.prm.reader import RewardModelLike
+from tests.support.likelihoods import plain, weights
 from tests.support.scoring import CONFIG, CONTEXT, SPEC, TOLERANCE, family
 
 READOUT = Readout(position="step_end", loss="implicit", low=-3.0, high=3.0)
 BETA = 0.7
-
-
-@functools.cache
-def weights(seed):
-    return jax.tree.map(lambda x: x * 2, transformer.init(SPEC, jax.random.key(seed)))
 
 
 def likelihood(seed, pages=0):
@@ -32,20 +24,6 @@ def likelihood(seed, pages=0):
 
 def reader(pages=0, beta=BETA):
     return ImplicitRewardModel(likelihood(0, pages), likelihood(1, pages), READOUT, beta)
-
-
-@jax.jit
-def _plain(params, tokens):
-    hidden, _ = transformer.Decoder(SPEC, jnp.float32).apply({"params": params}, tokens)
-    return jax.nn.log_softmax(heads.logits(params, hidden, SPEC))
-
-
-def plain(seed, ids):
-    """The log-prob of every token but the first, from one forward."""
-    row = np.zeros((1, CONFIG.max_context), np.int32)
-    row[0, : len(ids)] = ids
-    logp = np.asarray(_plain(weights(seed), row))[0]
-    return logp[np.arange(len(ids) - 1), ids[1:]]
 
 
 def by_hand(prompt, steps, beta=BETA):

@@ -17,8 +17,8 @@ from stair_jax.run.lineage import Lineage
 from stair_jax.run.models import Policy
 from stair_jax.run.workdir import Run
 from stair_jax.text import Codec
-from tests.prm.test_implicit import plain, weights
 from tests.support.configs import tiny
+from tests.support.likelihoods import plain, weights
 from tests.support.scoring import CONFIG, SPEC
 
 

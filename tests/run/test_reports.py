@@ -11,9 +11,10 @@ from stair_jax.evals.report import plane, table
 from stair_jax.log.metrics import Metrics
 from stair_jax.records import Prompt
 from stair_jax.run import reports
+from stair_jax.run.judged_figures import Verdicts
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.reports import Evaluation
-from stair_jax.run.results import metrics_of
+from stair_jax.run.results import ModelAnswers, metrics_of
 from stair_jax.run.workdir import Run
 from tests.support.configs import tiny
 
@@ -148,5 +149,6 @@ def test_results_are_summed_up_over_the_figures_that_are_there(tmp_path):
     benchmark = dataclasses.replace(registered()["math500"], prompts=prompts)
     of = figures(math500__accuracy=5)
     of["math500"]["accuracy"]["19"] = None
+    answers = ModelAnswers(model="base", artefact="a", direct=False, of={"math500": []})
     found = metrics_of(run, [benchmark], answers, of, Verdicts())["math500"]["accuracy"]
     assert (found["n"], found["missing"], found["value"]) == (19, 6, 5 / 19)

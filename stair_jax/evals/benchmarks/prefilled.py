@@ -89,6 +89,7 @@ def _prefilled(prefill: prefills.Prefill) -> Benchmark:
             file=_FILE,
             rule=_RULE,
             attacks=True,
+            judged="strongreject",
             protocol=f"beginning {prefill.name!r} (our words)",
         ),
         grade=_grade,
@@ -110,6 +111,7 @@ def _padded() -> Benchmark:
         file=_FILE,
         rule=_RULE,
         attacks=True,
+        judged="strongreject",
         protocol="among harmless puzzles (Zhao et al. 2025, arXiv 2510.26418; our words)",
     )
 
