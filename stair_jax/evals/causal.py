@@ -156,7 +156,7 @@ class _Lenders:
         ring, own = self._rings[place], self._found[id].steps[place - 1].text.split()
         start = bisect.bisect(ring, (self._hash("takes", place, id), ""))
         for _, one in (*ring[start:], *ring[:start]):
-            if one != id and self._found[one].steps[place - 1].text.split() != own:
+            if self._found[one].steps[place - 1].text.split() != own:
                 return one
         return None
 

@@ -30,7 +30,7 @@ class Intervener:
     Args:
       run: the run.
       answerer: the model.
-      asked: all benchmarks; those with options have no reasoning, and are left out.
+      asked: all benchmarks; the answers to those with options have no steps.
       greedy: the model's greedy answers to them.
     """
 
@@ -38,7 +38,7 @@ class Intervener:
         self, run: Run, answerer: Answerer, asked: Sequence[Benchmark], greedy: ModelAnswers
     ):
         self._run, self._answerer, self._greedy = run, answerer, greedy
-        self._asked = [one for one in asked if not one.options]
+        self._asked = asked
         self._artefact = f"evals/{answerer.model.name}/interventions"
         kinds = split_csv(run.config.evaluate.interventions)
         self._made = {

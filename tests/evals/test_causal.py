@@ -176,7 +176,7 @@ def test_tokens_of_a_cut_are_those_that_the_model_wrote():
 
 NO_DECISION = [
     {"response": f"{STEP}x{STEP_END}"},
-    {"response": f"{STEP}x{OUTPUT}a{OUTPUT_END}"},
+    {"response": f"{STEP}x{STEP_END}{STEP_END}{OUTPUT}a{OUTPUT_END}"},
     {"cut": True},
     {"outcome": "malformed"},
     {"outcome": "cut"},

@@ -290,6 +290,42 @@ def test_what_is_kept_counts_towards_a_responses_limit(world):
     assert sorted(set(Machine.last.limits)) == [41 - 8, 41 - 4, 41]
 
 
+def test_a_forged_beginning_takes_no_room_and_is_graded_as_its_benchmark_does(world, monkeypatch):
+    begun = f"{STEP} {BEGIN}forged {STEP_END}"
+    prompts = [dataclasses.replace(prompt, prefill=begun) for prompt in SOME["harmless"]]
+    seen, plain = [], registered()["harmless"]
+
+    def grade(prompt, response, direct):
+        seen.append((prompt.id, prompt.prefill))
+        return plain.grade(prompt, response, direct)
+
+    monkeypatch.setitem(SOME, "harmless", prompts)
+    monkeypatch.setitem(registered(), "harmless", dataclasses.replace(plain, grade=grade))
+    changes = {"evaluate__benchmarks": "harmless", "evaluate__max_tokens": 41}
+    run = world(Copies(), evaluate__interventions="cut,forge", **changes)
+    evaluate.run(run)
+    assert set(seen) == {(prompt.id, begun) for prompt in prompts}
+    # Two of the three steps are the model's, the first of which repeats the beginning. A forged
+    # step has the space in front that the model wrote there.
+    assert sorted(set(Machine.last.limits)) == [41 - 8, 41 - 4, 41]
+    found = shares(figures_of(run))["harmless"]
+    assert found["cut", "2"] == (0.0, COUNT)
+    assert ("cut", "3") not in found
+    assert all(row.response.startswith(begun) for row in rows_of(run, "harmless"))
+
+
+def test_the_seed_of_a_run_fixes_which_steps_are_swapped(world):
+    def swaps(seed):
+        run = world(Copies(), seed=seed, evaluate__interventions="swap")
+        run.lineage.entries.pop("evals/sft/interventions", None)
+        for path in (run.workdir / "evals").rglob("interventions/*.jsonl"):
+            path.unlink()
+        evaluate.run(run)
+        return [(row.id, row.prefill) for row in rows_of(run, "harmless")]
+
+    assert swaps(0) == swaps(0) != swaps(1)
+
+
 def test_a_response_without_room_for_more_is_undecided(world, monkeypatch, caplog):
     long = f"{STEP} x {STEP_END}" * 20
     wordy = dataclasses.replace(registered()["harmless"], forge=lambda _: long)

@@ -43,17 +43,12 @@ def own_answer(prompt: Prompt, response: str, direct: bool) -> str | None:
     if direct:
         return response.removeprefix(prompt.prefill).strip()
     answer = text.final_answer(response)
-    if answer is None or text.tags_close(prompt.prefill):
+    if answer is None or text.OUTPUT not in prompt.prefill:
         return answer
-    return answer.removeprefix(_begun_answer(prompt.prefill)).strip()
-
-
-def _begun_answer(prefill: str) -> str:
-    """Returns how the final answer begins in a beginning that leaves its Output block open."""
-    before, tag, begun = prefill.rpartition(text.OUTPUT)
-    if not tag or not text.tags_close(before):
-        return ""
-    return re.sub(r"^\s*final answer\s*:", "", begun, flags=re.IGNORECASE).strip()
+    begun = re.sub(
+        r"^\s*final answer\s*:", "", prompt.prefill.rpartition(text.OUTPUT)[2], flags=re.IGNORECASE
+    )
+    return answer.removeprefix(begun.strip()).strip()
 
 
 def _grade(prompt: Prompt, response: str, direct: bool) -> Grade:
