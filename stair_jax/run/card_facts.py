@@ -193,6 +193,11 @@ def _sides(metrics: Mapping[str, Any]) -> list[str]:
     return [side for side in SIDES if side in metrics]
 
 
+def _judged(metrics: Mapping[str, Any]) -> bool:
+    """Returns whether a judge has scored answers: the run's, or one of a published benchmark."""
+    return bool(_sides(metrics)) or any("parse_failures" in one for one in metrics.values())
+
+
 def _table(results: Results) -> Markdown:
     columns = columns_of([benchmark for benchmark, _ in _benchmarks(results)])
     shown = [column._replace(heading=card.escape(column.heading)) for column in columns]
@@ -282,7 +287,7 @@ def _missing(run: Run, model: Model, results: Results) -> list[str]:
         )
     if not any(one.attacks for name, one in registered().items() if name in asked):
         missing.append("Attacks: no benchmark of prompts that are made to break a model was run.")
-    if not any(_sides(metrics) for of in own.values() for metrics in of.values()):
+    if not any(_judged(metrics) for of in own.values() for metrics in of.values()):
         missing.append("A judge's opinion: no judge has scored the model's answers.")
     missing.append(f"Other seeds: this is one run, with seed {run.origin.seed}.")
     missing.append("Conversations of several turns, and languages that the data do not have.")

@@ -171,9 +171,8 @@ def test_a_reply_that_says_nothing_of_it_is_no_score(name, reply):
 
 
 def summed(name, *replies):
-    every = [PROMPTS[name].read(reply) for reply in replies]
-    readings = [reading for reading in every if reading is not None]
-    assert len(readings) == len(every)
+    readings = [one for reply in replies if (one := PROMPTS[name].read(reply))]
+    assert len(readings) == len(replies)
     return {figure: sum_up(readings) for figure, sum_up in PROMPTS[name].summaries.items()}
 
 

@@ -19,6 +19,9 @@ from stair_jax.text import OUTPUT, OUTPUT_END, TAGS
 from tests.support.evaluation import Codec, Machine, Teacher
 from tests.support.hf_folders import TIED, make_tokenizer, save
 from tests.support.openai_server import OpenAIServer
+from tests.support.remote import _direct
+
+__all__ = ["_direct"]  # a fixture that every test here uses, too
 
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data" / "prompts"
 official = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not there")

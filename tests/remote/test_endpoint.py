@@ -1,13 +1,16 @@
 """What one endpoint says: refusals, names of settings, waiting times; its address and clock."""
 
+import collections
 import contextlib
 import json
+import queue
 import threading
 import time
 from typing import Any
 
 import pytest
 
+from stair_jax.config.schema import JudgeConfig
 from stair_jax.remote import complaints, endpoint
 from stair_jax.remote.client import EndpointClient
 from stair_jax.remote.complaints import (
@@ -20,6 +23,7 @@ from stair_jax.remote.complaints import (
 )
 from stair_jax.remote.endpoint import LONGEST_WAIT, seconds_of, wait_of
 from stair_jax.remote.open import OPEN
+from stair_jax.remote.reply_cache import key_of
 from tests.support.openai_server import NOT_TAKEN, REFUSED, OpenAIServer, completion
 from tests.support.remote import _direct, config, four, kept, rate
 
@@ -41,6 +45,26 @@ def test_an_endpoint_that_refuses_ends_the_search_at_once(tmp_path, fault, monke
     assert words.get(fault, "") in said
     assert "sk-secret" not in said
     assert "\n" not in said
+
+
+def test_a_system_turn_comes_before_the_question_and_has_a_place_of_its_own_on_disk(tmp_path):
+    said: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with OpenAIServer(four) as server:
+        for system in ("", "You judge.", "You judge.", "Judge!"):
+            line = EndpointClient(config(server.url), tmp_path, system=system)
+            with contextlib.closing(line):
+                line.ask("why?", 1, collections.Counter(), said.put)
+                assert said.get(timeout=10.0) == [four("why?")]
+        turns = [request["messages"] for _, request, _ in server.asked]
+    plain = {"role": "user", "content": "why?"}
+    before = [[], *([{"role": "system", "content": text}] for text in ("You judge.", "Judge!"))]
+    assert turns == [[*some, plain] for some in before]
+
+
+def test_questions_without_a_system_turn_are_called_as_they_always_were():
+    # As the version before system turns called it.
+    found = key_of(JudgeConfig(endpoint="e", model="m"), "why?", 0)
+    assert found == "a8e60c644c5d67a88316ad0015bd72d8"
 
 
 def test_a_newer_server_is_told_the_limit_by_its_newer_name(tmp_path):

@@ -136,6 +136,15 @@ def test_what_was_not_measured_follows_from_what_was(tmp_path):
     assert "not run: harmful, lookalike, harmless." in said
 
 
+def test_a_published_benchmarks_judge_is_a_judge(tmp_path):
+    run = make(tmp_path / "w")
+    verdict = {**share([1.0]), "missing": 0, "parse_failures": 0, "protocol": "own words, judge m"}
+    evaluated(run, "dpo-1", "round-1/dpo", xstest_safe={"refusal": share([0.0])})
+    assert "no judge" in "\n".join(facts(run, "dpo-1").missing)
+    evaluated(run, "dpo-1", "round-1/dpo", xstest_safe={"any_refusal": verdict})
+    assert "no judge" not in "\n".join(facts(run, "dpo-1").missing)
+
+
 def test_prompts_of_a_file_are_shown_with_their_judge_and_without_their_place(tmp_path):
     run = make(tmp_path / "w")
     evaluated(run, "dpo-1", "round-1/dpo", **{"mine|<b>": OWN})
