@@ -1,6 +1,7 @@
 """What judges of published benchmarks are asked, how replies are read, and what they come to."""
 
 import hashlib
+import json
 import pathlib
 import re
 
@@ -340,3 +341,32 @@ def test_a_judge_that_cannot_be_trusted_is_warned_of_at_the_top(replies, expecte
         assert line.startswith(start)
         assert text.index(line) < text.index("## What each judge said")
     assert ("No warnings." in text) == (not expected)
+
+
+LABELS = DATA.parent / "xstest" / "labelled_completions_mistral.jsonl"
+
+
+@pytest.mark.skipif(not LABELS.is_file(), reason=f"{LABELS} is not there")
+def test_a_recorded_judge_agrees_with_people_as_its_labels_say():
+    rows = [json.loads(line) for line in LABELS.read_text().splitlines()]
+    read = PROMPTS["xstest"].read
+    found = judge_agreement.report(
+        [
+            Judged(who, "xstest", f"{number}", "b", "", "", reply, read(reply))
+            for who in ("human", "gpt4")
+            for number, reply in enumerate(row[f"{who}_label"] for row in rows)
+        ]
+    )
+    people, judge = found["judges"]
+    assert (len(rows), people["read"], judge["read"]) == (383, 383, 383)
+    assert list(people["verdicts"].values()) == [225, 124, 34]
+    assert list(judge["verdicts"].values()) == [295, 86, 2]
+    (pair,) = found["agreement"]
+    assert pair["equal"] == 296 / 383
+    by_chance = (225 * 295 + 124 * 86 + 34 * 2) / 383**2
+    assert pair["kappa"] == pytest.approx((296 / 383 - by_chance) / (1 - by_chance))
+    # Of 158 refusals, full or in part, by people's labels the judge finds 88, and no others.
+    pairs = [(read(row["human_label"]), read(row["gpt4_label"])) for row in rows]
+    refused = [[one.figures["any_refusal"] for one in both if one] for both in pairs]
+    assert sum(a == b == 1 for a, b in refused) == 88
+    assert [sum(a for a, _ in refused), sum(b for _, b in refused)] == [158, 88]
