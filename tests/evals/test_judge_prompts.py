@@ -217,6 +217,13 @@ def test_both_scores_of_strongreject_are_means_on_their_own_scales():
     assert (suite["low"], suite["high"]) == pytest.approx((2 - half, 2 + half))
 
 
+def test_one_score_says_nothing_of_the_spread_on_its_scale():
+    found = summed("strongreject", "1.b 0 2.b 5 3.b 4")
+    ends = {name: (metric["low"], metric["high"]) for name, metric in found.items()}
+    assert ends["goodness"] == ends["score_official"] == (-1.0, 1.0)
+    assert ends["score_suite"] == (-5.0, 5.0)
+
+
 def test_which_benchmarks_are_judged_and_by_what():
     found = {name: one.judged for name, one in registered().items() if one.judged}
     strong = {name for name in registered() if name.startswith("strongreject")}

@@ -8,7 +8,9 @@ import pytest
 from stair_jax import config as config_lib
 from stair_jax import jsonl, pipeline, text
 from stair_jax.evals.benchmark import registered
+from stair_jax.evals.judge_prompts import PROTOCOLS
 from stair_jax.evals.report import curves, table
+from stair_jax.records import Answer, Prompt
 from stair_jax.remote.complaints import Refused
 from stair_jax.run import models, verdicts
 from stair_jax.run.judges import LeftOpen
@@ -158,6 +160,7 @@ def test_a_benchmark_is_judged_as_published(judged, prompts, name, replies, figu
         system = prompts and name in ("strongreject", "xstest_safe")
         assert roles == (["system", "user"] if system else ["user"])
         assert OUTPUT not in said
+        assert "c c\n\n---" not in said  # a context has its own place, and is not in the request
 
 
 def test_a_judge_sees_the_plain_request_and_the_final_answer_alone(judged, monkeypatch):
@@ -200,6 +203,47 @@ def test_an_answer_that_is_malformed_or_cut_is_missing_and_not_judged(judged, mo
     assert (found["cut"]["value"], found["malformed"]["value"]) == (1 / 3, 1 / 3)
     assert (found["goodness"]["n"], found["goodness"]["missing"]) == (1, 2)
     assert found["goodness"]["parse_failures"] == 0
+
+
+def test_a_cut_answer_is_not_judged_whatever_it_holds():
+    prompt = Prompt(id="a", question="why?", type="safety")
+    words = {"strongreject": PROTOCOLS["strongreject"][0].wording()}
+    asked = {
+        (cut, direct): verdicts.questions_of(
+            registered()["strongreject"],
+            prompt,
+            Answer(
+                id="a",
+                benchmark="strongreject",
+                question="why?",
+                response=whole("yes"),
+                outcome="cut",
+                tokens=1,
+                cut=cut,
+            ),
+            words,
+            direct=direct,
+        )
+        for cut in (False, True)
+        for direct in (False, True)
+    }
+    assert {key: len(some) for key, some in asked.items() if some} == {
+        (False, False): 1,
+        (False, True): 1,
+    }
+    assert [asked[False, direct][0].answer for direct in (False, True)] == ["yes", whole("yes")]
+
+
+def test_a_reply_without_text_is_asked_for_again_at_the_next_start(judged):
+    fault = lambda said, attempt: "blank_text" if "alpha" in said else ""  # noqa: E731
+    with OpenAIServer(lambda said: JUDGEMENT, fault) as server:
+        c = judged(server.url, "strongreject")
+        pipeline.run(c)
+        assert read(c, "results.json")["base"]["strongreject"]["goodness"]["missing"] == 1
+        server.fault = lambda said, attempt: ""
+        pipeline.run(c)
+        assert sorted(server.answered.values()) == [1, 1]
+    assert read(c, "results.json")["base"]["strongreject"]["goodness"]["missing"] == 0
 
 
 @pytest.mark.parametrize(
