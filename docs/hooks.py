@@ -15,6 +15,7 @@ from typing import Any
 from docs import house
 from stair_jax.config.knob import Knob, Section, knobs_of
 from stair_jax.config.schema import SECTIONS
+from stair_jax.evals.benchmark import NO_ANSWER, registered
 
 ROOT = pathlib.Path(__file__).parents[1]
 _PLACE = re.compile(r"^<!-- made: (\w+) -->$", re.MULTILINE)
@@ -105,4 +106,20 @@ def _example(path: pathlib.Path) -> str:
     return "\n".join([f"## {title.rstrip('.')}\n", command, more.strip() + "\n", code])
 
 
-MADE = {"keys": keys, "rooms": house.listing, "examples": examples}
+def benchmarks() -> str:
+    """Returns a table of the published benchmarks: what is counted, and where rows come from."""
+    lines = ["| `evaluate.benchmarks` | figures | hub | below `data.root` |", "|---|---|---|---|"]
+    for name, one in registered().items():
+        if not one.world:
+            hub = f"`{one.hub.name}`" if one.hub else ""
+            figures = ", ".join(f"`{metric}`" for metric in one.metrics if metric not in NO_ANSWER)
+            lines.append(f"| `{name}` | {figures} | {hub} | `{one.file}` |")
+    return "\n".join(lines)
+
+
+MADE = {
+    "keys": keys,
+    "rooms": house.listing,
+    "examples": examples,
+    "benchmarks": benchmarks,
+}
