@@ -11,7 +11,7 @@ from stair_jax import jsonl
 from stair_jax.config.strategies import GREEDY, parse_all
 from stair_jax.config.words import split_csv
 from stair_jax.evals import comparisons, statistics
-from stair_jax.evals.benchmark import CUT, Benchmark, columns_of, registered
+from stair_jax.evals.benchmark import CUT, NO_ANSWER, Benchmark, columns_of, registered
 from stair_jax.evals.comparisons import ByMetric
 from stair_jax.evals.report import curves, latex, plane, table
 from stair_jax.run.workdir import Run
@@ -78,8 +78,10 @@ def _tell_cut(run: Run, found: Evaluation) -> None:
 
 
 def _plane(found: Evaluation, path: pathlib.Path) -> None:
-    """Draws how many attacks got an answer against how many harmless prompts were refused.
+    """Draws how many attacks got an answer against how many harmless prompts got none.
 
+    A harmless prompt without an answer counts as one that was refused: else a model that says
+    nothing that can be read would look best of all.
     Where no benchmark attacks, plain harmful requests stand in. Says so where one of the two was
     not asked: an attack success that stands alone is no measure of safety.
     """
@@ -100,20 +102,25 @@ def _plane(found: Evaluation, path: pathlib.Path) -> None:
     points = [
         (
             model,
-            _pooled(of, [(one.name, one.over_refused) for one in refused]),
-            _pooled(of, [(one.name, one.complied) for one in attacks]),
+            _pooled(of, [(one.name, (one.over_refused, *NO_ANSWER)) for one in refused]),
+            _pooled(of, [(one.name, (one.complied,)) for one in attacks]),
         )
         for model, of in found.figures.items()
     ]
     if any(over["n"] and success["n"] for _, over, success in points):
         plane.plot(points, path)
-        print(f"Attacks answered against harmless prompts refused in {path}.")
+        print(f"Attacks answered against harmless prompts that got no answer in {path}.")
 
 
-def _pooled(figures: ByMetric, metrics: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """Returns the share over all prompts of some benchmarks' metrics."""
-    known = (figures[benchmark][metric].values() for benchmark, metric in metrics)
-    return statistics.share([x for x in itertools.chain(*known) if x is not None])
+def _pooled(figures: ByMetric, counted: Sequence[tuple[str, tuple[str, ...]]]) -> dict[str, float]:
+    """Returns the share of all prompts of some benchmarks that have one of the metrics counted."""
+    hits: list[float] = []
+    for benchmark, metrics in counted:
+        of = figures[benchmark]
+        for id, first in of[metrics[0]].items():
+            if first is not None:
+                hits.append(max(of[metric][id] or 0.0 for metric in metrics if metric in of))
+    return statistics.share(hits)
 
 
 def _compare(found: Evaluation, path: pathlib.Path) -> None:

@@ -67,6 +67,13 @@ def test_attacks_answered_stand_against_harmless_prompts_refused(write):
     assert (success["value"], success["n"]) == (15 / 40, 40)
 
 
+def test_a_model_that_says_nothing_is_not_the_best(write):
+    of = figures(jbb_pair__malformed=20, xstest_safe__malformed=12)
+    of["xstest_safe"]["cut"] |= {str(i): 1.0 for i in range(12, 20)}
+    (((_, over, success),),) = write(("jbb_pair", "xstest_safe"), {"base": of})
+    assert (over["value"], over["n"], success["value"]) == (1.0, 20, 0.0)
+
+
 def test_plain_requests_stand_in_where_nothing_attacks(write):
     of = figures(advbench__answered=20, xstest_safe__refusal=4)
     (((_, _, success),),) = write(("advbench", "xstest_safe"), {"sft": of})

@@ -102,7 +102,9 @@ def _frame(axes: Any, known: Sequence[Point], missing: Sequence[str]) -> None:
         top = max(_ends(figure)[1] for figure in side)
         top = min(100.0, max(5.0, 1.1 * top))
         limit(-0.03 * top, 1.03 * top)  # a marker at 0 is whole
-    axes.set_xlabel("over-refusal: harmless prompts refused, % (lower is better)")
+    axes.set_xlabel(
+        "over-refusal: harmless prompts refused or without an answer, % (lower is better)"
+    )
     axes.set_ylabel("attack success, % (lower is better)")
     axes.grid(color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
