@@ -11,7 +11,7 @@ from stair_jax import jsonl
 from stair_jax.config.strategies import GREEDY, parse_all
 from stair_jax.config.words import split_csv
 from stair_jax.evals import comparisons, statistics
-from stair_jax.evals.benchmark import CUT, NO_ANSWER, Benchmark, columns_of, registered
+from stair_jax.evals.benchmark import CUT, NO_ANSWER, Benchmark, Column, columns_of, registered
 from stair_jax.evals.comparisons import ByMetric
 from stair_jax.evals.report import curves, latex, plane, table
 from stair_jax.run.workdir import Run
@@ -19,6 +19,8 @@ from stair_jax.run.workdir import Run
 log = logging.getLogger(__name__)
 
 _MUCH_CUT = 0.05  # of a model's answers
+# Judges' figures that the table has, and whether more is better; None: see `_judged`.
+_CHIEF = {"goodness": True, "any_refusal": None, "asr": False, "correct": True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ def write(run: Run, found: Evaluation) -> None:
     results, asked = dict(found.results), found.asked
     jsonl.write_json(run.workdir / "evals" / "results.json", results)
     jsonl.write_json(run.workdir / "evals" / "tokens.json", dict(found.costs))
-    folder, columns = run.workdir / "report", columns_of(asked)
+    folder, columns = run.workdir / "report", [*columns_of(asked), *_judged(found)]
     text = table.table(results, columns)
     jsonl.write_text(folder / "table.md", text)
     jsonl.write_text(folder / "table.tex", latex.table(results, columns))
@@ -59,6 +61,26 @@ def write(run: Run, found: Evaluation) -> None:
         curves.plot(points, folder / "search.png")
         print(f"Score against generated tokens in {folder / 'search.png'}.")
     print(f"The answers in {run.workdir / 'evals'}/MODEL/BENCHMARK.jsonl.")
+
+
+def _judged(found: Evaluation) -> list[Column]:
+    """Returns columns of what language models said as judges: a benchmark's chief figure of each.
+
+    Refusals are good where a benchmark's prompts are harmful.
+    """
+    columns = []
+    for benchmark in found.asked:
+        heading = benchmark.columns[0].heading.partition(":")[0]
+        metrics = dict.fromkeys(
+            name for by in found.results.values() for name in by.get(benchmark.name, {})
+        )
+        for name in metrics:
+            figure, _, judge = name.partition("@")
+            if name not in benchmark.metrics and figure in _CHIEF:
+                up = bool(benchmark.complied) if _CHIEF[figure] is None else _CHIEF[figure]
+                shown = f"{heading}: {figure.replace('_', ' ')} by {judge or 'judge'}"
+                columns.append(Column(shown, benchmark.name, name, up))
+    return columns
 
 
 def _tell_cut(run: Run, found: Evaluation) -> None:

@@ -31,9 +31,9 @@ def write(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "plot", lambda *_: None)
     run = run_in(tmp_path)
 
-    def go(names, figures):
+    def go(names, figures, results=None):
         asked = [registered()[name] for name in names]
-        results = {model: {} for model in figures}
+        results = results or {model: {} for model in figures}
         reports.write(run, Evaluation(asked, figures, results, {}))
         return drawn
 
@@ -125,6 +125,35 @@ def test_the_table_is_there_for_latex_too(write, tmp_path, capsys):
     write(("gsm8k",), {"sft": figures(gsm8k__accuracy=2)})
     assert r"\toprule" in (tmp_path / "report" / "table.tex").read_text()
     assert "table.tex" in capsys.readouterr().out
+
+
+def test_what_judges_say_has_columns(write, tmp_path):
+    said = {"value": 0.25, "n": 4, "low": 0.1, "high": 0.5}
+    of = {
+        "strongreject": {"goodness@a": said, "goodness@b": said, "score_suite@a": said},
+        "xstest_safe": {"any_refusal": said},
+        "xstest_unsafe": {"any_refusal": said},
+        "harmbench": {"asr": said},
+        "gsm8k": {"accuracy": said},
+    }
+    write(tuple(of), {"sft": figures(gsm8k__accuracy=1) | figures(**_NONE)}, {"sft": of})
+    rows = (tmp_path / "report" / "table.md").read_text().splitlines()
+    judged = {row.split("|")[1].strip() for row in rows if " by " in row}
+    assert judged == {
+        "StrongREJECT: goodness by a ↑",
+        "StrongREJECT: goodness by b ↑",
+        "XSTest safe: any refusal by judge ↓",
+        "XSTest unsafe: any refusal by judge ↑",
+        "HarmBench: asr by judge ↓",
+    }
+
+
+_NONE = {
+    "strongreject__answered": 0,
+    "xstest_safe__refusal": 0,
+    "xstest_unsafe__refusal": 0,
+    "harmbench__answered": 0,
+}
 
 
 def test_a_table_of_many_columns_has_a_metric_a_row():
