@@ -235,3 +235,10 @@ def test_a_device_that_keeps_no_count_is_said_aloud(caplog, monkeypatch):
     (said,) = [record.getMessage() for record in caplog.records]
     assert "cuda:0 does not say what memory it has" in said
     assert "engine.pool_bytes" in said
+
+
+def test_a_start_without_torch_says_nothing_of_it():
+    code = "import sys; sys.modules['torch'] = None; import stair_jax.log.bars"
+    bare = {k: v for k, v in os.environ.items() if k != "TRANSFORMERS_NO_ADVISORY_WARNINGS"}
+    done = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
