@@ -66,10 +66,10 @@ class AnswerGenerator:
             if id not in have or not answers(have[id], prompt)
         ]
         todo = self._meant_for_it(strategy, todo)
-        if chosen := [prompt for prompt in todo if self._of_prompt[prompt.id][0].options]:
+        if offered := [prompt for prompt in todo if self._of_prompt[prompt.id][0].options]:
             if strategy == GREEDY:
-                self._choose_options(chosen, take)
-            todo = [prompt for prompt in todo if prompt not in chosen]
+                self._choose_options(offered, take)
+            todo = [prompt for prompt in todo if not self._of_prompt[prompt.id][0].options]
         if not todo:
             return
         if strategy.of.samples:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import pathlib
+import string
 from collections.abc import Mapping, Sequence
 
 from stair_jax.config import ROW_FILES, Config
@@ -13,6 +14,7 @@ from stair_jax.data import sources
 from stair_jax.evals.benchmark import Benchmark, Row, registered
 from stair_jax.evals.benchmarks import own_prompts
 from stair_jax.judges.rubrics import SIDES
+from stair_jax.records import Prompt
 from stair_jax.run import hashes, judge_models
 from stair_jax.run import rows as rows_lib
 
@@ -111,13 +113,19 @@ def of(config: Config) -> list[Benchmark]:
 def _some(benchmark: Benchmark, count: int) -> Benchmark:
     """Returns a benchmark with so many of its prompts; 0: all.
 
-    Which ones is decided by a hash of their ids: more rows are the same ones and others.
+    Which ones is decided by a hash of their ids behind the benchmark's name: more rows are the same
+    ones and others, and benchmarks of the same rows, as requests under transforms, draw the same.
     """
+
+    def drawn(prompt: Prompt) -> str:
+        # Letters at the end tell apart prompts of one row.
+        return hashes.of_text(prompt.id.partition("/")[2].rstrip(string.ascii_uppercase))
+
     every = benchmark.prompts
     if not count or count >= len(every):
         return benchmark
-    kept = sorted(every, key=lambda prompt: hashes.of_text(prompt.id))[:count]
-    some = tuple(prompt for prompt in every if prompt in kept)
+    kept = {prompt.id for prompt in sorted(every, key=drawn)[:count]}
+    some = tuple(prompt for prompt in every if prompt.id in kept)
     told = f"{benchmark.protocol}, {count} of {len(every)}" if benchmark.protocol else ""
     return dataclasses.replace(benchmark, prompts=some, protocol=told)
 

@@ -83,6 +83,19 @@ def test_fewer_rows_are_the_same_ones_for_everybody_and_more_are_those_and_other
     assert numbers[0] < 80 < 170 < numbers[-1]  # from all over the file
 
 
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not there")
+def test_a_transform_is_tried_on_the_same_requests_and_both_orders_of_a_question_are_asked():
+    names = "strongreject,strongreject_base64,strongreject_leetspeak"
+    plain, *others = asked(names, data__root=str(DATA), evaluate__rows=7)
+    goals = [prompt.question for prompt in plain.prompts]
+    assert len(goals) == 7
+    for other in others:
+        assert [prompt.meta["goal"] for prompt in other.prompts] == goals
+    (hhh,) = asked("hhh", data__root=str(DATA), evaluate__rows=8)
+    orders = collections.Counter(prompt.id[:-2] for prompt in hhh.prompts)
+    assert list(orders.values()) == [2] * 4
+
+
 # ---- where rows lie
 
 
