@@ -118,8 +118,8 @@ def _some(benchmark: Benchmark, count: int) -> Benchmark:
     """
 
     def drawn(prompt: Prompt) -> str:
-        # Letters at the end tell apart prompts of one row.
-        return hashes.of_text(prompt.id.partition("/")[2].rstrip(string.ascii_uppercase))
+        row = prompt.id.partition("/")[2] or prompt.id
+        return hashes.of_text(row.rstrip(string.ascii_uppercase))  # letters tell apart its prompts
 
     every = benchmark.prompts
     if not count or count >= len(every):

@@ -96,6 +96,15 @@ def test_a_transform_is_tried_on_the_same_requests_and_both_orders_of_a_question
     assert list(orders.values()) == [2] * 4
 
 
+def test_fewer_rows_of_the_miniature_are_from_all_over_it():
+    (some,) = benchmarks.of(tiny(evaluate__benchmarks="harmless", evaluate__rows=30))
+    every = list(benchmarks.of(tiny(evaluate__benchmarks="harmless"))[0].prompts)
+    places = [every.index(prompt) for prompt in some.prompts]
+    assert len(places) == 30
+    assert places == sorted(places)
+    assert places[-1] > 2 * len(every) // 3
+
+
 # ---- where rows lie
 
 
