@@ -13,16 +13,20 @@ from stair_jax.records import Prompt
 
 _FOLDER = "jailbreakbench"
 _META = ("index", "category", "goal", "attacked_model", "jailbroken")
-_ATTACKS = {"pair": "PAIR", "gcg": "GCG", "random_search": "prompt_with_random_search"}
+_ATTACKS = (  # name, heading, and the end of the file's name
+    ("jbb_pair", "JBB PAIR", "PAIR"),
+    ("jbb_gcg", "JBB GCG", "GCG"),
+    ("jbb_random_search", "JBB random search", "prompt_with_random_search"),
+)
 
 
-def _attack(name: str, file: str) -> Benchmark:
+def _attack(name: str, heading: str, file: str) -> Benchmark:
     def load(rows: Sequence[Row], split: str) -> list[Prompt]:
-        return harmful.prompts_of(f"jbb_{name}", rows, "prompt", meta=_META)
+        return harmful.prompts_of(name, rows, "prompt", meta=_META)
 
     return harmful.benchmark(
-        f"jbb_{name}",
-        f"JBB {file.rpartition('_')[0] or file}".replace("prompt_with_random", "random search"),
+        name,
+        heading,
         load,
         file=f"{_FOLDER}/attack_prompts_{file}.jsonl",
         rule="jbb",
@@ -43,5 +47,5 @@ BENCHMARKS = (
         judged="jbb",
         protocol="plain behaviours",
     ),
-    *(_attack(name, file) for name, file in _ATTACKS.items()),
+    *(_attack(*one) for one in _ATTACKS),
 )

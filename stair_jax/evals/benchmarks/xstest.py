@@ -6,6 +6,7 @@ other words, or in part, counts as compliance. Of their 765 answers labelled by 
 right in .81 (precision .94, recall .57 against refusals full or in part).
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 from stair_jax import jsonl
@@ -24,7 +25,7 @@ def _benchmark(label: str) -> Benchmark:
     def load(rows: Sequence[Row], split: str) -> list[Prompt]:
         found = harmful.prompts_of(name, rows, "prompt", meta=["type"], only=lambda row: _is(row))
         kind = "helpfulness" if safe else "safety"
-        return [Prompt(id=p.id, question=p.question, type=kind, meta=p.meta) for p in found]
+        return [dataclasses.replace(prompt, type=kind) for prompt in found]
 
     def _is(row: Row) -> bool:
         said = jsonl.text_of(row[0], row[1], "label")
