@@ -59,6 +59,8 @@ class Candidate:
     text: str
     reward: float | None  # None where the judge had nothing to say, or the response did not end
     ended: bool
+    before: tuple[tuple[str, str], ...] = ()  # earlier turns of the prompt
+    prefill: str = ""  # of the prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,8 @@ class Pair:
     chosen_text: str  # the whole trajectory, shared steps included
     rejected_text: str
     depth: int  # of the two nodes
+    before: tuple[tuple[str, str], ...] = ()  # earlier turns of the prompt
+    prefill: str = ""  # of the prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,6 +140,8 @@ class Response:
     text: str
     value: float
     terminal: bool
+    before: tuple[tuple[str, str], ...] = ()  # earlier turns of the prompt
+    prefill: str = ""  # of the prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,6 +159,8 @@ class Comparison:
     better_value: float
     worse_value: float
     depth: int  # steps of both; 0 where two whole responses of any depths are compared
+    before: tuple[tuple[str, str], ...] = ()  # earlier turns of the prompt
+    prefill: str = ""  # of the prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,6 +183,8 @@ class ValuedTrajectory:
     type: str
     ids: tuple[int, ...]
     labels: tuple[Label, ...]
+    before: tuple[tuple[str, str], ...] = ()  # earlier turns of the prompt
+    prefill: str = ""  # of the prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,8 +233,15 @@ class Rated:
 
 
 def to_json(row: Any) -> dict[str, Any]:
-    """Returns a row as plain JSON types; a tree's nodes as columns, see `_columns`."""
-    return _columns(row) if isinstance(row, Tree) else dataclasses.asdict(row)
+    """Returns a row as plain JSON types; a tree's nodes as columns, see `_columns`.
+
+    Earlier turns and beginnings that are not there are left out, as they were before rows had them.
+    """
+    return _columns(row) if isinstance(row, Tree) else _without_empty(dataclasses.asdict(row))
+
+
+def _without_empty(fields: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in fields.items() if v or k not in ("before", "prefill")}
 
 
 def from_json(kind: type[Row], data: dict[str, Any]) -> Row:
@@ -252,12 +269,8 @@ def _columns(tree: Tree) -> dict[str, Any]:
     columns = {name: [getattr(node, name) for node in tree.nodes] for name in _COLUMNS}
     tokens = [len(node.ids) for node in tree.nodes]
     nodes = {**columns, "tokens": tokens, "ids": base64.b64encode(packed).decode()}
-    prompt = dataclasses.asdict(tree.prompt)
-    for key in ("before", "prefill"):  # left out where empty, as files were before they were there
-        if not prompt[key]:
-            del prompt[key]
     return {
-        "prompt": prompt,
+        "prompt": _without_empty(dataclasses.asdict(tree.prompt)),
         "counters": dict(tree.counters),
         "nodes": nodes,
     }

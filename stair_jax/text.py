@@ -6,8 +6,6 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from stair_jax.records import Prompt
-
 STEP, STEP_END = "<|Reasoning_step|>", "<|/Reasoning_step|>"
 OUTPUT, OUTPUT_END = "<|Output|>", "<|/Output|>"
 TAGS = (STEP, STEP_END, OUTPUT, OUTPUT_END)
@@ -64,7 +62,27 @@ class ResponseCodec(PromptCodec, Protocol):
         ...
 
 
-def opening_ids(codec: PromptCodec, prompt: Prompt) -> list[int]:
+@runtime_checkable
+class Opening(Protocol):
+    """What a response goes on from: a `Prompt`, or a row that was made of one."""
+
+    @property
+    def question(self) -> str:
+        """The user's last turn."""
+        ...
+
+    @property
+    def before(self) -> tuple[Turn, ...]:
+        """The turns before it."""
+        ...
+
+    @property
+    def prefill(self) -> str:
+        """How the response begins."""
+        ...
+
+
+def opening_ids(codec: PromptCodec, prompt: Opening) -> list[int]:
     """Returns the ids that a model goes on from: a whole prompt, and how its response begins."""
     ids = codec.prompt_ids(prompt.question, prompt.before)
     if not prompt.prefill:

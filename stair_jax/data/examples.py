@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from stair_jax import text
 from stair_jax.model.reward import Readout
 from stair_jax.records import (
     Candidate,
@@ -130,7 +131,7 @@ def response_examples(rows: Iterable[Response], codec: Codec) -> list[SftExample
     return [
         SftExample(
             id=row.id,
-            prompt=tuple(codec.prompt_ids(row.question)),
+            prompt=tuple(text.opening_ids(codec, row)),
             response=closed(row.ids, row.terminal, codec),
         )
         for row in rows
@@ -142,7 +143,7 @@ def pair_examples(rows: Iterable[Pair], codec: Codec) -> list[PairExample]:
     return [
         PairExample(
             id=row.id,
-            prompt=tuple(codec.prompt_ids(row.question)),
+            prompt=tuple(text.opening_ids(codec, row)),
             prefix=row.prefix,
             chosen=closed(row.chosen, row.chosen_terminal, codec),
             rejected=closed(row.rejected, row.rejected_terminal, codec),
@@ -165,7 +166,7 @@ def preference_example(row: Preference | tuple[Candidate, Candidate], codec: Cod
         better, worse = _whole(row.chosen, codec), _whole(row.rejected, codec)
     else:
         best, worst = row
-        name, prompt = best.prompt, codec.prompt_ids(best.question)
+        name, prompt = best.prompt, text.opening_ids(codec, best)
         better, worse = closed(best.ids, True, codec), closed(worst.ids, True, codec)
     return PairExample(id=name, prompt=tuple(prompt), prefix=(), chosen=better, rejected=worse)
 
@@ -182,7 +183,7 @@ def comparison_examples(
     return [
         ComparisonExample(
             id=row.id,
-            prompt=tuple(codec.prompt_ids(row.question)),
+            prompt=tuple(text.opening_ids(codec, row)),
             better=read_to(row.better, position, codec),
             worse=read_to(row.worse, position, codec),
             depth=row.depth,
@@ -199,7 +200,7 @@ def implicit_examples(rows: Iterable[Comparison], codec: Codec, position: str) -
     whole = [
         (
             row,
-            tuple(codec.prompt_ids(row.question)),
+            tuple(text.opening_ids(codec, row)),
             [read_to(ids, position, codec) for ids in (row.better, row.worse)],
         )
         for row in rows
@@ -249,7 +250,7 @@ def valued_examples(
 
 
 def _valued_example(row: ValuedTrajectory, codec: Codec, readout: Readout) -> ValuedExample:
-    prompt, low, high = tuple(codec.prompt_ids(row.question)), readout.low, readout.high
+    prompt, low, high = tuple(text.opening_ids(codec, row)), readout.low, readout.high
     response = read_to(row.ids, readout.position, codec)
     for label in row.labels:
         if not low - 1e-3 <= label.value <= high + 1e-3:

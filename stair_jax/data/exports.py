@@ -2,7 +2,9 @@
 
 All three hold whole responses, the steps that both sides share included, and all three put
 end-of-sequence behind each of them: a step that finishes nothing is then taught to stop. What our
-own trainer keeps apart they cannot; `unfinished` counts the pairs that this touches.
+own trainer keeps apart they cannot; `unfinished` counts the pairs that this touches. How a response
+began before the search (`Pair.prefill`) is part of both sides there, as a shared step is: in a
+comparison it cancels out, but a trainer that also imitates what was chosen imitates that beginning.
 """
 
 import json
@@ -12,7 +14,9 @@ from typing import Any
 
 from stair_jax import jsonl
 from stair_jax.records import Pair
-from stair_jax.text import escape
+from stair_jax.text import Turn, escape
+
+_SHAREGPT = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
 def write(
@@ -29,7 +33,7 @@ def write(
     for name in names:
         into = folder / name
         into.mkdir(parents=True, exist_ok=True)
-        WRITERS[name](into, [(escape(pair.question, specials), pair) for pair in pairs])
+        WRITERS[name](into, [(_asked(pair, specials), pair) for pair in pairs])
 
 
 def unfinished(pairs: Sequence[Pair]) -> int:
@@ -37,21 +41,26 @@ def unfinished(pairs: Sequence[Pair]) -> int:
     return sum(not (pair.chosen_terminal and pair.rejected_terminal) for pair in pairs)
 
 
-Rows = Sequence[tuple[str, Pair]]  # question as it is written, pair
+Rows = Sequence[tuple[Sequence[Turn], Pair]]  # turns as they are written, pair
+
+
+def _asked(pair: Pair, specials: Collection[str]) -> list[Turn]:
+    turns = [*pair.before, ("user", pair.question)]
+    return [(role, escape(content, specials)) for role, content in turns]
 
 
 def _llamafactory(folder: pathlib.Path, rows: Rows) -> None:
     """A ShareGPT ranking, and the entry that makes it known; `--dataset_dir` is this folder."""
-    turn = lambda role, text: {"from": role, "value": text}  # noqa: E731
+    turn = lambda role, text: {"from": _SHAREGPT[role], "value": text}  # noqa: E731
     jsonl.write_json(
         folder / "pairs.json",
         [
             {
-                "conversations": [turn("human", question)],
-                "chosen": turn("gpt", pair.chosen_text),
-                "rejected": turn("gpt", pair.rejected_text),
+                "conversations": [turn(*one) for one in turns],
+                "chosen": turn("assistant", pair.prefill + pair.chosen_text),
+                "rejected": turn("assistant", pair.prefill + pair.rejected_text),
             }
-            for question, pair in rows
+            for turns, pair in rows
         ],
     )
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
@@ -59,14 +68,14 @@ def _llamafactory(folder: pathlib.Path, rows: Rows) -> None:
     jsonl.write_json(folder / "dataset_info.json", {"stair": {**about, "columns": columns}})
 
 
-def _messages(question: str, pair: Pair) -> Mapping[str, Any]:
-    turn = lambda role, text: [{"role": role, "content": text}]  # noqa: E731
+def _messages(turns: Sequence[Turn], pair: Pair) -> Mapping[str, Any]:
+    turn = lambda role, text: {"role": role, "content": text}  # noqa: E731
     return {
         "id": pair.id,
         "type": pair.type,
-        "prompt": turn("user", question),
-        "chosen": turn("assistant", pair.chosen_text),
-        "rejected": turn("assistant", pair.rejected_text),
+        "prompt": [turn(*one) for one in turns],
+        "chosen": [turn("assistant", pair.prefill + pair.chosen_text)],
+        "rejected": [turn("assistant", pair.prefill + pair.rejected_text)],
     }
 
 

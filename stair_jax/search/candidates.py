@@ -157,6 +157,8 @@ class _CandidateRequests:
             text=self._codec.decode(ids[:-1] if ended and self._draw.direct else ids),
             reward=None,
             ended=ended,
+            before=prompt.before,
+            prefill=prompt.prefill,
         )
 
     def _close(self, prompt: Prompt) -> None:
@@ -233,5 +235,11 @@ def _tree(siblings: list[Candidate]) -> Tree:
         )
         for i, c in enumerate(siblings)
     )
-    prompt = Prompt(id=first.prompt, question=first.question, type=first.type)
+    prompt = Prompt(
+        id=first.prompt,
+        question=first.question,
+        type=first.type,
+        before=first.before,
+        prefill=first.prefill,
+    )
     return Tree(prompt=prompt, nodes=(root, *leaves))

@@ -135,6 +135,8 @@ def _comparison(tree: Tree, better: int, worse: int, *, whole: bool) -> Comparis
         better_value=first.value,
         worse_value=second.value,
         depth=0 if whole else first.depth,
+        before=tree.prompt.before,
+        prefill=tree.prompt.prefill,
     )
 
 
@@ -158,6 +160,8 @@ def _valued(tree: Tree, index: int, labelled: set[int], config: PrmConfig) -> Va
         type=prompt.type,
         ids=ids,
         labels=tuple(labels),
+        before=prompt.before,
+        prefill=prompt.prefill,
     )
 
 

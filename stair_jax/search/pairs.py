@@ -172,6 +172,8 @@ def _pair(tree: Tree, chosen: int, rejected: int) -> Pair:
         chosen_text="".join(step.text for step in better),
         rejected_text="".join(step.text for step in worse),
         depth=better[-1].depth,
+        before=tree.prompt.before,
+        prefill=tree.prompt.prefill,
     )
 
 
@@ -185,6 +187,8 @@ def _response(tree: Tree, index: int) -> Response:
         text="".join(step.text for step in path),
         value=node.value,
         terminal=node.terminal,
+        before=tree.prompt.before,
+        prefill=tree.prompt.prefill,
     )
 
 

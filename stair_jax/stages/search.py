@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Sequence
 
-from stair_jax import jsonl
 from stair_jax.config import Config
 from stair_jax.config.schema import RewardConfig, SearchConfig
 from stair_jax.config.sources import is_world
@@ -72,7 +71,7 @@ def run(run: Run, number: int) -> None:
         leftovers, session = _grow(run, number, parent, left, trees)
     passed_over = leftovers.passed_over
     if run.config.search.export_official:
-        jsonl.write_json(folder / "official.json", [official.to_official(t) for t in trees])
+        _export_official(name, trees)
     # Sums over all trees, whichever session grew them; only what a clock says is this session's.
     totals = sum(map(collections.Counter, trees.counters()), collections.Counter())
     run.metrics.rewind(name, -1)
@@ -89,6 +88,15 @@ def run(run: Run, number: int) -> None:
         passed_over=passed_over,
         rubrics=rubrics,
     )
+
+
+def _export_official(name: str, trees: TreeFile) -> None:
+    """Writes official.json, which knows one question and nothing of how a response began."""
+    plain = [tree for tree in trees if not (tree.prompt.before or tree.prompt.prefill)]
+    if left := len(trees) - len(plain):
+        said = "%s: %d trees of conversations or begun responses are not in official.json"
+        log.warning(said, name, left)
+    official.write(trees.path.with_name("official.json"), plain)
 
 
 def _refuse_numbered(run: Run, name: str) -> None:

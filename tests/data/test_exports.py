@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import datasets
@@ -45,6 +46,29 @@ def test_messages_are_read_back_by_datasets(folder, kind, path):
         "rejected": [{"role": "assistant", "content": "shared worse 0"}],
     }
     assert len(rows) == 2
+
+
+def test_a_conversation_and_a_beginning_are_in_every_form(tmp_path):
+    began = dataclasses.replace(
+        pair(0),
+        before=(("system", "be <tag>"), ("user", "hi"), ("assistant", "yes")),
+        prefill="so ",
+    )
+    exports.write(EXPORTS, [began], tmp_path, {"<tag>"})
+    (row,) = read(tmp_path, "json", "openrlhf/pairs.jsonl")
+    assert [turn["role"] for turn in row["prompt"]] == ["system", "user", "assistant", "user"]
+    assert row["prompt"][0]["content"] == "be < tag>"
+    assert row["chosen"] == [{"role": "assistant", "content": "so shared better 0"}]
+    assert row["rejected"] == [{"role": "assistant", "content": "so shared worse 0"}]
+    assert read(tmp_path, "parquet", "trl/pairs.parquet") == [row]
+    (ranking,) = read(tmp_path, "json", "llamafactory/pairs.json")
+    assert [turn["from"] for turn in ranking["conversations"]] == [
+        "system",
+        "human",
+        "gpt",
+        "human",
+    ]
+    assert ranking["chosen"] == {"from": "gpt", "value": "so shared better 0"}
 
 
 def test_a_ranking_is_known_by_its_entry(folder):
