@@ -48,6 +48,7 @@ class World:
       answer_of: the final answer of a response; None where it is not in the world's format.
       tokenizer: of a model that starts from random weights, as transformers has them.
       examples: questions that such a model understands.
+      forge: a closed first step that permits a harmful prompt, or refuses a harmless one.
     """
 
     name: str
@@ -62,3 +63,4 @@ class World:
     answer_of: Callable[[str, bool], str | None]  # response, direct
     tokenizer: Callable[[bool], Any]  # whether it has the words of a judge
     examples: Callable[[], list[str]]
+    forge: Callable[[Prompt], str]

@@ -98,6 +98,7 @@ FIRST_ANSWERS = Under(lambda c, own: own.first_answers, "a config.search.first_a
 PUCB = Under(lambda c, own: own.score == "pucb", "config.search.score=pucb")
 VALUED = Under(lambda c, own: own.value != "rollout", "config.search.value=prm or mix")
 MIXED = Under(lambda c, own: own.value == "mix", "config.search.value=mix")
+ROOTED = Under(lambda c, own: bool(own.roots), "config.search.roots")
 PAPER_REWARD = Under(lambda c, own: c.search.reward == "paper", "config.search.reward=paper")
 SAFE_CONSTRAINT = Under(
     lambda c, own: c.search.reward == "safe-constraint", "config.search.reward=safe-constraint"

@@ -9,7 +9,7 @@ from typing import Literal
 from stair_jax.config import conditions
 from stair_jax.config.knob import Section, knob
 from stair_jax.config.ranges import ABOVE_0, FROM_0, FROM_1, MASS, SHARE, Range
-from stair_jax.config.words import REQUEST
+from stair_jax.config.words import REQUEST, ROOTS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,22 @@ class SearchConfig(Section):
     top_k: int = knob(50, "likeliest tokens that are drawn from; 0: all", FROM_0)
     min_p: float = knob(
         0.0, "least probability of a token, over the likeliest one's; 0: off (ours)", SHARE
+    )
+    roots: str = knob(
+        "",
+        "further trees behind a bad first step: comma-separated of rejected (the worst of the"
+        " prompt's own tree), forged (it permits a harmful request, refuses a harmless one), of"
+        " which the first that there is; empty: none (ours)",
+        words=ROOTS,
+    )
+    roots_share: float = knob(
+        0.25, "share of a round's prompts that get such a tree", SHARE, under=conditions.ROOTED
+    )
+    roots_gap: float = knob(
+        1.0,
+        "by more than this the best first step of a tree must be worth more than a rejected one",
+        FROM_0,
+        under=conditions.ROOTED,
     )
     trees_in_flight: int = knob(
         0, "trees grown at once at most; 0: two for every slot (ours)", FROM_0, free=True

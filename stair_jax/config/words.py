@@ -5,6 +5,8 @@ TRACKERS = ("tensorboard", "wandb", "trackio")
 EXPORTS = ("llamafactory", "openrlhf", "trl")
 BASELINES = ("sft", "dpo", "sacpo", "self-rewarding")
 INTERVENTIONS = ("cut", "swap", "forge")  # in the steps of an answer
+REJECTED, FORGED = "rejected", "forged"
+ROOTS = (REJECTED, FORGED)  # where the bad first steps of further trees come from
 REQUEST = ("temperature", "top_p", "max_tokens")  # what a server may not take
 
 

@@ -1,6 +1,6 @@
 """The miniature as a world, for the stages of a run."""
 
-from stair_jax.miniature import judging, preferences, splits, tokenizer, verifier
+from stair_jax.miniature import forging, judging, preferences, splits, tokenizer, verifier
 from stair_jax.records import SftRow
 from stair_jax.world import Fills, World
 
@@ -26,4 +26,5 @@ MINIATURE = World(
     answer_of=verifier.answer_of,
     tokenizer=lambda judging_too: tokenizer.build(judging_too=judging_too),
     examples=_examples,
+    forge=forging.for_rounds,
 )

@@ -203,9 +203,10 @@ def _prompt(where: str, row: Any) -> Prompt:
     question = jsonl.text_of(where, row, "question", "prompt")
     kind, truth, own = _type(where, row), row.get("ground_truth"), formats.id_of(where, row)
     truth = None if truth is None else str(truth)
-    asked = json.dumps([question, kind, truth])
+    began = jsonl.text_of(where, row, "prefill") if row.get("prefill") is not None else ""
+    asked = json.dumps([question, kind, truth, began] if began else [question, kind, truth])
     name = own or f"p{hashes.of_text(asked)[:_ID_DIGITS]}"
-    return Prompt(id=name, question=question, type=kind, ground_truth=truth)
+    return Prompt(id=name, question=question, type=kind, ground_truth=truth, prefill=began)
 
 
 def _type(where: str, row: Mapping[str, Any]) -> str:

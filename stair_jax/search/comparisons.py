@@ -15,6 +15,7 @@ import numpy as np
 
 from stair_jax.config.schema import PrmConfig
 from stair_jax.records import Comparison, Label, Node, Tree, ValuedTrajectory
+from stair_jax.search import roots
 
 Dropped = collections.Counter[str]
 
@@ -29,9 +30,10 @@ class Pairs(NamedTuple):
 def is_held_out(prompt_id: str, *, share: float, seed: int) -> bool:
     """Returns whether the trees of a prompt are set aside; of all prompts `share` are.
 
-    It is the prompt that decides: its trees of all rounds stay on one side.
+    It is the prompt that decides: its trees of all rounds stay on one side, with those behind a bad
+    step.
     """
-    return _hash(f"{seed}/{prompt_id}/held out") < share * 2**64
+    return _hash(f"{seed}/{roots.origin(prompt_id)}/held out") < share * 2**64
 
 
 def nodes_of(tree: Tree, config: PrmConfig) -> tuple[list[int], Dropped]:

@@ -54,6 +54,7 @@ def grow(
     valuer: RewardModelLike | None = None,
     results: ResultLog | None = None,
     on_answer: Callable[[str], None] | None = None,
+    further: Callable[[Tree], Sequence[Prompt]] | None = None,
 ) -> Leftovers:
     """Grows a tree on every prompt; returns those without one.
 
@@ -63,7 +64,8 @@ def grow(
     says what answers are worth, as it does of steps (`config.value` is "prm" then). Whatever ends
     the call early, all sequences are given back to the engine. What is delivered to a tree stays in
     `results` until `on_tree` has returned; what is there already is not asked for. `on_answer` gets
-    each response that is to be judged, before it is; what it raises ends the call.
+    each response that is to be judged, before it is; what it raises ends the call. `further` says
+    what else is to be grown once a tree is whole; it comes after all that waits.
 
     Raises:
       ValueError: where two prompts have the same id (ids fix the random draws), no tree may be in
@@ -96,6 +98,8 @@ def grow(
         while scheduler.busy:
             for tree in scheduler.tick():
                 on_tree(tree)
+                if further is not None:
+                    scheduler.add(further(tree))
                 if results is not None:
                     results.drop(tree.prompt.id)
     finally:
@@ -137,6 +141,10 @@ class TreeScheduler:
     def busy(self) -> bool:
         """True while there are trees to begin or to finish."""
         return bool(self._queue or self._growing)
+
+    def add(self, prompts: Sequence[Prompt]) -> None:
+        """Puts prompts behind those that wait."""
+        self._queue.extend(prompts)
 
     def tick(self) -> list[Tree]:
         """Moves every tree that can move, then lets the engine work once; returns whole trees."""

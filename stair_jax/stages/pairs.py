@@ -57,8 +57,13 @@ def run(run: Run, number: int) -> None:
     jsonl.write_jsonl(folder / "pairs.jsonl", pairs)
     jsonl.write_jsonl(folder / "responses.jsonl", responses)
     exports.write(split_csv(config.export), pairs, folder / "export", codec.specials)
-    counts = {"pairs": len(pairs), "responses": len(responses), "trees": len(trees)}
-    counts["trees_with_pairs"] = with_pairs
+    counts = {
+        "pairs": len(pairs),
+        "responses": len(responses),
+        "trees": len(trees),
+        "trees_with_pairs": with_pairs,
+        "share_behind_bad_steps": sum(bool(p.prefill) for p in pairs) / max(1, len(pairs)),
+    }
     if config.export:
         # Other trainers end every response, also one that ends amid its reasoning.
         counts["export/unfinished"] = exports.unfinished(pairs)

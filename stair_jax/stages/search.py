@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 from stair_jax.config import Config
 from stair_jax.config.schema import RewardConfig, SearchConfig
-from stair_jax.config.sources import is_world
 from stair_jax.config.stages import SEARCH
 from stair_jax.engine import counters
 from stair_jax.engine.shared_engine import SharedEngine
@@ -22,11 +21,12 @@ from stair_jax.hf import reward_model
 from stair_jax.log import progress, trace
 from stair_jax.records import Prompt, Tree
 from stair_jax.run import inputs, judges, known_models, models, reward_models, rows
+from stair_jax.run import trees as trees_of
 from stair_jax.run.first_answers import FirstAnswers
 from stair_jax.run.known_models import Model
-from stair_jax.run.search_sizes import tree_bytes, trees_in_flight
+from stair_jax.run.search_sizes import trees_in_flight
 from stair_jax.run.workdir import Run, need_room
-from stair_jax.search import driver, growth, official
+from stair_jax.search import driver, growth, roots
 from stair_jax.search.node_values import FROM_MODEL
 from stair_jax.search.result_log import FILE, ResultLog
 from stair_jax.search.reward import Reward
@@ -56,22 +56,27 @@ def run(run: Run, number: int) -> None:
     """Grows the trees of a round with the round's policy, and appends each as it finishes."""
     name, parent = SEARCH.artefact(number), known_models.parent_of_round(run, number)
     every = rows.for_round(run.config, number)
-    _refuse_numbered(run, name)
+    trees_of.refuse_numbered(run, name)
     run.begin(name, SEARCH.name, parent.parents)
     folder = run.round_dir(number) / "trees"
     folder.mkdir(exist_ok=True)
     rubrics = judges.hold_to(run.config, folder)
     trees = open_to_append(folder)
-    _keep_what_is_asked(name, trees, every)
+    follows = trees_of.further(run.config)
+    asked = trees_of.asked_of(every, trees, follows)
+    trees_of.keep_what_is_asked(name, trees, asked)
     run.lineage.note_inputs(name, {"data.prompts": inputs.of_rows(every)})
-    left = [prompt for prompt in every if prompt.id not in trees.ids]
+    left = [prompt for prompt in asked if prompt.id not in trees.ids]
     leftovers, session = driver.Leftovers({}, ()), {}
     if left:
-        need_room(run, f"{len(left)} trees of {name}", _tree_bytes(run, trees) * len(left))
-        leftovers, session = _grow(run, number, parent, left, trees)
+        count = trees_of.to_come(run.config, left)
+        need_room(run, f"{count} trees of {name}", trees_of.bytes_of_one(run, trees) * count)
+        leftovers, session = _grow(run, number, parent, left, trees, follows)
     passed_over = leftovers.passed_over
+    if run.config.search.roots:
+        trees_of.tell_behind(name, trees)
     if run.config.search.export_official:
-        _export_official(name, trees)
+        trees_of.export_official(name, trees)
     # Sums over all trees, whichever session grew them; only what a clock says is this session's.
     totals = sum(map(collections.Counter, trees.counters()), collections.Counter())
     run.metrics.rewind(name, -1)
@@ -90,43 +95,13 @@ def run(run: Run, number: int) -> None:
     )
 
 
-def _export_official(name: str, trees: TreeFile) -> None:
-    """Writes official.json, which knows one question and nothing of how a response began."""
-    plain = [tree for tree in trees if not (tree.prompt.before or tree.prompt.prefill)]
-    if left := len(trees) - len(plain):
-        said = "%s: %d trees of conversations or begun responses are not in official.json"
-        log.warning(said, name, left)
-    official.write(trees.path.with_name("official.json"), plain)
-
-
-def _refuse_numbered(run: Run, name: str) -> None:
-    """Refuses trees that an earlier version has begun, which knew prompts of files by their row."""
-    entry = run.lineage.entries.get(name, {})
-    by_row = not is_world(run.config.data.prompts) and "inputs" not in entry
-    if by_row and run.lineage.binds(name):
-        raise ValueError(
-            f"{name} was begun by a version that knew prompts by row; finish it with that one,"
-            f" or {run.lineage.way_out(name)}"
-        )
-
-
-def _keep_what_is_asked(name: str, trees: TreeFile, every: Sequence[Prompt]) -> None:
-    """Drops trees whose question is asked no more: rows come, go and move between two starts."""
-    there = len(trees)
-    if dropped := trees.keep(every):
-        said = "%s: %d of %d trees dropped, their prompts have changed or are gone"
-        log.warning(said, name, dropped, there)
-
-
-def _tree_bytes(run: Run, trees: TreeFile) -> int:
-    """Returns about how many bytes a tree takes: as those that are there, or by the settings."""
-    if len(trees):
-        return trees.path.stat().st_size // len(trees)
-    return tree_bytes(run.config)
-
-
 def _grow(
-    run: Run, number: int, parent: Model, left: list[Prompt], trees: TreeFile
+    run: Run,
+    number: int,
+    parent: Model,
+    left: Sequence[Prompt],
+    trees: TreeFile,
+    follows: trees_of.Further | None,
 ) -> tuple[driver.Leftovers, dict[str, float]]:
     """Grows and appends the trees that are missing.
 
@@ -142,11 +117,13 @@ def _grow(
     )
     board = SharedEngine(engine)
     first = FirstAnswers(run, number, parent, policy.codec, trees)
+    in_flight = {id for p in left for id in (p.id, roots.id_behind(p.id))}
+    count = trees_of.to_come(run.config, left)
     start, have, folder = time.perf_counter(), len(trees), trees.path.parent
     with (
         contextlib.closing(judges.judge_of(run, board, policy.codec)) as judge,
-        contextlib.closing(ResultLog(folder / FILE, {p.id for p in left})) as results,
-        progress.line(name, have + len(left), "trees", done=have) as show,
+        contextlib.closing(ResultLog(folder / FILE, in_flight)) as results,
+        progress.line(name, have + count, "trees", done=have) as show,
         trace.some(run.workdir / "profile" if run.config.profile else None) as traced,
     ):
 
@@ -167,6 +144,7 @@ def _grow(
             valuer=valuer,
             results=results,
             on_answer=first,
+            further=follows,
         )
     first.close()
     for prompt_id, reason in leftovers.passed_over.items():

@@ -56,6 +56,11 @@ WHEN = [
     ("search.prior", {"search.score": "pucb"}, {"search.score": "ucb"}),
     ("search.value_model", {"search.value": "prm"}, {"search.value": "rollout"}),
     ("search.value_weight", {"search.value": "mix"}, {"search.value": "prm"}),
+    (
+        "search.roots_share search.roots_gap",
+        {"search.roots": "rejected"},
+        {"search.roots": ""},
+    ),
     ("reward.F reward.c1 reward.c2", {"search.reward": "paper"}, {"search.reward": "outcome"}),
     ("reward.k1 reward.k2", {"search.reward": "safe-constraint"}, {"search.reward": "paper"}),
     ("judge.templates", SELF, VERIFIER),

@@ -42,6 +42,17 @@ def test_files_of_prompts_are_read(tmp_path, suffix):
     assert rows_lib.for_round(config(prompts=path, round_prompts=1), 1) == [first]
 
 
+def test_a_row_may_say_how_the_response_begins(tmp_path):
+    row = {"question": "a?", "type": "safety"}
+    path = write(tmp_path / "p.jsonl", [row, row | {"prefill": "<|Reasoning_step|>yes"}])
+    plain, began = rows_lib.for_round(config(prompts=path), 1)
+    assert (plain.prefill, began.prefill) == ("", "<|Reasoning_step|>yes")
+    assert plain.id != began.id
+    write(tmp_path / "p.jsonl", [row | {"prefill": 7}])
+    with pytest.raises(ValueError, match=r"p.jsonl:1: no text under 'prefill'"):
+        rows_lib.for_round(config(prompts=path), 1)
+
+
 def asked_of(path, **prm):
     c = config(prompts=str(path))
     c.prm.update({"prompts": 2} | prm)
