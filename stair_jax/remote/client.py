@@ -22,13 +22,14 @@ import logging
 import pathlib
 import random
 import threading
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NamedTuple
 
 from stair_jax.config.schema import JudgeConfig
 from stair_jax.remote.complaints import Declined, Refused, Trouble
 from stair_jax.remote.open import OPEN, Open
 from stair_jax.remote.reply_cache import ReplyCache, key_of
+from stair_jax.text import Turn
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,14 @@ COUNTERS = (
 
 Reply = str | None | Open  # None: the endpoint has none to give
 Counts = collections.Counter[str]
+
+
+class _Question(NamedTuple):
+    """What one request says; the arguments of `Endpoint.ask`."""
+
+    text: str
+    before: tuple[Turn, ...]
+    seed: int | None
 
 
 class Unavailable(OSError):
@@ -99,14 +108,28 @@ class EndpointClient:
         self._thread.start()
 
     def ask(
-        self, question: str, samples: int, counts: Counts, deliver: Callable[[list[Reply]], None]
+        self,
+        question: str,
+        samples: int,
+        counts: Counts,
+        deliver: Callable[[list[Reply]], None],
+        *,
+        before: Sequence[Turn] = (),
+        seed: int | None = None,
     ) -> None:
-        """Asks a question `samples` times; `deliver` gets the replies, in the loop's thread."""
-        # Half a surrogate pair cannot be sent.
-        question = question.encode(errors="replace").decode()
-        self._loop.call_soon_threadsafe(
-            self._start, self._answer(question, samples, counts, deliver)
-        )
+        """Asks a question `samples` times; `deliver` gets the replies, in the loop's thread.
+
+        Args:
+          question: the user turn.
+          samples: how often it is asked.
+          counts: of `COUNTERS`, to which this adds.
+          deliver: takes the replies.
+          before: earlier turns.
+          seed: is sent with the question, and tells it from the same one with another seed.
+        """
+        turns = tuple((role, _sendable(content)) for role, content in before)
+        whole = _Question(_sendable(question), turns, seed)
+        self._loop.call_soon_threadsafe(self._start, self._answer(whole, samples, counts, deliver))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
@@ -129,13 +152,24 @@ class EndpointClient:
             raise self._failure
 
     async def _answer(
-        self, question: str, samples: int, counts: Counts, deliver: Callable[[list[Reply]], None]
+        self,
+        question: _Question,
+        samples: int,
+        counts: Counts,
+        deliver: Callable[[list[Reply]], None],
     ) -> None:
         found = [self._sample(question, number, counts) for number in range(samples)]
         deliver(list(await asyncio.gather(*found)))
 
-    async def _sample(self, question: str, number: int, counts: Counts) -> Reply:
-        key = key_of(self.config, question, number, self._system)
+    async def _sample(self, question: _Question, number: int, counts: Counts) -> Reply:
+        key = key_of(
+            self.config,
+            question.text,
+            number,
+            self._system,
+            before=question.before,
+            seed=question.seed,
+        )
         if self._judgements.settled(key) or key in self._without_reply:
             counts["cached"] += 1
             return self._judgements.get(key)
@@ -147,7 +181,7 @@ class EndpointClient:
             counts["repeated"] += 1
         return await asyncio.shield(task)  # others may wait for it too
 
-    async def _fetch(self, key: str, question: str, counts: Counts) -> Reply:
+    async def _fetch(self, key: str, question: _Question, counts: Counts) -> Reply:
         """Asks until there is a reply, or no hope of one; keeps the place in the line meanwhile.
 
         A place that was given up between tries would be taken by the next question: then all of
@@ -176,14 +210,14 @@ class EndpointClient:
             self._failed(left_open=True)
             return OPEN
 
-    async def _once(self, key: str, question: str, counts: Counts) -> str:
+    async def _once(self, key: str, question: _Question, counts: Counts) -> str:
         """Asks once; a reply is on disk before anybody sees it."""
         counts["requests"] += 1
         task = asyncio.current_task()
         assert task is not None
         self._on_wire.add(task)
         try:
-            reply, wait = await self._endpoint.ask(question)
+            reply, wait = await self._endpoint.ask(*question)
             self._judgements.add(key, self.config.model, reply)
         finally:
             self._on_wire.discard(task)
@@ -262,3 +296,8 @@ class EndpointClient:
             task.cancel()
         await asyncio.gather(*waiting, *fetching, return_exceptions=True)
         await self._endpoint.close()
+
+
+def _sendable(text: str) -> str:
+    """Returns a text without halves of surrogate pairs, which cannot be sent."""
+    return text.encode(errors="replace").decode()

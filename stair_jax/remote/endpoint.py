@@ -11,7 +11,7 @@ import email.utils
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx2
@@ -31,6 +31,7 @@ from stair_jax.remote.complaints import (
     exception_of,
 )
 from stair_jax.remote.replies import reply_of
+from stair_jax.text import Turn
 
 log = logging.getLogger(__name__)
 
@@ -76,44 +77,63 @@ class Endpoint:
             http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [_look]}),
         )
 
-    async def ask(self, question: str) -> tuple[str, float]:
-        """Returns the reply to one user turn, and for how long the server wants to be left alone.
+    async def ask(
+        self, question: str, before: Sequence[Turn] = (), seed: int | None = None
+    ) -> tuple[str, float]:
+        """Returns the reply to a user turn, and for how long the server wants to be left alone.
 
         Takes `config.timeout` seconds at most, however slowly the server sends.
+
+        Args:
+          question: the user turn.
+          before: earlier turns, a system turn first where there is one.
+          seed: of the draws, for servers that take one; None is not sent.
 
         Raises:
           Trouble, Declined, Refused: where there is no reply.
         """
-        with self._explained(question):
+        # All that is sent: words that a server repeats of it say nothing.
+        said = "\n".join([*(content for _, content in before), question])
+        with self._explained(said):
             async with asyncio.timeout(self._config.timeout):
-                response = await self._send(question)
-                reply = reply_of(response.content, question, answered=self.answered)
+                response = await self._send(self._messages(question, before), said, seed)
+                reply = reply_of(response.content, said, answered=self.answered)
         self.answered = True
         return redaction.hide(reply), wait_of(response.headers, limited=False)
 
-    async def _send(self, question: str) -> Any:
-        """Returns the answer to a question, asked with the settings that the server takes."""
-        sent = self._settings()
+    async def _send(
+        self, messages: list[ChatCompletionMessageParam], said: str, seed: int | None
+    ) -> Any:
+        """Returns the answer to messages, asked with the settings that the server takes."""
+        sent = self._settings(seed)
         try:
             raw = await self._client.chat.completions.with_raw_response.create(
                 model=self._config.model,
-                messages=self._messages(question),
+                messages=messages,
                 extra_body=sent,
             )
         except openai.APIStatusError as error:
             complaint = complaint_of(error.status_code, error.response.content)
-            if not self._leave_out(complaint, sent, question):
+            if not self._leave_out(complaint, sent, said):
                 raise
-            return await self._send(question)
+            return await self._send(messages, said, seed)
         return raw.http_response
 
-    def _messages(self, question: str) -> list[ChatCompletionMessageParam]:
-        asked: ChatCompletionMessageParam = {"role": "user", "content": question}
-        return [{"role": "system", "content": self._system}, asked] if self._system else [asked]
+    def _messages(
+        self, question: str, before: Sequence[Turn]
+    ) -> list[ChatCompletionMessageParam]:
+        system = [("system", self._system)] if self._system else []
+        turns: Any = [
+            {"role": role, "content": content}
+            for role, content in (*system, *before, ("user", question))
+        ]
+        return turns
 
-    def _settings(self) -> dict[str, float]:
+    def _settings(self, seed: int | None) -> dict[str, float]:
         c = self._config
         every = {"temperature": c.temperature, "top_p": c.top_p, "max_tokens": c.max_tokens}
+        if seed is not None:
+            every["seed"] = seed
         sent = {name: value for name, value in every.items() if name not in self._left_out}
         if "max_tokens" in sent and self._limit != "max_tokens":
             sent[self._limit] = sent.pop("max_tokens")
@@ -124,7 +144,7 @@ class Endpoint:
 
         Returns whether there was one. Others may have noted it since the request was sent.
         """
-        for name in ("top_p", "temperature", "max_tokens", "max_completion_tokens"):
+        for name in ("top_p", "temperature", "max_tokens", "max_completion_tokens", "seed"):
             if name not in sent or not complaint.names(name, question):
                 continue
             if name == "max_tokens":
@@ -133,7 +153,8 @@ class Endpoint:
             setting = "max_tokens" if name == self._limit else name
             if setting not in self._left_out:
                 self._left_out.add(setting)
-                said = f"config.judge.{setting} is left out, {_shown(complaint.message)}"
+                what = setting if setting == "seed" else f"config.judge.{setting}"
+                said = f"{what} is left out, {_shown(complaint.message)}"
                 log.warning("judge.endpoint %s: %s", self._config.endpoint, said)
             return True
         return False

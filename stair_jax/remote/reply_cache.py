@@ -4,10 +4,12 @@ import hashlib
 import json
 import logging
 import pathlib
+from collections.abc import Sequence
 
 from stair_jax import jsonl
 from stair_jax.config.schema import JudgeConfig
 from stair_jax.config.words import split_csv
+from stair_jax.text import Turn
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +94,15 @@ class ReplyCache:
         self._file.close()
 
 
-def key_of(config: JudgeConfig, question: str, number: int, system: str = "") -> str:
+def key_of(
+    config: JudgeConfig,
+    question: str,
+    number: int,
+    system: str = "",
+    *,
+    before: Sequence[Turn] = (),
+    seed: int | None = None,
+) -> str:
     """Returns the name of a request: all that its reply depends on, but not who is asked where.
 
     Args:
@@ -100,8 +110,12 @@ def key_of(config: JudgeConfig, question: str, number: int, system: str = "") ->
       question: the whole text that is sent.
       number: of the sample, from 0.
       system: the system turn before it. Without one the name is that of files of before.
+      before: further earlier turns, and
+      seed: of the draws; likewise.
     """
     names, left_out = ("temperature", "top_p", "max_tokens"), split_csv(config.leave_out)
     settings = [None if name in left_out else getattr(config, name) for name in names]
     content = [config.model, question, *settings, number, *([system] if system else [])]
+    if before or seed is not None:
+        content += [[list(turn) for turn in before], seed]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
