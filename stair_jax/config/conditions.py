@@ -16,6 +16,15 @@ def searches(c: Any) -> list[Strategy]:
     return [s for s in parse_all(split_csv(c.evaluate.search)) if s != GREEDY]
 
 
+def attack_endpoints(own: Any) -> list[str]:
+    """Returns the settings of section evaluate that name a model of attacks behind an endpoint."""
+    return [key for key in ("attacker", "attack_judge") if "://" in own[key]]
+
+
+def _attacks(own: Any) -> set[str]:
+    return set(split_csv(own.attacks))
+
+
 def _on_hub(c: Any) -> bool:
     sources = c.data.sft, c.data.prompts, c.data.preferences, *prompts_among(c.evaluate.benchmarks)
     return not all(is_world(x) or x.endswith(ROW_FILES) for x in sources)
@@ -125,6 +134,13 @@ ENDPOINT = Under(
     lambda c, own: "remote" in _sides(c) or split_csv(c.evaluate.judges),
     f"'remote' in {_JUDGES}, or a model in config.evaluate.judges",
 )
+ASKED_BY_WIRE = Under(
+    lambda c, own: (
+        "remote" in _sides(c) or split_csv(c.evaluate.judges) or attack_endpoints(c.evaluate)
+    ),
+    f"'remote' in {_JUDGES}, or a model behind an endpoint in config.evaluate.judges,"
+    " config.evaluate.attacker or config.evaluate.attack_judge",
+)
 TEMPERATURE_TAKEN, TOP_P_TAKEN, MAX_TOKENS_TAKEN = map(
     _taken, ("temperature", "top_p", "max_tokens")
 )
@@ -139,6 +155,12 @@ SEARCHED = Under(lambda c, own: searches(c), "a search beside greedy in config.e
 WITH_GREEDY = Under(
     lambda c, own: GREEDY in parse_all(split_csv(own.search)), "greedy in config.evaluate.search"
 )
+ATTACKED = Under(lambda c, own: _attacks(own), "an attack in config.evaluate.attacks")
+BY_ATTACKER = Under(
+    lambda c, own: _attacks(own) & {"pair", "pap"}, "pair or pap in config.evaluate.attacks"
+)
+BY_PAIR = Under(lambda c, own: "pair" in _attacks(own), "pair in config.evaluate.attacks")
+BY_PAP = Under(lambda c, own: "pap" in _attacks(own), "pap in config.evaluate.attacks")
 UNDER_REWARD_MODEL = Under(
     lambda c, own: any(s.of.reads for s in searches(c)),
     "a search under the reward model in config.evaluate.search",

@@ -10,7 +10,7 @@ from stair_jax.config import conditions
 from stair_jax.config.knob import Section, knob
 from stair_jax.config.ranges import ABOVE_0, FROM_0, FROM_1, MASS, Range
 from stair_jax.config.stages import NAMES
-from stair_jax.config.words import INTERVENTIONS, TRACKERS
+from stair_jax.config.words import ATTACKS, INTERVENTIONS, PAP_TECHNIQUES, TRACKERS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,6 +215,68 @@ class GuidedConfig(Section):
         words=INTERVENTIONS,
         under=conditions.WITH_GREEDY,
         free=True,
+    )
+    attacks: str = knob(
+        "",
+        "what is done to harmful requests so that a model might comply, by its greedy answers:"
+        " comma-separated of pair, pap, escalation",
+        words=ATTACKS,
+        under=conditions.WITH_GREEDY,
+        free=True,
+    )
+    attacker: str = knob(
+        "",
+        "model that writes the prompts of pair and pap: NAME@URL, or a model of the run",
+        under=conditions.BY_ATTACKER,
+        free=True,
+    )
+    attack_judge: str = knob(
+        "",
+        "model that rates answers for pair: NAME@URL, or a model of the run",
+        under=conditions.BY_PAIR,
+        free=True,
+    )
+    attacker_tokens: int = knob(
+        500,
+        "tokens of an attacker's reply at most (PAIR config.py); more for one that reasons",
+        ABOVE_0,
+        under=conditions.BY_ATTACKER,
+    )
+    attack_judge_tokens: int = knob(
+        10,
+        "tokens of a rating at most (PAIR main.py); more for a judge that reasons",
+        ABOVE_0,
+        under=conditions.BY_PAIR,
+    )
+    attack_calls: int = knob(
+        0,
+        "calls of all models that an attack on one request may take; 0: as many as it wants",
+        FROM_0,
+        under=conditions.ATTACKED,
+    )
+    pair_streams: int = knob(
+        3,
+        "conversations of pair with its attacker (PAIR main.py; 30 in the paper)",
+        Range(1, 1000),
+        under=conditions.BY_PAIR,
+    )
+    pair_iterations: int = knob(
+        3,
+        "prompts of each of them (PAIR main.py and paper)",
+        Range(1, 1000),
+        under=conditions.BY_PAIR,
+    )
+    pair_prompts: str = knob(
+        "",
+        "folder of the authors' prompts of pair, known by their hashes; empty: our words",
+        under=conditions.BY_PAIR,
+        free=True,
+    )
+    pap_techniques: str = knob(
+        ",".join(PAP_TECHNIQUES),
+        "techniques of persuasion of pap, comma-separated (the five that StrongREJECT keeps)",
+        words=PAP_TECHNIQUES,
+        under=conditions.BY_PAP,
     )
     aggregation: Literal["last", "min", "mean", "product"] = knob(
         "last",

@@ -195,21 +195,25 @@ class JudgeConfig(Section):
         "",
         '"remote": settings that the server does not take: of temperature, top_p, max_tokens',
         words=REQUEST,
-        under=conditions.ENDPOINT,
+        under=conditions.ASKED_BY_WIRE,
     )
     concurrency: int = knob(
-        16, "requests open at once", FROM_1, under=conditions.ENDPOINT, free=True
+        16, "requests open at once", FROM_1, under=conditions.ASKED_BY_WIRE, free=True
     )
     timeout: float = knob(
-        120.0, "seconds a request may take", ABOVE_0, under=conditions.ENDPOINT, free=True
+        120.0, "seconds a request may take", ABOVE_0, under=conditions.ASKED_BY_WIRE, free=True
     )
     retries: int = knob(
-        5, "times that a failed request is sent again", FROM_0, under=conditions.ENDPOINT, free=True
+        5,
+        "times that a failed request is sent again",
+        FROM_0,
+        under=conditions.ASKED_BY_WIRE,
+        free=True,
     )
     cache: str = knob(
         "",
         "folder of the answers paid for; empty: workdir/judgements",
-        under=conditions.ENDPOINT,
+        under=conditions.ASKED_BY_WIRE,
         free=True,
     )
     reward_model: str = knob(

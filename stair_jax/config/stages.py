@@ -88,6 +88,26 @@ _MCTS = (
     "ties",
     "max_step_tokens",
 )
+_FOUND = tuple(  # at test time, by more than greedy decoding
+    f"evaluate.{key}"
+    for key in (
+        "aggregation",
+        "lookahead",
+        "temperature",
+        "top_p",
+        "top_k",
+        "split",
+        "max_tokens",
+    )
+)
+_ATTACKED = (
+    "seed",
+    "model",
+    "evaluate.split",
+    "evaluate.max_tokens",
+    "evaluate.attack_calls",
+    "engine",
+)
 
 SFT = Stage(
     name="sft",
@@ -224,12 +244,33 @@ EVALUATE = Stage(
             settings=("seed", "model", "evaluate.split", "evaluate.max_tokens", "engine"),
         ),
         Result(
+            name="evaluate.pair",
+            settings=(
+                *_ATTACKED,
+                "evaluate.attacker_tokens",
+                "evaluate.attack_judge_tokens",
+                "evaluate.pair_streams",
+                "evaluate.pair_iterations",
+                "judge.leave_out",
+            ),
+        ),
+        Result(
+            name="evaluate.pap",
+            settings=(
+                *_ATTACKED,
+                "evaluate.attacker_tokens",
+                "evaluate.pap_techniques",
+                "judge.leave_out",
+            ),
+        ),
+        Result(name="evaluate.escalation", settings=_ATTACKED),
+        Result(
             name="evaluate.guided",
-            settings=("seed", "model", "evaluate", "engine", "search.max_depth"),
+            settings=("seed", "model", *_FOUND, "engine", "search.max_depth"),
         ),
         Result(
             name="evaluate.mcts",
-            settings=("seed", "model", "evaluate", "engine", *(f"search.{x}" for x in _MCTS)),
+            settings=("seed", "model", *_FOUND, "engine", *(f"search.{x}" for x in _MCTS)),
         ),
         Result(name="evaluate.rated", settings=("seed", "model", "judge", "engine")),
         Result(name="evaluate.verdicts", settings=("judge.leave_out",)),

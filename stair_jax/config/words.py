@@ -7,6 +7,14 @@ BASELINES = ("sft", "dpo", "sacpo", "self-rewarding")
 INTERVENTIONS = ("cut", "swap", "forge")  # in the steps of an answer
 REJECTED, FORGED = "rejected", "forged"
 ROOTS = (REJECTED, FORGED)  # where the bad first steps of further trees come from
+ATTACKS = ("pair", "pap", "escalation")  # that answer what a model says
+PAP_TECHNIQUES = (  # as `evals.attacks.pap` defines them
+    "misrepresentation",
+    "logical_appeal",
+    "authority_endorsement",
+    "expert_endorsement",
+    "evidence_based_persuasion",
+)
 REQUEST = ("temperature", "top_p", "max_tokens")  # what a server may not take
 
 

@@ -12,7 +12,7 @@ from stair_jax.config.strategies import MCTS, Strategy
 from stair_jax.engine.request import GREEDY, Sampling
 from stair_jax.guided import beams, loop, mcts, selection
 from stair_jax.guided.beams import Found
-from stair_jax.guided.loop import Guide, PromptState
+from stair_jax.guided.loop import Continuation, Guide, PromptState
 from stair_jax.guided.mcts import Picked
 from stair_jax.log import progress
 from stair_jax.model.reward import Readout
@@ -89,6 +89,7 @@ class Answerer:
         self.limits = dict(limits or {})
         self.config = GuidedConfig.of(run.config.evaluate)
         self._reads = any(strategy.of.reads for strategy in strategies)
+        self._compiled: set[Sampling] = set()  # by `converse`
 
     def ask(
         self,
@@ -157,6 +158,37 @@ class Answerer:
 
         guide = self._guide(read)
         return self._hunt(label, prompts, plan, guide, found, [guide.sampling])
+
+    def converse(
+        self, prompts: Sequence[Prompt], sampling: Sampling, max_tokens: int
+    ) -> tuple[dict[str, Reply], dict[str, str]]:
+        """Replies to prompts once, as it is told to draw; for callers with a progress of their own.
+
+        Args:
+          prompts: with ids that differ; an id fixes the draws, beside the run's seed.
+          sampling: of every token.
+          max_tokens: of a reply.
+
+        Returns:
+          Replies, and why prompts were passed over, both by prompt id.
+        """
+
+        def plan(state: PromptState) -> loop.Requests[Found]:
+            key = (beams.START, "reply", 0)
+            asked = Continuation(state.root, key, "end", max_tokens, sampling)
+            (result,) = yield from state.generate([asked])
+            return Found(ids=result.ids)
+
+        def found(state: PromptState, what: Found) -> None:
+            replies[state.prompt.id] = self._reply(what.ids, state.tokens, state.scored, None)
+
+        replies: dict[str, Reply] = {}
+        if self._compile_first and sampling not in self._compiled:
+            self._engine.compile([sampling])
+            self._compiled.add(sampling)
+        slots, guide = self._run.config.engine.slots, self._guide(read=False)
+        passed = loop.find(prompts, plan, guide=guide, read_at=slots, on_found=found)
+        return replies, passed
 
     def choose(
         self,

@@ -15,7 +15,7 @@ from stair_jax.evals.benchmark import Benchmark, Row, registered
 from stair_jax.evals.benchmarks import own_prompts
 from stair_jax.judges.rubrics import SIDES
 from stair_jax.records import Prompt
-from stair_jax.run import hashes, judge_models
+from stair_jax.run import attack_models, hashes, judge_models
 from stair_jax.run import rows as rows_lib
 
 _KEY = "config.evaluate.benchmarks"
@@ -49,6 +49,7 @@ def check(c: Config) -> None:
             f" {lost[0]}:{rows[lost[0]].file}"
         )
     judge_models.check(c, [one for one in asked.values() if one])
+    attack_models.check(c, [one for one in asked.values() if one])
     if "evaluate" in split_csv(c.stages):
         _check_languages(c, {word: one.world if one else "" for word, one in asked.items()})
         _check_truth(c, [word for word, one in asked.items() if not (one and one.merits)])

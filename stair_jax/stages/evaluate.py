@@ -10,6 +10,7 @@ from stair_jax.config.words import split_csv
 from stair_jax.evals.benchmark import Benchmark
 from stair_jax.records import Answer
 from stair_jax.run import (
+    attacks,
     benchmarks,
     cards,
     interventions,
@@ -41,6 +42,7 @@ def look(run: Run) -> None:
     if any(benchmark.sides for benchmark in asked):
         judges.facts(run.config)
     judge_models.wordings(run.config, asked)
+    attacks.look(run)
 
 
 def run(run: Run) -> None:
@@ -59,6 +61,7 @@ def run(run: Run) -> None:
         )
     asked = benchmarks.of(run.config)
     limits = {p.id: b.max_tokens for b in asked if b.max_tokens for p in b.prompts}
+    attacker = attacks.Attacker(run, asked)
     found: list[ModelAnswers] = []
     changed: dict[str, interventions.Found] = {}
     for model in _models(run):
@@ -71,6 +74,8 @@ def run(run: Run) -> None:
                 moved := interventions.intervene(run, answerer, asked, found[-1])
             ):
                 changed[model.name] = moved
+            if strategy == GREEDY:
+                attacker.attack(answerer)
     ratings = _ratings(run, asked, found)
     verdicts = verdicts_of(run, asked, found)
     figures = {one.model: figures_of(run, asked, one, ratings) for one in found}
@@ -83,6 +88,7 @@ def run(run: Run) -> None:
     costs = {one.model: costs_of(one) for one in found}
     reports.write(run, reports.Evaluation(asked, figures, results, costs))
     interventions.tell(run, changed)
+    attacker.tell(results)
     cards.update_all(run)
 
 
