@@ -97,7 +97,8 @@ def _summary(
         if attack in needed_by:
             found[role] = attack_models.of(run.config, role).name
     if attack == PAIR:
-        found["pair_success"] = attacked.pair_success(rows)
+        said = f"{', '.join(found['protocols'])}, judge {found['attack_judge']}"
+        found["pair_success"] = {**attacked.pair_success(rows), "protocol": said}
     found["figures"], found["missing"] = {}, {}
     for name, variant in attacked.variants(benchmark, rows, direct=direct).items():
         judged = published.metrics(benchmark, variant.answers, direct=direct)
@@ -106,6 +107,9 @@ def _summary(
         for figure in judged.values():
             figure["missing"] += more
         own = attacked.metrics(benchmark, variant, direct=direct)
+        if benchmark.protocol:
+            for figure in own.values():
+                figure["protocol"] = f"{benchmark.protocol}, under {attack}: {name}"
         found["figures"][name] = {**own, **judged}
         found["missing"][name] = dict(variant.missing)
     return found

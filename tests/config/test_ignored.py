@@ -101,6 +101,30 @@ WHEN = [
     ),
     ("evaluate.temperature evaluate.top_p evaluate.top_k evaluate.searched", BEST, GREEDY),
     ("evaluate.interventions", GREEDY, {"evaluate.search": "best_of_4"}),
+    ("evaluate.attacks", GREEDY, {"evaluate.search": "best_of_4"}),
+    ("evaluate.attack_calls", {"evaluate.attacks": "escalation"}, {"evaluate.attacks": ""}),
+    (
+        "evaluate.attacker evaluate.attacker_tokens",
+        {"evaluate.attacks": "escalation,pap"},
+        {"evaluate.attacks": "escalation"},
+    ),
+    (
+        "evaluate.attack_judge evaluate.attack_judge_tokens evaluate.pair_streams"
+        " evaluate.pair_iterations evaluate.pair_prompts",
+        {"evaluate.attacks": "pair"},
+        {"evaluate.attacks": "pap,escalation"},
+    ),
+    ("evaluate.pap_techniques", {"evaluate.attacks": "pap"}, {"evaluate.attacks": "pair"}),
+    (
+        "judge.concurrency judge.timeout judge.retries judge.cache judge.leave_out",
+        {"evaluate.attacker": "m@http://h/v1"},
+        {"evaluate.attacker": "sft"},
+    ),
+    (
+        "judge.endpoint",
+        {"evaluate.judges": "m"},
+        {"evaluate.attacker": "m@http://h/v1", "evaluate.attack_judge": "m@http://h/v1"},
+    ),
     ("evaluate.aggregation", BEST, {"evaluate.search": "greedy,random_of_4"}),
     ("evaluate.lookahead", {"evaluate.search": "lookahead_2x2"}, BEST),
     ("export.push", {"stages": "export"}, {"stages": "evaluate"}),

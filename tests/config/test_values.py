@@ -169,6 +169,14 @@ DEFAULTS = {
         "prm.temperature": 1.0,
         "prm.eval_share": 0.05,
     },
+    "attacks: PAIR's main.py and config.py, and the techniques that StrongREJECT keeps": {
+        "evaluate.attacker_tokens": 500,
+        "evaluate.attack_judge_tokens": 10,
+        "evaluate.pair_streams": 3,
+        "evaluate.pair_iterations": 3,
+        "evaluate.pap_techniques": "misrepresentation,logical_appeal,authority_endorsement,"
+        "expert_endorsement,evidence_based_persuasion",
+    },
     "what a run is, and all rows of a file": {
         "stages": "sft,search,pairs,dpo,evaluate",
         "seed": 0,
@@ -198,6 +206,11 @@ DEFAULTS = {
         "evaluate.prompts": "",
         "evaluate.searched": "",
         "evaluate.interventions": "",
+        "evaluate.attacks": "",
+        "evaluate.attacker": "",
+        "evaluate.attack_judge": "",
+        "evaluate.attack_calls": 0,
+        "evaluate.pair_prompts": "",
         "evaluate.lookahead": 1,
         "evaluate.split": "test",
         "evaluate.rows": 0,

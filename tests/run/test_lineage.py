@@ -41,6 +41,7 @@ RUN_ONLY = {
     "evaluate.judged",
     "evaluate.judges",
     "evaluate.prompts",
+    *(f"evaluate.{key}" for key in ("attacks", "attacker", "attack_judge", "pair_prompts")),
     "export.model",
     "export.dtype",
     "export.push",
@@ -67,10 +68,21 @@ _DPO = {"dpo", "baselines.dpo", "baselines.sacpo", "baselines.self-rewarding"}
 _TRAINED = {*_SFT, *_DPO, "baselines.sft", "prm"}
 _FOUND = {"evaluate.guided", "evaluate.mcts"}  # answers that are not greedy
 _CHANGED = "evaluate.interventions"  # greedy answers behind changed steps
-_ANSWERS = {"evaluate", _CHANGED, *_FOUND}
+_ATTACKER = {"evaluate.pair", "evaluate.pap"}  # attacks whose prompts a model writes
+_ATTACKED = {*_ATTACKER, "evaluate.escalation"}
+_ANSWERS = {"evaluate", _CHANGED, *_ATTACKED, *_FOUND}
 _CANDIDATES = "baselines.candidates"
 GUARDS = {
-    "seed": {*_TRAINED, "search", "pairs", _CANDIDATES, _CHANGED, *_FOUND, "evaluate.rated"},
+    "seed": {
+        *_TRAINED,
+        "search",
+        "pairs",
+        _CANDIDATES,
+        _CHANGED,
+        *_ATTACKED,
+        *_FOUND,
+        "evaluate.rated",
+    },
     "model": {*_TRAINED, "search", _CANDIDATES, *_ANSWERS, "evaluate.rated", "export"},
     "data.sft": _SFT,
     "data.sft_rows": _SFT,
@@ -94,7 +106,13 @@ GUARDS = {
     "search.max_step_tokens": {*_TREES, "evaluate.mcts"},
     "reward": {*_TREES, _CANDIDATES},
     "judge": {*_TREES, _CANDIDATES, "evaluate.rated"},
-    "judge.leave_out": {*_TREES, _CANDIDATES, "evaluate.rated", "evaluate.verdicts"},
+    "judge.leave_out": {
+        *_TREES,
+        _CANDIDATES,
+        "evaluate.rated",
+        "evaluate.verdicts",
+        *_ATTACKER,  # of an endpoint
+    },
     "judge.templates": {*_TREES, _CANDIDATES, "evaluate.rated", *_SFT},  # what stage 1 teaches
     "engine": {*_TREES, _CANDIDATES, *_ANSWERS, "evaluate.rated"},
     "pairs": {"pairs"},
@@ -108,6 +126,12 @@ GUARDS = {
     "evaluate": _FOUND,
     "evaluate.split": _ANSWERS,
     "evaluate.max_tokens": _ANSWERS,
+    "evaluate.attack_calls": _ATTACKED,
+    "evaluate.attacker_tokens": _ATTACKER,
+    "evaluate.attack_judge_tokens": {"evaluate.pair"},
+    "evaluate.pair_streams": {"evaluate.pair"},
+    "evaluate.pair_iterations": {"evaluate.pair"},
+    "evaluate.pap_techniques": {"evaluate.pap"},
 }
 KEYS = list(keys(config_lib.default()))
 
