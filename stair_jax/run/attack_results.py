@@ -72,7 +72,11 @@ def write(
         }
         for model, on in found.items()
     }
-    harmless = [name for name, one in registered().items() if one.over_refused]
+    harmless = [  # in the language of the run's model
+        name
+        for name, one in registered().items()
+        if one.over_refused and bool(one.world) != bool(run.config.model.checkpoint)
+    ]
     jsonl.write_json(run.workdir / "evals" / "attacks.json", report)
     path = run.workdir / "report" / "attacks.md"
     jsonl.write_text(path, page.markdown(report, harmless))
