@@ -119,9 +119,7 @@ class Endpoint:
             return await self._send(messages, said, seed)
         return raw.http_response
 
-    def _messages(
-        self, question: str, before: Sequence[Turn]
-    ) -> list[ChatCompletionMessageParam]:
+    def _messages(self, question: str, before: Sequence[Turn]) -> list[ChatCompletionMessageParam]:
         system = [("system", self._system)] if self._system else []
         turns: Any = [
             {"role": role, "content": content}

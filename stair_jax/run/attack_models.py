@@ -49,6 +49,13 @@ def of(c: Config, role: str) -> Named:
     return Named(name, address[0] if address else "")
 
 
+def own_names(c: Config) -> set[str]:
+    """Returns the models of the run that attack or judge."""
+    attacks = set(split_csv(c.evaluate.attacks))
+    models = [of(c, role) for role, needed_by in ROLES.items() if attacks & set(needed_by)]
+    return {model.name for model in models if not model.endpoint}
+
+
 def attackable(asked: Iterable[Benchmark]) -> list[Benchmark]:
     """Returns the benchmarks of plain harmful requests: those under attack already are left out."""
     return [one for one in asked if one.complied and not one.attacks]

@@ -18,7 +18,7 @@ from stair_jax.hf import reward_model
 from stair_jax.model import footprint, lora
 from stair_jax.model.footprint import ITEM, Split
 from stair_jax.model.spec import Spec
-from stair_jax.run import models
+from stair_jax.run import attack_models, models
 from stair_jax.run import rows as rows_lib
 from stair_jax.run.search_sizes import tree_bytes
 from stair_jax.run.workdir import Run, engine_config, size_of, train_config
@@ -139,9 +139,14 @@ def _beside(run: Run, stage: Stage, spec: Spec) -> dict[str, Spec]:
         if c.search.value != "rollout" and c.search.value_model:
             found["the value model"] = reward_model.read_spec(c.search.value_model)
         return found
-    if stage is EVALUATE and any(s.of.reads for s in parse_all(split_csv(c.evaluate.search))):
-        return {"the reward model": dataclasses.replace(spec, L=spec.L + c.prm.more_layers)}
-    return {}
+    if stage is not EVALUATE:
+        return {}
+    found = {}
+    if any(s.of.reads for s in parse_all(split_csv(c.evaluate.search))):
+        found["the reward model"] = dataclasses.replace(spec, L=spec.L + c.prm.more_layers)
+    # One that plays two roles has one engine.
+    found |= {f"the engine of {name}": spec for name in attack_models.own_names(c)}
+    return found
 
 
 def _engine(run: Run, spec: Spec) -> Needs:

@@ -3,17 +3,19 @@
 import pytest
 
 from stair_jax.config.checks import validate
+from stair_jax.config.stages import EVALUATE
 from stair_jax.config.words import ATTACKS, PAP_TECHNIQUES
 from stair_jax.evals.attacks import pap
 from stair_jax.evals.attacks.transcript import Sampling, digest
 from stair_jax.log.metrics import Metrics
-from stair_jax.run import attack_models, attacks, benchmarks, known_models
+from stair_jax.run import attack_models, attacks, benchmarks, known_models, needs
 from stair_jax.run.answerer import Answerer, Reply
 from stair_jax.run.attack_models import Cast, EngineModel
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.workdir import Run
 from stair_jax.text import OUTPUT, OUTPUT_END
 from tests.support.configs import tiny
+from tests.support.search_engine import SPEC
 
 HTTP = "http://h:1/v1"
 REAL = {
@@ -158,6 +160,10 @@ def test_a_folder_without_the_authors_prompts_is_refused_before_the_first_stage(
         attacks.look(run)
 
 
+def said(prompt):
+    return f"t {OUTPUT}{prompt.question}{OUTPUT_END}"
+
+
 class Answers(Answerer):
     """An answerer of fixed replies, by the user turn; it has no room for "long"."""
 
@@ -192,3 +198,17 @@ def test_a_model_of_the_run_says_all_or_its_final_answer(tmp_path, part):
     }
     assert len(answers.asked) == 3  # the same with the same seed once
     assert answers.asked[0] == ("one", (("system", "s"),), 9, 0.5)
+
+
+def test_a_model_of_the_run_that_attacks_needs_memory_beside_the_target(tmp_path):
+    roles = ("evaluate__attacker", "evaluate__attack_judge")
+
+    def parts(*names):
+        given = dict(zip(roles, names, strict=True))
+        return set(
+            needs.memory_of(run_of(tmp_path, evaluate__attacks="pair", **given), EVALUATE, SPEC)
+        )
+
+    plain = parts(f"m@{HTTP}", f"m@{HTTP}")
+    assert parts("sft", "dpo-1") - plain == {"the engine of sft", "the engine of dpo-1"}
+    assert parts("sft", "sft") - plain == {"the engine of sft"}
