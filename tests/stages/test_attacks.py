@@ -253,6 +253,7 @@ def test_the_same_seed_gives_the_same_transcripts_and_another_one_does_not(world
         found.append([row for attack in ("pair", "pap") for row in rows_of(run, attack)])
         assert len(found[-1]) == 6
     assert found[0] == found[1] != found[2]
+    assert len({row.transcript.seed for row in found[0]}) == 6  # one a request and attack
     # A request's draws do not hang on which others are asked.
     run = world(Polite(), PAIR_PAP, folder="d", evaluate__rows=2)
     evaluate.run(run)
