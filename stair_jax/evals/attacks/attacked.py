@@ -35,7 +35,7 @@ class Attacked:
     benchmark: str
     attack: str
     question: str
-    before: tuple[tuple[str, str], ...]
+    before: tuple[tuple[str, str], ...] = ()
     ends: dict[str, str]
     transcript: Transcript
 
