@@ -6,7 +6,7 @@ import functools
 import pathlib
 import queue
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from stair_jax.config.schema import JudgeConfig
 from stair_jax.records import Prompt
@@ -30,6 +30,7 @@ class Question:
     attempt: int = 0
 
 
+@runtime_checkable
 class Chat(Protocol):
     """A teacher."""
 

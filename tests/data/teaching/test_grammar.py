@@ -37,6 +37,13 @@ SAME = {
 }
 
 
+def parsed(reply):
+    """The parts of a reply that has no fault."""
+    found = grammar.parse(reply)
+    assert isinstance(found, Structured)
+    return found
+
+
 @pytest.mark.parametrize("how", SAME)
 def test_white_space_and_marks_do_not_count(how):
     assert grammar.parse(SAME[how]) == PARTS
@@ -45,7 +52,7 @@ def test_white_space_and_marks_do_not_count(how):
 def test_a_response_is_written_in_one_form():
     assert PARTS.text == SAME["as written"]
     assert len(set(SAME.values())) == len(SAME)
-    assert {grammar.parse(text).text for text in SAME.values()} == {SAME["as written"]}
+    assert {parsed(text).text for text in SAME.values()} == {SAME["as written"]}
     assert final_answer(PARTS.text) == "Because."
     assert tags_close(PARTS.text)
 
@@ -103,17 +110,17 @@ def test_every_fault_has_a_reply_that_shows_it():
 
 def test_a_long_first_line_is_a_title_and_a_text():
     long = "x" * grammar.LONGEST_TITLE
-    found = grammar.parse(f"{A}{STEP}Title: Look: {long}\nmore{STEP_END}{O}")
+    found = parsed(f"{A}{STEP}Title: Look: {long}\nmore{STEP_END}{O}")
     assert found.steps[1] == Step("Look", f"{long}\nmore")
     short = "x" * 20
-    found = grammar.parse(f"{A}{STEP}Title: Look: {short}\nmore{STEP_END}{O}")
+    found = parsed(f"{A}{STEP}Title: Look: {short}\nmore{STEP_END}{O}")
     assert found.steps[1] == Step(f"Look: {short}", "more")
 
 
 @recorded
 def test_the_published_example_comes_out_as_it_went_in():
     [row] = json.loads((DATA / "stair_sft_readme_example.json").read_text())
-    found = grammar.parse(row["answer"])
+    found = parsed(row["answer"])
     assert [step.title for step in found.steps] == [
         "Problem Analysis",
         "Ethical and Legal Implications Analysis",

@@ -8,6 +8,7 @@ import pytest
 from stair_jax.data.teaching import refusals
 from stair_jax.evals.graders.refusals import RULES
 from stair_jax.judges import rule
+from stair_jax.judges.base import Score
 from stair_jax.judges.rule import RuleJudge
 from stair_jax.records import Prompt
 from stair_jax.text import OUTPUT, OUTPUT_END
@@ -31,7 +32,10 @@ def test_every_refusal_is_safe_to_the_runs_rule_and_a_refusal_to_ours():
         assert refusals.is_refusal(one)
         prompt = Prompt(id=str(at), question="q", type="safety")
         judge.submit(at, prompt, f"{OUTPUT}Final Answer: {one}{OUTPUT_END}")
-    assert {score.safety for _, score in judge.collect()} == {1.0}
+    scores = [score for _, score in judge.collect()]
+    assert {score.safety for score in scores if isinstance(score, Score)} == {1.0}
+    assert len(scores) == len(EVERY)
+    assert None not in scores
 
 
 def test_a_refusal_is_one_short_sentence_without_guidance():
