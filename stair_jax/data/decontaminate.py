@@ -26,8 +26,9 @@ Single words alone would call "In what year was the municipality of X founded?" 
 question about Y: 1,174 pairs of different short prompts, most of SimpleQA, reach 0.8 by words, 139
 by pairs and 187 by both. Both find more copies with one word in twenty replaced than pairs do. They
 lose copies with one in ten replaced, unless n words in a row are left; a lower `near` finds them,
-and other questions in the same words. Languages that put no space between words are compared by
-what stands between punctuation, so that of their overlaps only whole ones are found.
+and other questions in the same words. Of prompts with fewer than `LEAST` words of their own between
+boilerplate, as DecodingTrust's, only whole ones are found. Languages that put no space between
+words are compared by what stands between punctuation: of their overlaps, too, only whole ones are.
 """
 
 import collections
@@ -36,7 +37,7 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import datasketch
 
@@ -195,7 +196,7 @@ class PromptIndex:
             number
             for some in {shingles, *by_benchmark.values()}
             if some
-            for number in self._lsh.query(self._minhash(some))
+            for number in cast("list[int]", self._lsh.query(self._minhash(some)))
         }
         best, likeness = None, self._near
         for number in sorted(candidates):
