@@ -27,7 +27,7 @@ class RemoteRater:
     def submit(self, id: Hashable, prompt: Prompt, answer: str) -> None:
         """Queues a final answer."""
         self._line.ask(
-            self._rubric.fill(prompt.question, answer),
+            self._rubric.ask(prompt, answer),
             self._line.config.samples,
             self._counts,
             lambda replies: self._replies.put((id, replies)),

@@ -10,7 +10,9 @@ import hashlib
 import pathlib
 import re
 
+from stair_jax import text
 from stair_jax.judges import parsing
+from stair_jax.records import Prompt
 
 SIDES = ("safety", "helpfulness")
 FIELDS = ("{question}", "{answer}")
@@ -61,6 +63,10 @@ class Rubric:
         values: dict[str, str] = dict(zip(FIELDS, (question, answer), strict=True))
         return "".join(values.get(part, part) for part in _SPLIT.split(self.template))
 
+    def ask(self, prompt: Prompt, answer: str) -> str:
+        """Returns the question about an answer to a prompt, whose earlier turns are shown."""
+        return self.fill(asked_of(prompt), answer)
+
     def read(self, reply: str | None) -> float | None:
         """Returns the rating in [-1, 1] that a reply gives; None where it gives none.
 
@@ -71,3 +77,20 @@ class Rubric:
             return None if verdict is None else (1.0 if verdict == "SAFE" else -1.0)
         score = parsing.helpfulness(reply)
         return None if score is None else (score - 3) / 2
+
+
+def asked_of(prompt: Prompt) -> str:
+    """Returns what a judge sees of a prompt: its question, or the conversation that ends in it.
+
+    Each turn of a conversation stands below its role in brackets. Of an earlier answer in STAIR's
+    tags the final answer is shown, as that is what the user saw.
+    """
+    if not prompt.before:
+        return prompt.question
+    turns = [(role, _seen(content)) for role, content in prompt.before]
+    return "\n\n".join(f"[{role}]\n{said}" for role, said in (*turns, ("user", prompt.question)))
+
+
+def _seen(content: str) -> str:
+    final = text.final_answer(content)
+    return content if final is None else final

@@ -1,6 +1,6 @@
 """Self-reward: the policy that answers also judges, in the same engine.
 
-What a rating is depends on the question, the answer, the rubric and the seed alone: those fix the
+What a rating is depends on the prompt, the answer, the rubric and the seed alone: those fix the
 draws, so neither company nor order changes it. Content that was rated a moment ago is not asked
 about again.
 Source: STAIR appendix B.2.2; thu-ml/STAIR src/final_orm.py (sampling, one verdict an answer).
@@ -15,7 +15,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from stair_jax.config.schema import JudgeConfig
 from stair_jax.engine.request import EngineLike, Prefix, Request, Result, Sampling
 from stair_jax.judges.base import Rating
-from stair_jax.judges.rubrics import Rubric
+from stair_jax.judges.rubrics import Rubric, asked_of
 from stair_jax.records import Prompt
 from stair_jax.text import PromptCodec
 
@@ -82,7 +82,8 @@ class SelfRater:
 
     def submit(self, id: Hashable, prompt: Prompt, answer: str) -> None:
         """Queues a final answer."""
-        content = _digest(prompt.question, answer)
+        asked = asked_of(prompt)
+        content = _digest(asked, answer)
         if content in self._asked:
             self._counts["repeated"] += 1
             self._asked[content].waiting.append(id)
@@ -90,7 +91,7 @@ class SelfRater:
             self._counts["repeated"] += 1
             self._done.append((id, self._known[content]))
         else:
-            self._ask(content, id, self._ids(prompt.question, answer))
+            self._ask(content, id, self._ids(asked, answer))
 
     def _ask(self, content: bytes, id: Hashable, ids: Sequence[int]) -> None:
         try:

@@ -161,6 +161,21 @@ def test_safe_and_unsafe_become_s(word, rating):
     assert ask(rater, engine, ("why?", "so")) == {0: rating}
 
 
+def test_the_same_words_in_two_conversations_are_judged_apart():
+    engine = Speaker(lambda text, key: f"Conclusion: {5 if 'Capital?' in text else 2}")
+    rater = rater_of(engine)
+    talk = dataclasses.replace(ASKED, before=(("user", "Capital?"), ("assistant", "Paris.")))
+    for number, prompt in enumerate([talk, ASKED, talk]):
+        rater.submit(number, prompt, "so")
+    for _ in range(5):
+        engine.step()
+    assert dict(rater.collect()) == {0: 1.0, 1: -0.5, 2: 1.0}
+    shown = "Q: [user]\nCapital?\n\n[assistant]\nParis.\n\n[user]\nwhy?\nA: so"
+    asked = [engine.codec.decode(request.prefix.ids) for request in engine.requests]
+    assert [shown in text for text in asked] == [True, False]
+    assert rater.counters == {"parsed": 2, "repeated": 1}
+
+
 def test_what_cannot_be_read_or_was_cut_is_missing_and_counted():
     replies = {"a": "it is a 4", "b": "Conclusion: 4" + " " * 40, "c": f"{OUTPUT}Conclusion: 4"}
     engine = Speaker(lambda text, key: replies[text[text.index("A: ") + 3]])
