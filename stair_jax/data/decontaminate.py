@@ -16,11 +16,11 @@ Boilerplate does not count. It is the n-grams that at least `BOILERPLATE` distin
 benchmark share, or half of the prompts of a benchmark with fewer than twice as many: instructions,
 few-shot examples, jailbreak templates. A word that such an n-gram covers is no part of an n-gram
 or of a similarity of that benchmark's. Else a row in the same template would be removed for "Think
-step by step" or for the end of the template before a word of its own. The limit comes from 18
-benchmarks: all n-grams that more than a tenth of a benchmark's prompts share are instructions; 2 to
-9 prompts share passages, contexts and goals, which are content; in between lie conversations of HHH
-that up to 34 of its 433 prompts go on from, and which count as boilerplate. A row that holds one
-with the prompt's own words behind it is still removed.
+step by step" or for the end of the template before a word of its own. The limit was chosen by
+counts over 39 benchmarks and samples read: what 20 or more prompts share is mostly instructions and
+templates; what 2 to 9 share is mostly passages, contexts and goals, which are content. In between
+lie conversations of HHH that up to 34 of its 433 prompts go on from, and which count as boilerplate.
+A row that holds one with the prompt's own words behind it is still removed.
 
 Single words alone would call "In what year was the municipality of X founded?" a copy of the same
 question about Y: 1,174 pairs of different short prompts, most of SimpleQA, reach 0.8 by words, 139
