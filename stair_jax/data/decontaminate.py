@@ -19,7 +19,7 @@ or of a similarity of that benchmark's. Else a row in the same template would be
 step by step" or for the end of the template before a word of its own. The limit was chosen by
 counts over 39 benchmarks and samples read: what 20 or more prompts share is mostly instructions and
 templates; what 2 to 9 share is mostly passages, contexts and goals, which are content. In between
-lie conversations of HHH that up to 34 of its 433 prompts go on from, and which count as boilerplate.
+lie conversations of HHH that up to 34 of its 433 prompts go on from, which count as boilerplate.
 A row that holds one with the prompt's own words behind it is still removed.
 
 Single words alone would call "In what year was the municipality of X founded?" a copy of the same
