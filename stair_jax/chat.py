@@ -23,6 +23,7 @@ _SEARCH = (
     "how an answer is found: greedy (default), or as config.evaluate.search: best_of_8, vote_of_8,"
     " beam_2x4, mcts_32, ..., under the run's reward model"
 )
+_ANEW = "/new"
 _SLOTS = 16  # of a search at most: one question fills no more
 
 
@@ -40,6 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--temperature", type=float, help="of what is drawn; 0 without --search, else the run's"
     )
     parser.add_argument("--max_tokens", type=int, help="of a response; the run's by default")
+    parser.add_argument("--system", default="", help="a system turn before all questions")
+    parser.add_argument(
+        "--conversation",
+        action="store_true",
+        help=f"each question goes on from those before it; a line {_ANEW} starts anew",
+    )
     options = parser.parse_args(arguments)
     if not sys.stderr.isatty():
         bars.quiet_libraries()
@@ -72,26 +79,45 @@ def _talk(options: argparse.Namespace) -> None:
         )
     model = known_models.named_or_last(run, options.model)
     answerer = Answerer(run, model, [strategy], compile_first=False)
-    codec = answerer.policy.codec
     print(f"{model.name} of {options.workdir}; a question a line, end with Ctrl-D", file=sys.stderr)
     if not config.model.checkpoint:
         _introduce(worlds.of_model(config))
+    system: tuple[text.Turn, ...] = (("system", options.system),) if options.system else ()
+    before = system
     for number, question in enumerate(map(str.strip, sys.stdin)):
         if not question:
             continue
-        if unknown := _unknown(codec, question):
-            print(f"(words that it does not know: {', '.join(unknown)})", file=sys.stderr)
-        room = config.engine.max_context
-        if (tokens := len(codec.prompt_ids(question))) >= room:
-            print(
-                f"that is {tokens} tokens, of {room} that question and response have"
-                " (config.engine.max_context); ask again",
-                file=sys.stderr,
-            )
+        if options.conversation and question == _ANEW:
+            before = system
             continue
-        prompt = Prompt(id=f"chat-{number}", question=question, type="helpfulness")
-        for reason in answerer.ask(strategy, [prompt], _print).values():
-            print(f"no answer: {reason}; ask again", file=sys.stderr)
+        id = f"chat-{number}"
+        prompt = Prompt(id=id, question=question, type="helpfulness", before=before)
+        answer = _answered(answerer, strategy, prompt, config.engine.max_context)
+        if options.conversation and answer:
+            before = (*before, ("user", question), ("assistant", answer))
+
+
+def _answered(answerer: Answerer, strategy: Strategy, prompt: Prompt, room: int) -> str | None:
+    """Prints the response to a prompt, or why there is none; returns the answer in it."""
+    codec, replies = answerer.policy.codec, list[str]()
+    if unknown := _unknown(codec, prompt.question):
+        print(f"(words that it does not know: {', '.join(unknown)})", file=sys.stderr)
+    if (tokens := len(text.opening_ids(codec, prompt))) >= room:
+        all_of = "the conversation" if prompt.before else "that"
+        print(
+            f"{all_of} is {tokens} tokens, of {room} that question and response have"
+            " (config.engine.max_context); ask again",
+            file=sys.stderr,
+        )
+        return None
+
+    def said(asked: Prompt, reply: Reply) -> None:
+        replies.append(reply.text)
+        _print(asked, reply)
+
+    for reason in answerer.ask(strategy, [prompt], said).values():
+        print(f"no answer: {reason}; ask again", file=sys.stderr)
+    return text.final_answer(replies[0], answerer.model.direct) if replies else None
 
 
 def _strategy(options: argparse.Namespace) -> Strategy:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stair_jax import chat
+from stair_jax import chat, text
 from stair_jax.run import models
 from stair_jax.run.answerer import Answerer
 from stair_jax.run.lineage import Lineage
@@ -78,6 +78,49 @@ def test_the_miniature_says_what_it_understands_and_which_words_it_does_not(talk
     assert "The miniature understands its own words and forms of question alone, such as:\n" in err
     assert err.count("\n  ") >= 4  # an example of each benchmark
     assert "(words that it does not know: quux)" in err
+
+
+@pytest.fixture
+def turns(monkeypatch):
+    """The earlier turns of every prompt, in the order in which they were asked."""
+    seen, ask = [], Answerer.ask
+
+    def watched(self, strategy, prompts, on_reply):
+        seen.extend(prompt.before for prompt in prompts)
+        return ask(self, strategy, prompts, on_reply)
+
+    ids = Codec.prompt_ids
+    monkeypatch.setattr(Answerer, "ask", watched)
+    monkeypatch.setattr(Codec, "prompt_ids", lambda self, question, before=(): ids(self, question))
+    return seen
+
+
+def test_questions_stand_alone_unless_it_is_a_conversation(talk, turns):
+    talk(["what is 1 ?", "what is 2 ?"])
+    assert turns == [(), ()]
+
+
+def test_a_conversation_goes_on_from_final_answers_and_starts_anew(talk, turns):
+    questions = ["what is 1 ?", "what is 2 ?", "/new", "what is 3 ?"]
+    out, _ = talk(questions, "--conversation", "--system=be brief")
+    system = ("system", "be brief")
+    first, second, anew = turns
+    assert first == anew == (system,)
+    assert second[:2] == (system, ("user", "what is 1 ?"))
+    role, answer = second[2]
+    assert role == "assistant"
+    assert answer == text.final_answer(out[: out.index(OUTPUT_END) + len(OUTPUT_END)])
+    assert OUTPUT not in answer
+
+
+def test_a_conversation_without_room_is_told_as_one(talk, monkeypatch):
+    ids = Codec.prompt_ids
+    monkeypatch.setattr(
+        Codec, "prompt_ids", lambda self, q, before=(): ids(self, q) * (200 if before else 1)
+    )
+    out, err = talk(["what is 1 ?", "what is 2 ?"], "--conversation")
+    assert out.count(OUTPUT_END) == 1
+    assert "the conversation is 200 tokens, of 104 that question and response have" in err
 
 
 BAD = [

@@ -35,6 +35,7 @@ from typing import NamedTuple
 
 from stair_jax.evals import judge_figures, prompt_files
 from stair_jax.evals.judge_figures import Reading, Summary
+from stair_jax.judges.rubrics import asked_of
 from stair_jax.records import Prompt
 
 _OWN = pathlib.Path(__file__).parent / "graders" / "templates"
@@ -122,11 +123,11 @@ def question(wording: Wording, prompt: Prompt, answer: str) -> str:
     Args:
       wording: of a `JudgePrompt`.
       prompt: that was answered. The judge sees `meta["goal"]` where there is one, which is the
-        request before it was disguised.
+        request before it was disguised, and the earlier turns where there are any.
       answer: the final answer alone.
     """
     texts = {
-        "request": prompt.meta.get("goal", prompt.question),
+        "request": prompt.meta.get("goal") or asked_of(prompt),
         "response": answer,
         "context": prompt.meta.get("context", ""),
         "gold": prompt.ground_truth or "",

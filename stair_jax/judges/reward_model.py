@@ -129,7 +129,7 @@ def of_response(codec: text.Codec, readout: Readout) -> Encode:
 
 
 def of_chat(tokenizer: Any, pad_id: int | None) -> Encode:
-    """Returns the text of others' outcome models: question and final answer in their own template.
+    """Returns the text of others' outcome models: turns and final answer in their own template.
 
     Nothing is put behind what the template makes, and special tokens that either text holds are
     broken up. It is read where transformers reads it: at the last token that does not pad.
@@ -151,13 +151,13 @@ def of_chat(tokenizer: Any, pad_id: int | None) -> Encode:
         )
 
     def encode(prompt: Prompt, answer: str) -> Split:
-        asked, said = (text.escape(x, specials) for x in (prompt.question, answer))
-        question = {"role": "user", "content": asked}
-        whole = ids_of([question, {"role": "assistant", "content": said}], False)
+        said = [*prompt.before, ("user", prompt.question), ("assistant", answer)]
+        turns = [{"role": role, "content": text.escape(x, specials)} for role, x in said]
+        whole = ids_of(turns, False)
         while whole[1:] and whole[-1] == pad_id:
             del whole[-1]
         # Templates may write the beginning of a turn otherwise where it is still to be filled.
-        alike = zip(whole[:-1], ids_of([question], True), strict=False)
+        alike = zip(whole[:-1], ids_of(turns[:-1], True), strict=False)
         common = max(1, sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], alike)))
         return whole[:common], whole[common:]
 

@@ -1,5 +1,6 @@
 """A reward model as a rater: what it is asked, what comes back, and equality with transformers."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -147,6 +148,19 @@ def test_others_see_question_and_answer_in_their_own_template():
     end = whole[-1]
     shared, rest = reward_model_lib.of_chat(tokenizer, end)(ask(question), answer)
     assert shared + rest == whole[:-1]  # transformers does not read at padding
+
+
+def test_others_see_a_whole_conversation():
+    tokenizer = tokenizer_with(TURNS)
+    one, two, three, four = words_of(tokenizer, 4)
+    prompt = dataclasses.replace(ask(three), before=(("user", one), ("assistant", two)))
+    roles = ("user", "assistant", "user", "assistant")
+    said = zip(roles, (one, two, three, four), strict=True)
+    turns = [{"role": role, "content": content} for role, content in said]
+    encode = reward_model_lib.of_chat(tokenizer, None)
+    shared, rest = encode(prompt, four)
+    assert shared + rest == tokenizer.apply_chat_template(turns, return_dict=False)
+    assert shared != encode(ask(three), four)[0]
 
 
 def test_a_question_cannot_forge_a_turn():
