@@ -77,6 +77,7 @@ class Benchmark:
         writes an answer. Then the text of the likeliest one is the response that is graded.
       metrics: how each figure is summed up, into {value, n, low, high}.
       columns: of the table.
+      has: whether a metric is of a prompt's answers at all; one that is not is not missing.
       merits: how good each outcome is; empty where the truth is not known.
       sides: of the run's judge's verdicts that are figures, too; () needs no judge.
       judged: name of what language models are asked as its judges, in `judge_prompts.PROTOCOLS`;
@@ -99,6 +100,7 @@ class Benchmark:
     metrics: Mapping[str, Callable[[Graded], dict[str, float]]]
     options: Callable[[Prompt], Sequence[str]] | None = None
     columns: Sequence[Column]
+    has: Callable[[Prompt, str], bool] = lambda prompt, metric: True
     merits: Mapping[str, float] = dataclasses.field(default_factory=dict)
     hub: Hub | None = None
     file: str = ""

@@ -1,5 +1,6 @@
 """What a model card says of a model: all of it read from the workdir of its run."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -182,11 +183,16 @@ def _benchmarks(results: Results) -> list[tuple[Benchmark, Mapping[str, Any]]]:
     found = {name: metrics for of in results.values() for name, metrics in of.items()}
     return [
         (
-            registered().get(name) or own_prompts.benchmark(name, (), "", sides=_sides(metrics)),
+            registered().get(name) or _own(name, metrics),
             metrics,
         )
         for name, metrics in found.items()
     ]
+
+
+def _own(name: str, metrics: Mapping[str, Any]) -> Benchmark:
+    made = own_prompts.benchmark(name, (), "", sides=())
+    return dataclasses.replace(made, columns=own_prompts.columns(name, metrics))
 
 
 def _sides(metrics: Mapping[str, Any]) -> list[str]:

@@ -36,7 +36,7 @@ def for_judge(benchmark: Benchmark, one: ModelAnswers) -> list[Given]:
     return [
         _given(benchmark, prompts[answer.id], answer, one)
         for answer in one.of[benchmark.name]
-        if not answer.cut
+        if not answer.cut and any(benchmark.has(prompts[answer.id], s) for s in benchmark.sides)
     ]
 
 
@@ -63,11 +63,13 @@ def figures_of(
             grade = benchmark.grade_of(prompt, answer.response, direct=one.direct, cut=answer.cut)
             figures = dict(grade.figures)
             for side in benchmark.sides:
-                judged = not answer.cut and (scope == "all" or prompt.type == side)
+                judged = not answer.cut and benchmark.has(prompt, side)
+                judged = judged and (scope == "all" or prompt.type == side)
                 rated = ratings[_given(benchmark, prompt, answer, one).id] if judged else None
                 figures[side] = getattr(rated, side, None)
             for name, of in metrics.items():
-                of[answer.id] = figures.get(name)
+                if benchmark.has(prompt, name):
+                    of[answer.id] = figures.get(name)
     return found
 
 
@@ -127,8 +129,9 @@ def metrics_of(
             protocol = benchmark.protocol
             if benchmark.sides:
                 protocol += f", judged by {rating.judge_name(run)}"
-            for metric in metrics.values():
-                metric |= {"missing": len(prompts) - metric["n"], "protocol": protocol}
+            for name, metric in metrics.items():
+                of = sum(benchmark.has(prompt, name) for prompt in benchmark.prompts)
+                metric |= {"missing": of - metric["n"], "protocol": protocol}
         judged = published.metrics(benchmark, one.of[benchmark.name], direct=one.direct)
         found[benchmark.name] = {**metrics, **judged}
     return found

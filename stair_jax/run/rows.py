@@ -1,14 +1,16 @@
 """Where questions and teacher rows come from: a world, files of the user's, or the hub."""
 
+import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stair_jax import jsonl
 from stair_jax.config import Config
 from stair_jax.config.sources import is_world
 from stair_jax.data import formats, sources
+from stair_jax.evals.benchmarks import named_graders, own_prompts
 from stair_jax.judges.rubrics import SIDES
 from stair_jax.records import Preference, Prompt, SftRow
 from stair_jax.run import hashes, judges, worlds
@@ -89,8 +91,11 @@ def _demonstration(where: str, row: Any) -> str:
 
 
 def of_source(config: Config, source: str) -> list[Prompt]:
-    """Returns all prompts of a file or a data set of the hub; raises as `for_round`."""
-    return _prompts(list(sources.read(source, config.data.split)))
+    """Returns all prompts of a file or a data set of the hub; raises as `for_round`.
+
+    A row's grader is in the prompt's `meta`, and its reference is the ground truth.
+    """
+    return _prompts(list(sources.read(source, config.data.split)), _graded)
 
 
 def _from_file(config: Config, part: str, count: int) -> list[Prompt]:
@@ -112,7 +117,9 @@ def noise_seed(config: Config, number: int) -> int:
     return config.seed + again * _BETWEEN_ROUNDS
 
 
-def _prompts(located: Sequence[sources.Located]) -> list[Prompt]:
+def _prompts(
+    located: Sequence[sources.Located], read: Callable[[str, Any], Prompt] | None = None
+) -> list[Prompt]:
     """Returns the rows' prompts; what is asked twice in a file is one of them.
 
     Raises:
@@ -121,12 +128,13 @@ def _prompts(located: Sequence[sources.Located]) -> list[Prompt]:
     found: dict[str, tuple[str, Prompt]] = {}
     twice = 0
     for where, row in located:
-        prompt = _prompt(where, row)
+        prompt = (read or _prompt)(where, row)
         before, same = found.setdefault(prompt.id, (where, prompt))
         if same != prompt:
             raise ValueError(f"{where}: id is {prompt.id!r}, which {before} has with other content")
         twice += before != where
-    untyped = sum(isinstance(row, Mapping) and row.get("type") is None for _, row in located)
+    judged = [row for _, row in located if not (read and row.get("grader"))]
+    untyped = sum(isinstance(row, Mapping) and row.get("type") is None for row in judged)
     if untyped:
         log.warning(
             "%s: %d of %d rows have no type; by their source %d of all are safety prompts, the"
@@ -207,6 +215,17 @@ def _prompt(where: str, row: Any) -> Prompt:
     asked = json.dumps([question, kind, truth, began] if began else [question, kind, truth])
     name = own or f"p{hashes.of_text(asked)[:_ID_DIGITS]}"
     return Prompt(id=name, question=question, type=kind, ground_truth=truth, prefill=began)
+
+
+def _graded(where: str, row: Any) -> Prompt:
+    """Returns a row's prompt with the grader that it names, if it names one."""
+    prompt, (grader, reference) = _prompt(where, row), named_graders.of_row(where, row)
+    if not grader:
+        return prompt
+    asked = json.dumps([prompt.question, prompt.type, reference, grader])
+    name = formats.id_of(where, row) or f"p{hashes.of_text(asked)[:_ID_DIGITS]}"
+    meta = {own_prompts.GRADER: grader}
+    return dataclasses.replace(prompt, id=name, ground_truth=reference, meta=meta)
 
 
 def _type(where: str, row: Mapping[str, Any]) -> str:

@@ -152,6 +152,32 @@ def test_a_checkpoint_answers_a_file_and_is_judged(own, capsys):
     assert "harmful" not in out
 
 
+def test_a_file_of_graded_rows_asks_no_judge(own, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise AssertionError("a judge is asked")
+
+    monkeypatch.setattr(judges, "facts", refuse)
+    monkeypatch.setattr(rating, "rate", refuse)
+    c = own(
+        [
+            {"prompt": "what is 1 and 1?", "reference": 2, "grader": "gsm8k"},
+            {"prompt": "how are you?", "grader": "refusal"},
+        ]
+    )
+    pipeline.run(c)
+    found = results_of(c)["base"]["held-out"]
+    assert {name: metric["n"] for name, metric in found.items()} == {
+        "accuracy": 1,
+        "refusal": 1,
+        "malformed": 2,
+        "cut": 2,
+    }
+    assert found["accuracy"]["protocol"].endswith("graded by gsm8k (1), refusal (1)")
+    out = capsys.readouterr().out
+    assert "held-out: accuracy" in out
+    assert "answered" not in out
+
+
 GSM = [
     {"question": "how much is 1 and 1?", "answer": "#### 2"},
     {"question": "how much is 2 and 3?", "answer": "#### 5"},
