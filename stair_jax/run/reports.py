@@ -10,7 +10,7 @@ from typing import Any
 from stair_jax import jsonl
 from stair_jax.config.strategies import GREEDY, parse_all
 from stair_jax.config.words import split_csv
-from stair_jax.evals import comparisons, statistics
+from stair_jax.evals import comparisons, published, statistics
 from stair_jax.evals.benchmark import CUT, NO_ANSWER, Benchmark, Column, columns_of, registered
 from stair_jax.evals.comparisons import ByMetric
 from stair_jax.evals.report import curves, latex, plane, table
@@ -46,9 +46,11 @@ def write(run: Run, found: Evaluation) -> None:
     jsonl.write_json(run.workdir / "evals" / "results.json", results)
     jsonl.write_json(run.workdir / "evals" / "tokens.json", dict(found.costs))
     folder, columns = run.workdir / "report", [*columns_of(asked), *_judged(found)]
-    text = table.table(results, columns)
+    theirs, notes = _published(run, results, columns)
+    text = table.table(results, columns, theirs)
+    text += "".join(["\n", *(f"- {line}\n" for line in notes)]) if notes else ""
     jsonl.write_text(folder / "table.md", text)
-    jsonl.write_text(folder / "table.tex", latex.table(results, columns))
+    jsonl.write_text(folder / "table.tex", latex.table(results, columns, theirs, notes))
     print(f"\n{text}\nThe same in {folder / 'table.md'}, for LaTeX in {folder / 'table.tex'}.")
     _tell_cut(run, found)
     _plane(found, folder / "plane.png")
@@ -61,6 +63,18 @@ def write(run: Run, found: Evaluation) -> None:
         curves.plot(points, folder / "search.png")
         print(f"Score against generated tokens in {folder / 'search.png'}.")
     print(f"The answers in {run.workdir / 'evals'}/MODEL/BENCHMARK.jsonl.")
+
+
+def _published(
+    run: Run, results: Mapping[str, Any], columns: Sequence[Column]
+) -> tuple[published.Rows, list[str]]:
+    """Returns the paper's figures beside ours, and lines that say how the protocols differ."""
+    theirs = published.rows(results, columns, run.origin.model.checkpoint)
+    if not theirs:
+        return {}, []
+    shown = {heading for by in theirs.values() for one in by.values() for heading in one}
+    differ = published.notes(results, [one for one in columns if one.heading in shown])
+    return theirs, [f"Figures in square brackets are published: {published.SOURCE}.", *differ]
 
 
 def _judged(found: Evaluation) -> list[Column]:

@@ -178,6 +178,8 @@ REFUSED = [
     ({"grader": "multiple_choice", "reference": "K"}, "found 'K', expected a letter, A to J"),
     ({"grader": "exact_match", "reference": " "}, "found ' ', expected a text, for"),
     ({"grader": "exact_match", "reference": True}, "found True, expected a text, for"),
+    ({"grader": "exact_match", "reference": False}, "found False, expected a text, for"),
+    ({"grader": "contains", "reference": ["a"]}, r"found \['a'\], expected a text with words"),
 ]
 
 

@@ -46,7 +46,8 @@ BESIDE = r"""
 Model & XSTest: refused \& safe $\uparrow$ & 100\% harm\_ful $\downarrow$ & judge \\
 \midrule
 base\_1 & 88.0 (83--92) & 12.5 (0--40) & $-$0.50 ($-$0.75 to $-$0.25) \\
-\quad published & [72.5] & -- & [$-$0.25] \\
+\quad published \& old & [72.5] & -- & [$-$0.25] \\
+\quad others & -- & [3.0] & -- \\
 {[}dpo-1/beam] & -- & -- & 0.33 \\
 \bottomrule
 \end{tabular}
@@ -59,17 +60,26 @@ def test_the_table_by_hand():
 
 def test_published_figures_have_a_row_under_their_model():
     published = {
-        "base_1": {"XSTest: refused & safe": 72.5, "judge": -0.25, "GSM8K: right": 87.5},
-        "[dpo-1/beam]": {"GSM8K: right": 85.8},
-        "gpt": {"judge": 1.0},
+        "base_1": {
+            "published & old": {
+                "XSTest: refused & safe": 72.5,
+                "judge": -0.25,
+                "GSM8K: right": 87.5,
+            },
+            "others": {"100% harm_ful": 3.0},
+        },
+        "[dpo-1/beam]": {"published": {"GSM8K: right": 85.8}},
+        "gpt": {"published": {"judge": 1.0}},
     }
     assert "\n" + latex.table(RESULTS, COLUMNS, published) == BESIDE
+    noted = latex.table(RESULTS, COLUMNS, published, ["a", "b"])
+    assert noted == BESIDE.lstrip("\n") + "% a\n% b\n"
 
 
 def test_a_published_figure_that_is_no_number_is_named():
     message = "published 'judge' of 'base_1' is nan, expected a finite number"
     with pytest.raises(ValueError, match=message):
-        latex.table(RESULTS, COLUMNS, {"base_1": {"judge": math.nan}})
+        latex.table(RESULTS, COLUMNS, {"base_1": {"published": {"judge": math.nan}}})
 
 
 ESCAPED = [

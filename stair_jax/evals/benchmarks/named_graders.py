@@ -101,8 +101,9 @@ def of_row(where: str, row: Any) -> tuple[str, str | None]:
     grader, found = GRADERS[name], row.get("reference")
     if not grader.expected:
         return name, None
-    text = str(found) if isinstance(found, str | int | float) and found is not True else ""
-    if found is False or not text.strip() or not grader.fits(text):
+    readable = isinstance(found, str | int | float) and not isinstance(found, bool)
+    text = str(found) if readable else ""
+    if not text.strip() or not grader.fits(text):
         raise ValueError(
             f"{where}: reference: found {found!r}, expected {grader.expected}, for grader {name!r}"
         )

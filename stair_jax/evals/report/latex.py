@@ -5,11 +5,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 from stair_jax.evals.benchmark import Column
+from stair_jax.evals.report.table import Published
 from stair_jax.evals.statistics import number
 
 Figure = Mapping[str, float | None]  # value, n, low, high
 ByMetric = Mapping[str, Mapping[str, Figure]]  # by benchmark and metric, of one model
-Published = Mapping[str, Mapping[str, float]]  # by model and the column's heading
 
 _ARROWS = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}
 _SPECIAL = {
@@ -35,6 +35,7 @@ def table(
     results: Mapping[str, ByMetric],
     columns: Sequence[Column],
     published: Published | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """Returns the results as a LaTeX tabular: a model a row, 95 % intervals in brackets.
 
@@ -44,9 +45,10 @@ def table(
     Args:
       results: {model: {benchmark: {metric: {value, n, low, high}}}}.
       columns: of the table.
-      published: figures of others by the model's name and the column's heading, as the table shows
-        them: shares in percent. They follow in a row of their own under their model, in square
+      published: figures of others by the model's name, a label and the column's heading, as the
+        table shows them: shares in percent. Each label is a row under its model, in square
         brackets. What is not in the table is left out.
+      notes: lines that follow as comments.
 
     Raises:
       ValueError: where a published figure is not finite, naming model and heading.
@@ -55,10 +57,12 @@ def table(
     lines = [rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", _line(head), r"\midrule"]
     for model, found in results.items():
         lines.append(_line([escape(model), *(_cell(found, column) for column in columns)]))
-        theirs = _published(model, columns, (published or {}).get(model, {}))
-        if any(cell != "--" for cell in theirs):
-            lines.append(_line([r"\quad published", *theirs]))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+        for label, figures in (published or {}).get(model, {}).items():
+            theirs = _published(model, columns, figures)
+            if any(cell != "--" for cell in theirs):
+                lines.append(_line([rf"\quad {escape(label)}", *theirs]))
+    lines += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in notes)]
+    return "\n".join(lines) + "\n"
 
 
 def _line(cells: Sequence[str]) -> str:

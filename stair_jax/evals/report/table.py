@@ -11,6 +11,9 @@ from stair_jax.evals.statistics import number
 # By model, benchmark and metric; None stands where a file had no number.
 Results = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | None]]]]
 
+# Figures of others by our model's name, a label and the column's heading; shares in percent.
+Published = Mapping[str, Mapping[str, Mapping[str, float]]]
+
 WIDEST = 8  # columns of the table with a model a row
 BASELINE = "baseline-"  # what the names of models begin with that are none of STAIR's
 
@@ -19,14 +22,22 @@ _BESIDE = 4  # fields of a picture with one for each share
 _MARKERS = {True: "o", False: "v", None: "s"}
 
 
-def table(results: Results, columns: Sequence[Column]) -> str:
+def table(results: Results, columns: Sequence[Column], published: Published | None = None) -> str:
     """Returns the results as a Markdown table: a model a row, 95 % intervals in brackets.
 
     With more than `WIDEST` columns it is turned: a metric a row. Shares are in percent, a judge's
     scores on their scale.
+
+    Args:
+      results: of all models.
+      columns: of the table.
+      published: figures of others that follow under their model, as in `latex.table`.
     """
     rows = [["model", *(f"{column.heading}{_ARROWS[column.up]}" for column in columns)]]
-    rows += [[model, *(_cell(found, c) for c in columns)] for model, found in results.items()]
+    for model, found in results.items():
+        rows.append([model, *(_cell(found, c) for c in columns)])
+        for label, figures in (published or {}).get(model, {}).items():
+            rows.append([f"{model}, {label}", *(_published(figures, c) for c in columns)])
     if len(columns) > WIDEST:
         rows = [list(row) for row in zip(*rows, strict=True)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -47,6 +58,11 @@ def _cell(found: Mapping[str, Mapping[str, Mapping[str, float | None]]], column:
     if column.share:
         return f"{100 * value:.1f}" + (f" ({100 * low:.0f}-{100 * high:.0f})" if known else "")
     return f"{value:.2f}" + (f" ({low:.2f} to {high:.2f})" if known else "")
+
+
+def _published(figures: Mapping[str, float], column: Column) -> str:
+    value = figures.get(column.heading)
+    return "-" if value is None else f"[{value:.{1 if column.share else 2}f}]"
 
 
 def plot(results: Results, columns: Sequence[Column], path: pathlib.Path) -> None:
