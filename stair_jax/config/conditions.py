@@ -170,6 +170,10 @@ LOOKAHEAD = Under(
     "lookahead_WxM in config.evaluate.search",
 )
 JUDGED_BY_MODELS = Under(lambda c, own: split_csv(own.judges), "a model in config.evaluate.judges")
+ALPACA_EVAL = Under(
+    lambda c, own: "alpaca_eval" in [w.partition(":")[0] for w in split_csv(own.benchmarks)],
+    "alpaca_eval in config.evaluate.benchmarks",
+)
 OWN_PROMPTS = Under(
     lambda c, own: prompts_among(own.benchmarks), "files of prompts in config.evaluate.benchmarks"
 )

@@ -195,6 +195,13 @@ class GuidedConfig(Section):
         under=conditions.JUDGED_BY_MODELS,
         free=True,
     )
+    annotations: str = knob(
+        "",
+        "file of AlpacaEval's recorded preferences (annotations.json) of this run's answers, which"
+        " are in evals/MODEL/alpaca_eval_outputs.json; empty: no win rate",
+        under=conditions.ALPACA_EVAL,
+        free=True,
+    )
     search: str = knob(
         "greedy",
         "how answers are found: comma-separated of greedy; under the reward model"

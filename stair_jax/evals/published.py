@@ -93,6 +93,11 @@ COMPARABLE: Mapping[tuple[str, str], Comparable] = {
         "advglue", f"{_WORDS}; its figures seem to be means over three tasks, ours over five"
     ),
     ("gsm8k", "accuracy"): Comparable("gsm8k", f"{_WORDS}, nor how it finds the number", 1319),
+    ("alpaca_eval", "win_rate"): Comparable(
+        "alpaca_eval",
+        "the paper does not say whether its rate is raw or length-controlled, ours is raw",
+        805,
+    ),
     ("hhh", "accuracy"): Comparable("hhh", f"{_WORDS}; ours asks in both orders"),
     ("hhh_likelihood", "accuracy"): Comparable(
         "hhh", "ours compares log-probs without a template, over all rows alike"

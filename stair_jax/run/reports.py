@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _MUCH_CUT = 0.05  # of a model's answers
 # Judges' figures that the table has, and whether more is better; None: see `_judged`.
-_CHIEF = {"goodness": True, "any_refusal": None, "asr": False, "correct": True}
+_CHIEF = {"goodness": True, "any_refusal": None, "asr": False, "correct": True, "win_rate": True}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from stair_jax.evals.benchmark import Benchmark
 from stair_jax.evals.comparisons import ByMetric
 from stair_jax.evals.report import judges as judges_page
 from stair_jax.records import Answer, Prompt, Rated
-from stair_jax.run import judge_models, judged_figures, rating, verdicts
+from stair_jax.run import judge_models, judged_figures, preferences, rating, verdicts
 from stair_jax.run.judged_figures import Verdicts
 from stair_jax.run.rating import Given
 from stair_jax.run.workdir import Run
@@ -133,7 +133,10 @@ def metrics_of(
                 of = sum(benchmark.has(prompt, name) for prompt in benchmark.prompts)
                 metric |= {"missing": of - metric["n"], "protocol": protocol}
         judged = published.metrics(benchmark, one.of[benchmark.name], direct=one.direct)
-        found[benchmark.name] = {**metrics, **judged}
+        won = preferences.metrics(
+            run, benchmark, one.artefact, one.of[benchmark.name], direct=one.direct
+        )
+        found[benchmark.name] = {**metrics, **judged, **won}
     return found
 
 

@@ -17,6 +17,7 @@ from stair_jax.run import (
     judge_models,
     judges,
     known_models,
+    preferences,
     rating,
     reports,
 )
@@ -43,6 +44,7 @@ def look(run: Run) -> None:
         judges.facts(run.config)
     judge_models.wordings(run.config, asked)
     attacks.look(run)
+    preferences.recorded(run.config)
 
 
 def run(run: Run) -> None:

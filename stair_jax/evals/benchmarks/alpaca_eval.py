@@ -1,8 +1,9 @@
 """AlpacaEval 2: instructions whose answers a judge compares with GPT-4's.
 
 Source: Dubois et al. 2024 (arXiv 2404.04475), tatsu-lab/alpaca_eval (data CC-BY-NC-4.0): 805
-instructions. The win rate needs a judge that gives log-probs (`graders.alpaca` has its arithmetic).
-Without one, shares of refusals and unfinished answers are reported; others may judge the answers.
+instructions. The win rate needs a judge that gives log-probs. A run writes its answers for the
+official annotators and reads their preferences back (`run.preferences`); without them, shares of
+refusals and unfinished answers are reported.
 """
 
 from collections.abc import Sequence
@@ -35,6 +36,6 @@ BENCHMARKS = (
         grade=of_answers(harmful.read("xstest"), harmful.COUNTED),
         metrics=dict.fromkeys(harmful.COUNTED, share),
         columns=(Column("AlpacaEval: refused", NAME, "refusal_rate", up=False),),
-        protocol="answers alone, no win rate without a judge",
+        protocol="answers alone, win rates by recorded preferences",
     ),
 )
