@@ -202,6 +202,12 @@ class GuidedConfig(Section):
         under=conditions.ALPACA_EVAL,
         free=True,
     )
+    imported: str = knob(
+        "",
+        "comma-separated files or folders with results of other tools, which stand in the table:"
+        " results_*.json of lm-eval, logs of inspect_ai (.json, .eval)",
+        free=True,
+    )
     search: str = knob(
         "greedy",
         "how answers are found: comma-separated of greedy; under the reward model"

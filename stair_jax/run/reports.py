@@ -14,6 +14,7 @@ from stair_jax.evals import comparisons, published, statistics
 from stair_jax.evals.benchmark import CUT, NO_ANSWER, Benchmark, Column, columns_of, registered
 from stair_jax.evals.comparisons import ByMetric
 from stair_jax.evals.report import curves, latex, plane, table
+from stair_jax.run import imported
 from stair_jax.run.workdir import Run
 
 log = logging.getLogger(__name__)
@@ -42,23 +43,25 @@ class Evaluation:
 
 def write(run: Run, found: Evaluation) -> None:
     """Writes results, costs, tables and pictures, and prints where they lie."""
-    results, asked = dict(found.results), found.asked
+    other = imported.of(run.config)
+    results, asked = {**found.results, **other.results}, found.asked
     jsonl.write_json(run.workdir / "evals" / "results.json", results)
     jsonl.write_json(run.workdir / "evals" / "tokens.json", dict(found.costs))
     folder, columns = run.workdir / "report", [*columns_of(asked), *_judged(found)]
-    theirs, notes = _published(run, results, columns)
-    text = table.table(results, columns, theirs)
+    theirs, notes = _published(run, found.results, columns)
+    every = [*columns, *other.columns]
+    text = table.table(results, every, theirs)
     text += "".join(["\n", *(f"- {line}\n" for line in notes)]) if notes else ""
     jsonl.write_text(folder / "table.md", text)
-    jsonl.write_text(folder / "table.tex", latex.table(results, columns, theirs, notes))
+    jsonl.write_text(folder / "table.tex", latex.table(results, every, theirs, notes))
     print(f"\n{text}\nThe same in {folder / 'table.md'}, for LaTeX in {folder / 'table.tex'}.")
     _tell_cut(run, found)
     _plane(found, folder / "plane.png")
     _compare(found, folder / "comparisons.md")
     if GREEDY in parse_all(split_csv(run.config.evaluate.search)):
-        table.plot(results, columns, folder / "rounds.png")
+        table.plot(found.results, columns, folder / "rounds.png")
         print(f"As a picture in {folder / 'rounds.png'}.")
-    if points := curves.points(results, found.costs):
+    if points := curves.points(found.results, found.costs):
         jsonl.write_json(folder / "search.json", points)
         curves.plot(points, folder / "search.png")
         print(f"Score against generated tokens in {folder / 'search.png'}.")

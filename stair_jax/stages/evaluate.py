@@ -13,6 +13,7 @@ from stair_jax.run import (
     attacks,
     benchmarks,
     cards,
+    imported,
     interventions,
     judge_models,
     judges,
@@ -38,13 +39,14 @@ from stair_jax.run.workdir import Run
 
 
 def look(run: Run) -> None:
-    """Reads the benchmarks' prompts, and the templates of all judges that are to be asked."""
+    """Reads prompts, templates of the judges that are to be asked, and files of other tools."""
     asked = benchmarks.of(run.config)
     if any(benchmark.sides for benchmark in asked):
         judges.facts(run.config)
     judge_models.wordings(run.config, asked)
     attacks.look(run)
     preferences.recorded(run.config)
+    imported.of(run.config)
 
 
 def run(run: Run) -> None:
