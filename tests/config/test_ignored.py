@@ -137,6 +137,11 @@ WHEN = [
         {"evaluate.judges": ""},
     ),
     ("evaluate.prompts", {"evaluate.judges": "m"}, {"evaluate.judges": " , "}),
+    (
+        "evaluate.annotations",
+        {"evaluate.benchmarks": "alpaca_eval:a.json"},
+        {"evaluate.benchmarks": "gsm8k"},
+    ),
 ]
 
 
