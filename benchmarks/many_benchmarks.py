@@ -80,7 +80,7 @@ def evaluated(count: int, prompts: int = PROMPTS, tokens: int = TOKENS) -> dict[
 
     compiled, engines, make = [], [], models.engine_for
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(event) if event.endswith(_COMPILED) else None
+        lambda event, duration_secs, **_: compiled.extend([event] * event.endswith(_COMPILED))
     )
 
     def kept(*args: Any) -> Any:

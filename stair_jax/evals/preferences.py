@@ -81,8 +81,8 @@ def metrics(
             ("win_rate", alpaca.win_rate),
             ("discrete_win_rate", alpaca.discrete_win_rate),
         ):
-            figure = _interval([rate([value]) for value in values]) | {"value": rate(values)}
-            figure |= {"missing": len(values) - figure["n"], "protocol": protocol}
+            figure = {**_interval([rate([value]) for value in values]), "value": rate(values)}
+            figure |= {"missing": values.count(None), "protocol": protocol}
             found[f"{name}@{annotator}" if annotator else name] = figure
     return found
 
