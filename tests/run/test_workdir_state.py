@@ -18,11 +18,11 @@ from stair_jax import chat, jsonl, main, pipeline, records
 from stair_jax.model import lora
 from stair_jax.run import known_models, models
 from stair_jax.run import rows as rows_lib
+from stair_jax.run import trees as run_trees
 from stair_jax.run.known_models import SFT_MODEL
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.workdir import CHECKPOINT, Run, need_disk, need_room, size_of
 from stair_jax.search.tree_file import open_to_append
-from stair_jax.stages import search
 from stair_jax.train import checkpoint
 from tests.support.workdirs import run, toy
 
@@ -428,7 +428,7 @@ def test_trees_are_kept_for_the_questions_that_are_still_asked(tmp_path, caplog)
         trees.append(tree(prompt))
 
     def kept():
-        search._keep_what_is_asked("trees", trees, rows_lib.for_round(c, 1))
+        run_trees.keep_what_is_asked("trees", trees, rows_lib.for_round(c, 1))
         assert set(open_to_append(tmp_path).ids) == set(trees.ids)
         return set(trees.ids)
 
@@ -451,21 +451,21 @@ def test_trees_are_kept_for_the_questions_that_are_still_asked(tmp_path, caplog)
 def test_trees_begun_by_a_version_that_numbered_prompts_are_refused_in_one_line(tmp_path):
     this = opened(tmp_path, data__prompts="p.jsonl")
     this.begin("round-1/trees", "search")
-    search._refuse_numbered(this, "round-1/trees")
+    run_trees.refuse_numbered(this, "round-1/trees")
     del this.lineage.entries["round-1/trees"]["inputs"]
-    search._refuse_numbered(this, "round-1/trees")  # nothing was made
+    run_trees.refuse_numbered(this, "round-1/trees")  # nothing was made
     jsonl.write_text(tmp_path / "round-1" / "trees" / "trees.jsonl", "{}\n")
     with pytest.raises(ValueError, match=r"was begun by a version that knew .* --config\.redo="):
-        search._refuse_numbered(this, "round-1/trees")
+        run_trees.refuse_numbered(this, "round-1/trees")
 
 
 def test_trees_that_do_not_fit_the_disk_are_refused_before_they_grow(tmp_path, monkeypatch):
     this = opened(tmp_path, search__iterations=100, search__max_step_tokens=500)
     trees = open_to_append(tmp_path)
-    assert search._tree_bytes(this, trees) == 100 * 500 * 8
+    assert run_trees.bytes_of_one(this, trees) == 100 * 500 * 8
     for id in ("a", "b"):
         trees.append(tree(records.Prompt(id=id, question="q", type="safety")))
-    assert search._tree_bytes(this, trees) == trees.path.stat().st_size // 2
+    assert run_trees.bytes_of_one(this, trees) == trees.path.stat().st_size // 2
     free = types.SimpleNamespace(free=10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     need_room(this, "9 trees", 10**9)
