@@ -177,7 +177,11 @@ def _validate_data(c: Config) -> None:
             )
     for key in ("safety", "helpfulness"):
         if c.judge[key] == "verifier" and not is_world(c.data.prompts):
-            raise ValueError(f"config.judge.{key}: 'verifier' knows the miniature's prompts only")
+            other = "'rule'" if key == "safety" else "'none'"
+            raise ValueError(
+                f"config.judge.{key}: 'verifier' knows the miniature's prompts only; expected"
+                f" 'self', 'remote' or {other}, or another (stair-jax keys judge.{key})"
+            )
 
 
 def _validate_baselines(c: Config) -> None:

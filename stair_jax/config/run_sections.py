@@ -46,7 +46,11 @@ class RunConfig(Section):
         free=True,
     )
     compile_cache: str = knob(
-        "auto", "folder of compiled programs; empty: none; auto: see `startup.py`", free=True
+        "auto",
+        "folder of compiled programs, read at the next start; empty: none; auto: the user's cache on"
+        " a GPU, none on a CPU (for a folder there saves minutes with large models, but programs"
+        " may not run on another CPU)",
+        free=True,
     )
     deterministic: bool = knob(
         False, "on a GPU: nothing added up by atomics; its cost: `xla_flags.py`", free=True

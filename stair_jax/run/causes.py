@@ -38,8 +38,9 @@ class Causes:
             return (
                 f"no step has a value, for none of the {self._answers} answers that were judged has"
                 f" a score: either they have no closed block {text.OUTPUT} ... {text.OUTPUT_END},"
-                " then teach the format longer in stage sft, or the judge gives no score (judge/"
-                " in metrics.jsonl)"
+                " then teach the format longer in stage sft, or the judge gives no score: judge/ in"
+                " metrics.jsonl counts why, and too_long there asks for more"
+                " config.engine.max_context"
             )
         if self._alike < self._trees:
             return None

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -27,7 +28,38 @@ from stair_jax.run import models, worlds
 from stair_jax.run.workdir import Run, engine_config
 from stair_jax.world import World
 
+log = logging.getLogger(__name__)
+
 _READ_RUBRICS = ("self", "remote")  # judges that are asked in words
+_LEAST_ROOM = 32  # tokens of a question, an answer and a verdict that are worth asking about
+
+
+def check_room(run: Run) -> None:
+    """Refuses rubrics that leave no room in the context of a model that judges itself.
+
+    Where they leave less than a response may have, a line says so: longer answers have no score.
+
+    Raises:
+      ValueError: naming the side and how many tokens it takes.
+    """
+    c = run.config
+    mine = [side for side in SIDES if c.judge[side] == "self"]
+    if not mine:
+        return
+    codec, room = models.spec_and_codec(run)[1], c.engine.max_context
+    taken = {side: len(codec.prompt_ids(rubric(c, side).fill("", ""))) for side in mine}
+    side = max(taken, key=taken.__getitem__)
+    said = f"config.judge.{side}: the rubric takes {taken[side]} of the {room} tokens of"
+    if taken[side] + _LEAST_ROOM > room:
+        least = taken[side] + c.search.max_rollout_tokens
+        raise ValueError(f"{said} config.engine.max_context; raise that to {least} or more")
+    if taken[side] + c.search.max_rollout_tokens > room:
+        log.warning(
+            "%s config.engine.max_context: questions and answers that need more than %d have no"
+            " score",
+            said,
+            room - taken[side],
+        )
 
 
 def judge_of(

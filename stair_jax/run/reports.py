@@ -51,6 +51,7 @@ def write(run: Run, found: Evaluation) -> None:
     theirs, notes = _published(run, found.results, columns)
     every = [*columns, *other.columns]
     text = table.table(results, every, theirs)
+    notes = [*notes, *_cut_notes(found)]
     text += "".join(["\n", *(f"- {line}\n" for line in notes)]) if notes else ""
     jsonl.write_text(folder / "table.md", text)
     jsonl.write_text(folder / "table.tex", latex.table(results, every, theirs, notes))
@@ -107,13 +108,28 @@ def _tell_cut(run: Run, found: Evaluation) -> None:
         share = statistics.mean(cut)
         if share > _MUCH_CUT:
             log.warning(
-                "evaluate %s: %.0f %% of %d answers stopped at their limit of tokens and count as"
-                " cut; config.evaluate.max_tokens is %d",
+                "evaluate %s: %.0f %% of %d answers stopped at a limit of tokens and count as cut;"
+                " config.evaluate.max_tokens is %d of a response, config.engine.max_context %d of"
+                " prompt and response",
                 model,
                 100 * share,
                 len(cut),
                 run.config.evaluate.max_tokens,
+                run.config.engine.max_context,
             )
+
+
+def _cut_notes(found: Evaluation) -> list[str]:
+    """Returns a line for each benchmark of which a model's answers were often cut."""
+    lines = []
+    for benchmark in found.asked:
+        shares = {}
+        for model, figures in found.figures.items():
+            cut = [x for x in figures[benchmark.name].get(CUT, {}).values() if x is not None]
+            shares[model] = statistics.mean(cut) if cut else 0.0
+        if much := [f"{100 * x:.0f} % of {name}'s" for name, x in shares.items() if x > _MUCH_CUT]:
+            lines.append(f"{benchmark.name}: answers that were cut: {', '.join(much)}.")
+    return lines
 
 
 def _plane(found: Evaluation, path: pathlib.Path) -> None:

@@ -39,6 +39,7 @@ def look(run: Run, number: int) -> None:
     """Reads the round's prompts, the judge's templates, and the configurations of reward models."""
     c = run.config
     judges.facts(c)
+    judges.check_room(run)
     for path in _reward_models(c):
         reward_model.look(path)
     source = c.data.prompts.replace("{round}", str(number))
