@@ -16,6 +16,7 @@ from stair_jax import chat, interrupt, mesh, pipeline, startup, xla_flags
 from stair_jax.config import keys, redaction
 from stair_jax.config.checks import validate
 from stair_jax.config.schema import KNOBS
+from stair_jax.config.stages import PREPARE
 from stair_jax.log import bars, progress
 from stair_jax.train.loop import NonFiniteError
 
@@ -26,6 +27,7 @@ _USAGE = """\
 STAIR: SFT, rounds of search and step-level DPO, a reward model, search under it.
 
 stair-jax --config=FILE [--config.KEY=VALUE ...]   runs the stages that the configuration names
+stair-jax prepare --config=FILE ...   makes a recipe's data sets alone, and shows three rows
 stair-jax chat WORKDIR [--model=NAME] [--search=WAY]   talks to a model of a run
 stair-jax keys [WORD]   lists the keys, all or those with WORD: meaning, unit and default
 
@@ -94,6 +96,8 @@ def command_line() -> None:
         print(_USAGE, end="")
     else:
         jax.config.config_with_absl()
+        if words[:1] == [PREPARE.name]:
+            sys.argv[1:] = [*words[1:], f"--config.stages={PREPARE.name}"]
         app.run(main, flags_parser=_parsed)
 
 

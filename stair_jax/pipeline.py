@@ -19,7 +19,7 @@ from stair_jax.config.stages import STAGES, Stage, stage_of
 from stair_jax.config.words import split_csv
 from stair_jax.log import progress
 from stair_jax.log.metrics import Metrics
-from stair_jax.run import benchmarks, inputs, known_models, needs
+from stair_jax.run import benchmarks, inputs, known_models, needs, prepared
 from stair_jax.run.lineage import Lineage, settings_of
 from stair_jax.run.redo import Redo
 from stair_jax.run.workdir import CHECKPOINT, Run, locked
@@ -65,6 +65,8 @@ def items_of(config: Config) -> list[Item]:
 def missing_for(run: Run, item: Item) -> str | None:
     """Returns what an item still waits for, in words; None where it can begin."""
     number, stage = item.number, item.stage
+    if waits := prepared.waits_for(run, stage):
+        return waits
     if number is not None and known_models.before_round(run, number) is None:
         if number == 1:
             return "a model to start from: run stage sft, or set config.model.checkpoint"

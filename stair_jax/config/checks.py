@@ -5,6 +5,7 @@ from typing import Any
 
 from stair_jax.config import Config, ranges, redaction, stages
 from stair_jax.config.knob import Knob, knobs_of
+from stair_jax.config.recipe_checks import validate_recipe
 from stair_jax.config.reward_checks import validate_rewards
 from stair_jax.config.schema import KNOBS, TrainConfig
 from stair_jax.config.sources import is_world
@@ -35,6 +36,7 @@ def validate(c: Config) -> None:
     _validate_sizes(c)
     _validate_rooms(c)
     _validate_data(c)
+    validate_recipe(c)
     _validate_baselines(c)
     for section in stages.TRAINERS:
         validate_training(f"config.{section}.train", c[section].train)

@@ -6,7 +6,7 @@
 from typing import Any
 
 from stair_jax.config.knob import Under
-from stair_jax.config.sources import is_world, prompts_among
+from stair_jax.config.sources import PREPARED, is_world, prompts_among
 from stair_jax.config.strategies import GREEDY, Strategy, parse_all
 from stair_jax.config.words import ROW_FILES, split_csv
 
@@ -27,7 +27,7 @@ def _attacks(own: Any) -> set[str]:
 
 def _on_hub(c: Any) -> bool:
     sources = c.data.sft, c.data.prompts, c.data.preferences, *prompts_among(c.evaluate.benchmarks)
-    return not all(is_world(x) or x.endswith(ROW_FILES) for x in sources)
+    return not all(is_world(x) or x == PREPARED or x.endswith(ROW_FILES) for x in sources)
 
 
 def _sides(c: Any) -> set[str]:
@@ -59,13 +59,16 @@ RANDOM_WEIGHTS = Under(
     lambda c, own: not c.model.checkpoint,
     "an empty config.model.checkpoint, whose sizes are its own",
 )
+RECIPE = Under(lambda c, own: c.data.recipe, "a recipe in config.data.recipe")
+PAPER_RECIPE = Under(lambda c, own: c.data.recipe == "paper", "config.data.recipe=paper")
+COLUMNS = Under(lambda c, own: own.recipe == "own", "config.data.recipe=own, which reads them")
 SFT_FILE = Under(lambda c, own: not is_world(own.sft), "a file or hub name in config.data.sft")
 PREFERENCE_FILE = Under(
     lambda c, own: not is_world(own.preferences), "a file or hub name in config.data.preferences"
 )
 BENCHMARK_FILES = Under(
-    lambda c, own: c.model.checkpoint,
-    "a config.model.checkpoint, the miniature's benchmarks have no files",
+    lambda c, own: c.model.checkpoint or c.data.recipe,
+    "a config.model.checkpoint, the miniature's benchmarks have no files; or a config.data.recipe",
 )
 ON_HUB = Under(
     lambda c, own: _on_hub(c),

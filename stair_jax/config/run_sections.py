@@ -47,8 +47,8 @@ class RunConfig(Section):
     )
     compile_cache: str = knob(
         "auto",
-        "folder of compiled programs, read at the next start; empty: none; auto: the user's cache on"
-        " a GPU, none on a CPU (for a folder there saves minutes with large models, but programs"
+        "folder of compiled programs, read at the next start; empty: none; auto: the user's cache"
+        " on a GPU, none on a CPU (for a folder there saves minutes with large models, but programs"
         " may not run on another CPU)",
         free=True,
     )
@@ -127,7 +127,7 @@ class DataConfig(Section):
     sft: str = knob(
         "miniature",
         "rows of stage 1: the miniature's, a .json, .jsonl, .parquet or .csv file, or a name on"
-        " the Hugging Face hub",
+        " the Hugging Face hub; prepared: those of stage prepare",
     )
     format: Literal["auto", "ours", "alpaca", "sharegpt", "openai"] = knob(
         "auto",
@@ -138,11 +138,12 @@ class DataConfig(Section):
         "miniature",
         'what trees are grown on: the miniature\'s, or a file or hub name of {"question",'
         ' "type"} rows; the word {round} in the name gives each round a file of its own,'
-        " else every round uses all rows",
+        " else every round uses all rows; prepared: those of stage prepare",
     )
     preferences: str = knob(
         "miniature",
-        "what the baselines learn from: the miniature's, or a file or hub name, as data.sft",
+        "what the baselines learn from: the miniature's, or a file or hub name, or prepared, as"
+        " data.sft",
     )
     preferences_format: Literal["auto", "pairs", "explicit", "implicit", "sharegpt", "alpaca"] = (
         knob(
@@ -153,9 +154,31 @@ class DataConfig(Section):
         )
     )
     split: str = knob("train", "split that is read of hub names", under=conditions.ON_HUB)
+    recipe: str = knob(
+        "", "what stage prepare makes: paper, published, own, or another file of data/recipes"
+    )
+    corpora: str = knob(
+        "",
+        "where a recipe's corpora lie: comma-separated NAME:FILE or NAME:OWNER/NAME of the hub; the"
+        " others are read from data.root, else from the hub",
+        under=conditions.RECIPE,
+        free=True,
+    )
+    columns: str = knob(
+        "",
+        "columns of the corpus `columns`: comma-separated PART=COLUMN with the parts question,"
+        " type, chosen, rejected, response, ground_truth, id; type may be safety or helpfulness",
+        under=conditions.COLUMNS,
+    )
+    decontaminate: str = knob(
+        "all",
+        "benchmarks whose prompts no seed may overlap: comma-separated; all: those that data.root"
+        " or the hub can give; none: nothing is compared",
+        under=conditions.RECIPE,
+    )
     root: str = knob(
         "",
-        "folder of benchmarks' files, each where its authors have it, as"
+        "folder of files of benchmarks and corpora, each where its authors have it, as"
         " xstest/xstest_prompts.csv; empty: they are read from the hub",
         under=conditions.BENCHMARK_FILES,
         free=True,

@@ -9,6 +9,7 @@ Nothing here imports JAX or ml-collections: engine and trainers run where the la
 """
 
 from stair_jax.config.knob import Knob, Section, knobs_of
+from stair_jax.config.recipe_section import RecipeConfig
 from stair_jax.config.run_sections import (
     DataConfig,
     ExportConfig,
@@ -48,6 +49,7 @@ __all__ = [
     "PairsConfig",
     "PrmConfig",
     "PrmTrainConfig",
+    "RecipeConfig",
     "RewardConfig",
     "RunConfig",
     "SearchConfig",
@@ -63,6 +65,7 @@ SECTIONS: dict[str, type[Section]] = {
     "model": ModelConfig,
     "model.size": SizeConfig,
     "data": DataConfig,
+    "recipe": RecipeConfig,
     "sft.train": SftTrainConfig,
     "dpo": DpoStageConfig,
     "dpo.train": DpoTrainConfig,

@@ -2,6 +2,7 @@
 
 from stair_jax.config.words import ROW_FILES, split_csv
 
+PREPARED = "prepared"  # for what stage prepare has made in the workdir
 WORLDS = ("miniature",)  # the embedded ones; `run.worlds` has what each of them is
 
 

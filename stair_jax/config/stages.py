@@ -36,6 +36,7 @@ class Stage:
       name: in `config.stages`, in messages, and of its module.
       results: the kinds of its results.
       output: the last part of its artefact's name; "" if it has one artefact a model.
+      rows: keys of the settings that name the rows it reads.
       in_rounds: whether it runs once a round, with the model that the round before has made.
       after: the stage whose artefact it reads: of its own round, or of any round.
       start: the key of the setting that names the model to start from, if there is one.
@@ -45,6 +46,7 @@ class Stage:
     name: str
     results: tuple[Result, ...]
     output: str = ""
+    rows: tuple[str, ...] = ()
     in_rounds: bool = False
     after: "Stage | None" = None
     start: str = ""
@@ -109,9 +111,29 @@ _ATTACKED = (
     "engine",
 )
 
+PREPARE = Stage(
+    name="prepare",
+    output="data",
+    decodes=lambda c: c.data.recipe == "paper",  # the rejected answers to its attacks
+    results=(
+        Result(
+            name="prepare",
+            settings=(
+                "seed",
+                "model",
+                "data.recipe",
+                "data.columns",
+                "data.decontaminate",
+                "recipe",
+                "engine",
+            ),
+        ),
+    ),
+)
 SFT = Stage(
     name="sft",
     output="sft",
+    rows=("data.sft",),
     results=(
         Result(
             name="sft",
@@ -124,6 +146,7 @@ SFT = Stage(
 SEARCH = Stage(
     name="search",
     output="trees",
+    rows=("data.prompts",),
     in_rounds=True,
     decodes=lambda c: True,
     results=(
@@ -156,6 +179,7 @@ DPO = Stage(
 )
 BASELINES = Stage(
     name="baselines",
+    rows=("data.preferences", "data.prompts"),
     decodes=lambda c: _baseline(c, "self-rewarding"),
     results=(
         Result(
@@ -209,6 +233,7 @@ BASELINES = Stage(
 PRM = Stage(
     name="prm",
     output="prm",
+    rows=("data.prompts",),
     after=SEARCH,
     start="prm.model",
     decodes=lambda c: c.prm.prompts > 0,
@@ -278,7 +303,17 @@ EVALUATE = Stage(
 )
 EXPORT = Stage(name="export", results=(Result(name="export", settings=("model",)),))
 
-STAGES = (SFT, SEARCH, PAIRS, DPO, BASELINES, PRM, EVALUATE, EXPORT)  # in the order they run
+STAGES = (
+    PREPARE,
+    SFT,
+    SEARCH,
+    PAIRS,
+    DPO,
+    BASELINES,
+    PRM,
+    EVALUATE,
+    EXPORT,
+)  # in the order they run
 NAMES = tuple(stage.name for stage in STAGES)
 RESULTS = {result.name: result for stage in STAGES for result in stage.results}
 TRAINERS = tuple(dict.fromkeys(trainer for stage in STAGES for trainer in stage.trainers))

@@ -17,7 +17,7 @@ from stair_jax.text import Turn, tags_close
 Row = Mapping[str, Any]
 Kept = TypeVar("Kept", SftRow, Preference)
 
-_ROLES = {
+ROLES = {
     "user": "user",
     "human": "user",
     "assistant": "assistant",
@@ -286,9 +286,9 @@ def _turn(where: str, turn: Any) -> Turn:
                     f"{where}: {role} and {content} are {found[role]!r:.30} and"
                     f" {found[content]!r:.60}, expected texts"
                 )
-            if found[role] not in _ROLES:
+            if found[role] not in ROLES:
                 raise _LeftOut(f"a turn of {found[role]!r}")
-            return _ROLES[found[role]], found[content]
+            return ROLES[found[role]], found[content]
     raise ValueError(
         f"{where}: found {sorted(found)}, expected 'role' and 'content', or 'from' and 'value'"
     )

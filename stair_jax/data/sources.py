@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from stair_jax.config import ROW_FILES
@@ -44,6 +45,52 @@ def read(source: str, split: str = "train", subset: str | None = None) -> list[L
     for where, row in found:
         _check_texts(where, row)
     return found
+
+
+def stream(source: str, split: str = "train", subset: str | None = None) -> Iterator[Located]:
+    """Yields the rows that `read` returns, one by one where the form allows it; raises as it does.
+
+    Of .jsonl files and data sets of the hub only one row is in memory at a time.
+    """
+    path = pathlib.Path(source)
+    if is_file(source) and not (path.suffix == ".jsonl" and path.is_file() and not _utf16(path)):
+        yield from read(source, split, subset)
+        return
+    name, rows = source, _each_line(path)
+    if not is_file(source):
+        name, rows = f"{source}[{split}]", enumerate(_hub_set(source, split, subset), start=1)
+    number = 0
+    for number, row in rows:
+        where = f"{name}:{number}"
+        _check_texts(where, row)
+        yield Located(where, row)
+    if not number:
+        raise ValueError(f"{name}: found no rows, expected a list of at least one")
+
+
+def _utf16(path: pathlib.Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def _each_line(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
+    """Yields the rows of a .jsonl file, by the number of their line."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            begin = codecs.BOM_UTF8 if number == 1 and line.startswith(codecs.BOM_UTF8) else b""
+            text = _decoded(path, line.removeprefix(begin), number)
+            if text.strip():
+                yield number, _parsed(f"{path}:{number}", text)
+
+
+def _decoded(path: pathlib.Path, data: bytes, row: int) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}:{row}: byte {data[error.start]:#04x} in column {error.start + 1} is not UTF-8"
+            f" ({error.reason}); save the file as UTF-8"
+        ) from None
 
 
 def _file(path: pathlib.Path) -> Any:
@@ -166,10 +213,15 @@ def _check_texts(where: str, value: Any, key: str = "") -> None:
 
 
 def _hub(name: str, split: str, subset: str | None) -> list[Any]:
+    return _hub_set(name, split, subset).to_list()
+
+
+def _hub_set(name: str, split: str, subset: str | None) -> Any:
+    """Returns a `datasets.Dataset`, whose rows stay on the disk until they are asked for."""
     import datasets  # slow to import, and only where a hub name is read
 
     try:
-        return datasets.load_dataset(name, subset, split=split).to_list()  # pyright: ignore[reportAttributeAccessIssue] one split is one Dataset
+        return datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # of many libraries: the hub's, HTTP's, the readers'
         raise ValueError(
             f"{name}: neither a file nor a data set of the Hugging Face hub with split {split!r}"

@@ -41,7 +41,7 @@ def check(c: Config) -> None:
     if placed := [word for word, one in asked.items() if ":" in word and one and word not in rows]:
         raise ValueError(f"{_KEY}: {placed}, expected the name alone: it makes its own prompts")
     filed = [word for word, one in rows.items() if one.file]
-    if c.data.root and not filed:
+    if c.data.root and not filed and not c.data.recipe:
         raise ValueError(f"config.data.root: would be ignored, no file of {list(asked)} lies there")
     if lost := [word for word in filed if not (rows[word].hub or ":" in word or c.data.root)]:
         raise ValueError(
@@ -137,19 +137,52 @@ def _loaded(config: Config, word: str) -> Benchmark:
     They are read from the place that its word names, else from `data.root`, else from the hub.
     """
     name, _, place = word.partition(":")
-    benchmark, split = registered()[name], config.evaluate.split
+    benchmark = registered()[name]
+    if not place and config.data.root and benchmark.file:
+        place = _file_of(config, benchmark)
+    return _filled(benchmark, place, word, config.evaluate.split)
+
+
+def has_file(config: Config, name: str) -> bool:
+    """Returns whether the file of a registered benchmark lies below `data.root`."""
+    one, root = registered()[name], config.data.root
+    return bool(one.file and root) and pathlib.Path(_file_of(config, one)).exists()
+
+
+def test_split(config: Config, name: str, *, hub: bool) -> Benchmark:
+    """Returns a registered benchmark with the prompts of its test split.
+
+    Args:
+      config: of the run.
+      name: of the benchmark.
+      hub: whether they are read from the hub; else from `data.root`.
+
+    Raises:
+      ValueError: for prompts that cannot be read, naming file and row.
+    """
+    one = registered()[name]
+    return _filled(one, "" if hub else _file_of(config, one), name, "test")
+
+
+def _file_of(config: Config, benchmark: Benchmark) -> str:
+    return str(pathlib.PurePath(config.data.root, benchmark.file))
+
+
+def _filled(benchmark: Benchmark, place: str, word: str, split: str) -> Benchmark:
+    """Returns a benchmark with its prompts, from a place or else from the hub."""
     if not (benchmark.hub or benchmark.file):
         return dataclasses.replace(benchmark, prompts=tuple(benchmark.load([], split)))
-    if not place and config.data.root and benchmark.file:
-        place = str(pathlib.PurePath(config.data.root, benchmark.file))
     if place:
         rows, source = _read(benchmark, place), place
     else:
-        assert benchmark.hub, f"{word} has no place"  # `check` refuses it
+        if not benchmark.hub:
+            raise ValueError(
+                f"{word} is on no hub, expected its file {benchmark.file} in data.root"
+            )
         part = benchmark.hub.splits.get(split)
         if part is None:
             raise ValueError(
-                f"config.evaluate.split: {split!r}, and {name!r} has only"
+                f"config.evaluate.split: {split!r}, and {benchmark.name!r} has only"
                 f" {list(benchmark.hub.splits)}"
             )
         rows = sources.read(benchmark.hub.name, part, benchmark.hub.subset)

@@ -3,17 +3,18 @@
 import dataclasses
 import json
 import logging
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stair_jax import jsonl
 from stair_jax.config import Config
-from stair_jax.config.sources import is_world
+from stair_jax.config.sources import PREPARED, is_world
 from stair_jax.data import formats, sources
 from stair_jax.evals.benchmarks import named_graders, own_prompts
 from stair_jax.judges.rubrics import SIDES
 from stair_jax.records import Preference, Prompt, SftRow
-from stair_jax.run import hashes, judges, worlds
+from stair_jax.run import hashes, judges, prepared, worlds
 from stair_jax.text import OUTPUT, OUTPUT_END, final_answer
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,11 @@ def for_round(config: Config, number: int) -> list[Prompt]:
 
 def count(config: Config, number: int) -> int:
     """Returns how many rows of prompts a round has, repeated ones included; as `for_round`."""
-    if is_world(config.data.prompts) or config.data.round_prompts:
-        return config.data.round_prompts
+    data = config.data
+    if is_world(data.prompts) or data.round_prompts:
+        return data.round_prompts
+    if data.prompts == PREPARED and not _source(config, str(number)).is_file():
+        return prepared.size_of_round(config, number)
     return len(_located(config, str(number), 0))
 
 
@@ -66,7 +70,7 @@ def _further(config: Config, count: int) -> list[sources.Located]:
     Raises:
       ValueError: where there are not as many.
     """
-    if "{round}" in config.data.prompts:
+    if "{round}" in prepared.source_of(config, "prompts"):
         return _located(config, "prm", count)
     asked = {prompt.question for prompt in for_round(config, 1)}  # all rounds have the same
     left = [
@@ -103,9 +107,13 @@ def _from_file(config: Config, part: str, count: int) -> list[Prompt]:
 
 
 def _located(config: Config, part: str, count: int) -> list[sources.Located]:
-    path = config.data.prompts.replace("{round}", part)
+    path = prepared.source_of(config, "prompts").replace("{round}", part)
     rows = list(sources.read(path, config.data.split))
     return rows[:count] if count else rows
+
+
+def _source(config: Config, part: str) -> pathlib.Path:
+    return pathlib.Path(prepared.source_of(config, "prompts").replace("{round}", part))
 
 
 def noise_seed(config: Config, number: int) -> int:
@@ -159,8 +167,9 @@ def for_sft(config: Config) -> list[SftRow]:
     count, data = config.data.sft_rows, config.data
     if world := worlds.of(data.sft):
         return world.sft_rows(config.seed, count) + _judging(config)
-    loaded = formats.sft_rows(data.sft, name=data.format, split=data.split)
-    return _used(data.sft, loaded, count)
+    source = prepared.source_of(config, "sft")
+    loaded = formats.sft_rows(source, name=data.format, split=data.split)
+    return _used(source, loaded, count)
 
 
 def _judging(config: Config) -> list[SftRow]:
@@ -178,14 +187,11 @@ def for_preferences(config: Config) -> list[Preference]:
     count, data = config.data.preference_rows, config.data
     if world := worlds.of(data.preferences):
         return world.preferences(config.seed, count)
-    loaded = formats.preference_rows(
-        data.preferences, name=data.preferences_format, split=data.split
-    )
-    rows = _used(data.preferences, loaded, count)
+    source = prepared.source_of(config, "preferences")
+    loaded = formats.preference_rows(source, name=data.preferences_format, split=data.split)
+    rows = _used(source, loaded, count)
     if len({bool(row.type) for row in rows}) > 1:
-        raise ValueError(
-            f"{data.preferences}: some rows have a type, some not; expected all or none"
-        )
+        raise ValueError(f"{source}: some rows have a type, some not; expected all or none")
     return rows
 
 

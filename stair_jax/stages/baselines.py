@@ -24,7 +24,7 @@ from stair_jax.config.words import split_csv
 from stair_jax.data import examples, sources
 from stair_jax.engine.request import Sampling
 from stair_jax.records import Candidate, Preference
-from stair_jax.run import known_models, models, responses, training, worlds
+from stair_jax.run import known_models, models, prepared, responses, training, worlds
 from stair_jax.run import rows as rows_lib
 from stair_jax.run.hashes import digest_of
 from stair_jax.run.known_models import Model
@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 
 def look(run: Run) -> None:
     """Reads the preferences where they lie in a file here."""
-    if sources.is_file(run.config.data.preferences):
+    source = prepared.source_of(run.config, "preferences")
+    if sources.is_file(source) and not prepared.is_awaited(run, "preferences"):
         rows_lib.for_preferences(run.config)
 
 
@@ -87,7 +88,8 @@ def _sacpo(run: Run, start: Model) -> None:
             rows = [row for row in rows_lib.for_preferences(run.config) if row.type == kind]
             if not rows:
                 raise ValueError(
-                    f"{run.config.data.preferences}: no row of type {kind!r}, sacpo needs both"
+                    f"config.data.preferences: {run.config.data.preferences}: no row of type"
+                    f" {kind!r}, sacpo needs both"
                 )
             _prefer(run, model, "sacpo", start, rows, beta=beta)
         start = model
@@ -117,7 +119,8 @@ def _begin(run: Run, model: Model, step: str, start: Model, *more: str) -> bool:
     if known_models.finished(run, model):
         return False
     log.info("%s ...", model.artefact)
-    run.begin(model.artefact, f"{BASELINES.name}.{step}", (*start.parents, *more))
+    parents = (*start.parents, *more, *prepared.parents(run, BASELINES))
+    run.begin(model.artefact, f"{BASELINES.name}.{step}", parents)
     return True
 
 
@@ -151,7 +154,8 @@ def _prefer(
 def _sample(run: Run, artefact: str, start: Model, number: int) -> None:
     """Samples and judges the candidates of a round."""
     c, b = run.config, run.config.baselines
-    run.begin(artefact, f"{BASELINES.name}.candidates", start.parents)
+    parents = (*start.parents, *prepared.parents(run, BASELINES))
+    run.begin(artefact, f"{BASELINES.name}.candidates", parents)
     draw = candidates.Draw(
         count=b.candidates,
         sampling=Sampling(temperature=b.temperature, top_p=b.top_p),

@@ -19,7 +19,7 @@ from stair_jax.evals import reward_models
 from stair_jax.log import progress
 from stair_jax.model.reward import Readout
 from stair_jax.records import Tree
-from stair_jax.run import held_out, known_models, models, responses, training
+from stair_jax.run import held_out, known_models, models, prepared, responses, training
 from stair_jax.run import rows as rows_lib
 from stair_jax.run.causes import Causes
 from stair_jax.run.known_models import REWARD_MODEL, Model
@@ -36,7 +36,8 @@ NAME = REWARD_MODEL.artefact
 
 def look(run: Run) -> None:
     """Reads the further prompts where they are needed still."""
-    if run.config.prm.prompts and not run.lineage.finished(NAME):
+    awaited = prepared.is_awaited(run, "prompts")
+    if run.config.prm.prompts and not run.lineage.finished(NAME) and not awaited:
         rows_lib.for_prm(run.config)
 
 
@@ -52,7 +53,7 @@ def run(run: Run) -> None:
     grown = [SEARCH.artefact(number) for number in rounds]
     for name in grown:
         run.lineage.verify(name, split_csv(run.config.edited))
-    run.begin(NAME, PRM.name, (*start.parents, *grown))
+    run.begin(NAME, PRM.name, (*start.parents, *grown, *prepared.parents(run, PRM)))
     config, readout = PrmConfig.of(run.config.prm), readout_of(run.config)
     sampled = _sampled(run, start, config)
     policy, train = models.load(run, start), train_config(run.config, PRM.name)

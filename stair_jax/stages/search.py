@@ -20,7 +20,7 @@ from stair_jax.engine.shared_engine import SharedEngine
 from stair_jax.hf import reward_model
 from stair_jax.log import progress, trace
 from stair_jax.records import Prompt, Tree
-from stair_jax.run import inputs, judges, known_models, models, reward_models, rows
+from stair_jax.run import inputs, judges, known_models, models, prepared, reward_models, rows
 from stair_jax.run import trees as trees_of
 from stair_jax.run.first_answers import FirstAnswers
 from stair_jax.run.known_models import Model
@@ -42,7 +42,9 @@ def look(run: Run, number: int) -> None:
     judges.check_room(run)
     for path in _reward_models(c):
         reward_model.look(path)
-    source = c.data.prompts.replace("{round}", str(number))
+    if prepared.is_awaited(run, "prompts"):
+        return
+    source = prepared.source_of(c, "prompts").replace("{round}", str(number))
     read = functools.partial(rows.for_round, c, number)
     inputs.hold(run, SEARCH.artefact(number), "data.prompts", source, read)
 
@@ -58,7 +60,7 @@ def run(run: Run, number: int) -> None:
     name, parent = SEARCH.artefact(number), known_models.parent_of_round(run, number)
     every = rows.for_round(run.config, number)
     trees_of.refuse_numbered(run, name)
-    run.begin(name, SEARCH.name, parent.parents)
+    run.begin(name, SEARCH.name, (*parent.parents, *prepared.parents(run, SEARCH)))
     folder = run.round_dir(number) / "trees"
     folder.mkdir(exist_ok=True)
     rubrics = judges.hold_to(run.config, folder)

@@ -1,0 +1,35 @@
+"""What the settings of stage prepare must be: refused by key, value and expectation. Floor 0."""
+
+from typing import Any
+
+from stair_jax.config.sources import PREPARED
+from stair_jax.config.words import split_csv
+
+_ROUNDS = ("round_safety", "round_helpful", "round_jailbreak")
+_KINDS = ("cot", "prm")  # of safety and of helpful prompts
+
+
+def validate_recipe(c: Any) -> None:
+    """Refuses a stage prepare without a recipe, and sizes that no set can have.
+
+    Raises:
+      ValueError: for the first such setting.
+    """
+    wanted, r = split_csv(c.stages), c.recipe
+    if "prepare" in wanted and not c.data.recipe:
+        raise ValueError("config.data.recipe: empty, stage prepare needs one, such as paper")
+    for key in (*_ROUNDS, *_KINDS):
+        if not all(type(x) is int and x >= 0 for x in r[key]):
+            raise ValueError(f"config.recipe.{key}: {r[key]}, expected whole numbers, 0 or more")
+    for key in _KINDS:
+        if len(r[key]) != 2:
+            raise ValueError(f"config.recipe.{key}: {r[key]}, expected two: safety, helpful")
+    lengths = {key: len(r[key]) for key in _ROUNDS}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"config.recipe: {lengths}, expected as many numbers of each, one a round")
+    rounds = lengths[_ROUNDS[0]]
+    if "search" in wanted and c.data.prompts == PREPARED and c.rounds > rounds:
+        raise ValueError(
+            f"config.rounds: {c.rounds}, but config.recipe.round_safety has prompts for {rounds};"
+            " give it, round_helpful and round_jailbreak a number for each round"
+        )

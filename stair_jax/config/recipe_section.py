@@ -1,0 +1,72 @@
+"""The keys of stage prepare's recipes: how many rows are made, and how a model's own are sampled.
+
+What "paper" and "ours" stand for is said in `schema`.
+"""
+
+import dataclasses
+
+from stair_jax.config import conditions
+from stair_jax.config.knob import Section, knob
+from stair_jax.config.ranges import FROM_0, FROM_1, MASS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipeConfig(Section):
+    """Sizes of what a recipe makes."""
+
+    scale: float = knob(
+        1.0,
+        "share of the sizes below, and of all rows of other recipes, that is made",
+        MASS,
+        under=conditions.RECIPE,
+    )
+    safety: int = knob(
+        22_000,
+        "pairs of D with an unsafe response (paper A.1)",
+        FROM_0,
+        under=conditions.PAPER_RECIPE,
+    )
+    jailbreak: int = knob(
+        3_000, "pairs of D on an attack (paper A.1)", FROM_0, under=conditions.PAPER_RECIPE
+    )
+    helpful: int = knob(
+        25_000,
+        "pairs of D on a helpful prompt (paper A.1)",
+        FROM_0,
+        under=conditions.PAPER_RECIPE,
+    )
+    cot: tuple[int, ...] = knob(
+        (10_000, 10_000),
+        "prompts that a teacher shall answer in steps: safety, helpful (paper 3.1)",
+        under=conditions.PAPER_RECIPE,
+    )
+    round_safety: tuple[int, ...] = knob(
+        (5_000, 5_000, 5_000),
+        "safety prompts of each round beside attacks (paper 3.1)",
+        under=conditions.RECIPE,
+    )
+    round_helpful: tuple[int, ...] = knob(
+        (5_000, 5_000, 5_000),
+        "helpful prompts of each round (paper 3.1)",
+        under=conditions.RECIPE,
+    )
+    round_jailbreak: tuple[int, ...] = knob(
+        (0, 1_000, 2_000), "attacks of each round (paper 3.1)", under=conditions.RECIPE
+    )
+    prm: tuple[int, ...] = knob(
+        (1_000, 1_000),
+        "further prompts of the reward model: safety, helpful (ours)",
+        under=conditions.RECIPE,
+    )
+    temperature: float = knob(
+        1.0,
+        "temperature of the model's own rejected responses (ours)",
+        FROM_0,
+        under=conditions.PAPER_RECIPE,
+    )
+    max_tokens: int = knob(
+        1_024,
+        "tokens of such a response at most; one that is cut is left out (ours)",
+        FROM_1,
+        under=conditions.PAPER_RECIPE,
+    )

@@ -1,0 +1,33 @@
+"""AdvBench: harmful requests in one sentence.
+
+Source: Zou et al. 2023 (arXiv 2307.15043), llm-attacks/llm-attacks, MIT. Whoever trains on it
+cannot report it as a benchmark. Eleven of its rows are goals of JailbreakBench, which
+decontamination takes out.
+"""
+
+from stair_jax.data.corpus import Corpus, Split
+from stair_jax.data.seeds import Fields, Seed
+
+TITLE = "AdvBench"
+
+
+def _seed(where: str, row: Fields) -> Seed:
+    del where
+    column = "goal" if row.has("goal") or not row.has("prompt") else "prompt"  # on the hub: prompt
+    return Seed(
+        id="",
+        question=row.text(column),
+        type="safety",
+        source=TITLE,
+        meta={"target": row.text("target")},
+    )
+
+
+CORPUS = Corpus(
+    name="advbench",
+    title=TITLE,
+    licence="MIT",
+    train=Split(("advbench/harmful_behaviors.csv",), "train"),
+    hub="walledai/AdvBench",
+    convert=_seed,
+)

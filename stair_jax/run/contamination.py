@@ -1,0 +1,139 @@
+"""Seeds that overlap with a benchmark's prompts, which no training set may hold."""
+
+import importlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from stair_jax.config import Config
+from stair_jax.config.words import split_csv
+from stair_jax.data.seeds import Seed
+from stair_jax.evals.benchmark import Benchmark, registered
+from stair_jax.records import Prompt
+from stair_jax.run import benchmarks
+
+log = logging.getLogger(__name__)
+
+ALL, NONE = "all", "none"  # words for benchmarks in `config.data.decontaminate`
+_KEY = "config.data.decontaminate"
+_GOAL = "#goal"  # behind a seed's id: the request within an attack
+# Of errors of the hub that further names would meet as well.
+_OFFLINE = ("ConnectionError", "ConnectTimeout", "ConnectError", "OfflineMode", "LocalEntryNot")
+
+
+class Against(NamedTuple):
+    """Prompts that no seed may overlap with.
+
+    Attributes:
+      prompts: by the benchmark's name.
+      absent: benchmarks that could not be read, and why.
+    """
+
+    prompts: dict[str, list[str]]
+    absent: dict[str, str]
+
+
+class Removed(NamedTuple):
+    """A seed that overlaps with a benchmark; also a row of removed.jsonl, by these names."""
+
+    id: str
+    source: str
+    question: str
+    benchmark: str
+    prompt: str
+    how: str
+
+
+def check(config: Config) -> None:
+    """Refuses names in `config.data.decontaminate` that no benchmark has.
+
+    Raises:
+      ValueError: naming them.
+    """
+    words = split_csv(config.data.decontaminate)
+    if words in ((ALL,), (NONE,)):
+        return
+    known = _comparable()
+    if not words or (unknown := [word for word in words if word not in known]):
+        raise ValueError(
+            f"{_KEY}: {unknown if words else 'empty'}, expected {ALL}, {NONE}, or some of"
+            f" {list(known)}"
+        )
+
+
+def _comparable() -> dict[str, Benchmark]:
+    """Returns the registered benchmarks that are in a natural language and have rows."""
+    return {
+        name: one for name, one in registered().items() if not one.world and (one.hub or one.file)
+    }
+
+
+def prompts_of(config: Config) -> Against:
+    """Returns the prompts of the benchmarks that `config.data.decontaminate` names.
+
+    Raises:
+      ValueError: where one that is named cannot be read. Of `all` those that cannot are left out.
+    """
+    words = split_csv(config.data.decontaminate)
+    if words == (NONE,):
+        return Against({}, {})
+    found = Against({}, {})
+    offline = ""
+    for name in _comparable() if words == (ALL,) else words:
+        one, here = registered()[name], benchmarks.has_file(config, name)
+        if words == (ALL,) and not here and (offline or not one.hub):
+            found.absent[name] = offline or "no such file below config.data.root"
+            continue
+        try:
+            loaded = benchmarks.test_split(config, name, hub=not here)
+        except ValueError as error:
+            if words != (ALL,):
+                raise ValueError(f"{_KEY}: {name}: {error}") from None
+            found.absent[name] = str(error)
+            if any(word in str(error) for word in _OFFLINE):
+                offline = f"not asked for: the hub could not be reached for {name}"
+            continue
+        found.prompts[name] = list(dict.fromkeys(map(_text, loaded.prompts)))
+    if found.absent:
+        log.warning(
+            "%s: %d benchmarks could not be read, and seeds may overlap with them: %s",
+            _KEY,
+            len(found.absent),
+            ", ".join(found.absent),
+        )
+    return found
+
+
+def _text(prompt: Prompt) -> str:
+    return "\n".join([*(content for _, content in prompt.before), prompt.question])
+
+
+def removed(
+    corpora: Mapping[str, Sequence[Seed]], against: Mapping[str, Sequence[str]]
+) -> list[Removed]:
+    """Returns the seeds that overlap with a prompt, or whose request within an attack does."""
+    if not against:
+        return []
+    every = {seed.id: seed for some in corpora.values() for seed in some}
+    hits = _library().remove(_texts(every.values()), against).removed
+    found: dict[str, Removed] = {}
+    for key, hit in hits.items():
+        seed = every[key.removesuffix(_GOAL)]
+        found.setdefault(
+            seed.id,
+            Removed(seed.id, seed.source, seed.question, hit.benchmark, hit.prompt, hit.how),
+        )
+    return list(found.values())
+
+
+def _texts(seeds: Iterable[Seed]) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for seed in seeds:
+        texts[seed.id] = seed.prompt
+        if goal := seed.meta.get("goal"):
+            texts[seed.id + _GOAL] = goal
+    return texts
+
+
+def _library() -> Any:
+    return importlib.import_module("stair_jax.data.decontaminate")

@@ -1,0 +1,219 @@
+"""Making the sets of a recipe: corpora read, compared with benchmarks, and drawn from."""
+
+import collections
+import dataclasses
+import hashlib
+import importlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from stair_jax.config import Config
+from stair_jax.config.schema import RecipeConfig
+from stair_jax.config.words import split_csv
+from stair_jax.data import corpus as corpus_lib
+from stair_jax.data import recipe as recipe_lib
+from stair_jax.data.corpus import Place
+from stair_jax.data.recipe import Pools, Recipe, Sets
+from stair_jax.data.seeds import Loaded, Seed
+from stair_jax.run import contamination, rejected
+from stair_jax.run.contamination import Against, Removed
+from stair_jax.run.workdir import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """What a recipe's sets will be made from."""
+
+    recipe: Recipe
+    places: list[Place]
+    loaded: dict[str, Loaded]  # by corpus
+    against: Against
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """The sets, and what went on the way to them."""
+
+    sets: Sets
+    removed: list[Removed]
+    not_sampled: dict[str, str]  # reasons by id
+
+
+def recipe_of(config: Config) -> Recipe:
+    """Returns the recipe that `config.data.recipe` names.
+
+    Raises:
+      ValueError: where there is none of that name.
+    """
+    known = recipe_lib.registered()
+    if config.data.recipe not in known:
+        raise ValueError(f"config.data.recipe: {config.data.recipe!r} is not one of {list(known)}")
+    return known[config.data.recipe]
+
+
+def places_of(config: Config, recipe: Recipe) -> list[Place]:
+    """Returns where the corpora of a recipe lie.
+
+    Raises:
+      ValueError: for a name in `config.data.corpora` that the recipe does not read, or for a corpus
+        that lies nowhere.
+    """
+    given: dict[str, str] = {}
+    for word in split_csv(config.data.corpora):
+        name, _, place = word.partition(":")
+        if name not in recipe.corpora or not place:
+            raise ValueError(
+                f"config.data.corpora: {word!r}, expected NAME:FILE with a NAME of"
+                f" {list(recipe.corpora)}, which the recipe {recipe.name!r} reads"
+            )
+        given[name] = place
+    known = corpus_lib.registered()
+    return [
+        corpus_lib.find(known[name], config.data.root, given.get(name, ""))
+        for name in recipe.corpora
+    ]
+
+
+def columns_of(config: Config) -> dict[str, str]:
+    """Returns `config.data.columns` by part.
+
+    Raises:
+      ValueError: for a word that is no PART=COLUMN.
+    """
+    found: dict[str, str] = {}
+    for word in split_csv(config.data.columns):
+        part, _, column = word.partition("=")
+        if not part or not column:
+            raise ValueError(f"config.data.columns: {word!r}, expected PART=COLUMN")
+        found[part] = column
+    return found
+
+
+def read(config: Config) -> Read:
+    """Reads the corpora, and the prompts of benchmarks.
+
+    Raises:
+      ValueError: for what cannot be read, naming file, row and column.
+    """
+    recipe = recipe_of(config)
+    places, columns = places_of(config, recipe), columns_of(config)
+    loaded = {place.corpus.name: corpus_lib.load(place, columns) for place in places}
+    return Read(recipe, places, loaded, contamination.prompts_of(config))
+
+
+def inputs_of(found: Read) -> dict[str, str]:
+    """Returns hashes of what was read, by the settings that name it."""
+    return {
+        "data.corpora": _digest(repr(seed) for one in found.loaded.values() for seed in one.seeds),
+        "data.decontaminate": _digest(map(repr, found.against.prompts.items())),
+    }
+
+
+def _digest(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode() + b"\n")
+    return digest.hexdigest()[:32]
+
+
+def make(run: Run, artefact: str, found: Read) -> Made:
+    """Makes the sets, with rejected responses sampled from the model where they are missing.
+
+    Args:
+      run: that has begun the artefact.
+      artefact: that the sets are.
+      found: what they are made from.
+
+    Raises:
+      ValueError: where there are fewer seeds than are wanted.
+    """
+    c = run.config
+    seeds = {name: one.seeds for name, one in found.loaded.items()}
+    removed = contamination.removed(seeds, found.against.prompts)
+    gone = {one.id for one in removed}
+    clean = {name: [seed for seed in some if seed.id not in gone] for name, some in seeds.items()}
+    sets = found.recipe.make(Pools(clean, RecipeConfig.of(c.recipe), c.seed, _refusal))
+    if not (open_ := [seed for seed in sets.preferences if not seed.rejected]):
+        return Made(sets, removed, {})
+    answers, missing = rejected.sample(run, artefact, open_)
+    whole = [
+        dataclasses.replace(seed, rejected=seed.rejected or answers[seed.id])
+        for seed in sets.preferences
+        if seed.rejected or seed.id in answers
+    ]
+    return Made(dataclasses.replace(sets, preferences=whole), removed, missing)
+
+
+def _refusal(id: str, seed: int) -> str:
+    return importlib.import_module("stair_jax.data.teaching.refusals").refusal(id, seed)
+
+
+def manifest_of(
+    config: Config, found: Read, made: Made, sets: Mapping[str, Any], hashes: Mapping[str, str]
+) -> dict[str, Any]:
+    """Returns all that is known of the sets, as JSON.
+
+    Args:
+      config: of the run.
+      found: what they were made from.
+      made: the sets.
+      sets: facts of each, by file.
+      hashes: of the files.
+    """
+    by_benchmark = collections.Counter((x.source, x.benchmark, x.how) for x in made.removed)
+    return {
+        "recipe": found.recipe.name,
+        "seed": config.seed,
+        "sizes": json.loads(config.recipe.to_json()),
+        "sets": {name: {**one, "hash": hashes[name]} for name, one in sets.items()},
+        "corpora": {place.corpus.name: _of_corpus(place, found) for place in found.places},
+        "benchmarks": {name: len(prompts) for name, prompts in found.against.prompts.items()},
+        "benchmarks_absent": found.against.absent,
+        "removed": [
+            {"source": source, "benchmark": benchmark, "how": how, "rows": count}
+            for (source, benchmark, how), count in sorted(by_benchmark.items())
+        ],
+        "not_sampled": dict(sorted(collections.Counter(made.not_sampled.values()).items())),
+    }
+
+
+def _of_corpus(place: Place, found: Read) -> dict[str, Any]:
+    one, corpus = found.loaded[place.corpus.name], place.corpus
+    return {
+        "title": corpus.title,
+        "licence": corpus.licence,
+        "from": list(place.files) or [f"{corpus.hub} {corpus.train.hub}"],
+        "held_out": list(place.held_out),
+        "usable": len(one.seeds),
+        "dropped": _counts(one.dropped),
+        "mended": _counts(one.mended),
+    }
+
+
+def _counts(ids: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    return {reason: len(some) for reason, some in sorted(ids.items())}
+
+
+def dropped_rows(found: Read, made: Made) -> list[dict[str, str]]:
+    """Returns a row for each row of a corpus that made no seed, and each lost answer."""
+    rows = [
+        {"id": id, "corpus": name, "reason": reason}
+        for name, one in found.loaded.items()
+        for reason, ids in one.dropped.items()
+        for id in ids
+    ]
+    sampled = [
+        {"id": id, "corpus": "the model's responses", "reason": reason}
+        for id, reason in made.not_sampled.items()
+    ]
+    return rows + sampled
+
+
+def texts_of(sets: Sets) -> dict[str, tuple[list[Seed], tuple[str, ...]]]:
+    """Returns the seeds of each kind of set, and which texts its rows have, by kind."""
+    return {
+        "sft": (sets.demonstrations, ("prompt", "response")),
+        "preferences": (sets.preferences, ("prompt", "chosen", "rejected")),
+        **{part: (seeds, ("prompt",)) for part, seeds in sets.prompts.items()},
+    }
