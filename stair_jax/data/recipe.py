@@ -137,7 +137,7 @@ def registered() -> dict[str, Recipe]:
 
 
 def in_drawn_order(found: Iterable[Seed], seed: int) -> list[Seed]:
-    """Returns seeds by a hash of their ids and the run's seed; more seeds keep the others' order."""
+    """Returns seeds by a hash of their ids and the run's seed; more keep the others' order."""
 
     def rank(one: Seed) -> bytes:
         return hashlib.sha256(f"{seed}/{one.id}".encode()).digest()

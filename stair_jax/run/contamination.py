@@ -54,10 +54,10 @@ def check(config: Config) -> None:
     if words in ((ALL,), (NONE,)):
         return
     known = _comparable()
-    if not words or (unknown := [word for word in words if word not in known]):
+    unknown = [word for word in words if word not in known]
+    if unknown or not words:
         raise ValueError(
-            f"{_KEY}: {unknown if words else 'empty'}, expected {ALL}, {NONE}, or some of"
-            f" {list(known)}"
+            f"{_KEY}: {unknown or 'empty'}, expected {ALL}, {NONE}, or some of {list(known)}"
         )
 
 

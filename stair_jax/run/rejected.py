@@ -8,8 +8,10 @@ from stair_jax.config.schema import RewardConfig
 from stair_jax.data.seeds import Seed
 from stair_jax.engine.request import Sampling
 from stair_jax.engine.shared_engine import SharedEngine
+from stair_jax.judges.base import Score
 from stair_jax.log import progress
 from stair_jax.records import Candidate, Prompt
+from stair_jax.remote.open import Open
 from stair_jax.run import known_models, models
 from stair_jax.run.workdir import Run
 from stair_jax.search import candidates
@@ -31,7 +33,7 @@ class _NoJudge:
     def submit(self, id: Hashable, prompt: Prompt, response: str) -> None:
         self._asked.append(id)
 
-    def collect(self) -> list[tuple[Hashable, None]]:
+    def collect(self) -> list[tuple[Hashable, Score | Open | None]]:
         found, self._asked = self._asked, []
         return [(id, None) for id in found]
 

@@ -8,7 +8,7 @@ from stair_jax.config import default, with_values
 from stair_jax.config.schema import KNOBS
 
 # The settings of a rule: what changes of the default make them count, and what makes them ignored.
-HUB, FILES = {"data.prompts": "org/name"}, {"data.prompts": "a.jsonl", "data.sft": "b.jsonl"}
+HUB, FILES = {"data.prompts": "org/name"}, {"data.prompts": "a.jsonl", "data.sft": "prepared"}
 FROM_HF = {"model.checkpoint": "x"}
 VERIFIER = {"judge.safety": "verifier", "judge.helpfulness": "verifier"}
 RULE_NONE = {"judge.safety": "rule", "judge.helpfulness": "none"}
@@ -130,6 +130,20 @@ WHEN = [
     ("export.push", {"stages": "export"}, {"stages": "evaluate"}),
     ("export.push_private", {"export.push": "a/b"}, {"export.push": ""}),
     ("data.root", {"model.checkpoint": "x"}, {"model.checkpoint": ""}),
+    (
+        "data.corpora data.decontaminate recipe.scale recipe.prm recipe.round_safety"
+        " recipe.round_helpful recipe.round_jailbreak",
+        {"data.recipe": "own"},
+        {"data.recipe": ""},
+    ),
+    ("data.root", {"data.recipe": "own"}, {"data.recipe": ""}),
+    ("data.columns", {"data.recipe": "own"}, {"data.recipe": "paper"}),
+    (
+        "recipe.safety recipe.jailbreak recipe.helpful recipe.cot recipe.temperature"
+        " recipe.max_tokens",
+        {"data.recipe": "paper"},
+        {"data.recipe": "own"},
+    ),
     ("evaluate.judged", {"evaluate.benchmarks": "a.jsonl"}, {"evaluate.benchmarks": "harmless"}),
     (
         "judge.endpoint judge.concurrency judge.timeout judge.retries judge.cache judge.leave_out",

@@ -100,7 +100,7 @@ def test_what_a_setting_needs_is_said_with_names_of_settings_that_there_are():
             assert not word.startswith("config.") or key in KNOBS, under.needs
 
 
-SCHEMA = {"run_sections", "training_sections", "search_sections", "conditions"}
+SCHEMA = {"run_sections", "recipe_section", "training_sections", "search_sections", "conditions"}
 
 
 def reads():

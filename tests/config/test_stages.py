@@ -13,6 +13,7 @@ from stair_jax.config.stages import (
     EVALUATE,
     EXPORT,
     PAIRS,
+    PREPARE,
     PRM,
     RESULTS,
     SEARCH,
@@ -24,6 +25,7 @@ from stair_jax.config.stages import (
 
 def test_the_names_of_artefacts_are_those_of_lineage_json():
     assert [stage.artefact() for stage in (SFT, PRM)] == ["sft", "prm"]
+    assert PREPARE.artefact() == "data"
     found = [stage.artefact(2) for stage in STAGES if stage.in_rounds]
     assert found == ["round-2/trees", "round-2/pairs", "round-2/dpo"]
     assert [stage for stage in STAGES if not stage.output] == [BASELINES, EVALUATE, EXPORT]
@@ -89,10 +91,12 @@ def test_which_stages_sample_from_a_model():
     assert found(with_names("sft")) == {"search", "evaluate"}
     assert found(with_names("self-rewarding")) == {"search", "evaluate", "baselines"}
     assert found(with_names("sft", prm__prompts=3)) == {"search", "evaluate", "prm"}
+    for recipe, samples in (("paper", {"prepare"}), ("own", set())):
+        assert found(with_names("sft", data__recipe=recipe)) == {"search", "evaluate"} | samples
 
 
 def test_stages_that_read_files_look_at_them_first():
     modules = [importlib.import_module(f"stair_jax.stages.{name}") for name in stages.NAMES]
     assert all(callable(module.run) for module in modules)
     looks = [name for name, one in zip(stages.NAMES, modules, strict=True) if hasattr(one, "look")]
-    assert looks == ["sft", "search", "baselines", "prm", "evaluate", "export"]
+    assert looks == ["prepare", "sft", "search", "baselines", "prm", "evaluate", "export"]

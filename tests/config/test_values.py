@@ -57,6 +57,15 @@ DEFAULTS = {
         "prm.train.epochs": 1.0,
         **trainers(weight_decay=0.0, warmup_ratio=0.1, final_lr_ratio=0.0),
     },
+    "paper 2.1, 3.1 and A.1: sizes of D, of D_CoT, of the rounds": {
+        "recipe.safety": 22_000,
+        "recipe.jailbreak": 3_000,
+        "recipe.helpful": 25_000,
+        "recipe.cot": (10_000, 10_000),
+        "recipe.round_safety": (5_000, 5_000, 5_000),
+        "recipe.round_helpful": (5_000, 5_000, 5_000),
+        "recipe.round_jailbreak": (0, 1_000, 2_000),
+    },
     "chosen from what paper C.1 searched: lr of {5e-7, 1e-6, 5e-6}, beta of {.1, .2, .4}": {
         "sft.train.lr": 5e-6,  # that of the same authors' model card
         "dpo.train.lr": 1e-6,
@@ -161,6 +170,12 @@ DEFAULTS = {
         "baselines.sft_lr": 0.0,
         "baselines.buckets": (),
     },
+    "all of a recipe; rejected responses as the model gives them, no longer than most answers": {
+        "recipe.scale": 1.0,
+        "recipe.prm": (1_000, 1_000),
+        "recipe.temperature": 1.0,
+        "recipe.max_tokens": 1_024,
+    },
     "reward model: as the pairs' gap; a value counts from the first visit; whole responses too": {
         "prm.min_value_gap": 0.5,
         "prm.min_visits": 1,
@@ -195,6 +210,10 @@ DEFAULTS = {
         "data.preferences": "miniature",
         "data.preferences_format": "auto",
         "data.split": "train",
+        "data.recipe": "",
+        "data.corpora": "",
+        "data.columns": "",
+        "data.decontaminate": "all",
         "data.root": "",
         "data.sft_rows": 0,
         "data.round_prompts": 0,

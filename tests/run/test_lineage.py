@@ -31,6 +31,7 @@ RUN_ONLY = {
     "evaluate.benchmarks",
     "evaluate.rows",
     "data.root",
+    "data.corpora",
     "baselines.names",
     "compile_cache",
     "deterministic",
@@ -75,6 +76,7 @@ _CANDIDATES = "baselines.candidates"
 GUARDS = {
     "seed": {
         *_TRAINED,
+        "prepare",
         "search",
         "pairs",
         _CANDIDATES,
@@ -83,7 +85,8 @@ GUARDS = {
         *_FOUND,
         "evaluate.rated",
     },
-    "model": {*_TRAINED, "search", _CANDIDATES, *_ANSWERS, "evaluate.rated", "export"},
+    "model": {*_TRAINED, "prepare", "search", _CANDIDATES, *_ANSWERS, "evaluate.rated", "export"},
+    **dict.fromkeys(("data.recipe", "data.columns", "data.decontaminate", "recipe"), {"prepare"}),
     "data.sft": _SFT,
     "data.sft_rows": _SFT,
     "data.format": _SFT,
@@ -114,7 +117,7 @@ GUARDS = {
         *_ATTACKER,  # of an endpoint
     },
     "judge.templates": {*_TREES, _CANDIDATES, "evaluate.rated", *_SFT},  # what stage 1 teaches
-    "engine": {*_TREES, _CANDIDATES, *_ANSWERS, "evaluate.rated"},
+    "engine": {"prepare", *_TREES, _CANDIDATES, *_ANSWERS, "evaluate.rated"},
     "pairs": {"pairs"},
     "prm": {"prm"},
     "baselines.sft_lr": {"baselines.sft"},

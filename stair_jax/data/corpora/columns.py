@@ -44,7 +44,9 @@ def convert(columns: Mapping[str, str]) -> Convert:
             type=kind if kind in TYPES else row.type(kind),
             source=TITLE,
             ground_truth=str(row[truth]) if truth and row.has(truth) else None,
-            **answers,
+            chosen=answers.get("chosen", ""),
+            rejected=answers.get("rejected", ""),
+            response=answers.get("response", ""),
         )
 
     return seed
