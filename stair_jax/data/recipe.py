@@ -98,7 +98,7 @@ class Pools:
         """Returns a corpus, nothing of it taken yet."""
         return Pool(name, self.corpora[name], self.seed)
 
-    def size(self, count: float) -> int:
+    def size(self, count: int) -> int:
         """Returns a size of the configuration times its scale; at least 1 of what is wanted."""
         return max(1, round(count * self.config.scale)) if count else 0
 
@@ -151,7 +151,7 @@ def shared_out(pools: Pools, found: Sequence[Seed]) -> dict[str, list[Seed]]:
     Each gets of each type the part that its number in `config.recipe` has in the sum of all.
     """
     c = pools.config
-    wanted: dict[str, tuple[float, ...]] = {
+    wanted: dict[str, tuple[int, ...]] = {
         "safety": (*map(sum, zip(c.round_safety, c.round_jailbreak, strict=True)), c.prm[0]),
         "helpfulness": (*c.round_helpful, c.prm[1]),
     }
@@ -159,7 +159,7 @@ def shared_out(pools: Pools, found: Sequence[Seed]) -> dict[str, list[Seed]]:
     sets: dict[str, list[Seed]] = {name: [] for name in names}
     for kind in TYPES:
         mine = in_drawn_order((seed for seed in found if seed.type == kind), pools.seed)
-        total, start, asked = sum(wanted[kind]), 0, 0.0
+        total, start, asked = sum(wanted[kind]), 0, 0
         for name, part in zip(names, wanted[kind], strict=True):
             asked += part
             end = round(len(mine) * asked / total) if total else 0

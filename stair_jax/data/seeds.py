@@ -86,6 +86,7 @@ class Fields:
     def __init__(self, where: str, row: Any, mended: set[str] | None = None):
         self._where, self._row = where, object_of(where, row)
         self._mended: set[str] = set() if mended is None else mended
+        self.own_id = ""  # as `id` found it last
 
     def __getitem__(self, column: str) -> Any:
         """Returns what a column holds.
@@ -139,7 +140,9 @@ class Fields:
     def id(self, column: str = "id") -> str:
         """Returns the row's own id as a text; "" where it has none."""
         value = self._row.get(column)
-        return "" if value is None or isinstance(value, bool | float) else str(value).strip()
+        absent = value is None or isinstance(value, bool | float)
+        self.own_id = "" if absent else str(value).strip()
+        return self.own_id
 
     def prompt(self, column: str) -> tuple[tuple[Turn, ...], str]:
         """Returns the turns before the last question, and the question.
@@ -215,7 +218,6 @@ def load(
     for number, (where, row) in enumerate(rows, start=1):
         mended: set[str] = set()
         fields = Fields(where, row, mended)
-        label = f"{name}-{fields.id() or f'row{number}'}"
         try:
             seed = convert(where, fields)
             key = key_of(seed.prompt)
@@ -227,7 +229,8 @@ def load(
             if key in questions:
                 raise Unusable("a question that an earlier row asks")
         except Unusable as reason:
-            found.dropped.setdefault(str(reason), []).append(label)
+            label = fields.own_id or fields.id() or f"row{number}"
+            found.dropped.setdefault(str(reason), []).append(f"{name}-{label}")
             continue
         ids.add(seed.id)
         questions.add(key)

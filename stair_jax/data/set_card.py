@@ -51,7 +51,8 @@ def _counts(words: Iterable[str]) -> dict[str, int]:
 
 def _spread(lengths: Iterable[int]) -> dict[str, float]:
     found = list(lengths)
-    return dict(zip(_FIGURES, (min(found), statistics.median(found), max(found)), strict=True))
+    figures = map(float, (min(found), statistics.median(found), max(found)))
+    return dict(zip(_FIGURES, figures, strict=True))
 
 
 def page(manifest: Mapping[str, Any]) -> str:

@@ -58,9 +58,9 @@ def stream(source: str, split: str = "train", subset: str | None = None) -> Iter
         return
     name, rows = source, _each_line(path)
     if not is_file(source):
-        name, rows = f"{source}[{split}]", enumerate(_hub_set(source, split, subset), start=1)
+        name, rows = f"{source}[{split}]", _hub_set(source, split, subset)
     number = 0
-    for number, row in rows:
+    for number, row in enumerate(rows, start=1):
         where = f"{name}:{number}"
         _check_texts(where, row)
         yield Located(where, row)
@@ -73,14 +73,14 @@ def _utf16(path: pathlib.Path) -> bool:
         return file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def _each_line(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
-    """Yields the rows of a .jsonl file, by the number of their line."""
+def _each_line(path: pathlib.Path) -> Iterator[Any]:
+    """Yields the rows of a .jsonl file."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             begin = codecs.BOM_UTF8 if number == 1 and line.startswith(codecs.BOM_UTF8) else b""
             text = _decoded(path, line.removeprefix(begin), number)
             if text.strip():
-                yield number, _parsed(f"{path}:{number}", text)
+                yield _parsed(f"{path}:{number}", text)
 
 
 def _decoded(path: pathlib.Path, data: bytes, row: int) -> str:

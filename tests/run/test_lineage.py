@@ -73,10 +73,11 @@ _ATTACKER = {"evaluate.pair", "evaluate.pap"}  # attacks whose prompts a model w
 _ATTACKED = {*_ATTACKER, "evaluate.escalation"}
 _ANSWERS = {"evaluate", _CHANGED, *_ATTACKED, *_FOUND}
 _CANDIDATES = "baselines.candidates"
+_DATA = "prepare"
 GUARDS = {
     "seed": {
         *_TRAINED,
-        "prepare",
+        _DATA,
         "search",
         "pairs",
         _CANDIDATES,
@@ -85,8 +86,11 @@ GUARDS = {
         *_FOUND,
         "evaluate.rated",
     },
-    "model": {*_TRAINED, "prepare", "search", _CANDIDATES, *_ANSWERS, "evaluate.rated", "export"},
-    **dict.fromkeys(("data.recipe", "data.columns", "data.decontaminate", "recipe"), {"prepare"}),
+    "model": {*_TRAINED, _DATA, "search", _CANDIDATES, *_ANSWERS, "evaluate.rated", "export"},
+    "data.recipe": {_DATA},
+    "data.columns": {_DATA},
+    "data.decontaminate": {_DATA},
+    "recipe": {_DATA},
     "data.sft": _SFT,
     "data.sft_rows": _SFT,
     "data.format": _SFT,
@@ -117,7 +121,7 @@ GUARDS = {
         *_ATTACKER,  # of an endpoint
     },
     "judge.templates": {*_TREES, _CANDIDATES, "evaluate.rated", *_SFT},  # what stage 1 teaches
-    "engine": {"prepare", *_TREES, _CANDIDATES, *_ANSWERS, "evaluate.rated"},
+    "engine": {_DATA, *_TREES, _CANDIDATES, *_ANSWERS, "evaluate.rated"},
     "pairs": {"pairs"},
     "prm": {"prm"},
     "baselines.sft_lr": {"baselines.sft"},

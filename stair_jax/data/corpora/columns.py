@@ -32,13 +32,14 @@ def convert(columns: Mapping[str, str]) -> Convert:
 
     def seed(where: str, row: Fields) -> Seed:
         del where
+        id = row.id(columns["id"]) if "id" in columns else ""
         before, question = row.prompt(columns["question"])
         answers = {part: row.answer(columns[part]) for part in _ANSWERS if part in columns}
         if "chosen" in answers and answers["chosen"] == answers.get("rejected"):
             raise Unusable("equal answers")
         kind, truth = columns["type"], columns.get("ground_truth")
         return Seed(
-            id=row.id(columns["id"]) if "id" in columns else "",
+            id=id,
             question=question,
             before=before,
             type=kind if kind in TYPES else row.type(kind),

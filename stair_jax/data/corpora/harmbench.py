@@ -13,11 +13,11 @@ _RULE_OF_CONTEXTS = "\n\n---\n\n"
 
 def _seed(where: str, row: Fields) -> Seed:
     del where
-    behaviour = row.text("Behavior")
+    id, behaviour = row.id("BehaviorID"), row.text("Behavior")
     context = row.text("ContextString") if row["ContextString"] else ""
     columns = {"category": "SemanticCategory", "kind": "FunctionalCategory"}
     return Seed(
-        id=row.id("BehaviorID"),
+        id=id,
         question=f"{context}{_RULE_OF_CONTEXTS}{behaviour}" if context else behaviour,
         type="safety",
         source=TITLE,
