@@ -44,7 +44,7 @@ def sources(seeds):
 
 
 def test_the_papers_sets_have_its_sizes_and_ask_nothing_twice():
-    found = made("paper", corpora(27_000, 3_100, 27_000))
+    found = made("paper", corpora(26_000, 3_000, 26_000))
     assert len(found.preferences) == 50_000
     d = {"PKU-SafeRLHF": 22_000, "JailbreakV-28k": 3_000, "UF": 25_000}
     assert sources(found.preferences) == d
@@ -68,7 +68,7 @@ def test_the_papers_sets_have_its_sizes_and_ask_nothing_twice():
 
 def test_attacks_among_the_safety_prompts_make_the_rounds_exactly_d():
     sizes = {"round_safety": (5_000, 4_000, 3_000), "prm": (0, 0)}
-    found = made("paper", corpora(27_000, 3_100, 27_000), **sizes)
+    found = made("paper", corpora(26_000, 3_000, 26_000), **sizes)
     asked = {one.id for seeds in found.prompts.values() for one in seeds}
     assert asked == {one.id for one in found.preferences}
     assert len(asked) == 50_000
@@ -109,7 +109,7 @@ SIZES = [
     ("round_helpful", (3, 2), lambda sets: sources(sets.prompts["2"])["UF"], 2),
     ("round_jailbreak", (3, 2), lambda sets: sources(sets.prompts["1"])["JailbreakV-28k"], 3),
     ("prm", (4, 5), lambda sets: sources(sets.prompts["prm"]), {"PKU-SafeRLHF": 4, "UF": 5}),
-    ("scale", 0.5, lambda sets: len(sets.preferences), 8),
+    ("scale", 0.5, lambda sets: len(sets.preferences), 7),  # 2.5, 2.5 and 3, rounded
 ]
 FEW = {
     "safety": 5,
