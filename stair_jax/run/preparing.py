@@ -195,7 +195,7 @@ def _counts(ids: Mapping[str, Sequence[str]]) -> dict[str, int]:
     return {reason: len(some) for reason, some in sorted(ids.items())}
 
 
-def dropped_rows(found: Read, made: Made) -> list[dict[str, str]]:
+def dropped_rows(found: Read, made: Made) -> list[dict[str, Any]]:
     """Returns a row for each row of a corpus that made no seed, and each lost answer."""
     rows = [
         {"id": id, "corpus": name, "reason": reason}

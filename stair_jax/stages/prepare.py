@@ -7,6 +7,7 @@ made anew after a stop; those are kept one by one.
 
 import json
 import logging
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,9 +49,9 @@ def run(run: Run) -> None:
         raise ValueError(f"config.data.recipe: {found.recipe.name!r} made no row at all")
     folder = run.workdir / name
     for file, rows in sets.items():
-        jsonl.write_jsonl(folder / file, rows)
-    jsonl.write_jsonl(folder / DROPPED, preparing.dropped_rows(found, made))
-    jsonl.write_jsonl(folder / REMOVED, [one._asdict() for one in made.removed])
+        _write(folder / file, rows)
+    _write(folder / DROPPED, preparing.dropped_rows(found, made))
+    _write(folder / REMOVED, [one._asdict() for one in made.removed])
     paths = [folder / file for file in sets]
     digests = {path.name: hashes.of_file(path) for path in paths}
     manifest = preparing.manifest_of(run.config, found, made, _facts(run, made), digests)
@@ -62,6 +63,11 @@ def run(run: Run) -> None:
     run.metrics.rewind(name, -1)
     run.metrics.log(name, 0, {**counts, "removed": len(made.removed)})
     run.lineage.finish(name, hashes.of_text(json.dumps(digests)), paths, rows=counts)
+
+
+def _write(path: pathlib.Path, rows: Rows) -> None:
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    jsonl.write_text(path, "".join(lines))
 
 
 def _facts(run: Run, made: Made) -> dict[str, Any]:

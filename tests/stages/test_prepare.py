@@ -12,14 +12,13 @@ from stair_jax.config.checks import validate
 from stair_jax.log.metrics import Metrics
 from stair_jax.miniature import tokenizer
 from stair_jax.records import Candidate, Tree
-from stair_jax.run import models, prepared, rejected
+from stair_jax.run import models, rejected
 from stair_jax.run import rows as rows_lib
 from stair_jax.run.lineage import Lineage
-from stair_jax.run.models import Policy
 from stair_jax.run.workdir import Run
 from stair_jax.search import candidates, driver
 from stair_jax.stages import prepare
-from stair_jax.text import Codec
+from stair_jax.text import OUTPUT, OUTPUT_END, Codec
 from tests.support import hf_folders, specs
 from tests.support.workdirs import toy
 
@@ -125,14 +124,15 @@ def asked(monkeypatch):
         starts.append([prompt.id for prompt in prompts])
         assert (draw.count, draw.sampling.temperature, draw.max_tokens) == (1, 0.5, 33)
         for prompt in prompts:
-            told = {"text": f"take it {prompt.id}", "ids": (1,), "reward": None}
+            answer = f"final answer : take it {prompt.id}"  # of a checkpoint that knows the tags
+            told = {"text": f"{OUTPUT} {answer} {OUTPUT_END}", "ids": (1,), "reward": None}
             about = {"prompt": prompt.id, "question": prompt.question, "type": prompt.type}
             ended = not prompt.id.endswith("-cut")
             on_candidate(Candidate(id=f"{prompt.id}/0", ended=ended, **told, **about))
         return driver.Leftovers({}, ())
 
     engine = types.SimpleNamespace(compile=lambda s: None, counters={"delivered": 0})
-    monkeypatch.setattr(models, "load", lambda run, model, **_: Policy(model, None, None, CODEC))
+    monkeypatch.setattr(models, "load", lambda *_, **__: types.SimpleNamespace(codec=CODEC))
     monkeypatch.setattr(models, "engine_for", lambda run, policy: engine)
     monkeypatch.setattr(rejected, "SharedEngine", lambda e: types.SimpleNamespace(client=lambda: e))
     monkeypatch.setattr(candidates, "sample", sample)
@@ -296,21 +296,28 @@ def test_what_overlaps_with_a_benchmark_is_removed_and_listed(tmp_path, corpora,
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(tmp_path, changes, message):
-    recipe = (
-        {"data__recipe": "own", "data__corpora": "columns:a.jsonl"}
-        if "data__columns" in changes
-        else {}
-    )
-    usual = {"data__recipe": "paper"} | recipe
-    sizes = {k: v for k, v in SIZES.items() if not recipe or "round" in k or "prm" in k}
-    c = toy(tmp_path / "run", **{"stages": "prepare", **usual, **sizes} | changes)
-    with pytest.raises(ValueError, match=message), Metrics(tmp_path) as metrics:
+    usual = {"stages": "prepare", "data__recipe": "paper"}
+    if "data__columns" in changes:
+        usual |= {"data__recipe": "own", "data__corpora": "columns:a.jsonl"}
+    c = toy(tmp_path / "run", **usual | changes)
+    run = Run(c, tmp_path, Lineage(tmp_path / "lineage.json"), Metrics(tmp_path))
+
+    def start():
         validate(c)
-        prepare.look(Run(c, tmp_path, Lineage(tmp_path / "lineage.json"), metrics))
+        prepare.look(run)
+
+    with pytest.raises(ValueError, match=message):
+        start()
 
 
 def test_rounds_beyond_those_of_the_recipe_are_refused(tmp_path):
-    more = {"data__prompts": "prepared", "model__checkpoint": "x", "rounds": 2}
+    more = {
+        "data__prompts": "prepared",
+        "model__checkpoint": "x",
+        "rounds": 2,
+        "judge__safety": "rule",
+        "judge__helpfulness": "none",
+    }
     with pytest.raises(
         ValueError, match=r"config\.rounds: 2, but config\.recipe\.round_safety .* 1;"
     ):
@@ -331,3 +338,55 @@ OWN = {
     "recipe__round_helpful": (5,),
     "recipe__prm": (0, 0),
 }
+
+
+@pytest.fixture
+def own(tmp_path):
+    taught = [{"q": f"what is {i} plus 3 ?", "a": STEPS, "c": None, "r": None} for i in range(8)]
+    asked = [{"q": f"what is {i} plus 4 ?", "a": None, "c": "7", "r": "8"} for i in range(5)]
+    return f"columns:{write(tmp_path / 'rows.jsonl', taught + asked)}"
+
+
+def through(tmp_path, own, checkpoint, **changes):
+    usual = {
+        "stages": "prepare,sft,search",
+        "model__checkpoint": checkpoint,
+        "data__corpora": own,
+        "data__sft_rows": 0,
+        "data__round_prompts": 0,
+        "judge__safety": "rule",
+        "judge__helpfulness": "none",
+        "search__iterations": 4,
+        "search__max_step_tokens": 8,
+        "search__max_rollout_tokens": 16,
+        "search__first_answers": 0,
+        "evaluate__benchmarks": "harmless",
+        **OWN,
+    }
+    return toy(tmp_path / "run", **usual | changes)
+
+
+def test_sft_and_search_run_on_what_was_prepared(tmp_path, own, checkpoint):
+    c = through(tmp_path, own, checkpoint)
+    with pytest.raises(ValueError, match=r"stage sft needs data: run stage prepare first"):
+        pipeline.run(through(tmp_path, own, checkpoint, stages="sft"))
+    pipeline.run(c)
+    assert [row.response for row in rows_lib.for_sft(c)] == [STEPS] * 8
+    assert len(rows_lib.for_preferences(c)) == 5
+    trees = jsonl.read_jsonl(tmp_path / "run/round-1/trees/trees.jsonl", Tree)
+    questions = sorted(tree.prompt.question for tree in trees)
+    assert questions == [f"what is {i} plus 4 ?" for i in range(5)]
+    lineage = Lineage(tmp_path / "run/lineage.json")
+    made = lineage.entries["data"]["hash"]
+    assert lineage.entries["sft"]["parents"] == {"data": made}
+    assert lineage.entries["round-1/trees"]["parents"]["data"] == made
+    # A changed recipe is refused by name, and so are sets that were changed by hand.
+    with pytest.raises(
+        ValueError, match=r"config\.recipe\.round_helpful: \[4\], but data was made"
+    ):
+        pipeline.run(through(tmp_path, own, checkpoint, recipe__round_helpful=(4,)))
+    edited = tmp_path / "run/data/sft.jsonl"
+    edited.write_text(edited.read_text() + "\n")
+    again = through(tmp_path, own, checkpoint, redo="sft")
+    with pytest.raises(ValueError, match=r"data/sft\.jsonl: has changed since data was made"):
+        pipeline.run(again)

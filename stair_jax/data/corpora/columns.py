@@ -17,7 +17,8 @@ def convert(columns: Mapping[str, str]) -> Convert:
 
     Args:
       columns: the column of each part; `type` may instead be "safety" or "helpfulness", of all
-        rows. Questions may be lists of messages, and so may answers.
+        rows. Questions may be lists of messages, and so may answers; a row where an answer is null
+        does not have it.
 
     Raises:
       ValueError: for a part that there is not, or without question and type.
@@ -34,7 +35,11 @@ def convert(columns: Mapping[str, str]) -> Convert:
         del where
         id = row.id(columns["id"]) if "id" in columns else ""
         before, question = row.prompt(columns["question"])
-        answers = {part: row.answer(columns[part]) for part in _ANSWERS if part in columns}
+        answers = {
+            part: row.answer(columns[part])
+            for part in _ANSWERS
+            if part in columns and row[columns[part]] is not None
+        }
         if "chosen" in answers and answers["chosen"] == answers.get("rejected"):
             raise Unusable("equal answers")
         kind, truth = columns["type"], columns.get("ground_truth")
