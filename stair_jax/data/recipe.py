@@ -108,7 +108,9 @@ class Pools:
 
     def mixed(self, *parts: Iterable[Seed]) -> list[Seed]:
         """Returns several parts as one, mixed by the run's seed: a beginning is like the whole."""
-        return in_drawn_order((seed for part in parts for seed in part), self.seed)
+        # Not by the order that they were taken in: the few of a small part come first there.
+        every = (seed for part in parts for seed in part)
+        return in_drawn_order(every, self.seed, "mixed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,11 +138,11 @@ def registered() -> dict[str, Recipe]:
     return {module.RECIPE.name: module.RECIPE for module in modules}
 
 
-def in_drawn_order(found: Iterable[Seed], seed: int) -> list[Seed]:
+def in_drawn_order(found: Iterable[Seed], seed: int, draw: str = "taken") -> list[Seed]:
     """Returns seeds by a hash of their ids and the run's seed; more keep the others' order."""
 
     def rank(one: Seed) -> bytes:
-        return hashlib.sha256(f"{seed}/{one.id}".encode()).digest()
+        return hashlib.sha256(f"{seed}/{draw}/{one.id}".encode()).digest()
 
     return sorted(found, key=rank)
 

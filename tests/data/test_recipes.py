@@ -62,8 +62,13 @@ def test_the_papers_sets_have_its_sizes_and_ask_nothing_twice():
     beyond = collections.Counter(id[0] for id in asked if id not in in_d)
     # 25,000 harmful questions and 1,000 of the reward model's are asked, and D has 22,000.
     assert beyond == {"p": 4_000, "u": 1_000}
-    # All three sources are in any beginning of what is trained on.
-    assert min(sources(found.preferences[:500]).values()) > 10
+    # Any beginning is like the whole: 5 to 5 to 1.
+    beginning = sources(found.prompts["2"][:1_100])
+    assert {kind: round(count, -2) for kind, count in beginning.items()} == {
+        "PKU-SafeRLHF": 500,
+        "UF": 500,
+        "JailbreakV-28k": 100,
+    }
 
 
 def test_attacks_among_the_safety_prompts_make_the_rounds_exactly_d():
