@@ -42,6 +42,7 @@ class Corpus:
       subset: its part on the hub, where it has several.
       held_out: rows that no seed may ask, in the corpora whose splits share prompts.
       prompt_column: of these rows.
+      benchmarks: registered ones that ask these very rows: whoever trains on it cannot report them.
       convert: makes a seed of a row, with its own id or "".
       by_columns: instead makes `convert` of `config.data.columns`.
     """
@@ -54,6 +55,7 @@ class Corpus:
     subset: str | None = None
     held_out: Split | None = None
     prompt_column: str = ""
+    benchmarks: tuple[str, ...] = ()
     convert: Convert | None = None
     by_columns: Callable[[Mapping[str, str]], Convert] | None = None
 

@@ -106,8 +106,9 @@ def _compared(manifest: Mapping[str, Any]) -> list[str]:
         found += ["**Not compared with any benchmark.**", ""]
     if absent:
         found += [
-            "Not compared with these, which could not be read; the sets may overlap with them:"
-            f" {', '.join(absent)}.",
+            "Not compared with these, so that the sets may overlap with them:",
+            "",
+            *(f"- {name}: {_cell(str(why))}" for name, why in absent.items()),
             "",
         ]
     return found

@@ -2,7 +2,7 @@
 
 import importlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stair_jax.config import Config
@@ -26,7 +26,7 @@ class Against(NamedTuple):
 
     Attributes:
       prompts: by the benchmark's name.
-      absent: benchmarks that could not be read, and why.
+      absent: benchmarks that are not compared with, and why.
     """
 
     prompts: dict[str, list[str]]
@@ -68,8 +68,12 @@ def _comparable() -> dict[str, Benchmark]:
     }
 
 
-def prompts_of(config: Config) -> Against:
+def prompts_of(config: Config, trained_on: Collection[str] = ()) -> Against:
     """Returns the prompts of the benchmarks that `config.data.decontaminate` names.
+
+    Args:
+      config: of the run.
+      trained_on: benchmarks that ask what the recipe's corpora hold; `all` leaves them out.
 
     Raises:
       ValueError: where one that is named cannot be read. Of `all` those that cannot are left out.
@@ -80,6 +84,9 @@ def prompts_of(config: Config) -> Against:
     found = Against({}, {})
     offline = ""
     for name in _comparable() if words == (ALL,) else words:
+        if words == (ALL,) and name in trained_on:
+            found.absent[name] = "a corpus of the recipe holds these very prompts"
+            continue
         one, here = registered()[name], benchmarks.has_file(config, name)
         if words == (ALL,) and not here and (offline or not one.hub):
             found.absent[name] = offline or "no such file below config.data.root"
@@ -96,7 +103,7 @@ def prompts_of(config: Config) -> Against:
         found.prompts[name] = list(dict.fromkeys(map(_text, loaded.prompts)))
     if found.absent:
         log.warning(
-            "%s: %d benchmarks could not be read, and seeds may overlap with them: %s",
+            "%s: %d benchmarks are not compared with, and seeds may overlap with them: %s",
             _KEY,
             len(found.absent),
             ", ".join(found.absent),

@@ -99,7 +99,8 @@ def read(config: Config) -> Read:
     recipe = recipe_of(config)
     places, columns = places_of(config, recipe), columns_of(config)
     loaded = {place.corpus.name: corpus_lib.load(place, columns) for place in places}
-    return Read(recipe, places, loaded, contamination.prompts_of(config))
+    trained_on = {name for place in places for name in place.corpus.benchmarks}
+    return Read(recipe, places, loaded, contamination.prompts_of(config, trained_on))
 
 
 def inputs_of(found: Read) -> dict[str, str]:

@@ -36,8 +36,8 @@ NAME = REWARD_MODEL.artefact
 
 def look(run: Run) -> None:
     """Reads the further prompts where they are needed still."""
-    awaited = prepared.is_awaited(run, "prompts")
-    if run.config.prm.prompts and not run.lineage.finished(NAME) and not awaited:
+    needed = run.config.prm.prompts and not run.lineage.finished(NAME)
+    if needed and not prepared.is_awaited(run, "prompts"):
         rows_lib.for_prm(run.config)
 
 

@@ -29,5 +29,6 @@ CORPUS = Corpus(
     licence="MIT",
     train=Split(("advbench/harmful_behaviors.csv",), "train"),
     hub="walledai/AdvBench",
+    benchmarks=("advbench", "advbench_50"),
     convert=_seed,
 )

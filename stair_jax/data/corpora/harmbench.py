@@ -30,5 +30,6 @@ CORPUS = Corpus(
     title=TITLE,
     licence="MIT",
     train=Split(("harmbench/harmbench_behaviors_text_val.csv",)),
+    benchmarks=("harmbench_val",),
     convert=_seed,
 )
