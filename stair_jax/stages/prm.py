@@ -169,9 +169,8 @@ def _mined(
 def _tell(run: Run, step: int, about: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Writes what was found to the report, the metrics and the log."""
     jsonl.write_json(run.workdir / NAME / "report.json", {**about, "held_out": found})
-    stage = f"{NAME}/held_out"
-    run.metrics.rewind(stage, -1)
-    run.metrics.log(stage, step, found)
+    run.metrics.rewind(f"{NAME}/held_out", -1)
+    run.metrics.log(f"{NAME}/held_out", step, found)
     said = ("accuracy", "accuracy/whole", "auroc/within_tree", "gap_closed", "ece")
     log.info(
         "%s: on %d trees set aside: %s",

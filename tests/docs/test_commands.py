@@ -44,6 +44,8 @@ def flags_of(command):
     """The words behind `stair-jax` that start a run; None where that is not what a command does."""
     if begins(command, ("bash", "launch/demo.sh")):
         return [*DEMO[3:], *command.words[2:]]
+    if begins(command, ("stair-jax", "prepare")):
+        return [*command.words[2:], "--config.stages=prepare"]
     for start in (*MAIN, ("stair-jax",), ("sbatch", "launch/slurm.sh")):
         rest = command.words[len(start) :]
         if begins(command, start) and (rest[:1] and rest[0].startswith("--")):

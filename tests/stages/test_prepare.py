@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from stair_jax import jsonl, pipeline
+from stair_jax import jsonl, main, pipeline
 from stair_jax.config.checks import validate
 from stair_jax.log.metrics import Metrics
 from stair_jax.miniature import tokenizer
@@ -322,6 +322,14 @@ def test_rounds_beyond_those_of_the_recipe_are_refused(tmp_path):
         ValueError, match=r"config\.rounds: 2, but config\.recipe\.round_safety .* 1;"
     ):
         validate(toy(tmp_path, stages="search", data__recipe="paper", **more, **SIZES))
+
+
+def test_the_word_prepare_runs_this_stage_alone(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["stair-jax", "prepare", "--config=a.py", "--config.seed=1"])
+    seen = []
+    monkeypatch.setattr(main.app, "run", lambda *_, **__: seen.append(list(sys.argv)))
+    main.command_line()
+    assert seen == [["stair-jax", "--config=a.py", "--config.seed=1", "--config.stages=prepare"]]
 
 
 # ---- other stages read what was prepared
