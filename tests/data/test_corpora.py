@@ -3,6 +3,7 @@
 import collections
 import json
 import pathlib
+from typing import Any
 
 import pytest
 
@@ -87,7 +88,7 @@ def test_a_recorded_row_of_each_kind_says_what_it_should():
     sums = load("gsm8k", DATA / "gsm8k/train.jsonl").seeds
     assert sums[0].question.startswith("Natalia sold clips to 48 of her friends")
     assert sums[0].ground_truth == "72"
-    assert all(float(seed.ground_truth) is not None for seed in sums)
+    assert all(seed.ground_truth is not None and float(seed.ground_truth) >= 0 for seed in sums)
     behaviours = load("harmbench", DATA / "harmbench/harmbench_behaviors_text_val.csv").seeds
     kinds = collections.Counter(seed.meta["kind"] for seed in behaviours)
     assert kinds == {"standard": 41, "copyright": 20, "contextual": 19}
@@ -122,7 +123,7 @@ def test_the_root_is_read_in_the_authors_layout():
 # ---- rows made to the schema
 
 
-def pku(prompt="Q?", **changes):
+def pku(prompt: Any = "Q?", **changes):
     return {
         "prompt": prompt,
         "response_0": "worse",
@@ -205,7 +206,7 @@ def test_a_row_without_a_column_is_an_error_that_names_file_row_and_column(
         load(name, file)
 
 
-def completion(rating, response="r", **aspects):
+def completion(rating, response: str | None = "r", **aspects):
     ratings = dict.fromkeys(
         ("helpfulness", "honesty", "instruction_following", "truthfulness"), str(rating)
     )

@@ -4,6 +4,7 @@ import collections
 import functools
 import itertools
 import json
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def corpora(harmful, attacks, helpful):
     }
 
 
-def made(name, found, *, run_seed=0, **sizes):
+def made(name, found, *, run_seed: int = 0, **sizes: Any):
     pools = Pools(found, RecipeConfig(**sizes), run_seed, lambda id, s: f"sorry {id} {s}")
     return recipe_lib.registered()[name].make(pools)
 
@@ -142,7 +143,7 @@ def test_too_few_seeds_are_refused_with_the_way_out():
     with pytest.raises(
         ValueError, match=r"config\.recipe\.round_jailbreak: 13 seeds of jailbreakv"
     ):
-        made("paper", SMALL, **FEW | {"round_jailbreak": (9, 4)})
+        made("paper", SMALL, run_seed=0, **FEW | {"round_jailbreak": (9, 4)})
 
 
 def test_what_is_published_is_shared_out_over_the_rounds():

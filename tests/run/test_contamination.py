@@ -13,7 +13,7 @@ DATA = pathlib.Path(__file__).parents[2] / "../shared/data"
 recorded = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not there")
 
 
-def config(names, root=""):
+def config(names, root: str | pathlib.Path = ""):
     c = config_lib.default()
     c.data.update(recipe="paper", decontaminate=names, root=str(root))
     return c

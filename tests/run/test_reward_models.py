@@ -42,7 +42,7 @@ def trees_of(tmp_path, monkeypatch):
         (tmp_path / "round-1" / "trees").mkdir(parents=True)
         trees = open_to_append(tmp_path / "round-1" / "trees")
         asked = search.rows.for_round(run.config, 1)[:1]
-        found = search._grow(run, 1, SFT_MODEL, asked, trees)[1]
+        found = search._grow(run, 1, SFT_MODEL, asked, trees, None)[1]
         assert not model.held
         return next(iter(trees)), model, found
 
