@@ -1,7 +1,7 @@
 """Parts of the pages that are made when they are built, from the source that they describe.
 
-A page has a line such as `<!-- made: keys -->`, and mkdocs calls `on_page_markdown`, which puts the
-list of all keys in its place. Nothing of mkdocs is imported: the tests read the pages as they will
+A page has a line that says so and names the part, and mkdocs calls `on_page_markdown`, which puts
+the part in its place. Nothing of mkdocs is imported: the tests read the pages as they will
 be shown, without it.
 """
 
@@ -18,7 +18,10 @@ from stair_jax.config.schema import SECTIONS
 from stair_jax.evals.benchmark import NO_ANSWER, registered
 
 ROOT = pathlib.Path(__file__).parents[1]
-_PLACE = re.compile(r"^<!-- made: (\w+) -->$", re.MULTILINE)
+_PLACE = re.compile(
+    r"^\*This part is made when the pages are built \(`bash launch/docs\.sh`\): (\w+)\.\*$",
+    re.MULTILINE,
+)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

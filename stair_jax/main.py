@@ -5,8 +5,10 @@ import errno
 import logging
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
 import jax
 from absl import app, flags
@@ -22,6 +24,11 @@ from stair_jax.train.loop import NonFiniteError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Run configuration, a file of configs/.", lock_config=True
+)
+# What Python says of a value that is no number, and what we say.
+_NUMBERS = (
+    (re.compile("invalid literal for int.. with base 10: ('.*?')"), r"\1, expected a whole number"),
+    (re.compile("could not convert string to float: ('.*?')"), r"\1, expected a number"),
 )
 _USAGE = """\
 STAIR: SFT, rounds of search and step-level DPO, a reward model, search under it.
@@ -92,6 +99,8 @@ def command_line() -> None:
             _print(keys.listed(" ".join(words[1:]).removeprefix("config.")))
         except ValueError as error:
             sys.exit(f"error: {error}")
+    elif "--version" in words:
+        print(f"stair-jax {metadata.version('stair-jax')}, jax {jax.__version__}")
     elif {"--help", "-help", "-h", "--helpfull"} & set(words):
         print(_USAGE, end="")
     else:
@@ -126,7 +135,10 @@ def _parsed(argv: Sequence[str]) -> list[str]:
 def _line(error: Exception) -> str:
     """Returns what an error says in one line; of a traceback in it, how that ends."""
     told, _, trace = str(error).partition("Traceback (most recent call last)")
-    return " ".join([*told.split(), *trace.strip().rpartition("\n")[2].split()])
+    line = " ".join([*told.split(), *trace.strip().rpartition("\n")[2].split()])
+    for python, ours in _NUMBERS:
+        line = python.sub(ours, line)
+    return line
 
 
 def _file(argv: Sequence[str]) -> str:
@@ -145,6 +157,8 @@ def _check_file(argv: Sequence[str]) -> None:
       ValueError: for a file that is missing or not there.
     """
     given = _file(argv)
+    if sum(word.partition("=")[0] in ("--config", "-config") for word in argv) > 1:
+        raise ValueError("--config: found more than once, expected one file of a configuration")
     if not given:
         raise ValueError("--config is missing, expected --config=FILE, such as configs/tiny.py")
     path = pathlib.Path(given.partition(":")[0])

@@ -140,8 +140,9 @@ def _with_flags_of_before(config: Config, lineage: Lineage, flags: Collection[st
         for key in entry.get("flags", ()):
             value = entry["settings"][key]
             if key not in flags and key in now and now[key] != value:
+                if missing.get(key) != value:  # said once, of the first that was made so
+                    log.info("config.%s: %r, as the command that made %s had it", key, value, name)
                 missing[key] = value
-                log.info("config.%s: %r, as the command that made %s had it", key, value, name)
     if not missing:
         return config
     changed = with_values(config, missing)

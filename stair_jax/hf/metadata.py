@@ -28,6 +28,8 @@ def resolve(name: Path) -> pathlib.Path:
     folder = pathlib.Path(name).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_absolute() or str(name).startswith((".", "~")):
+        raise ValueError(f"checkpoint {str(name)!r}: no such folder")
     wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(str(name), allow_patterns=wanted))

@@ -154,7 +154,7 @@ def _cudnn_refusal(q: jax.Array, *, masked: bool, packed: bool) -> str:
     if masked:
         return "it is used for causal attention without a mask"
     if dtype not in (jnp.bfloat16, jnp.float16):
-        return f"it computes in bfloat16 or float16, found {dtype}"
+        return f"cuDNN computes in bfloat16 or float16, found {dtype}"
     if head_dim % 8:
         return f"it wants a head dim divisible by 8, found {head_dim}"
     if packed and q.shape[1] % 2:

@@ -34,11 +34,12 @@ def check(c: Config) -> None:
     if unknown := [word for word, one in asked.items() if not one and word not in own]:
         near = difflib.get_close_matches(_name(unknown[0]), known, 1)
         raise ValueError(
-            f"{_KEY}: {unknown} not in {list(known)}, and no file ({', '.join(ROW_FILES)}) nor"
-            f" a name on the Hugging Face hub{f'; did you mean {near[0]!r}?' if near else ''}"
+            f"{_KEY}: {unknown}{f', did you mean {near[0]!r}?' if near else ''} Found no such"
+            f" benchmark, no file ({', '.join(ROW_FILES)}) and no name on the Hugging Face hub;"
+            f" there are {list(known)}"
         )
     rows = {word: one for word, one in asked.items() if one and (one.hub or one.file)}
-    if placed := [word for word, one in asked.items() if ":" in word and one and word not in rows]:
+    if placed := [word for word, one in asked.items() if ":" in word and one and one.world]:
         raise ValueError(f"{_KEY}: {placed}, expected the name alone: it makes its own prompts")
     filed = [word for word, one in rows.items() if one.file]
     if c.data.root and not filed and not c.data.recipe:
@@ -170,8 +171,13 @@ def _file_of(config: Config, benchmark: Benchmark) -> str:
 
 def _filled(benchmark: Benchmark, place: str, word: str, split: str) -> Benchmark:
     """Returns a benchmark with its prompts, from a place or else from the hub."""
-    if not (benchmark.hub or benchmark.file):
-        return dataclasses.replace(benchmark, prompts=tuple(benchmark.load([], split)))
+    if not (place or benchmark.hub or benchmark.file):
+        if not (made := tuple(benchmark.load([], split))):
+            raise ValueError(
+                f"{_KEY}: {word!r} makes no prompts of its own and names no place of rows (`hub` or"
+                f" `file`); expected {word}:FILE"
+            )
+        return dataclasses.replace(benchmark, prompts=made)
     if place:
         rows, source = _read(benchmark, place), place
     else:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from stair_jax import jsonl
-from stair_jax.config import Config, default
+from stair_jax.config import ROW_FILES, Config, default
 from stair_jax.config.schema import KNOBS
 from stair_jax.config.stages import RESULTS, stage_of
 from stair_jax.run import hashes
@@ -127,8 +127,10 @@ class Lineage:
             made = {**{key: usual.get(key) for key in missing}, **made}
         for key in sorted(made.keys() | settings.keys()):
             if only(key) and made.get(key) != settings.get(key):
+                found = settings.get(key)
+                lost = " (no such file)" if _is_lost(found) else ""
                 raise ValueError(
-                    f"config.{key}: {settings.get(key)!r}, but {name} was made with"
+                    f"config.{key}: {found!r}{lost}, but {name} was made with"
                     f" {made.get(key)!r}; keep that value, or {self.way_out(name)}"
                 )
 
@@ -299,3 +301,9 @@ def _read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _is_lost(value: object) -> bool:
+    """Returns whether a setting names a file of rows that is not there."""
+    path = pathlib.PurePath(value) if isinstance(value, str) and "{" not in value else None
+    return path is not None and path.suffix in ROW_FILES and not pathlib.Path(path).is_file()

@@ -67,7 +67,8 @@ def tell(run: Run, stages: Iterable[Stage]) -> None:
     if written_for := run.config.mesh.written_for:
         log.info("the configuration was written for %s", written_for)
     if knobs:
-        log.info("what changes it: %s", "; ".join(_KNOBS[kind] for kind in knobs))
+        named = dict.fromkeys(name for kind in knobs for name in _KNOBS[kind].split(", "))
+        log.info("what changes it: %s", ", ".join(named))
     for name, total, help_by in short:
         said = "stage %s hardly fits: it needs about %s of %s, this machine has %s; change %s"
         log.warning(said, name, size_of(total), place, known, help_by)

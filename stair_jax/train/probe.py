@@ -61,7 +61,8 @@ def check_packing(spec: Spec, compute_dtype: str, attention: str = "auto") -> fl
             f" {gap:.2g} off from what they are alone (at most {LIMITS[compute_dtype]:g}), so they"
             " see each other; set train.batching to 'bucket'"
         )
-    log.info("packed rows: attention %s is %.1g off from sequences alone", attention, gap)
+    said = "packed rows: with attention %s they differ by %.1g from their sequences alone"
+    log.info(said, attention, gap)
     return gap
 
 

@@ -122,11 +122,15 @@ def test_the_page_on_data_reads_a_tree_from_disk(tmp_path, monkeypatch, capsys):
 # What is made when the pages are built.
 
 
+def place(part):
+    return f"*This part is made when the pages are built (`bash launch/docs.sh`): {part}.*"
+
+
 def test_a_page_gets_what_is_made_in_its_place():
-    made = hooks.on_page_markdown("before\n\n<!-- made: rooms -->\n\nafter", page=None)
+    made = hooks.on_page_markdown(f"before\n\n{place('rooms')}\n\nafter", page=None)
     assert made == f"before\n\n{house.listing()}\n\nafter"
     with pytest.raises(KeyError, match="nonsense"):
-        hooks.on_page_markdown("<!-- made: nonsense -->")
+        hooks.on_page_markdown(place("nonsense"))
 
 
 def entries():

@@ -59,9 +59,9 @@ REAL = {"model__checkpoint": "x", "evaluate__search": "greedy"}
 BAD = [
     (
         {"evaluate__benchmarks": "gsm8"},
-        r"\['gsm8'\] not in \[.*'gsm8k', .*; did you mean 'gsm8k'\?",
+        r"\['gsm8'\], did you mean 'gsm8k'\? Found no such benchmark, no .*'gsm8k', ",
     ),
-    ({"evaluate__benchmarks": "harmful,gsm:a.jsonl"}, r"\['gsm:a\.jsonl'\] not in"),
+    ({"evaluate__benchmarks": "harmful,gsm:a.jsonl"}, r"\['gsm:a\.jsonl'\]"),
     (
         {"evaluate__benchmarks": "harmful:a.jsonl"},
         r"\['harmful:a\.jsonl'\], expected the name alone",
@@ -79,6 +79,30 @@ def test_a_benchmark_that_cannot_be_asked_is_refused_in_one_line(changes, messag
     with pytest.raises(ValueError, match=message) as error:
         benchmarks.check(tiny(**changes))
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """A benchmark of code outside the package that names no place of rows, and reads some."""
+
+    def load(rows, split):
+        return [Prompt(id=f"bare-{at}", question=row["q"], type="helpfulness") for at, row in rows]
+
+    like = registered()["gsm8k"]
+    found = dataclasses.replace(like, name="bare", hub=None, file="", read=None, load=load)
+    monkeypatch.setitem(registered(), "bare", found)
+
+
+def test_a_benchmark_without_a_place_of_rows_takes_a_file_and_is_not_empty(bare, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"q": "why"}\n')
+    real = {"model__checkpoint": "x", "evaluate__search": "greedy", "stages": "evaluate"}
+    named = tiny(evaluate__benchmarks=f"bare:{tmp_path}/rows.jsonl", **real)
+    benchmarks.check(named)
+    (found,) = benchmarks.of(named)
+    assert [prompt.question for prompt in found.prompts] == ["why"]
+    alone = tiny(evaluate__benchmarks="bare", **real)
+    with pytest.raises(ValueError, match=r"'bare' makes no prompts .* expected bare:FILE"):
+        benchmarks.of(alone)
 
 
 def test_a_checkpoint_can_be_asked_what_is_in_no_worlds_language():

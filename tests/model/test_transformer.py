@@ -253,7 +253,7 @@ def test_causal_and_masked_attention_equal_a_reference():
         ("exactly one of mask, causal and reach", {}),
         ("exactly one of mask,", {"causal": True, "mask": jnp.ones((2, 7, 7), bool)}),
         ("exactly one of mask,", {"causal": True, "reach": jnp.full((2, 7), 7)}),
-        ("it computes in bfloat16", {"causal": True, "implementation": "cudnn"}),
+        ("cuDNN computes in bfloat16", {"causal": True, "implementation": "cudnn"}),
         ("without a mask", {"mask": jnp.ones((2, 7, 7), bool), "implementation": "cudnn"}),
     ],
 )
@@ -273,7 +273,7 @@ def test_what_auto_chose_is_logged_once(caplog):
         for _ in range(2):
             ops.attention(*attention_inputs(), causal=True)
     assert len(caplog.records) == 1
-    assert caplog.records[0].getMessage().startswith("attention auto: xla (it computes in ")
+    assert caplog.records[0].getMessage().startswith("attention auto: xla (cuDNN computes in ")
 
 
 @pytest.mark.parametrize(("attribute", "value"), [("remat", "half"), ("attention", "flash")])

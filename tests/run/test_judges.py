@@ -56,6 +56,24 @@ def test_the_policy_judges_helpfulness_beside_the_verifier(tmp_path):
     assert scores(direct, engine, (SUM, "7")) == {0: Score(safety=1.0, helpfulness=1.0)}
 
 
+def test_a_rubric_without_room_in_the_context_is_refused_before_the_run(tmp_path, caplog):
+    template = judges.rubric(run_of(tmp_path, **SELF).config, "helpfulness")
+    taken = len(CODEC.prompt_ids(template.fill("", "")))
+
+    def check(room, **changes):
+        caplog.clear()
+        sizes = {"engine__max_context": room, "search__max_rollout_tokens": 64}
+        judges.check_room(run_of(tmp_path, **sizes | changes))
+        return caplog.text
+
+    least = rf"takes {taken} of the {taken + 31} .*max_context; raise that to {taken + 64}"
+    with pytest.raises(ValueError, match=least):
+        check(taken + 31, **SELF)
+    assert "that need more than 32 have no score" in check(taken + 32, **SELF)
+    assert not check(taken + 64, **SELF)
+    assert not check(8)  # nobody is asked in words
+
+
 @pytest.mark.parametrize("direct", [False, True])
 def test_beside_no_verifier_an_answer_is_what_the_output_holds(tmp_path, direct):
     engine = Model(lambda asked: "conclusion : [ 4 ]")

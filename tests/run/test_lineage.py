@@ -193,6 +193,20 @@ def test_a_setting_that_came_since_counts_as_its_default(tmp_path):
         lineage.check("round-1/trees", settings_of(c, "search"))
 
 
+def test_a_file_that_is_not_there_is_said_to_be_lost(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.jsonl").write_text("{}\n")
+    c = config_lib.default()
+    c.data.sft = "rows.jsonl"
+    lineage = Lineage(tmp_path / "lineage.json")
+    lineage.begin("sft", "sft", settings_of(c, "sft"), ())
+    jsonl.write_text(tmp_path / "sft" / "checkpoints" / "1" / "x", "")
+    for name, told in (("rosw.jsonl", r" \(no such file\),"), ("there.jsonl", ","), ("a/hub", ",")):
+        c.data.sft = name
+        with pytest.raises(ValueError, match=rf"data\.sft: '{name}'{told} but sft was made"):
+            lineage.check("sft", settings_of(c, "sft"))
+
+
 def test_not_all_keys_need_be_compared(tmp_path):
     c = config_lib.default()
     lineage = Lineage(tmp_path / "lineage.json")
