@@ -63,6 +63,12 @@ class SearchConfig(Section):
         FROM_0,
         under=conditions.ROOTED,
     )
+    roots_turn_back: bool = knob(
+        True,
+        "whether one of the steps tried behind a bad one is given: the second step of the best"
+        " response of the prompt's own tree",
+        under=conditions.ROOTED,
+    )
     trees_in_flight: int = knob(
         0, "trees grown at once at most; 0: two for every slot (ours)", FROM_0, free=True
     )

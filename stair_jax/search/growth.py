@@ -31,12 +31,12 @@ from stair_jax.engine.request import EngineLike, Prefix, Request, Result, Sampli
 from stair_jax.judges.base import Judge, Score
 from stair_jax.prm.reader import Reading, RewardModelLike
 from stair_jax.records import Node, Prompt, Tree
-from stair_jax.search import mcts
+from stair_jax.search import mcts, roots
 from stair_jax.search.node_values import NodeValues
 from stair_jax.search.priors import prior
 from stair_jax.search.reward import Reward
 from stair_jax.search.tree import NONE, ROOT
-from stair_jax.text import PromptCodec
+from stair_jax.text import PromptCodec, ResponseCodec
 
 TRIES = 2  # of an evaluation
 
@@ -197,8 +197,31 @@ class Growth:
         """Asks for the next steps after `node`."""
         self.counters["expansions"] += 1
         self._taken, self._first = 0, len(self.nodes)
-        for k in range(self.tools.config.num_children):
+        given = node == ROOT and self._give(self.prompt.meta.get(roots.TURN_BACK, ""))
+        for k in range(given, self.tools.config.num_children):
             self._generate(node, "step", k, group=node)
+        self._attach_in_order(node)
+
+    def _give(self, step: str) -> bool:
+        """Makes a text the first of the steps behind the root; returns whether there was room.
+
+        Under PUCB its prior is that of one of `num_children` equally likely ones.
+        """
+        tools, root = self.tools, self.nodes[ROOT]
+        if not step:
+            return False
+        assert isinstance(tools.codec, ResponseCodec), "who is given steps encodes them"
+        assert root.prefix is not None
+        ids = tuple(tools.codec.encode(step))
+        try:
+            prefix = tools.engine.extend(root.prefix, ids)
+        except ValueError:
+            return False
+        p = math.log(1 / tools.config.num_children)
+        logps = (p,) * len(ids) if wants_logps(tools.config) else ()
+        task = TaskId(self.prompt.id, ROOT, "step", 0)
+        self._steps[0] = Result(id=task, ids=ids, logps=logps, prefix=prefix, finish="stop")
+        return True
 
     def evaluate(self, node: int) -> None:
         """Lets the device wait for the outcome of `node`."""
@@ -287,6 +310,10 @@ class Growth:
             self._judge(node, ordinal, response)
             return
         self._steps[ordinal] = result
+        self._attach_in_order(node)
+
+    def _attach_in_order(self, node: int) -> None:
+        """Makes children of the steps that are there and whose elders are."""
         while (step := self._steps.pop(self._taken, None)) is not None:
             self._taken += 1
             self._attach(node, step)

@@ -5,6 +5,10 @@ hardly ever behind a bad analysis: whoever writes its first step for it then own
 further tree of the same prompt begins behind such a step. The step is part of the prompt from then
 on (`Prompt.prefill`): no loss, no value and no judge sees it as something that the model said.
 
+A model that never turns back gives no pair, however many steps it is asked for: all are bad. So one
+of the steps behind a bad one may be given: the one that the best response of the prompt's own tree
+took in its place (`roots_turn_back`). What follows it is the model's own, and so is its value.
+
 The idea is beyond the paper; Qi et al. 2024 (arXiv 2406.05946) train on recoveries in this way,
 with beginnings of harmful answers.
 """
@@ -14,12 +18,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 
 from stair_jax.config.schema import SearchConfig
-from stair_jax.config.words import FORGED, REJECTED, split_csv
+from stair_jax.config.words import REJECTED, split_csv
 from stair_jax.records import Node, Prompt, Tree
 from stair_jax.text import STEP_END
 
 SUFFIX = "/behind"  # of the ids of these trees' prompts
 KIND = "behind"  # of `Prompt.meta`: where the step is from
+TURN_BACK = "turn_back"  # of `Prompt.meta`: the step that is given
 
 Forge = Callable[[Prompt], str]
 
@@ -50,9 +55,10 @@ def behind_bad_steps(
     if not is_due(prompt, config, seed=seed):
         return ()
     for kind in split_csv(config.roots):
-        step = {REJECTED: lambda: rejected(tree, config.roots_gap), FORGED: lambda: forge(prompt)}
-        if begun := step[kind]():
+        if begun := rejected(tree, config.roots_gap) if kind == REJECTED else forge(prompt):
             meta = {**prompt.meta, KIND: kind}
+            if config.roots_turn_back and (step := way_back(tree)):
+                meta[TURN_BACK] = step
             id = id_behind(prompt.id)
             return (dataclasses.replace(prompt, id=id, prefill=begun, meta=meta),)
     return ()
@@ -82,6 +88,15 @@ def rejected(tree: Tree, gap: float) -> str:
         return ""
     worst, best = min(open_ended, key=_value), max(first, key=_value)
     return worst.text.rstrip() if best.value - worst.value > gap else ""
+
+
+def way_back(tree: Tree) -> str:
+    """Returns the second step of the tree's best response; nothing where it has none."""
+    ended = [i for i, node in enumerate(tree.nodes) if node.reward is not None and node.finite]
+    longer = [i for i in ended if tree.nodes[i].depth > 1]
+    if not longer:
+        return ""
+    return tree.path(max(longer, key=lambda i: tree.nodes[i].value))[1].text
 
 
 def _is_step(node: Node) -> bool:

@@ -57,7 +57,7 @@ WHEN = [
     ("search.value_model", {"search.value": "prm"}, {"search.value": "rollout"}),
     ("search.value_weight", {"search.value": "mix"}, {"search.value": "prm"}),
     (
-        "search.roots_share search.roots_gap",
+        "search.roots_share search.roots_gap search.roots_turn_back",
         {"search.roots": "rejected"},
         {"search.roots": ""},
     ),

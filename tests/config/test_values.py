@@ -153,6 +153,7 @@ DEFAULTS = {
         "search.roots": "",
         "search.roots_share": 0.25,
         "search.roots_gap": 1.0,
+        "search.roots_turn_back": True,
         "search.value_model": "",
         "search.export_official": False,
         "judge.templates": "",

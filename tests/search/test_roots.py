@@ -44,7 +44,7 @@ TREE = _tree(
 
 
 def test_a_further_tree_begins_behind_the_worst_first_step():
-    (prompt,) = behind(TREE)
+    (prompt,) = behind(TREE, dataclasses.replace(ALL, roots_turn_back=False))
     assert prompt == dataclasses.replace(
         TREE.prompt,
         id="x/behind",
@@ -52,6 +52,27 @@ def test_a_further_tree_begins_behind_the_worst_first_step():
         meta={"behind": "rejected"},
     )
     assert roots.origin(prompt.id) == TREE.prompt.id
+
+
+BEST = step(1, "0.0.1", 2.5, terminal=True)
+DEEPER = step(4, "0.0.0.0", 3.0, terminal=True)  # the best of all
+
+
+@pytest.mark.parametrize(
+    ("ends", "given"),
+    [
+        ([BEST], BEST.text),
+        ([BEST, DEEPER], TREE.nodes[4].text),  # the second step, whatever is behind it
+        ([step(0, "0.3", 3.0, terminal=True)], ""),  # an answer at once: nothing to take over
+        ([], ""),
+    ],
+)
+def test_the_step_that_turns_back_is_the_second_of_the_best_response(ends, given):
+    tree = dataclasses.replace(TREE, nodes=(*TREE.nodes, *ends))
+    (prompt,) = behind(tree)
+    assert prompt.meta.get("turn_back", "") == given
+    (bare,) = behind(tree, dataclasses.replace(ALL, roots_turn_back=False))
+    assert "turn_back" not in bare.meta
 
 
 @pytest.mark.parametrize(
@@ -239,6 +260,41 @@ def test_a_round_that_was_stopped_grows_only_what_is_missing(stage, tmp_path, lo
     assert len(engines) == 2
     asked = {key[1] for key in engines[1].keys}
     assert len(asked) == lost
+
+
+GIVEN = f"{STEP}no, this is wrong{STEP_END}"
+
+
+@pytest.mark.parametrize("score", ["ucb", "pucb"])
+def test_a_given_step_is_the_first_child_and_the_model_goes_on_from_there(
+    stage, monkeypatch, score
+):
+    monkeypatch.setattr(roots, "way_back", lambda tree: GIVEN)
+    folder, _, (engine,) = stage(roots="forged", roots_share=1.0, score=score)
+    trees = trees_in(folder)
+    for prompt in ROWS:
+        plain, began = trees[prompt.id], trees[roots.id_behind(prompt.id)]
+        assert GIVEN not in [node.text for node in plain.nodes]
+        first = next(node for node in began.nodes if node.tag == "0.0")
+        assert first.text == GIVEN
+        assert first.visits > 0
+        assert first.p == pytest.approx(1 if score == "ucb" else 1 / SEARCH["num_children"])
+    asked = [key for key in engine.keys if key[1].endswith("/behind") and key[2:4] == ("0", "step")]
+    assert {ordinal for *_, ordinal in asked} == {1, 2}  # the model is not asked for the first
+    assert any(key[2] == "0.0" for key in engine.keys if key[1].endswith("/behind"))
+    assert not engine.held
+
+
+def test_a_given_step_without_room_is_left_out(stage, monkeypatch):
+    monkeypatch.setattr(roots, "way_back", lambda tree: GIVEN)
+
+    def full(self, prefix, ids):
+        raise ValueError("no room")
+
+    monkeypatch.setattr(Engine, "extend", full)
+    trees = trees_in(stage(roots="forged", roots_share=1.0)[0])
+    assert len(trees) == 2 * len(ROWS)
+    assert not any(node.text == GIVEN for tree in trees.values() for node in tree.nodes)
 
 
 def test_an_id_that_a_further_tree_would_have_is_refused(stage, monkeypatch):
