@@ -89,7 +89,7 @@ def _refuse_ignored(c: Config, key: str, value: Any) -> None:
     own = _get(c, section) if section else c
     for under in knob.under:
         if (under.values is None or value in under.values) and not under.counts(c, own):
-            address = isinstance(value, str) and "://" in value
+            address = isinstance(value, str) and ("://" in value or "@" in value)
             shown = redaction.shown_address(value) if address else value
             needs = under.needs.format(section=section)
             raise ValueError(f"config.{key}: {shown!r} would be ignored, it needs {needs}")

@@ -227,6 +227,8 @@ DEFAULTS = {
         "evaluate.searched": "",
         "evaluate.interventions": "",
         "evaluate.attacks": "",
+        "evaluate.annotations": "",
+        "evaluate.imported": "",
         "evaluate.attacker": "",
         "evaluate.attack_judge": "",
         "evaluate.attack_calls": 0,

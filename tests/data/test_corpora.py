@@ -2,6 +2,7 @@
 
 import collections
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_a_recorded_row_of_each_kind_says_what_it_should():
     sums = load("gsm8k", DATA / "gsm8k/train.jsonl").seeds
     assert sums[0].question.startswith("Natalia sold clips to 48 of her friends")
     assert sums[0].ground_truth == "72"
-    assert all(seed.ground_truth is not None and float(seed.ground_truth) >= 0 for seed in sums)
+    assert all(math.isfinite(float(seed.ground_truth or "nan")) for seed in sums)
     behaviours = load("harmbench", DATA / "harmbench/harmbench_behaviors_text_val.csv").seeds
     kinds = collections.Counter(seed.meta["kind"] for seed in behaviours)
     assert kinds == {"standard": 41, "copyright": 20, "contextual": 19}

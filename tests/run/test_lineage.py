@@ -42,7 +42,17 @@ RUN_ONLY = {
     "evaluate.judged",
     "evaluate.judges",
     "evaluate.prompts",
-    *(f"evaluate.{key}" for key in ("attacks", "attacker", "attack_judge", "pair_prompts")),
+    *(
+        f"evaluate.{key}"
+        for key in (
+            "attacks",
+            "attacker",
+            "attack_judge",
+            "pair_prompts",
+            "annotations",
+            "imported",
+        )
+    ),
     "export.model",
     "export.dtype",
     "export.push",

@@ -117,7 +117,7 @@ def test_models_whose_answers_are_often_cut_are_told(write, caplog):
     caplog.set_level(logging.WARNING)
     of = {"sft": figures(gsm8k__cut=2), "dpo-1": figures(gsm8k__cut=1)}
     write(("gsm8k",), of)
-    assert "evaluate sft: 10 % of 20 answers stopped at their limit" in caplog.text
+    assert "evaluate sft: 10 % of 20 answers stopped at a limit" in caplog.text
     assert "dpo-1" not in caplog.text
 
 
