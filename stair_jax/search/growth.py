@@ -290,7 +290,9 @@ class Growth:
         tools.engine.submit(request)
 
     def _judge(self, node: int, ordinal: int, response: str) -> None:
+        """Asks for a verdict on a response, with what it began behind: judges know its format."""
         assert self.tools.judge is not None
+        response = self.prompt.prefill + response
         self.counters["judged"] += 1
         if self.tools.on_answer is not None:
             self.tools.on_answer(response)

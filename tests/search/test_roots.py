@@ -184,7 +184,7 @@ def stage(tmp_path, monkeypatch):
         return engines[-1]
 
     monkeypatch.setattr(models, "engine_for", engine)
-    monkeypatch.setattr(judges, "judge_of", lambda *_: Closing(script))
+    monkeypatch.setattr(judges, "judge_of", lambda *_: Closing.made(script))
     monkeypatch.setattr(known_models, "parent_of_round", lambda run, _: known_models.base(run))
     monkeypatch.setattr(rows, "for_round", lambda *_: ROWS)
 
@@ -206,9 +206,16 @@ def stage(tmp_path, monkeypatch):
 class Closing(ScriptedJudge):
     """A scripted judge that can be closed."""
 
+    last: "Closing"
+
     def __init__(self, script):
         super().__init__(script)
         self.counters = {}
+
+    @classmethod
+    def made(cls, script):
+        cls.last = cls(script)
+        return cls.last
 
     def close(self):
         pass
@@ -229,6 +236,9 @@ def test_further_trees_are_grown_paired_and_counted(stage, caplog):
         assert tree.prompt.prefill == forged.forged_step(prompt)
         assert tree.prompt.question == prompt.question
     assert "6 trees behind bad first steps: 6 forged" in caplog.text
+    for _, id, response in Closing.last.asked:  # a judge sees how the response began
+        begun = forged.forged_step(next(p for p in ROWS if p.id == roots.origin(id)))
+        assert response.startswith(begun) == (id != roots.origin(id))
     found = jsonl.read_jsonl(folder.parent / "pairs" / "pairs.jsonl", Pair)
     began = [pair for pair in found if pair.prefill]
     assert 0 < len(began) < len(found)
