@@ -68,7 +68,7 @@ def sample(
             flow.ask(left.popleft())
         for prompt, found in flow.answers():
             waiting[found.id] = prompt, found
-            judge.submit(found.id, prompt, found.text)
+            judge.submit(found.id, prompt, prompt.prefill + found.text)
         if waiting and engine.idle:  # all there is to do is to wait for a judge
             time.sleep(PAUSE_S)
         for name, score in judge.collect():

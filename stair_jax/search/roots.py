@@ -3,7 +3,7 @@
 A tree's siblings part after steps that the policy itself took, and a policy that analyses well is
 hardly ever behind a bad analysis: whoever writes its first step for it then owns the answer. A
 further tree of the same prompt begins behind such a step. The step is part of the prompt from then
-on (`Prompt.prefill`): it has no weight in any loss. Judges see the whole response, as they always do.
+on (`Prompt.prefill`), without weight in any loss. Judges see the whole response, as they always do.
 
 A model that never turns back gives no pair, however many steps it is asked for: all are bad. So one
 of the steps behind a bad one may be given: the one that the best response of the prompt's own tree
