@@ -61,6 +61,7 @@ RANDOM_WEIGHTS = Under(
 )
 RECIPE = Under(lambda c, own: c.data.recipe, "a recipe in config.data.recipe")
 PAPER_RECIPE = Under(lambda c, own: c.data.recipe == "paper", "config.data.recipe=paper")
+SMALL_RECIPE = Under(lambda c, own: c.data.recipe == "small", "config.data.recipe=small")
 COLUMNS = Under(lambda c, own: own.recipe == "own", "config.data.recipe=own, which reads them")
 SFT_FILE = Under(lambda c, own: not is_world(own.sft), "a file or hub name in config.data.sft")
 PREFERENCE_FILE = Under(

@@ -18,12 +18,16 @@ def validate_recipe(c: Any) -> None:
     wanted, r = split_csv(c.stages), c.recipe
     if "prepare" in wanted and not c.data.recipe:
         raise ValueError("config.data.recipe: empty, stage prepare needs one, such as paper")
-    for key in (*_ROUNDS, *_KINDS):
+    for key in (*_ROUNDS, *_KINDS, "taught"):
         if not all(type(x) is int and x >= 0 for x in r[key]):
             raise ValueError(f"config.recipe.{key}: {r[key]}, expected whole numbers, 0 or more")
     for key in _KINDS:
         if len(r[key]) != 2:
             raise ValueError(f"config.recipe.{key}: {r[key]}, expected two: safety, helpful")
+    if len(r.taught) != 3:
+        raise ValueError(
+            f"config.recipe.taught: {r.taught}, expected three: refusals, solutions, look-alikes"
+        )
     lengths = {key: len(r[key]) for key in _ROUNDS}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"config.recipe: {lengths}, expected as many numbers of each, one a round")

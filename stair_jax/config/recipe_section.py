@@ -7,7 +7,7 @@ import dataclasses
 
 from stair_jax.config import conditions
 from stair_jax.config.knob import Section, knob
-from stair_jax.config.ranges import FROM_0, FROM_1, MASS
+from stair_jax.config.ranges import FROM_0, FROM_1, MASS, Range
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,4 +69,26 @@ class RecipeConfig(Section):
         "tokens of such a response at most; one that is cut is left out (ours)",
         FROM_1,
         under=conditions.PAPER_RECIPE,
+    )
+    taught: tuple[int, ...] = knob(
+        (240, 300, 50),
+        "demonstrations: refusals, worked solutions, harmless look-alikes (ours)",
+        under=conditions.SMALL_RECIPE,
+    )
+    lookalikes: int = knob(
+        8,
+        "harmless look-alikes of each round beside its helpful prompts, at scale 1 (ours)",
+        FROM_0,
+        under=conditions.SMALL_RECIPE,
+    )
+    twins: float = knob(
+        0.5,
+        "share of a round's attacks that have a harmless twin in the same framing (ours)",
+        Range(0, 1),
+        under=conditions.SMALL_RECIPE,
+    )
+    held_out: str = knob(
+        "fiction,encoded",
+        "families of framings that no prompt has, comma-separated (ours)",
+        under=conditions.SMALL_RECIPE,
     )

@@ -45,6 +45,8 @@ class Corpus:
       benchmarks: registered ones that ask these very rows: whoever trains on it cannot report them.
       convert: makes a seed of a row, with its own id or "".
       by_columns: instead makes `convert` of `config.data.columns`.
+      packaged: a file of this package that the rows are in, for rows of our own.
+      asked: whether its seeds are prompts; others, such as templates, overlap with no benchmark.
     """
 
     name: str
@@ -58,6 +60,8 @@ class Corpus:
     benchmarks: tuple[str, ...] = ()
     convert: Convert | None = None
     by_columns: Callable[[Mapping[str, str]], Convert] | None = None
+    packaged: str = ""
+    asked: bool = True
 
 
 @functools.cache
@@ -89,6 +93,8 @@ def find(corpus: Corpus, root: str, given: str = "") -> Place:
     """
     if given:
         return Place(corpus, (given,))
+    if corpus.packaged:
+        return Place(corpus, (corpus.packaged,))
     if root and (files := _matching(root, corpus.train)):
         held_out = _matching(root, corpus.held_out) if corpus.held_out else ()
         return Place(corpus, files, held_out)

@@ -95,8 +95,8 @@ class Pools:
     refusal: Refusal
 
     def pool(self, name: str) -> Pool:
-        """Returns a corpus, nothing of it taken yet."""
-        return Pool(name, self.corpora[name], self.seed)
+        """Returns a corpus, nothing of it taken yet; no seed of an optional one that is absent."""
+        return Pool(name, self.corpora.get(name, ()), self.seed)
 
     def size(self, count: int) -> int:
         """Returns a size of the configuration times its scale; at least 1 of what is wanted."""
@@ -122,12 +122,14 @@ class Recipe:
       about: one line for people.
       corpora: names of those that it reads.
       make: makes them.
+      optional: names of further ones that it can do without; it reads those that lie somewhere.
     """
 
     name: str
     about: str
     corpora: tuple[str, ...]
     make: Callable[[Pools], Sets]
+    optional: tuple[str, ...] = ()
 
 
 @functools.cache

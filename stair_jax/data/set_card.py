@@ -82,6 +82,8 @@ def page(manifest: Mapping[str, Any]) -> str:
     for one in manifest["corpora"].values():
         places = ", ".join(one["from"])
         lines.append(f"| {one['title']} | {one['licence']} | {places} | {one['usable']} |")
+    if absent := manifest["corpora_absent"]:
+        lines += ["", f"Made without {', '.join(absent)}, which lay nowhere."]
     lines += ["", "## Left out", "", "| data set | reason | rows |", "|---|---|---|"]
     for one in manifest["corpora"].values():
         for reason, count in one["dropped"].items():

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from stair_jax.data.seeds import Loaded, Seed
 from stair_jax.run import contamination, rejected
 from stair_jax.run.contamination import Against, Removed
 from stair_jax.run.workdir import Run
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,22 +60,28 @@ def places_of(config: Config, recipe: Recipe) -> list[Place]:
 
     Raises:
       ValueError: for a name in `config.data.corpora` that the recipe does not read, or for a corpus
-        that lies nowhere.
+        that lies nowhere and that the recipe cannot do without.
     """
+    readable = (*recipe.corpora, *recipe.optional)
     given: dict[str, str] = {}
     for word in split_csv(config.data.corpora):
         name, _, place = word.partition(":")
-        if name not in recipe.corpora or not place:
+        if name not in readable or not place:
             raise ValueError(
                 f"config.data.corpora: {word!r}, expected NAME:FILE with a NAME of"
-                f" {list(recipe.corpora)}, which the recipe {recipe.name!r} reads"
+                f" {list(readable)}, which the recipe {recipe.name!r} reads"
             )
         given[name] = place
     known = corpus_lib.registered()
-    return [
-        corpus_lib.find(known[name], config.data.root, given.get(name, ""))
-        for name in recipe.corpora
-    ]
+    found = []
+    for name in readable:
+        try:
+            found.append(corpus_lib.find(known[name], config.data.root, given.get(name, "")))
+        except ValueError:
+            if name in recipe.corpora:
+                raise
+            log.warning("config.data.recipe: %s goes without %s", recipe.name, known[name].title)
+    return found
 
 
 def columns_of(config: Config) -> dict[str, str]:
@@ -131,7 +140,9 @@ def make(run: Run, artefact: str, found: Read) -> Made:
     """
     c = run.config
     seeds = {name: one.seeds for name, one in found.loaded.items()}
-    removed = contamination.removed(seeds, found.against.prompts)
+    prompts = {place.corpus.name for place in found.places if place.corpus.asked}
+    compared = {name: some for name, some in seeds.items() if name in prompts}
+    removed = contamination.removed(compared, found.against.prompts)
     gone = {one.id for one in removed}
     clean = {name: [seed for seed in some if seed.id not in gone] for name, some in seeds.items()}
     sets = found.recipe.make(Pools(clean, RecipeConfig.of(c.recipe), c.seed, _refusal))
@@ -170,6 +181,7 @@ def manifest_of(
         "sets": {name: {**one, "hash": hashes[name]} for name, one in sets.items()},
         "corpora": {place.corpus.name: _of_corpus(place, found) for place in found.places},
         "benchmarks": {name: len(prompts) for name, prompts in found.against.prompts.items()},
+        "corpora_absent": [name for name in found.recipe.optional if name not in found.loaded],
         "benchmarks_absent": found.against.absent,
         "removed": [
             {"source": source, "benchmark": benchmark, "how": how, "rows": count}

@@ -144,6 +144,11 @@ WHEN = [
         {"data.recipe": "paper"},
         {"data.recipe": "own"},
     ),
+    (
+        "recipe.taught recipe.lookalikes recipe.twins recipe.held_out",
+        {"data.recipe": "small"},
+        {"data.recipe": "paper"},
+    ),
     ("evaluate.judged", {"evaluate.benchmarks": "a.jsonl"}, {"evaluate.benchmarks": "harmless"}),
     (
         "judge.endpoint judge.concurrency judge.timeout judge.retries judge.cache judge.leave_out",

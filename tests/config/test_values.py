@@ -176,6 +176,10 @@ DEFAULTS = {
         "recipe.prm": (1_000, 1_000),
         "recipe.temperature": 1.0,
         "recipe.max_tokens": 1_024,
+        "recipe.taught": (240, 300, 50),
+        "recipe.lookalikes": 8,
+        "recipe.twins": 0.5,
+        "recipe.held_out": "fiction,encoded",
     },
     "reward model: as the pairs' gap; a value counts from the first visit; whole responses too": {
         "prm.min_value_gap": 0.5,

@@ -7,6 +7,7 @@ import re
 
 from stair_jax.data.corpus import Corpus, Split
 from stair_jax.data.seeds import Fields, Seed, Unusable
+from stair_jax.data.teaching import rationales
 
 TITLE = "GSM8K"
 _GOLD = re.compile(r"^#### *(-?[\d,.]+)\s*$", re.MULTILINE)
@@ -18,6 +19,8 @@ def _seed(where: str, row: Fields) -> Seed:
     gold = _GOLD.search(answer)
     if not gold:
         raise Unusable("an answer without a number behind ####")
+    if isinstance(fault := rationales.steps_of("", question, answer), rationales.Unfit):
+        raise Unusable(str(fault))
     return Seed(
         id="",
         question=question,

@@ -15,7 +15,7 @@ from stair_jax.data.teaching.grammar import ANALYSIS, Step
 from stair_jax.data.teaching.refusals import pick
 from stair_jax.records import SftRow
 
-_FILE = pathlib.Path(__file__).parent / "lookalikes.jsonl"
+FILE = pathlib.Path(__file__).parent / "lookalikes.jsonl"
 NAME = "lookalikes"
 
 _OPENINGS = (
@@ -56,15 +56,16 @@ class Lookalike:
 @functools.cache
 def every() -> tuple[Lookalike, ...]:
     """Returns the rows of the data file, in its order."""
-    return tuple(jsonl.read_jsonl(_FILE, Lookalike))
+    return tuple(jsonl.read_jsonl(FILE, Lookalike))
 
 
 def rows(seed: int = 0) -> list[SftRow]:
     """Returns every look-alike with its structured answer; `seed` decides the analysis' words."""
-    return [_row(f"{NAME}/{n:03d}", one, seed) for n, one in enumerate(every(), start=1)]
+    return [row_of(f"{NAME}/{n:03d}", one, seed) for n, one in enumerate(every(), start=1)]
 
 
-def _row(id: str, one: Lookalike, seed: int) -> SftRow:
+def row_of(id: str, one: Lookalike, seed: int = 0) -> SftRow:
+    """Returns a look-alike with its structured answer; id and seed decide the analysis' words."""
     opening = pick(id, seed, "opening", _OPENINGS)
     analysis = f"{opening} {one.sense} {pick(id, seed, 'harmless', _HARMLESS)}"
     steps = (Step(ANALYSIS, analysis), Step(one.title, one.work))
