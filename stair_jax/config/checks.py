@@ -177,6 +177,11 @@ def _validate_data(c: Config) -> None:
                 f"config.data.{key}: {c.data[key]!r} needs a model that speaks its language; set"
                 " config.model.checkpoint (empty stands for the miniature's own model)"
             )
+    if c.judge.helpfulness == "reference" and is_world(c.data.prompts):
+        raise ValueError(
+            "config.judge.helpfulness: 'reference' knows no truth of the miniature; expected"
+            " 'verifier', or prompts of your own in config.data.prompts"
+        )
     for key in ("safety", "helpfulness"):
         if c.judge[key] == "verifier" and not is_world(c.data.prompts):
             other = "'rule'" if key == "safety" else "'none'"

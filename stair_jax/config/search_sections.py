@@ -144,8 +144,10 @@ class JudgeConfig(Section):
     safety: Literal["self", "rule", "remote", "verifier"] = knob(
         "self", 'the policy itself (paper B.2.2); "rule" (of refusals), "remote", "verifier"'
     )
-    helpfulness: Literal["self", "none", "remote", "reward_model", "verifier"] = knob(
-        "self", 'the policy itself; "none", "remote", "reward_model", "verifier" (the miniature\'s)'
+    helpfulness: Literal["self", "none", "remote", "reward_model", "verifier", "reference"] = knob(
+        "self",
+        'the policy itself; "none", "remote", "reward_model", "verifier" (the miniature\'s),'
+        ' "reference": the number that ends an answer is the ground truth, or it does not refuse',
     )
     scope: Literal["all", "by_type"] = knob(
         "all",

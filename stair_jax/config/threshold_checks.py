@@ -66,6 +66,8 @@ def bounds(c: Config, kind: str) -> tuple[float, float]:
         safety = reward_forms.ENDS if is_safety else (1.0,)
     if j.helpfulness == "none":
         helpfulness = (-1.0,) if is_safety else (0.0,)
+    if j.helpfulness == "reference" and is_safety:
+        helpfulness = (-1.0,)
     if j.scope == "by_type":
         safety, helpfulness = (safety, (-1.0,)) if is_safety else ((1.0,), helpfulness)
     return reward_forms.bounds(

@@ -62,6 +62,7 @@ _JUDGES = {  # those whose word says little
     "self": "the policy of the round itself",
     "verifier": "the truth of the made-up world",
     "rule": "a rule that knows apologies",
+    "reference": "the right answer where it is known, else whether it refuses",
     "none": "nobody",
 }
 _USE = "Research into safety alignment by reasoning."

@@ -10,14 +10,17 @@ from collections.abc import Callable, Sequence
 from stair_jax import jsonl, text
 from stair_jax.config import Config
 from stair_jax.config.schema import JudgeConfig
+from stair_jax.data.teaching import refusals
 from stair_jax.engine.request import Sampling
 from stair_jax.engine.scoring import Scoring
 from stair_jax.engine.shared_engine import SharedEngine
+from stair_jax.evals.benchmarks import gsm8k
 from stair_jax.hf import reward_model
 from stair_jax.judges import agreement, remote, self_reward
 from stair_jax.judges import reward_model as reward_model_lib
 from stair_jax.judges.base import ClosableJudge, Rater, wants_response
 from stair_jax.judges.composite import SafetyHelpfulnessJudge
+from stair_jax.judges.reference import ReferenceRater
 from stair_jax.judges.rubrics import SIDES, Rubric
 from stair_jax.judges.rule import RuleJudge, RuleRater
 from stair_jax.judges.self_reward import SelfRater
@@ -115,6 +118,8 @@ class _Raters:
         name, world = getattr(self.config, side), self.world
         if name == "rule":
             return RuleRater()
+        if name == "reference":
+            return ReferenceRater(gsm8k.number_of, refusals.is_refusal)
         if name == "verifier":
             assert world is not None, "the verifier knows a world's prompts"
             return VerifierRater(lambda prompt, answer: world.verify(prompt, answer, True), side)
