@@ -68,7 +68,8 @@ def test_rewards_of_safety_prompts_have_the_bounds_of_the_rule():
 
 def test_the_miniature_has_a_verifier_of_its_own():
     c = default()
-    c.workdir = "w"
+    c.workdir, c.stages = "w", "search"
+    c.data.round_prompts = 1
     c.judge.update(safety="rule", helpfulness="reference")
     with pytest.raises(ValueError, match=r"judge\.helpfulness: 'reference' .* expected 'verifier'"):
         validate(c)
