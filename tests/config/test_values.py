@@ -404,7 +404,8 @@ CONFIGS = {
     "smollm135m": {
         "": {
             "a real model of 135M parameters on real text, in an hour on two cores": {
-                "data.decontaminate": "gsm8k,xstest_safe,xstest_unsafe,harmbench,jailbreakbench,jbb_pair,jbb_gcg",
+                "data.decontaminate": "gsm8k,xstest_safe,xstest_unsafe,harmbench,jailbreakbench,"
+                "jbb_pair,jbb_gcg",
                 "data.prompts": "prepared",
                 "data.recipe": "small",
                 "data.sft": "prepared",
