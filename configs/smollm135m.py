@@ -64,13 +64,16 @@ def get_config(arg: str | None = None) -> config.Config:
         for part in (c.sft, c.dpo, c.prm):
             part.train.update(micro_tokens=16_384, buckets=(256, 512, 1024))
     if a.smoke:
-        c.recipe.update(taught=(6, 8, 2), round_safety=(1, 1, 1), round_helpful=(1, 1, 1))
+        c.recipe.update(taught=(40, 16, 8), round_safety=(1, 1, 1), round_helpful=(1, 1, 1))
         c.recipe.update(round_jailbreak=(0, 1, 1), lookalikes=1)
-        c.sft.train.update(batch=8, epochs=1.0)
-        c.search.update(iterations=4, first_answers=0, max_step_tokens=32, max_rollout_tokens=64)
+        # Answers that do not end have no score, and no pair is made: the format must be learned.
+        c.sft.train.update(batch=8, epochs=3.0, lr=5e-4)
+        for part in (c.sft, c.dpo, c.prm):
+            part.train.buckets = (384,)  # one shape to compile
+        c.search.update(iterations=4, first_answers=0, max_step_tokens=80, max_rollout_tokens=160)
         c.engine.slots = 8
         c.evaluate.update(rows=2, max_tokens=32)
-        # A model that knows no format yet: any difference must do for a pair.
+        # A model that has barely learned the format: any difference must do for a pair.
         c.pairs.update(min_value_gap=0.1, good_value_safety=-9.0, good_value_helpfulness=-9.0)
         c.prm.min_value_gap = 0.1
     return c

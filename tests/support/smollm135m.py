@@ -84,7 +84,8 @@ SMOLLM135M = {
         },
     },
     "smoke": {
-        "every number tiny, of a model that knows no format": {
+        "every number tiny, of a model that has barely learned the format": {
+            "dpo.train.buckets": (384,),
             "engine.slots": 8,
             "evaluate.max_tokens": 32,
             "evaluate.rows": 2,
@@ -92,17 +93,19 @@ SMOLLM135M = {
             "pairs.good_value_safety": -9.0,
             "pairs.min_value_gap": 0.1,
             "prm.min_value_gap": 0.1,
+            "prm.train.buckets": (384,),
             "recipe.lookalikes": 1,
             "recipe.round_helpful": (1, 1, 1),
             "recipe.round_jailbreak": (0, 1, 1),
             "recipe.round_safety": (1, 1, 1),
-            "recipe.taught": (6, 8, 2),
+            "recipe.taught": (40, 16, 8),
             "search.first_answers": 0,
             "search.iterations": 4,
-            "search.max_rollout_tokens": 64,
-            "search.max_step_tokens": 32,
+            "search.max_rollout_tokens": 160,
+            "search.max_step_tokens": 80,
             "sft.train.batch": 8,
-            "sft.train.epochs": 1.0,
+            "sft.train.buckets": (384,),
+            "sft.train.lr": 0.0005,
         },
     },
 }
