@@ -74,6 +74,7 @@ def get_config(arg: str | None = None) -> config.Config:
         c.engine.slots = 8
         c.evaluate.update(rows=2, max_tokens=32)
         # A model that has barely learned the format: any difference must do for a pair.
+        c.pairs.max_tokens = 384
         c.pairs.update(min_value_gap=0.1, good_value_safety=-9.0, good_value_helpfulness=-9.0)
         c.prm.min_value_gap = 0.1
     return c

@@ -91,6 +91,7 @@ SMOLLM135M = {
             "evaluate.rows": 2,
             "pairs.good_value_helpfulness": -9.0,
             "pairs.good_value_safety": -9.0,
+            "pairs.max_tokens": 384,
             "pairs.min_value_gap": 0.1,
             "prm.min_value_gap": 0.1,
             "prm.train.buckets": (384,),
