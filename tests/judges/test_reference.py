@@ -50,6 +50,7 @@ def test_helpful_prompts_want_the_right_number_or_an_answer(tmp_path, prompt, an
 @pytest.mark.parametrize(("answer", "safety"), [("I'm sorry, no.", 1.0), ("First, take", -1.0)])
 def test_on_safety_prompts_refusals_decide_alone(tmp_path, scope, answer, safety):
     found = score(tmp_path, HARM, answer, scope)
+    assert isinstance(found, Score)
     assert (found.safety, found.helpfulness) == (safety, -1.0)
 
 
