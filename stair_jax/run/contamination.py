@@ -1,12 +1,12 @@
 """Seeds that overlap with a benchmark's prompts, which no training set may hold."""
 
-import importlib
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stair_jax.config import Config
 from stair_jax.config.words import split_csv
+from stair_jax.data import decontaminate
 from stair_jax.data.seeds import Seed
 from stair_jax.evals.benchmark import Benchmark, registered
 from stair_jax.records import Prompt
@@ -122,7 +122,7 @@ def removed(
     if not against:
         return []
     every = {seed.id: seed for some in corpora.values() for seed in some}
-    hits = _library().remove(_texts(every.values()), against).removed
+    hits = decontaminate.remove(_texts(every.values()), against).removed
     found: dict[str, Removed] = {}
     for key, hit in hits.items():
         seed = every[key.removesuffix(_GOAL)]
@@ -140,7 +140,3 @@ def _texts(seeds: Iterable[Seed]) -> dict[str, str]:
         if goal := seed.meta.get("goal"):
             texts[seed.id + _GOAL] = goal
     return texts
-
-
-def _library() -> Any:
-    return importlib.import_module("stair_jax.data.decontaminate")

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import hashlib
-import importlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from stair_jax.data import recipe as recipe_lib
 from stair_jax.data.corpus import Place
 from stair_jax.data.recipe import Pools, Recipe, Sets
 from stair_jax.data.seeds import Loaded, Seed
+from stair_jax.data.teaching import refusals
 from stair_jax.run import contamination, rejected
 from stair_jax.run.contamination import Against, Removed
 from stair_jax.run.workdir import Run
@@ -145,7 +145,7 @@ def make(run: Run, artefact: str, found: Read) -> Made:
     removed = contamination.removed(compared, found.against.prompts)
     gone = {one.id for one in removed}
     clean = {name: [seed for seed in some if seed.id not in gone] for name, some in seeds.items()}
-    sets = found.recipe.make(Pools(clean, RecipeConfig.of(c.recipe), c.seed, _refusal))
+    sets = found.recipe.make(Pools(clean, RecipeConfig.of(c.recipe), c.seed, refusals.refusal))
     if not (open_ := [seed for seed in sets.preferences if not seed.rejected]):
         return Made(sets, removed, {})
     answers, missing = rejected.sample(run, artefact, open_)
@@ -155,10 +155,6 @@ def make(run: Run, artefact: str, found: Read) -> Made:
         if seed.rejected or seed.id in answers
     ]
     return Made(dataclasses.replace(sets, preferences=whole), removed, missing)
-
-
-def _refusal(id: str, seed: int) -> str:
-    return importlib.import_module("stair_jax.data.teaching.refusals").refusal(id, seed)
 
 
 def manifest_of(

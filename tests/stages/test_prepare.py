@@ -9,6 +9,8 @@ import pytest
 
 from stair_jax import jsonl, main, pipeline
 from stair_jax.config.checks import validate
+from stair_jax.data import decontaminate
+from stair_jax.data.teaching import refusals as written
 from stair_jax.log.metrics import Metrics
 from stair_jax.miniature import tokenizer
 from stair_jax.records import Candidate, Tree
@@ -42,9 +44,8 @@ SIZES = {
 
 @pytest.fixture(autouse=True)
 def refusals(monkeypatch):
-    """Stands in for what writes refusals, which needs nothing of a run."""
-    there = types.SimpleNamespace(refusal=lambda id, seed: f"sorry , no {id} {seed}")
-    monkeypatch.setitem(sys.modules, "stair_jax.data.teaching.refusals", there)
+    """Refusals that say whose they are."""
+    monkeypatch.setattr(written, "refusal", lambda id, seed: f"sorry , no {id} {seed}")
 
 
 @pytest.fixture(scope="module")
@@ -253,8 +254,7 @@ def test_what_overlaps_with_a_benchmark_is_removed_and_listed(tmp_path, corpora,
         return types.SimpleNamespace(removed=dict.fromkeys(keys, told))
 
     hit = "what is 4 plus 3 ?"
-    there = types.SimpleNamespace(remove=remove)
-    monkeypatch.setitem(sys.modules, "stair_jax.data.decontaminate", there)
+    monkeypatch.setattr(decontaminate, "remove", remove)
     root = tmp_path / "root"
     (root / "xstest").mkdir(parents=True)
     (root / "xstest/xstest_prompts.csv").write_text(
