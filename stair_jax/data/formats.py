@@ -276,6 +276,24 @@ def _turns(where: str, row: Row, key: str) -> list[Turn]:
     return [_turn(f"{where}: {key}[{i}]", turn) for i, turn in enumerate(value)]
 
 
+def asked_in(where: str, row: Row, key: str) -> tuple[tuple[Turn, ...], str]:
+    """Returns the earlier turns of a conversation that ends in a question, and that question.
+
+    Raises:
+      ValueError: for what is no list of turns, a last turn that is no user's text, or a system turn
+        that is not the first.
+    """
+    try:
+        *before, (role, question) = _turns(where, row, key)
+    except _LeftOut as reason:
+        raise ValueError(f"{where}: {key}: {reason}, expected one of {sorted(ROLES)}") from None
+    if role != "user" or not question.strip():
+        raise ValueError(f"{where}: {key}: ends in a turn of {role!r}, expected a user's question")
+    if "system" in [role for role, _ in before[1:]]:
+        raise ValueError(f"{where}: {key}: a system turn amid the others, expected it first")
+    return tuple(before), question
+
+
 def _turn(where: str, turn: Any) -> Turn:
     """Returns (role, content) of {"role", "content"} or {"from", "value"}."""
     found = object_of(where, turn)

@@ -15,7 +15,7 @@ from stair_jax.evals.benchmarks import named_graders, own_prompts
 from stair_jax.judges.rubrics import SIDES
 from stair_jax.records import Preference, Prompt, SftRow
 from stair_jax.run import hashes, judges, prepared, worlds
-from stair_jax.text import OUTPUT, OUTPUT_END, final_answer
+from stair_jax.text import OUTPUT, OUTPUT_END, Turn, final_answer
 
 log = logging.getLogger(__name__)
 
@@ -214,13 +214,28 @@ def _used(source: str, loaded: formats.Loaded[formats.Kept], count: int) -> list
 
 def _prompt(where: str, row: Any) -> Prompt:
     """Returns a row's prompt, by its own id or one of what it asks: rows may move in their file."""
-    question = jsonl.text_of(where, row, "question", "prompt")
+    before, question = _asked(where, row)
     kind, truth, own = _type(where, row), row.get("ground_truth"), formats.id_of(where, row)
     truth = None if truth is None else str(truth)
     began = jsonl.text_of(where, row, "prefill") if row.get("prefill") is not None else ""
-    asked = json.dumps([question, kind, truth, began] if began else [question, kind, truth])
-    name = own or f"p{hashes.of_text(asked)[:_ID_DIGITS]}"
-    return Prompt(id=name, question=question, type=kind, ground_truth=truth, prefill=began)
+    more = [began] if began else []
+    asked = json.dumps([question, kind, truth, *more, *before])
+    return Prompt(
+        id=own or f"p{hashes.of_text(asked)[:_ID_DIGITS]}",
+        question=question,
+        type=kind,
+        ground_truth=truth,
+        before=before,
+        prefill=began,
+    )
+
+
+def _asked(where: str, row: Any) -> tuple[tuple[Turn, ...], str]:
+    """Returns the earlier turns of a row and its question, of a text or a list of messages."""
+    for key in ("messages", "prompt"):
+        if isinstance(jsonl.object_of(where, row).get(key), list):
+            return formats.asked_in(where, row, key)
+    return (), jsonl.text_of(where, row, "question", "prompt", "messages")
 
 
 def _graded(where: str, row: Any) -> Prompt:

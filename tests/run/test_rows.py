@@ -53,6 +53,41 @@ def test_a_row_may_say_how_the_response_begins(tmp_path):
         rows_lib.for_round(config(prompts=path), 1)
 
 
+TURNS = [
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": "hi"},
+    {"from": "gpt", "value": "hello"},
+    {"role": "user", "content": "a?"},
+]
+
+
+def test_a_prompt_may_be_a_conversation(tmp_path):
+    rows = [{"messages": TURNS, "type": "safety"}, {"prompt": TURNS[-1:]}, {"question": "a?"}]
+    path = write(tmp_path / "p.jsonl", rows)
+    first, second = rows_lib.for_round(config(prompts=path), 1)
+    assert first.before == (("system", "be brief"), ("user", "hi"), ("assistant", "hello"))
+    assert (first.question, first.type) == ("a?", "safety")
+    assert (second.question, second.before) == ("a?", ())  # two rows that ask the same
+    assert first.id != second.id
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        (TURNS[:-1], "ends in a turn of 'assistant', expected a user's question"),
+        ([], "messages is \\[\\], expected a list of turns"),
+        ([TURNS[1], TURNS[0], TURNS[3]], "a system turn amid the others"),
+        ([{"role": "tool", "content": "x"}, TURNS[3]], "a turn of 'tool', expected one of"),
+        ([{"content": "x"}], "expected 'role' and 'content'"),
+        (7, "no text under 'question' or 'prompt' or 'messages'"),
+    ],
+)
+def test_a_conversation_that_asks_nothing_is_refused_by_file_and_row(tmp_path, turns, message):
+    path = write(tmp_path / "p.jsonl", [{"messages": turns, "type": "safety"}])
+    with pytest.raises(ValueError, match=rf"p\.jsonl:1.*{message}"):
+        rows_lib.for_round(config(prompts=path), 1)
+
+
 def asked_of(path, **prm):
     c = config(prompts=str(path))
     c.prm.update({"prompts": 2} | prm)
