@@ -484,7 +484,7 @@ def test_trees_that_do_not_fit_the_disk_are_refused_before_they_grow(tmp_path, m
 def test_reward_models_of_later_stages_are_looked_at_before_the_first(tmp_path, mine, flags):
     asked = write(tmp_path / "p.jsonl", [{"question": "a", "type": "safety"}])
     path = next(value for value in flags.values() if value.startswith("/nowhere"))
-    with pytest.raises(ValueError, match=f"'{path}' is no folder"):
+    with pytest.raises(ValueError, match=f"'{path}': no such folder"):
         run(tmp_path / "w", **mine | flags | {"data__prompts": asked}, stages="sft,search")
     assert not (tmp_path / "w" / "sft").exists()
 
