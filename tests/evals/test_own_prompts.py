@@ -492,7 +492,7 @@ BAD = [
     ),
     ({"evaluate__judged": False}, r"config\.evaluate\.judged: False would be ignored"),
     ({"evaluate__benchmarks": ""}, r"config\.evaluate\.benchmarks: empty"),
-    ({"evaluate__benchmarks": "mmlu"}, r"\['mmlu'\], did you mean 'mmlu_pro'\? Found no"),
+    (
         {"evaluate__benchmarks": "mmlu"},
         r"\['mmlu'\], did you mean 'mmlu_pro'\? Found no such benchmark",
     ),
