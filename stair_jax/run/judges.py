@@ -37,10 +37,14 @@ _READ_RUBRICS = ("self", "remote")  # judges that are asked in words
 _LEAST_ROOM = 32  # tokens of a question, an answer and a verdict that are worth asking about
 
 
-def check_room(run: Run) -> None:
+def check_room(run: Run, longest: int) -> None:
     """Refuses rubrics that leave no room in the context of a model that judges itself.
 
     Where they leave less than a response may have, a line says so: longer answers have no score.
+
+    Args:
+      run: the run.
+      longest: tokens that a response may have.
 
     Raises:
       ValueError: naming the side and how many tokens it takes.
@@ -54,9 +58,9 @@ def check_room(run: Run) -> None:
     side = max(taken, key=taken.__getitem__)
     said = f"config.judge.{side}: the rubric takes {taken[side]} of the {room} tokens of"
     if taken[side] + _LEAST_ROOM > room:
-        least = taken[side] + c.search.max_rollout_tokens
+        least = taken[side] + longest
         raise ValueError(f"{said} config.engine.max_context; raise that to {least} or more")
-    if taken[side] + c.search.max_rollout_tokens > room:
+    if taken[side] + longest > room:
         log.warning(
             "%s config.engine.max_context: questions and answers that need more than %d have no"
             " score",

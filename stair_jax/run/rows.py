@@ -217,7 +217,7 @@ def _prompt(where: str, row: Any) -> Prompt:
     before, question = _asked(where, row)
     kind, truth, own = _type(where, row), row.get("ground_truth"), formats.id_of(where, row)
     truth = None if truth is None else str(truth)
-    began = jsonl.text_of(where, row, "prefill") if row.get("prefill") is not None else ""
+    began = jsonl.text_of(where, row, "prefill") if row.get("prefill") not in (None, "") else ""
     more = [began] if began else []
     asked = json.dumps([question, kind, truth, *more, *before])
     return Prompt(
@@ -232,9 +232,12 @@ def _prompt(where: str, row: Any) -> Prompt:
 
 def _asked(where: str, row: Any) -> tuple[tuple[Turn, ...], str]:
     """Returns the earlier turns of a row and its question, of a text or a list of messages."""
+    fields = jsonl.object_of(where, row)
+    if fields.get("messages") is not None and (also := {"question", "prompt"} & fields.keys()):
+        raise ValueError(f"{where}: found messages and {sorted(also)}, expected one of them")
     for key in ("messages", "prompt"):
-        if isinstance(jsonl.object_of(where, row).get(key), list):
-            return formats.asked_in(where, row, key)
+        if isinstance(fields.get(key), list):
+            return formats.asked_in(where, fields, key)
     return (), jsonl.text_of(where, row, "question", "prompt", "messages")
 
 

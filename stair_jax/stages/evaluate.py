@@ -43,6 +43,7 @@ def look(run: Run) -> None:
     asked = benchmarks.of(run.config)
     if any(benchmark.sides for benchmark in asked):
         judges.facts(run.config)
+        judges.check_room(run, run.config.evaluate.max_tokens)
     judge_models.wordings(run.config, asked)
     attacks.look(run)
     preferences.recorded(run.config)

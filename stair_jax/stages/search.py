@@ -39,7 +39,7 @@ def look(run: Run, number: int) -> None:
     """Reads the round's prompts, the judge's templates, and the configurations of reward models."""
     c = run.config
     judges.facts(c)
-    judges.check_room(run)
+    judges.check_room(run, c.search.max_rollout_tokens)
     for path in _reward_models(c):
         reward_model.look(path)
     if prepared.is_awaited(run, "prompts"):

@@ -17,7 +17,7 @@ from stair_jax.run import judges, known_models, models
 from stair_jax.run import rows as rows_lib
 from stair_jax.run.models import Policy
 from stair_jax.search import result_log
-from stair_jax.stages import search
+from stair_jax.stages import evaluate, search
 from tests.support.configs import tiny
 from tests.support.judging import CODEC, STAIR, Model, run_of
 
@@ -62,8 +62,7 @@ def test_a_rubric_without_room_in_the_context_is_refused_before_the_run(tmp_path
 
     def check(room, **changes):
         caplog.clear()
-        sizes = {"engine__max_context": room, "search__max_rollout_tokens": 64}
-        judges.check_room(run_of(tmp_path, **sizes | changes))
+        judges.check_room(run_of(tmp_path, engine__max_context=room, **changes), 64)
         return caplog.text
 
     least = rf"takes {taken} of the {taken + 31} .*max_context; raise that to {taken + 64}"
@@ -72,6 +71,20 @@ def test_a_rubric_without_room_in_the_context_is_refused_before_the_run(tmp_path
     assert "that need more than 32 have no score" in check(taken + 32, **SELF)
     assert not check(taken + 64, **SELF)
     assert not check(8)  # nobody is asked in words
+
+
+def test_stages_look_for_room_by_the_responses_that_they_judge(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(judges, "check_room", lambda run, longest: seen.append(longest))
+    rows = tmp_path / "mine.jsonl"
+    rows.write_text(json.dumps({"question": "what is 4 plus 3 ?", "type": "helpfulness"}) + "\n")
+    sizes = {"search__max_rollout_tokens": 48, "evaluate__max_tokens": 56}
+    run = run_of(tmp_path / "w", **SELF, **sizes, data__round_prompts=2)
+    search.look(run, 1)
+    assert seen == [48]
+    run.config.evaluate.benchmarks = str(rows)
+    evaluate.look(run)
+    assert seen == [48, 56]
 
 
 @pytest.mark.parametrize("direct", [False, True])

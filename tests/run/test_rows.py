@@ -71,6 +71,15 @@ def test_a_prompt_may_be_a_conversation(tmp_path):
     assert first.id != second.id
 
 
+def test_two_questions_in_a_row_are_refused_and_an_empty_beginning_is_none(tmp_path):
+    row = {"question": "a?", "type": "safety", "prefill": ""}
+    path = write(tmp_path / "p.jsonl", [row])
+    assert rows_lib.for_round(config(prompts=path), 1)[0].prefill == ""
+    write(tmp_path / "p.jsonl", [row | {"messages": TURNS}])
+    with pytest.raises(ValueError, match=r"p\.jsonl:1: found messages and \['question'\]"):
+        rows_lib.for_round(config(prompts=path), 1)
+
+
 @pytest.mark.parametrize(
     ("turns", "message"),
     [

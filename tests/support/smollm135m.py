@@ -2,7 +2,7 @@
 
 SMOLLM135M = {
     "": {
-        "a real model of 135M parameters on real text, in an hour on two cores": {
+        "a real model of 135M parameters on real text, small enough for two cores": {
             "data.decontaminate": "gsm8k,xstest_safe,xstest_unsafe,harmbench,jailbreakbench,"
             "jbb_pair,jbb_gcg",
             "data.prompts": "prepared",

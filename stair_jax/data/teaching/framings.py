@@ -128,18 +128,6 @@ FRAMINGS = tuple(
 FAMILIES = tuple(_TEXTS)
 
 
-def of_families(families: Iterable[str]) -> list[Framing]:
-    """Returns the framings of some families, in the order of `FRAMINGS`.
-
-    Raises:
-      ValueError: for a family that is not there.
-    """
-    wanted = set(families)
-    if unknown := wanted - set(FAMILIES):
-        raise ValueError(f"families {sorted(unknown)} found, expected some of {sorted(FAMILIES)}")
-    return [framing for framing in FRAMINGS if framing.family in wanted]
-
-
 def framing_of(id: str, framings: list[Framing], seed: int = 0) -> Framing:
     """Returns the framing of a row: a family is drawn first, so that all of them weigh the same."""
     draw = draws(id, seed, "framing")

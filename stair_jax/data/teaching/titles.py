@@ -133,12 +133,6 @@ def distinct(titles: Sequence[str]) -> list[str]:
     return found
 
 
-def result_of(sentence: str) -> str | None:
-    """Returns the number behind the last "=" of a line, without its commas; None without one."""
-    found = _last(_EQUALS, sentence)
-    return re.sub(r"[^\d.\-]", "", found["result"]) if found else None
-
-
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     return max(pattern.finditer(text), key=re.Match.start, default=None)
 
