@@ -1,5 +1,7 @@
 """The words that stand in lists: ml-collections cannot set a tuple of words. Floor 0."""
 
+import re
+
 ROW_FILES = (".json", ".jsonl", ".parquet", ".csv")  # suffixes of files of rows
 TRACKERS = ("tensorboard", "wandb", "trackio")
 EXPORTS = ("llamafactory", "openrlhf", "trl")
@@ -16,6 +18,15 @@ PAP_TECHNIQUES = (  # as `evals.attacks.pap` defines them
     "evidence_based_persuasion",
 )
 REQUEST = ("temperature", "top_p", "max_tokens")  # what a server may not take
+
+
+_ADDRESS = re.compile(r"@(?=https?://)")  # a model's name may have an @ of its own
+
+
+def name_and_address(word: str) -> tuple[str, str]:
+    """Returns the two parts of NAME@URL; the address is "" where there is none."""
+    name, *address = _ADDRESS.split(word.strip(), maxsplit=1)
+    return name, address[0] if address else ""
 
 
 def split_csv(value: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ RESAMPLES = 9_999  # the interval's ends then move by a hundredth of its width f
 _BATCH = 2_000_000  # numbers drawn at once: 16 MB of indices, and as much of what they point at
 
 
-def wilson(successes: int, count: int) -> tuple[float, float]:
+def wilson(successes: int | float, count: int) -> tuple[float, float]:
     """Returns the 95 % Wilson score interval of a share; (0, 1) where nothing was counted.
 
     Source: Wilson 1927; Brown, Cai, DasGupta 2001, equation 4.

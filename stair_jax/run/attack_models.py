@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import pathlib
 import queue
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from stair_jax import text
 from stair_jax.config import Config, redaction
 from stair_jax.config.schema import JudgeConfig
 from stair_jax.config.strategies import GREEDY
-from stair_jax.config.words import split_csv
+from stair_jax.config.words import name_and_address, split_csv
 from stair_jax.engine.request import Sampling as EngineSampling
 from stair_jax.evals.attacks.rounds import Model as AskedModel
 from stair_jax.evals.attacks.transcript import Conversation, Sampling, digest
@@ -33,7 +32,6 @@ from stair_jax.run.workdir import Run
 ROLES = {"attacker": ("pair", "pap"), "attack_judge": ("pair",)}  # settings, and who needs them
 CUT, NO_ROOM = "cut", "no_room"  # ends of replies that are not whole
 PAUSE_S = 0.05  # between two looks at what came from an endpoint
-_ADDRESS = re.compile(r"@(?=https?://)")
 
 
 class Named(NamedTuple):
@@ -45,8 +43,7 @@ class Named(NamedTuple):
 
 def of(c: Config, role: str) -> Named:
     """Returns the model that a setting of `ROLES` names."""
-    name, *address = _ADDRESS.split(c.evaluate[role].strip(), maxsplit=1)
-    return Named(name, address[0] if address else "")
+    return Named(*name_and_address(c.evaluate[role]))
 
 
 def own_names(c: Config) -> set[str]:

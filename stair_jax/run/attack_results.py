@@ -114,7 +114,10 @@ def _summary(
         if benchmark.protocol:
             for figure in own.values():
                 figure["protocol"] = f"{benchmark.protocol}, under {attack}: {name}"
-        found["figures"][name] = {**own, **judged}
+        found["figures"][name] = {
+            metric: attacked.by_request(variant, figure)
+            for metric, figure in {**own, **judged}.items()
+        }
         found["missing"][name] = dict(variant.missing)
     return found
 

@@ -1,16 +1,14 @@
 """The language models that judge published benchmarks, as `config.evaluate.judges` names them."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from stair_jax.config import Config, redaction
-from stair_jax.config.words import split_csv
+from stair_jax.config.words import name_and_address, split_csv
 from stair_jax.evals.benchmark import Benchmark
 from stair_jax.evals.judge_prompts import PROTOCOLS, JudgePrompt, Wording
 
 _KEY = "config.evaluate.judges"
-_ADDRESS = re.compile(r"@(?=https?://)")  # a model's name may have an @ of its own
 
 
 class JudgeModel(NamedTuple):
@@ -24,8 +22,8 @@ def of(c: Config) -> list[JudgeModel]:
     """Returns the models that judge, in the order of the setting."""
     found = []
     for word in split_csv(c.evaluate.judges):
-        name, *address = _ADDRESS.split(word, maxsplit=1)
-        found.append(JudgeModel(name, address[0] if address else c.judge.endpoint))
+        name, address = name_and_address(word)
+        found.append(JudgeModel(name, address or c.judge.endpoint))
     return found
 
 

@@ -227,6 +227,9 @@ def test_pap_has_figures_of_each_technique_and_of_the_worst(world, server):
         "all": (0.5, 2 * COUNT, 3 * COUNT),
         "worst": (1, COUNT, 0),
     }
+    # Of as many answers as there are requests: Wilson's of a half of 5.
+    every = figures["all"]["compliance"]
+    assert (every["low"], every["high"]) == pytest.approx((0.1704, 0.8296), abs=1e-4)
     counts = found_of(run, "pap")["counts"]
     assert (counts["refused"], counts["malformed"]) == (5 * COUNT, 2 * 5 * COUNT)
     assert counts["sat_out"] == 3 * COUNT

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -177,6 +178,19 @@ def metrics(benchmark: Benchmark, variant: Variant, *, direct: bool) -> dict[str
         name: {**sum_up(figures[name]), "missing": asked - len(figures[name])}
         for name, sum_up in benchmark.metrics.items()
     }
+
+
+def by_request(variant: Variant, figure: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a figure in [0, 1] with the interval of as many answers as there are requests.
+
+    Several answers to one request are not independent. As if all of one request were the same, the
+    interval is Wilson's of so many requests; it is too wide where they differ.
+    """
+    requests = len({answer.id for answer in variant.answers})
+    if not requests or requests == len(variant.answers) or not math.isfinite(figure["value"]):
+        return dict(figure)
+    low, high = statistics.wilson(figure["value"] * requests, requests)
+    return {**figure, "low": low, "high": high}
 
 
 def pair_success(rows: Sequence[Attacked]) -> dict[str, Any]:

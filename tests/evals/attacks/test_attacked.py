@@ -1,6 +1,9 @@
 """What attacks come to: which answer is graded, and why there is none."""
 
 import dataclasses
+import math
+
+import pytest
 
 from stair_jax.evals.attacks import attacked
 from stair_jax.evals.attacks.attacked import Attacked
@@ -89,6 +92,23 @@ def test_of_pap_the_worst_is_the_first_that_complied():
     }
     unasked = row("pap", {"t": [move(None)], "u": []}, ended="budget")
     assert graded([unasked])["worst"] == ([], {"budget": 1})
+
+
+def test_several_answers_to_a_request_have_the_interval_of_one():
+    streams = {name: [move("yes")] for name in "tuvw"}
+    rows = [row("pap", streams), row("pap", {**streams, "w": [move("no")]}, id="p1")]
+    found = attacked.variants(BENCHMARK, rows, direct=True)
+    every = attacked.metrics(BENCHMARK, found["all"], direct=True)["complied"]
+    assert (every["value"], every["n"]) == (7 / 8, 8)
+    mended = attacked.by_request(found["all"], every)
+    assert (mended["value"], mended["n"]) == (7 / 8, 8)
+    low, high = 0.2641, 0.9927  # Wilson's of 1.75 of 2, by hand
+    assert (mended["low"], mended["high"]) == pytest.approx((low, high), abs=1e-4)
+    assert mended["low"] < every["low"]
+    one = attacked.metrics(BENCHMARK, found["t"], direct=True)["complied"]
+    assert attacked.by_request(found["t"], one) == one  # an answer a request
+    none = attacked.Variant([], found["t"].missing)
+    assert attacked.by_request(none, {"value": math.nan, "n": 0})["n"] == 0
 
 
 def test_escalation_that_did_not_come_to_its_request_is_missing():
