@@ -231,7 +231,8 @@ def test_which_benchmarks_are_judged_and_by_what():
     assert found == {
         **dict.fromkeys(strong, "strongreject"),
         **dict.fromkeys(("xstest_safe", "xstest_unsafe", "stereotype", "wildchat_toxic"), "xstest"),
-        **dict.fromkeys(("harmbench", "harmbench_val"), "harmbench"),
+        "xstest_safe_framed": "xstest",
+        **dict.fromkeys(("harmbench", "harmbench_val", "harmbench_framed"), "harmbench"),
         **dict.fromkeys(("jailbreakbench", "jbb_pair", "jbb_gcg", "jbb_random_search"), "jbb"),
         "simpleqa": "simpleqa",
     }

@@ -26,6 +26,7 @@ PROMPTS = {  # of the files of their authors
     "gsm8k": 1319,
     "harmbench": 320,
     "harmbench_val": 80,
+    "harmbench_framed": 320,
     "hhh": 442,
     "hhh_likelihood": 221,
     "infoflow_1": 10,
@@ -42,6 +43,7 @@ PROMPTS = {  # of the files of their authors
     "strongreject_small": 60,
     "strongreject_base64": 313,
     "xstest_safe": 250,
+    "xstest_safe_framed": 250,
     "xstest_unsafe": 200,
 }
 REAL = {"model__checkpoint": "x", "evaluate__search": "greedy"}
