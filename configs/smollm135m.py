@@ -10,8 +10,9 @@ helpfulness by the right answer. `:cpu` is one round, `:gpu` three; `:smoke` mak
 
 from stair_jax import config
 
-HELD_OUT = "gsm8k,xstest_safe,xstest_unsafe,harmbench"
-COMPARED = f"{HELD_OUT},jailbreakbench,jbb_pair,jbb_gcg"
+TESTED = "gsm8k,xstest_safe,xstest_unsafe,harmbench"
+FRAMED = "harmbench_framed,xstest_safe_framed"  # the same rows behind transforms
+ATTACKED = "jailbreakbench,jbb_pair,jbb_gcg"
 
 
 def get_config(arg: str | None = None) -> config.Config:
@@ -24,7 +25,7 @@ def get_config(arg: str | None = None) -> config.Config:
     c.mesh.shape = (1, 1, 1)
     c.mesh.written_for = "one H100" if a.gpu else "two CPU cores and 8 GB"
     c.mesh.replicas = 1  # the weights of one engine are half a gigabyte
-    c.data.update(recipe="small", sft="prepared", prompts="prepared", decontaminate=COMPARED)
+    c.data.update(recipe="small", sft="prepared", prompts="prepared", decontaminate=f"{TESTED},{ATTACKED}")
     c.recipe.update(
         taught=(120, 160, 40),
         round_safety=(8, 8, 8),
@@ -35,8 +36,8 @@ def get_config(arg: str | None = None) -> config.Config:
         # The templates of random search alone take 500 tokens.
         held_out="fiction,encoded,random_search",
     )
-    c.sft.train.update(batch=16, epochs=3.0, lr=1e-4)
-    c.dpo.train.update(batch=8, lr=5e-6)
+    c.sft.train.update(batch=16, epochs=3.0, lr=5e-4)
+    c.dpo.train.update(batch=8, lr=2e-5)
     c.prm.train.update(batch=8, lr=2e-5)
     for part in (c.sft, c.dpo, c.prm):
         part.train.update(micro_tokens=2048, remat="none", buckets=(256, 384, 512), keep=1)
@@ -52,7 +53,7 @@ def get_config(arg: str | None = None) -> config.Config:
     c.engine.update(slots=32, max_context=640, pool_bytes=600_000_000)
     c.pairs.update(min_visits=1, max_per_prompt=6, max_tokens=512, good_value_helpfulness=1.0)
     c.prm.update(pairs_per_tree=4, eval_share=0.2)
-    c.evaluate.update(benchmarks=HELD_OUT, rows=100, max_tokens=320)
+    c.evaluate.update(benchmarks=f"{TESTED},{FRAMED}", rows=100, max_tokens=320)
     if a.gpu:
         c.rounds = 3
         c.recipe.update(
@@ -60,6 +61,7 @@ def get_config(arg: str | None = None) -> config.Config:
         )
         c.recipe.update(round_helpful=(24, 24, 24), round_jailbreak=(0, 8, 12))
         c.search.iterations = 48
+        c.evaluate.benchmarks = f"{TESTED},{FRAMED},{ATTACKED}"
         c.engine.update(slots=256, max_context=1280, pool_bytes=12_000_000_000)
         for part in (c.sft, c.dpo, c.prm):
             part.train.update(micro_tokens=16_384, buckets=(256, 512, 1024))
@@ -67,8 +69,9 @@ def get_config(arg: str | None = None) -> config.Config:
         c.recipe.update(taught=(40, 16, 8), round_safety=(1, 1, 1), round_helpful=(1, 1, 1))
         c.recipe.update(round_jailbreak=(0, 1, 1), lookalikes=1)
         # Answers that do not end have no score, and no pair is made: the format must be learned.
-        c.sft.train.update(batch=8, epochs=3.0, lr=5e-4)
-        for part in (c.sft, c.dpo, c.prm):
+        c.sft.train.batch = 8
+        c.sft.train.buckets = (208, 384)  # refusals, solutions
+        for part in (c.dpo, c.prm):
             part.train.buckets = (384,)  # one shape to compile
         c.search.update(iterations=4, first_answers=0, max_step_tokens=80, max_rollout_tokens=160)
         c.engine.slots = 8
