@@ -66,14 +66,14 @@ def get_config(arg: str | None = None) -> config.Config:
         for part in (c.sft, c.dpo, c.prm):
             part.train.update(micro_tokens=16_384, buckets=(256, 512, 1024))
     if a.smoke:
-        c.recipe.update(taught=(40, 16, 8), round_safety=(1, 1, 1), round_helpful=(1, 1, 1))
+        c.recipe.update(taught=(40, 16, 8), round_safety=(3, 3, 3), round_helpful=(1, 1, 1))
         c.recipe.update(round_jailbreak=(0, 1, 1), lookalikes=1)
         # Answers that do not end have no score, and no pair is made: the format must be learned.
         c.sft.train.batch = 8
         c.sft.train.buckets = (208, 384)  # refusals, solutions
         for part in (c.dpo, c.prm):
             part.train.buckets = (384,)  # one shape to compile
-        c.search.update(iterations=4, first_answers=0, max_step_tokens=80, max_rollout_tokens=160)
+        c.search.update(iterations=6, first_answers=0, max_step_tokens=80, max_rollout_tokens=224)
         c.engine.slots = 8
         c.evaluate.update(rows=2, max_tokens=32)
         # A model that has barely learned the format: any difference must do for a pair.
