@@ -25,11 +25,13 @@ def get_config(arg: str | None = None) -> config.Config:
     c.mesh.shape = (1, 1, 1)
     c.mesh.written_for = "one H100" if a.gpu else "two CPU cores and 8 GB"
     c.mesh.replicas = 1  # the weights of one engine are half a gigabyte
-    c.data.update(recipe="small", sft="prepared", prompts="prepared", decontaminate=f"{TESTED},{ATTACKED}")
+    c.data.update(
+        recipe="small", sft="prepared", prompts="prepared", decontaminate=f"{TESTED},{ATTACKED}"
+    )
     c.recipe.update(
-        taught=(120, 160, 40),
-        round_safety=(8, 8, 8),
-        round_helpful=(10, 10, 10),
+        taught=(100, 120, 48),
+        round_safety=(10, 10, 10),
+        round_helpful=(8, 8, 8),
         round_jailbreak=(0, 4, 6),
         lookalikes=6,
         prm=(0, 0),  # the reward model learns from the trees of the rounds
@@ -57,10 +59,10 @@ def get_config(arg: str | None = None) -> config.Config:
     if a.gpu:
         c.rounds = 3
         c.recipe.update(
-            taught=(240, 600, 50), round_safety=(20, 16, 16), held_out="fiction,encoded"
+            taught=(240, 600, 60), round_safety=(20, 16, 16), held_out="fiction,encoded"
         )
         c.recipe.update(round_helpful=(24, 24, 24), round_jailbreak=(0, 8, 12))
-        c.search.iterations = 48
+        c.search.iterations = 32
         c.evaluate.benchmarks = f"{TESTED},{FRAMED},{ATTACKED}"
         c.engine.update(slots=256, max_context=1280, pool_bytes=12_000_000_000)
         for part in (c.sft, c.dpo, c.prm):

@@ -28,6 +28,11 @@ def validate_recipe(c: Any) -> None:
         raise ValueError(
             f"config.recipe.taught: {r.taught}, expected three: refusals, solutions, look-alikes"
         )
+    if len(r.turned) != 2 or not all(0 <= share <= 1 for share in r.turned):
+        raise ValueError(
+            f"config.recipe.turned: {r.turned}, expected two shares from 0 to 1: of demonstrations,"
+            " of prompts"
+        )
     lengths = {key: len(r[key]) for key in _ROUNDS}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"config.recipe: {lengths}, expected as many numbers of each, one a round")

@@ -81,6 +81,12 @@ class RecipeConfig(Section):
         FROM_0,
         under=conditions.SMALL_RECIPE,
     )
+    turned: tuple[float, ...] = knob(
+        (0.25, 0.5),
+        "share of demonstrations and of the rounds' prompts, refusals and look-alikes alike, that"
+        " are asked in the other form, as a question or as a request (ours)",
+        under=conditions.SMALL_RECIPE,
+    )
     twins: float = knob(
         0.5,
         "share of a round's attacks that have a harmless twin in the same framing (ours)",

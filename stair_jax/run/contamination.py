@@ -1,13 +1,14 @@
 """Seeds that overlap with a benchmark's prompts, which no training set may hold."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from stair_jax.config import Config
 from stair_jax.config.words import split_csv
 from stair_jax.data import decontaminate
 from stair_jax.data.seeds import Seed
+from stair_jax.data.teaching.forms import TURNED
 from stair_jax.evals.benchmark import Benchmark, registered
 from stair_jax.records import Prompt
 from stair_jax.run import benchmarks
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 
 ALL, NONE = "all", "none"  # words for benchmarks in `config.data.decontaminate`
 _KEY = "config.data.decontaminate"
-_GOAL = "#goal"  # behind a seed's id: the request within an attack
+_OTHER = ("goal", TURNED)  # in `meta`: the request within an attack, and it in other words
 # Of errors of the hub that further names would meet as well.
 _OFFLINE = ("ConnectionError", "ConnectTimeout", "ConnectError", "OfflineMode", "LocalEntryNot")
 
@@ -118,14 +119,21 @@ def _text(prompt: Prompt) -> str:
 def removed(
     corpora: Mapping[str, Sequence[Seed]], against: Mapping[str, Sequence[str]]
 ) -> list[Removed]:
-    """Returns the seeds that overlap with a prompt, or whose request within an attack does."""
+    """Returns the seeds that overlap with a prompt, or whose request within an attack does.
+
+    So does a seed whose question overlaps in the other form that a recipe may ask it in.
+    """
     if not against:
         return []
-    every = {seed.id: seed for some in corpora.values() for seed in some}
-    hits = decontaminate.remove(_texts(every.values()), against).removed
+    texts: dict[str, str] = {}
+    of: dict[str, Seed] = {}
+    for seed in (seed for some in corpora.values() for seed in some):
+        for part, text in _texts(seed).items():
+            key = f"{seed.id}#{part}"
+            texts[key], of[key] = text, seed
     found: dict[str, Removed] = {}
-    for key, hit in hits.items():
-        seed = every[key.removesuffix(_GOAL)]
+    for key, hit in decontaminate.remove(texts, against).removed.items():
+        seed = of[key]
         found.setdefault(
             seed.id,
             Removed(seed.id, seed.source, seed.question, hit.benchmark, hit.prompt, hit.how),
@@ -133,10 +141,6 @@ def removed(
     return list(found.values())
 
 
-def _texts(seeds: Iterable[Seed]) -> dict[str, str]:
-    texts: dict[str, str] = {}
-    for seed in seeds:
-        texts[seed.id] = seed.prompt
-        if goal := seed.meta.get("goal"):
-            texts[seed.id + _GOAL] = goal
-    return texts
+def _texts(seed: Seed) -> dict[str, str]:
+    others = {key: seed.meta[key] for key in _OTHER if seed.meta.get(key)}
+    return {"prompt": seed.prompt, **others}

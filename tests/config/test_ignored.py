@@ -145,7 +145,7 @@ WHEN = [
         {"data.recipe": "own"},
     ),
     (
-        "recipe.taught recipe.lookalikes recipe.twins recipe.held_out",
+        "recipe.taught recipe.lookalikes recipe.turned recipe.twins recipe.held_out",
         {"data.recipe": "small"},
         {"data.recipe": "paper"},
     ),

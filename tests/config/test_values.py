@@ -179,6 +179,7 @@ DEFAULTS = {
         "recipe.max_tokens": 1_024,
         "recipe.taught": (240, 300, 50),
         "recipe.lookalikes": 8,
+        "recipe.turned": (0.25, 0.5),
         "recipe.twins": 0.5,
         "recipe.held_out": "fiction,encoded",
     },

@@ -40,7 +40,7 @@ def solved(i):
 
 
 CORPORA = {
-    "advbench": [seed(f"a{i}", meta={"target": "t"}) for i in range(60)],
+    "advbench": [seed(f"a{i}", meta={"target": "t", "turned": f"a{i}, turned"}) for i in range(60)],
     "harmbench": [
         seed(
             f"h{i}", question=f"context {i} do {i}", meta={"goal": f"do {i}", "category": "illegal"}
@@ -49,7 +49,12 @@ CORPORA = {
     ],
     "gsm8k": [solved(i) for i in range(40)],
     "lookalikes": [
-        seed(f"l{i}", type="helpfulness", meta=LOOK | {"question": f"ask l{i}"}) for i in range(30)
+        seed(
+            f"l{i}",
+            type="helpfulness",
+            meta=LOOK | {"question": f"ask l{i}", "turned": f"l{i}, turned"},
+        )
+        for i in range(30)
     ],
     "jbb_templates": [seed("j0", question="optimised {request} suffix")],
 }
@@ -129,6 +134,43 @@ def test_a_family_that_is_held_out_frames_nothing():
 def test_unknown_families_and_all_of_them_are_refused(held_out):
     with pytest.raises(ValueError, match=r"config\.recipe\.held_out: .*expected some of"):
         made(held_out=held_out)
+
+
+def turned(some):
+    """How many of harmful rows and of look-alikes are asked in the other form, and in all."""
+    found = collections.Counter((one.source[0], "turned" in one.question) for one in some)
+    return {kind: (found[kind, True], found[kind, False] + found[kind, True]) for kind in "alg"}
+
+
+def test_a_share_of_demonstrations_and_of_prompts_is_asked_in_the_other_form():
+    many = {"taught": (20, 4, 9), "round_safety": (20, 0, 0), "lookalikes": 5}
+    none = made(**many, turned=(0.0, 0.0))
+    assert turned([*none.demonstrations, *none.prompts["1"], *none.prompts["3"]])["a"][0] == 0
+    taught = made(**many, turned=(1.0, 0.0))
+    assert turned(taught.demonstrations) == {"a": (14, 14), "l": (9, 9), "g": (0, 4)}
+    assert turned(taught.prompts["1"])["a"] == (0, 20)
+    asked = made(**many, turned=(0.0, 1.0))
+    assert turned(asked.demonstrations)["a"] == (0, 14)
+    assert turned(asked.prompts["1"]) == {"a": (20, 20), "l": (5, 5), "g": (0, 3)}
+    framed = [one for one in asked.prompts["3"] if "framing" in one.meta]
+    spelled = [one for one in framed if framings_plain(one)]
+    assert spelled
+    assert all("turned" in one.question for one in spelled)
+    half = made(**many, turned=(0.5, 0.5))
+    some, every = turned(half.prompts["1"])["a"]
+    assert 0 < some < every == 20
+
+
+def framings_plain(one):
+    """Whether a framing leaves the request as it is, and does not encode it."""
+    return one.meta["framing"].split("/")[0] not in ("encoded", "assembled")
+
+
+def test_a_turned_row_is_answered_in_the_form_in_which_it_is_asked():
+    rows = made(taught=(20, 4, 9), turned=(1.0, 0.0)).demonstrations
+    refused = next(one for one in rows if one.source[0] == "a")
+    assert refused.question in refused.response
+    assert refused.question == f"{refused.id}, turned"
 
 
 WORTH = [

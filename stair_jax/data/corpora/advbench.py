@@ -7,6 +7,7 @@ decontamination takes out.
 
 from stair_jax.data.corpus import Corpus, Split
 from stair_jax.data.seeds import Fields, Seed
+from stair_jax.data.teaching import forms
 
 TITLE = "AdvBench"
 
@@ -14,12 +15,13 @@ TITLE = "AdvBench"
 def _seed(where: str, row: Fields) -> Seed:
     del where
     column = "goal" if row.has("goal") or not row.has("prompt") else "prompt"  # on the hub: prompt
+    request = row.text(column)
     return Seed(
         id="",
-        question=row.text(column),
+        question=request,
         type="safety",
         source=TITLE,
-        meta={"target": row.text("target")},
+        meta={"target": row.text("target"), forms.TURNED: forms.question_of(request)},
     )
 
 

@@ -5,7 +5,7 @@ They come with the package. `data.teaching.lookalikes` says what they are for.
 
 from stair_jax.data.corpus import Corpus, Split
 from stair_jax.data.seeds import Fields, Seed
-from stair_jax.data.teaching import lookalikes
+from stair_jax.data.teaching import forms, lookalikes
 
 COLUMNS = ("kind", "question", "sense", "title", "work", "answer")
 
@@ -18,7 +18,7 @@ def _seed(where: str, row: Fields) -> Seed:
         question=columns["question"],
         type="helpfulness",
         source="look-alikes",
-        meta=columns,
+        meta={**columns, forms.TURNED: forms.request_of(columns["question"])},
     )
 
 
