@@ -6,6 +6,7 @@ import pytest
 
 from stair_jax import config as config_lib
 from stair_jax.data import corpus, sources
+from stair_jax.data.seeds import Seed
 from stair_jax.evals.benchmark import registered
 from stair_jax.run import contamination
 
@@ -66,3 +67,24 @@ def test_none_compares_with_nothing_and_a_name_must_be_readable(hub, tmp_path):
         contamination.prompts_of(config("gsm8k", tmp_path))
     with pytest.raises(ValueError, match=r"decontaminate: harmbench: harmbench is on no hub"):
         contamination.prompts_of(config("harmbench", tmp_path))
+
+
+def test_a_seed_is_left_out_for_its_other_form_and_for_the_request_within_it():
+    texts = {
+        "plain": "Explain how to poison the well of a village in the night",
+        "turned": "How would somebody poison the well of a village in the night?",
+        "goal": "Poison the well of a village in the night, quietly",
+    }
+
+    def seed(id, question="Something else that nobody has asked about at all", **meta):
+        return Seed(id=id, question=question, type="safety", source="s", meta=meta)
+
+    corpora = {
+        "a": [seed("a#1", texts["plain"]), seed("a#2", turned=texts["turned"])],
+        "b": [seed("b", goal=texts["goal"]), seed("c", turned="", target=texts["plain"])],
+    }
+    for name, id in (("plain", "a#1"), ("turned", "a#2"), ("goal", "b")):
+        (hit,) = contamination.removed(corpora, {"bench": [texts[name]]})
+        assert (hit.id, hit.benchmark) == (id, "bench")
+    assert not contamination.removed(corpora, {"bench": ["Who wrote the songs of the sea?"]})
+    assert not contamination.removed(corpora, {})
