@@ -38,7 +38,7 @@ def get_config(arg: str | None = None) -> config.Config:
         # The templates of random search alone take 500 tokens.
         held_out="fiction,encoded,random_search",
     )
-    c.sft.train.update(batch=16, epochs=3.0, lr=5e-4)
+    c.sft.train.update(batch=16, epochs=2.0, lr=5e-4)
     c.dpo.train.update(batch=8, lr=2e-5)
     c.prm.train.update(batch=8, lr=2e-5)
     for part in (c.sft, c.dpo, c.prm):
@@ -63,6 +63,7 @@ def get_config(arg: str | None = None) -> config.Config:
         )
         c.recipe.update(round_helpful=(24, 24, 24), round_jailbreak=(0, 8, 12))
         c.search.iterations = 32
+        c.sft.train.epochs = 3.0
         c.evaluate.benchmarks = f"{TESTED},{FRAMED},{ATTACKED}"
         c.engine.update(slots=256, max_context=1280, pool_bytes=12_000_000_000)
         for part in (c.sft, c.dpo, c.prm):
@@ -71,7 +72,7 @@ def get_config(arg: str | None = None) -> config.Config:
         c.recipe.update(taught=(40, 16, 8), round_safety=(3, 3, 3), round_helpful=(1, 1, 1))
         c.recipe.update(round_jailbreak=(0, 1, 1), lookalikes=1)
         # Answers that do not end have no score, and no pair is made: the format must be learned.
-        c.sft.train.batch = 8
+        c.sft.train.update(batch=8, epochs=3.0)
         c.sft.train.buckets = (208, 384)  # refusals, solutions
         for part in (c.dpo, c.prm):
             part.train.buckets = (384,)  # one shape to compile

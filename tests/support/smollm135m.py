@@ -56,6 +56,7 @@ SMOLLM135M = {
             "search.temperature": 1.0,
             "sft.train.batch": 16,
             "sft.train.buckets": (256, 384, 512),
+            "sft.train.epochs": 2.0,
             "sft.train.keep": 1,
             "sft.train.lr": 0.0005,
             "sft.train.micro_tokens": 2048,
@@ -83,6 +84,7 @@ SMOLLM135M = {
             "rounds": 3,
             "search.iterations": 32,
             "sft.train.buckets": (256, 512, 1024),
+            "sft.train.epochs": 3.0,
             "sft.train.micro_tokens": 16384,
         },
     },
@@ -109,6 +111,7 @@ SMOLLM135M = {
             "search.max_step_tokens": 80,
             "sft.train.batch": 8,
             "sft.train.buckets": (208, 384),
+            "sft.train.epochs": 3.0,
         },
     },
 }
