@@ -49,6 +49,9 @@ class World:
       tokenizer: of a model that starts from random weights, as transformers has them.
       examples: questions that such a model understands.
       forge: a closed first step that permits a harmful prompt, or refuses a harmless one.
+      rewrites: a round's question in forms that try to have it answered, by name; none of them is
+        in a benchmark.
+      is_plain: whether a round's prompt is in no such form yet.
     """
 
     name: str
@@ -64,3 +67,5 @@ class World:
     tokenizer: Callable[[bool], Any]  # whether it has the words of a judge
     examples: Callable[[], list[str]]
     forge: Callable[[Prompt], str]
+    rewrites: Callable[[Prompt], dict[str, str]]
+    is_plain: Callable[[Prompt], bool]

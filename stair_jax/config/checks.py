@@ -10,7 +10,7 @@ from stair_jax.config.reward_checks import validate_rewards
 from stair_jax.config.schema import KNOBS, TrainConfig
 from stair_jax.config.sources import is_world
 from stair_jax.config.threshold_checks import validate_thresholds
-from stair_jax.config.words import split_csv
+from stair_jax.config.words import FRAMINGS, TRANSFORMS, split_csv
 
 
 def validate(c: Config) -> None:
@@ -177,6 +177,11 @@ def _validate_data(c: Config) -> None:
                 f"config.data.{key}: {c.data[key]!r} needs a model that speaks its language; set"
                 " config.model.checkpoint (empty stands for the miniature's own model)"
             )
+    if is_world(c.data.prompts) and TRANSFORMS in split_csv(c.search.attacks):
+        raise ValueError(
+            f"config.search.attacks: {c.search.attacks!r} with prompts of the miniature, expected"
+            f" {FRAMINGS!r} alone: its model cannot read what {TRANSFORMS} write"
+        )
     if c.judge.helpfulness == "reference" and is_world(c.data.prompts):
         raise ValueError(
             "config.judge.helpfulness: 'reference' knows no truth of the miniature; expected"

@@ -8,7 +8,7 @@ from typing import Any
 from stair_jax.config.knob import Under
 from stair_jax.config.sources import PREPARED, is_world, prompts_among
 from stair_jax.config.strategies import GREEDY, Strategy, parse_all
-from stair_jax.config.words import ROW_FILES, split_csv
+from stair_jax.config.words import FRAMINGS, ROW_FILES, split_csv
 
 
 def searches(c: Any) -> list[Strategy]:
@@ -112,6 +112,13 @@ PUCB = Under(lambda c, own: own.score == "pucb", "config.search.score=pucb")
 VALUED = Under(lambda c, own: own.value != "rollout", "config.search.value=prm or mix")
 MIXED = Under(lambda c, own: own.value == "mix", "config.search.value=mix")
 ROOTED = Under(lambda c, own: bool(own.roots), "config.search.roots")
+LATER_ROUNDS = Under(lambda c, own: c.rounds > 1, "a config.rounds above 1")
+REWRITTEN = Under(lambda c, own: split_csv(own.attacks), "config.search.attacks")
+FRAMED = Under(
+    lambda c, own: FRAMINGS in split_csv(own.attacks) and not is_world(c.data.prompts),
+    "framings in config.search.attacks, and config.data.prompts other than the miniature, which has"
+    " its own",
+)
 PAPER_REWARD = Under(lambda c, own: c.search.reward == "paper", "config.search.reward=paper")
 SAFE_CONSTRAINT = Under(
     lambda c, own: c.search.reward == "safe-constraint", "config.search.reward=safe-constraint"

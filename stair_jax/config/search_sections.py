@@ -9,7 +9,7 @@ from typing import Literal
 from stair_jax.config import conditions
 from stair_jax.config.knob import Section, knob
 from stair_jax.config.ranges import ABOVE_0, FROM_0, FROM_1, MASS, SHARE, Range
-from stair_jax.config.words import REQUEST, ROOTS
+from stair_jax.config.words import FAMILIES, REQUEST, REWRITES, ROOTS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,30 @@ class SearchConfig(Section):
         "whether one of the steps tried behind a bad one is given: the second step of the best"
         " response of the prompt's own tree",
         under=conditions.ROOTED,
+    )
+    attacks: str = knob(
+        "",
+        "from round 2 on, rewrites of the round's harmful prompts that beat its model become"
+        " prompts: comma-separated of framings (texts around a request; a world has its own),"
+        " transforms (ciphers and injections); empty: none (ours)",
+        words=REWRITES,
+        under=conditions.LATER_ROUNDS,
+    )
+    attack_families: str = knob(
+        "",
+        "families of the framings, comma-separated; empty: all that no recipe holds out (ours)",
+        words=FAMILIES,
+        under=conditions.FRAMED,
+    )
+    attack_share: float = knob(
+        0.25,
+        "such prompts at most, a share of the round's own: one half attacks, the other their"
+        " harmless twins (ours)",
+        SHARE,
+        under=conditions.REWRITTEN,
+    )
+    attack_pool: int = knob(
+        512, "rewrites that are tried in a round at most (ours)", FROM_1, under=conditions.REWRITTEN
     )
     trees_in_flight: int = knob(
         0, "trees grown at once at most; 0: two for every slot (ours)", FROM_0, free=True

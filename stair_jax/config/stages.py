@@ -154,6 +154,22 @@ SEARCH = Stage(
             name="search",
             settings=("seed", "model", *_PROMPTS, "search", "reward", "judge", "engine"),
         ),
+        Result(
+            name="search.attacks",
+            settings=(
+                "seed",
+                "model",
+                *_PROMPTS,
+                "recipe.held_out",
+                "search.attacks",
+                "search.attack_families",
+                "search.attack_share",
+                "search.attack_pool",
+                "search.max_rollout_tokens",
+                "judge",
+                "engine",
+            ),
+        ),
     ),
 )
 PAIRS = Stage(

@@ -9,6 +9,18 @@ BASELINES = ("sft", "dpo", "sacpo", "self-rewarding")
 INTERVENTIONS = ("cut", "swap", "forge")  # in the steps of an answer
 REJECTED, FORGED = "rejected", "forged"
 ROOTS = (REJECTED, FORGED)  # where the bad first steps of further trees come from
+FRAMINGS, TRANSFORMS = "framings", "transforms"
+REWRITES = (FRAMINGS, TRANSFORMS)  # of a round's requests
+FAMILIES = (  # of framings, as `data.teaching.framings` has them
+    "role_play",
+    "hypothetical",
+    "fiction",
+    "authority",
+    "forced_opening",
+    "no_refusals",
+    "encoded",
+    "assembled",
+)
 ATTACKS = ("pair", "pap", "escalation")  # that answer what a model says
 PAP_TECHNIQUES = (  # as `evals.attacks.pap` defines them
     "misrepresentation",

@@ -1,6 +1,14 @@
 """The miniature as a world, for the stages of a run."""
 
-from stair_jax.miniature import forging, judging, preferences, splits, tokenizer, verifier
+from stair_jax.miniature import (
+    forging,
+    judging,
+    preferences,
+    rewriting,
+    splits,
+    tokenizer,
+    verifier,
+)
 from stair_jax.records import SftRow
 from stair_jax.world import Fills, World
 
@@ -27,4 +35,6 @@ MINIATURE = World(
     tokenizer=lambda judging_too: tokenizer.build(judging_too=judging_too),
     examples=_examples,
     forge=forging.for_rounds,
+    rewrites=rewriting.for_rounds,
+    is_plain=rewriting.is_plain,
 )

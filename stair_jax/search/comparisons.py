@@ -31,7 +31,7 @@ def is_held_out(prompt_id: str, *, share: float, seed: int) -> bool:
     """Returns whether the trees of a prompt are set aside; of all prompts `share` are.
 
     It is the prompt that decides: its trees of all rounds stay on one side, with those behind a bad
-    step.
+    step and of its rewrites.
     """
     return _hash(f"{seed}/{roots.origin(prompt_id)}/held out") < share * 2**64
 

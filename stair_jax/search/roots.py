@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from stair_jax.config.schema import SearchConfig
 from stair_jax.config.words import REJECTED, split_csv
 from stair_jax.records import Node, Prompt, Tree
+from stair_jax.search import rewrites
 from stair_jax.text import STEP_END
 
 SUFFIX = "/behind"  # of the ids of these trees' prompts
@@ -36,7 +37,7 @@ def id_behind(prompt_id: str) -> str:
 
 def origin(prompt_id: str) -> str:
     """Returns the id of the prompt that a tree's prompt was made of, its own where of none."""
-    return prompt_id.removesuffix(SUFFIX)
+    return rewrites.origin(prompt_id.removesuffix(SUFFIX))
 
 
 def behind_bad_steps(

@@ -20,7 +20,16 @@ from stair_jax.engine.shared_engine import SharedEngine
 from stair_jax.hf import reward_model
 from stair_jax.log import progress, trace
 from stair_jax.records import Prompt, Tree
-from stair_jax.run import inputs, judges, known_models, models, prepared, reward_models, rows
+from stair_jax.run import (
+    inputs,
+    judges,
+    known_models,
+    models,
+    prepared,
+    reward_models,
+    round_attacks,
+    rows,
+)
 from stair_jax.run import trees as trees_of
 from stair_jax.run.first_answers import FirstAnswers
 from stair_jax.run.known_models import Model
@@ -58,9 +67,12 @@ def _reward_models(c: Config) -> list[str]:
 def run(run: Run, number: int) -> None:
     """Grows the trees of a round with the round's policy, and appends each as it finishes."""
     name, parent = SEARCH.artefact(number), known_models.parent_of_round(run, number)
-    every = rows.for_round(run.config, number)
+    own = rows.for_round(run.config, number)
     trees_of.refuse_numbered(run, name)
-    run.begin(name, SEARCH.name, (*parent.parents, *prepared.parents(run, SEARCH)))
+    attacks = round_attacks.of_round(run, number, parent, own)
+    every = [*own, *attacks.prompts]
+    parents = (*parent.parents, *prepared.parents(run, SEARCH), *attacks.parents)
+    run.begin(name, SEARCH.name, parents)
     folder = run.round_dir(number) / "trees"
     folder.mkdir(exist_ok=True)
     rubrics = judges.hold_to(run.config, folder)
@@ -68,7 +80,7 @@ def run(run: Run, number: int) -> None:
     follows = trees_of.further(run.config)
     asked = trees_of.asked_of(every, trees, follows)
     trees_of.keep_what_is_asked(name, trees, asked)
-    run.lineage.note_inputs(name, {"data.prompts": inputs.of_rows(every)})
+    run.lineage.note_inputs(name, {"data.prompts": inputs.of_rows(own)})
     left = [prompt for prompt in asked if prompt.id not in trees.ids]
     leftovers, session = driver.Leftovers({}, ()), {}
     if left:

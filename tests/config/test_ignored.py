@@ -61,6 +61,22 @@ WHEN = [
         {"search.roots": "rejected"},
         {"search.roots": ""},
     ),
+    ("search.attacks", {"rounds": 2}, {"rounds": 1}),
+    (
+        "search.attack_share search.attack_pool",
+        {"search.attacks": "framings"},
+        {"search.attacks": ""},
+    ),
+    (
+        "search.attack_families",
+        FILES | {"search.attacks": "framings"},
+        FILES | {"search.attacks": "transforms"},
+    ),
+    (
+        "search.attack_families",
+        FILES | {"search.attacks": "framings"},
+        {"search.attacks": "framings", "data.prompts": "miniature"},
+    ),
     ("reward.F reward.c1 reward.c2", {"search.reward": "paper"}, {"search.reward": "outcome"}),
     ("reward.k1 reward.k2", {"search.reward": "safe-constraint"}, {"search.reward": "paper"}),
     ("judge.templates", SELF, VERIFIER),

@@ -40,6 +40,10 @@ class Framing:
         changed = self.change(request)
         return self.template.replace(FIELD, changed)
 
+    def frames(self, text: str) -> bool:
+        """Returns whether a user turn has all of the template's words, whatever the request."""
+        return all(part.strip() in text for part in self.template.split(FIELD))
+
 
 def _spaced(request: str) -> str:
     return "  ".join(" ".join(word) for word in request.split())
