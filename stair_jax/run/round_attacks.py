@@ -96,7 +96,8 @@ def rewriter_of(config: Config) -> Rewriter:
 
 
 def _framings(config: Config) -> dict[str, rewrites.Rewrite]:
-    held_out = split_csv(config.recipe.held_out)
+    small = config.data.recipe == "small"  # no other recipe holds families out
+    held_out = split_csv(config.recipe.held_out) if small else ()
     families = split_csv(config.search.attack_families) or FAMILIES
     used = [family for family in families if family not in held_out]
     if not used:
