@@ -109,8 +109,8 @@ def _framings(config: Config) -> dict[str, rewrites.Rewrite]:
 
 
 def _transforms(_: Config) -> dict[str, rewrites.Rewrite]:
-    known = transforms.TRANSFORMS.values()
-    return {f"{TRANSFORMS}/{one.name}": one.of for one in known if one.of is not transforms.none}
+    # The one that changes nothing gives no candidate: the round asks that already.
+    return {f"{TRANSFORMS}/{name}": one.of for name, one in transforms.TRANSFORMS.items()}
 
 
 class _Attacks:

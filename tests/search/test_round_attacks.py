@@ -265,6 +265,24 @@ def test_attacks_that_were_stopped_go_on_row_by_row(attack, tmp_path, lost):
     assert again.entries["round-2/attacks"]["hash"] == whole.entries["round-2/attacks"]["hash"]
 
 
+def test_a_torn_line_spoils_no_row_that_is_written_after_it(attack, monkeypatch):
+    whole = attack("Keep to", **SOME)
+    content = whole.path.read_bytes()
+    whole.path.write_bytes(content[:-20])
+    forget(whole.path.parents[2], "round-2/attacks")
+    written = []
+
+    def stop(path, rows):  # as a kill before the end leaves it
+        written.append(path.read_bytes())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(jsonl, "write_jsonl", stop)
+        with pytest.raises(KeyboardInterrupt):
+            attack("Keep to", **SOME)
+    assert written == [content]
+
+
 def test_a_row_on_another_question_does_not_count(attack, tmp_path):
     whole = attack("Keep to", **SOME)
     first, *others = whole.rows
