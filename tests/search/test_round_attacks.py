@@ -6,6 +6,7 @@ import functools
 import pytest
 
 from stair_jax import jsonl
+from stair_jax.config.checks import validate
 from stair_jax.config.words import FAMILIES
 from stair_jax.data.teaching import framings
 from stair_jax.engine.request import GREEDY
@@ -219,6 +220,15 @@ def test_families_that_a_recipe_holds_out_are_left_alone():
     c.data.recipe, c.search.attack_families = "small", "encoded"
     with pytest.raises(ValueError, match=r"attack_families: 'encoded' are all held out"):
         used()
+
+
+def test_the_miniature_takes_no_transforms(tmp_path):
+    c = tiny("smoke", workdir=str(tmp_path))
+    c.search.attacks = "framings"
+    validate(c)
+    c.search.attacks = "framings,transforms"
+    with pytest.raises(ValueError, match=r"search\.attacks: 'framings,transforms' with prompts of"):
+        validate(c)
 
 
 def test_prompts_that_are_framed_already_are_told_from_plain_ones():
