@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from stair_jax.config import Config, ranges, redaction, stages
+from stair_jax.config.attack_checks import validate_attacks
 from stair_jax.config.knob import Knob, knobs_of
 from stair_jax.config.recipe_checks import validate_recipe
 from stair_jax.config.reward_checks import validate_rewards
 from stair_jax.config.schema import KNOBS, TrainConfig
 from stair_jax.config.sources import is_world
 from stair_jax.config.threshold_checks import validate_thresholds
-from stair_jax.config.words import FRAMINGS, TRANSFORMS, split_csv
+from stair_jax.config.words import split_csv
 
 
 def validate(c: Config) -> None:
@@ -37,6 +38,7 @@ def validate(c: Config) -> None:
     _validate_rooms(c)
     _validate_data(c)
     validate_recipe(c)
+    validate_attacks(c)
     _validate_baselines(c)
     for section in stages.TRAINERS:
         validate_training(f"config.{section}.train", c[section].train)
@@ -177,11 +179,6 @@ def _validate_data(c: Config) -> None:
                 f"config.data.{key}: {c.data[key]!r} needs a model that speaks its language; set"
                 " config.model.checkpoint (empty stands for the miniature's own model)"
             )
-    if is_world(c.data.prompts) and TRANSFORMS in split_csv(c.search.attacks):
-        raise ValueError(
-            f"config.search.attacks: {c.search.attacks!r} with prompts of the miniature, expected"
-            f" {FRAMINGS!r} alone: its model cannot read what {TRANSFORMS} write"
-        )
     if c.judge.helpfulness == "reference" and is_world(c.data.prompts):
         raise ValueError(
             "config.judge.helpfulness: 'reference' knows no truth of the miniature; expected"

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 
 from stair_jax import jsonl
 from stair_jax.config import Config, with_values
+from stair_jax.config.attack_checks import families_of
 from stair_jax.config.schema import RewardConfig
 from stair_jax.config.stages import SEARCH
-from stair_jax.config.words import FAMILIES, FRAMINGS, TRANSFORMS, split_csv
+from stair_jax.config.words import FRAMINGS, TRANSFORMS, split_csv
 from stair_jax.data.teaching import framings
 from stair_jax.engine.request import GREEDY
 from stair_jax.engine.shared_engine import SharedEngine
@@ -79,9 +80,6 @@ def rewriter_of(config: Config) -> Rewriter:
     """Returns what makes of a prompt the questions of `search.attacks`, by name of the rewrite.
 
     A world has rewrites of its own. Families of framings that a recipe holds out are not used.
-
-    Raises:
-      ValueError: where no family of framings is left.
     """
     if world := worlds.of(config.data.prompts):
         return Rewriter(questions=world.rewrites, is_plain=world.is_plain)
@@ -96,16 +94,8 @@ def rewriter_of(config: Config) -> Rewriter:
 
 
 def _framings(config: Config) -> dict[str, rewrites.Rewrite]:
-    small = config.data.recipe == "small"  # no other recipe holds families out
-    held_out = split_csv(config.recipe.held_out) if small else ()
-    families = split_csv(config.search.attack_families) or FAMILIES
-    used = [family for family in families if family not in held_out]
-    if not used:
-        raise ValueError(
-            f"config.search.attack_families: {config.search.attack_families!r} are all held out by"
-            f" config.recipe.held_out={config.recipe.held_out!r}, expected others too"
-        )
-    return {f"{FRAMINGS}/{one.name}": one.frame for one in framings.of_families(used)}
+    used = families_of(config)
+    return {f"{FRAMINGS}/{one.name}": one.frame for one in framings.FRAMINGS if one.family in used}
 
 
 def _transforms(_: Config) -> dict[str, rewrites.Rewrite]:
@@ -183,7 +173,8 @@ class _Attacks:
         slots = self._run.config.engine.slots
         for start in range(0, len(self._candidates), slots):
             before = {one.id: have[one.id] for one in self._candidates[:start] if one.id in have}
-            if len(self._kept(before).prompts) >= 2 * self._most:
+            beaten = sum(one.beats for one in before.values())  # twins cost a sort of all prompts
+            if beaten >= self._most and len(self._kept(before).prompts) >= 2 * self._most:
                 return []
             lot = self._candidates[start : start + slots]
             if left := [one for one in lot if one.id not in have and one.id not in passed_over]:
@@ -238,6 +229,10 @@ class _Attacks:
         name, model = self._name, self._model.name
         if passed_over:
             log.warning("%s: no room for %d rewrites, passed over", name, len(passed_over))
+        if not self._most:
+            said = "%s: config.search.attack_share leaves no room for an attack and its twin in %d"
+            log.warning(f"{said} prompts, so none is tried", name, len(self._prompts))
+            return
         beat = collections.Counter(one.attack for one in tried if one.beats)
         if not beat:
             said = "%s: none of %d rewrites beats %s, so none becomes a prompt"
@@ -253,6 +248,9 @@ class _Attacks:
             self._most,
             ", ".join(f"{attack} {count}" for attack, count in beat.most_common()),
         )
+        if kept < min(beat.total(), self._most):
+            said = "%s: %d attacks are left out, no harmless prompt is left for a twin"
+            log.warning(said, name, min(beat.total(), self._most) - kept)
 
 
 def _attempt(prompt: Prompt, answer: Candidate) -> Attempt:

@@ -83,12 +83,14 @@ _ATTACKER = {"evaluate.pair", "evaluate.pap"}  # attacks whose prompts a model w
 _ATTACKED = {*_ATTACKER, "evaluate.escalation"}
 _ANSWERS = {"evaluate", _CHANGED, *_ATTACKED, *_FOUND}
 _CANDIDATES = "baselines.candidates"
+_LOOP = "search.attacks"  # rewrites that are tried on a round's model
 _DATA = "prepare"
 GUARDS = {
     "seed": {
         *_TRAINED,
         _DATA,
         "search",
+        _LOOP,
         "pairs",
         _CANDIDATES,
         _CHANGED,
@@ -96,25 +98,39 @@ GUARDS = {
         *_FOUND,
         "evaluate.rated",
     },
-    "model": {*_TRAINED, _DATA, "search", _CANDIDATES, *_ANSWERS, "evaluate.rated", "export"},
+    "model": {
+        *_TRAINED,
+        _DATA,
+        "search",
+        _LOOP,
+        _CANDIDATES,
+        *_ANSWERS,
+        "evaluate.rated",
+        "export",
+    },
     "data.recipe": {_DATA},
     "data.columns": {_DATA},
     "data.decontaminate": {_DATA},
     "recipe": {_DATA},
+    "recipe.held_out": {_DATA, _LOOP},
     "data.sft": _SFT,
     "data.sft_rows": _SFT,
     "data.format": _SFT,
-    "data.prompts": {*_TREES, _CANDIDATES},
-    "data.round_prompts": {"search", _CANDIDATES},
+    "data.prompts": {*_TREES, _LOOP, _CANDIDATES},
+    "data.round_prompts": {"search", _LOOP, _CANDIDATES},
     "data.preferences": _PREFERENCES,
     "data.preference_rows": _PREFERENCES,
     "data.preferences_format": _PREFERENCES,
-    "data.split": {*_SFT, *_TREES, *_PREFERENCES, _CANDIDATES},
+    "data.split": {*_SFT, *_TREES, _LOOP, *_PREFERENCES, _CANDIDATES},
     "sft": {*_SFT, "baselines.sft"},
     "dpo": _DPO,
     "search": _TREES,
     "search.reward": {*_TREES, _CANDIDATES},
-    "search.max_rollout_tokens": {*_TREES, _CANDIDATES},
+    "search.max_rollout_tokens": {*_TREES, _LOOP, _CANDIDATES},
+    **{
+        f"search.{key}": {*_TREES, _LOOP}
+        for key in ("attacks", "attack_families", "attack_share", "attack_pool")
+    },
     "search.max_depth": {*_TREES, *_FOUND},
     **{
         f"search.{key}": {*_TREES, "evaluate.mcts"}
@@ -122,16 +138,23 @@ GUARDS = {
     },
     "search.max_step_tokens": {*_TREES, "evaluate.mcts"},
     "reward": {*_TREES, _CANDIDATES},
-    "judge": {*_TREES, _CANDIDATES, "evaluate.rated"},
+    "judge": {*_TREES, _LOOP, _CANDIDATES, "evaluate.rated"},
     "judge.leave_out": {
         *_TREES,
+        _LOOP,
         _CANDIDATES,
         "evaluate.rated",
         "evaluate.verdicts",
         *_ATTACKER,  # of an endpoint
     },
-    "judge.templates": {*_TREES, _CANDIDATES, "evaluate.rated", *_SFT},  # what stage 1 teaches
-    "engine": {_DATA, *_TREES, _CANDIDATES, *_ANSWERS, "evaluate.rated"},
+    "judge.templates": {
+        *_TREES,
+        _LOOP,
+        _CANDIDATES,
+        "evaluate.rated",
+        *_SFT,
+    },  # what stage 1 teaches
+    "engine": {_DATA, *_TREES, _LOOP, _CANDIDATES, *_ANSWERS, "evaluate.rated"},
     "pairs": {"pairs"},
     "prm": {"prm"},
     "baselines.sft_lr": {"baselines.sft"},

@@ -6,6 +6,7 @@ import functools
 import pytest
 
 from stair_jax import jsonl
+from stair_jax.config import attack_checks
 from stair_jax.config.checks import validate
 from stair_jax.config.words import FAMILIES
 from stair_jax.data.teaching import framings
@@ -187,6 +188,24 @@ def test_the_share_is_that_of_the_rounds_own_prompts(attack, share, kept):
     assert entry["tried"] == (4 * -(-kept // 4) if kept else 0)
 
 
+def test_a_share_too_small_for_one_attack_is_said(attack, caplog):
+    attack("", attacks="framings", attack_share=0.1)  # of twelve prompts
+    assert (
+        "leaves no room for an attack and its twin in 12 prompts, so none is tried" in caplog.text
+    )
+
+
+def test_attacks_without_a_harmless_prompt_for_a_twin_are_counted(attack, caplog, monkeypatch):
+    one = [*HARMFUL, HARMLESS[0], dataclasses.replace(HARMLESS[1], prefill="begun")]
+    monkeypatch.setattr(rows, "for_round", lambda *_: one)
+    # One rewrite has one harmless prompt to stand before; three attacks are wanted.
+    found = attack("Keep to", attacks="transforms", attack_share=1.0)
+    assert found.entries["round-2/attacks"]["kept"] == len(
+        {row.attack for row in found.rows if row.beats}
+    )
+    assert "attacks are left out, no harmless prompt is left for a twin" in caplog.text
+
+
 def names_tried(found):
     return {row.attack for row in found.rows}
 
@@ -219,7 +238,19 @@ def test_families_that_a_recipe_holds_out_are_left_alone():
     assert used() == set(FAMILIES)
     c.data.recipe, c.search.attack_families = "small", "encoded"
     with pytest.raises(ValueError, match=r"attack_families: 'encoded' are all held out"):
-        used()
+        attack_checks.validate_attacks(c)
+    c.search.attacks = "transforms"  # which have no families
+    attack_checks.validate_attacks(c)
+
+
+def test_the_check_of_a_run_looks_for_a_family_that_is_left(tmp_path):
+    c = tiny("smoke", workdir=str(tmp_path))
+    c.data.update(prompts="prepared", recipe="small")
+    c.model.checkpoint = "somewhere"
+    c.judge.update(safety="rule", helpfulness="none")
+    c.search.attacks, c.recipe.held_out = "framings", ",".join(FAMILIES)
+    with pytest.raises(ValueError, match=r"attack_families: '' are all held out by config\.recipe"):
+        validate(c)
 
 
 def test_the_miniature_takes_no_transforms(tmp_path):
