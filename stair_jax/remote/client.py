@@ -116,6 +116,7 @@ class EndpointClient:
         *,
         before: Sequence[Turn] = (),
         seed: int | None = None,
+        first: int = 0,
     ) -> None:
         """Asks a question `samples` times; `deliver` gets the replies, in the loop's thread.
 
@@ -126,10 +127,13 @@ class EndpointClient:
           deliver: takes the replies.
           before: earlier turns.
           seed: is sent with the question, and tells it from the same one with another seed.
+          first: number of the first sample; one of another number is another reply.
         """
         turns = tuple((role, _sendable(content)) for role, content in before)
         whole = _Question(_sendable(question), turns, seed)
-        self._loop.call_soon_threadsafe(self._start, self._answer(whole, samples, counts, deliver))
+        self._loop.call_soon_threadsafe(
+            self._start, self._answer(whole, range(first, first + samples), counts, deliver)
+        )
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
@@ -154,11 +158,11 @@ class EndpointClient:
     async def _answer(
         self,
         question: _Question,
-        samples: int,
+        numbers: range,
         counts: Counts,
         deliver: Callable[[list[Reply]], None],
     ) -> None:
-        found = [self._sample(question, number, counts) for number in range(samples)]
+        found = [self._sample(question, number, counts) for number in numbers]
         deliver(list(await asyncio.gather(*found)))
 
     async def _sample(self, question: _Question, number: int, counts: Counts) -> Reply:

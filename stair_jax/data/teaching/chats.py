@@ -77,8 +77,9 @@ class EndpointChat:
             came.put((at, replies))
 
         for at, one in enumerate(questions):
-            # Samples before the last are those of earlier attempts, which come from the disk.
-            self._client.ask(one.text, one.attempt + 1, self.counts, functools.partial(deliver, at))
+            self._client.ask(
+                one.text, 1, self.counts, functools.partial(deliver, at), first=one.attempt
+            )
         found: dict[int, Reply] = {}
         while len(found) < len(questions):
             self._client.check()
@@ -86,7 +87,7 @@ class EndpointChat:
                 at, replies = came.get(timeout=_LOOK_S)
             except queue.Empty:
                 continue
-            found[at] = replies[-1]
+            (found[at],) = replies
         return [found[at] for at in range(len(questions))]
 
     def close(self) -> None:

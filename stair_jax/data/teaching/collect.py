@@ -9,12 +9,13 @@ import dataclasses
 import hashlib
 import pathlib
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from stair_jax import jsonl
+from stair_jax.data.teaching import grammar, refusals
 from stair_jax.data.teaching.chats import Chat, Question
-from stair_jax.data.teaching.filters import Filters
+from stair_jax.data.teaching.filters import Filters, Reason
 from stair_jax.data.teaching.grammar import Structured
 from stair_jax.data.teaching.instruction import Instruction
 from stair_jax.records import Prompt, SftRow
@@ -46,7 +47,8 @@ class Report:
       kept: prompts with a row, by type.
       attempts: of each attempt, from the first: replies by reason, `KEPT` among them.
       dropped: ids of prompts whose last attempt was rejected, by that reason.
-      left_open: ids of prompts that the teacher could not be reached for.
+      left_open: ids of prompts whose teacher or judge could not be reached.
+      refusals: the kept answers that refuse, by their words, the most frequent first.
       characters: of the rows' responses: fewest, median, most; all None without a row.
       steps: rows by their number of steps, the analysis included.
     """
@@ -56,6 +58,7 @@ class Report:
     attempts: list[dict[str, int]]
     dropped: dict[str, list[str]]
     left_open: list[str]
+    refusals: dict[str, int]
     characters: dict[str, float | None]
     steps: dict[int, int]
 
@@ -70,10 +73,16 @@ class Report:
             yield f"dropped, {reason}: {len(ids)} (first {ids[0]})"
         if self.left_open:
             yield f"left open: {len(self.left_open)} (first {self.left_open[0]})"
+        if self.refusals:
+            yield f"refusals: {sum(self.refusals.values())} in {len(self.refusals)} wordings"
         if self.characters["median"] is not None:
             yield "characters: {fewest:.0f} to {most:.0f}, median {median:.0f}".format(
                 **self.characters
             )
+
+
+class AskedDifferently(ValueError):
+    """A journal has lines of questions other than those of today."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +117,9 @@ def collect(
       told: called after every batch.
 
     Raises:
-      ValueError: for `attempts` or `batch` below 1, ids that are not distinct, or a journal whose
-        lines were asked differently, naming the file and the first such id.
+      ValueError: for `attempts` or `batch` below 1, or ids that are not distinct.
+      AskedDifferently: for a journal whose lines were asked differently, naming the file and the
+        first such id.
     """
     if attempts < 1 or batch < 1:
         raise ValueError(f"attempts={attempts} and batch={batch}: expected both at least 1")
@@ -125,11 +135,12 @@ def collect(
             some = due[start : start + batch]
             replies = chat([Question(p, questions[p.id], number) for p in some])
             found = []
-            for prompt, reply in zip(some, replies, strict=True):
-                if isinstance(reply, Open):
+            read = filters.read(some, replies)
+            for prompt, reply, what in zip(some, replies, read, strict=True):
+                if isinstance(what, Open):
                     left_open.add(prompt.id)
-                    continue
-                found.append(_attempt(prompt, questions[prompt.id], number, reply, filters))
+                else:
+                    found.append(_attempt(prompt, questions[prompt.id], number, reply, what))
             jsonl.append_jsonl(journal, *found)
             for one in found:
                 known[one.id].append(one)
@@ -137,18 +148,17 @@ def collect(
     return Collected(_rows(prompts, known, attempts), _report(prompts, known, left_open, attempts))
 
 
-def _attempt(prompt: Prompt, question: str, number: int, reply: Reply, filters: Filters) -> Attempt:
-    assert not isinstance(reply, Open)
-    if reply is not None:  # half a surrogate pair cannot be written
-        reply = reply.encode(errors="replace").decode()
-    found = filters.read(prompt, reply)
+def _attempt(
+    prompt: Prompt, question: str, number: int, reply: Reply, found: Structured | Reason
+) -> Attempt:
     kept = isinstance(found, Structured)
+    text = found.text if kept else reply if isinstance(reply, str) else ""
     return Attempt(
         id=prompt.id,
         attempt=number,
         asked=_asked(prompt, question),
         reason=KEPT if kept else str(found),
-        text=found.text if kept else reply or "",
+        text=text.encode(errors="replace").decode(),  # half a surrogate pair cannot be written
         steps=len(found.steps) if kept else 0,
     )
 
@@ -165,9 +175,9 @@ def _known(
         if row.id not in known:
             continue  # of a prompt that is asked no more
         if row.asked != hashes[row.id]:
-            raise ValueError(
+            raise AskedDifferently(
                 f"{journal}: prompt {row.id!r} was asked as {row.asked}, expected"
-                f" {hashes[row.id]}: instruction, question or type changed; use another journal"
+                f" {hashes[row.id]}: instruction, question or type changed since"
             )
         known[row.id].append(row)
     return known
@@ -224,6 +234,14 @@ def _report(
         attempts=[dict(sorted(some.items())) for some in by_number if some],
         dropped=dict(sorted(dropped.items())),
         left_open=[p.id for p in prompts if p.id in left_open],
+        refusals=_refusals(kept.values()),
         characters=characters,
         steps=dict(sorted(collections.Counter(one.steps for one in kept.values()).items())),
     )
+
+
+def _refusals(kept: Iterable[Attempt]) -> dict[str, int]:
+    """Returns how often each wording of a refusal was kept."""
+    found = (grammar.parse(one.text) for one in kept)
+    answers = (one.answer for one in found if isinstance(one, Structured))
+    return dict(collections.Counter(filter(refusals.is_refusal, answers)).most_common())

@@ -3,23 +3,27 @@
 Its points are those of STAIR (arXiv 2502.02384) appendix A.2: the role, the problem analysis with a
 roadmap, steps that turn to safety where a risk shows, the final answer, varied refusals, the form.
 The wording is ours.
+
+The paper asks for refusals that vary. A teacher that is asked one question at a time cannot know
+how it refused before, so each question shows it another refusal to word its own like.
 """
 
 import dataclasses
 import hashlib
 import pathlib
 
+from stair_jax.data.teaching import refusals
 from stair_jax.records import Prompt
 from stair_jax.text import TAGS, Turn, escape
 
-FIELD = "{question}"
+FIELD, REFUSAL = "{question}", "{refusal}"
 _OWN = pathlib.Path(__file__).parent / "templates" / "instruction.txt"
 _NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """A template with one place for the question.
+    """A template with one place for the question, and places for a refusal if it likes.
 
     Raises:
       ValueError: where the place is missing or there are several, naming the source.
@@ -27,14 +31,19 @@ class Instruction:
 
     template: str
     source: str = "instruction"  # where it was read, for messages
+    seed: int = 0  # of the refusals that are shown
 
     def __post_init__(self):
         if (count := self.template.count(FIELD)) != 1:
             raise ValueError(f"{self.source}: found {FIELD} {count} times, expected it once")
 
     @classmethod
-    def load(cls, path: str = "") -> "Instruction":
+    def load(cls, path: str = "", seed: int = 0) -> "Instruction":
         """Reads a file of the user's; ours where `path` is empty.
+
+        Args:
+          path: of the file.
+          seed: of the refusals that are shown.
 
         Raises:
           ValueError: where the file cannot be read or has not one place, naming it.
@@ -44,7 +53,7 @@ class Instruction:
             template = file.read_text(encoding="utf-8")
         except (OSError, UnicodeError) as error:
             raise ValueError(f"{file}: cannot be read: {error}") from None
-        return cls(template.strip(), str(file))
+        return cls(template.strip(), str(file), seed)
 
     @property
     def digest(self) -> str:
@@ -61,7 +70,8 @@ class Instruction:
         if prompt.before:
             turns = [*prompt.before, ("user", question)]
             question = "\n\n".join(f"{_NAMES.get(role, role)}: {said}" for role, said in turns)
-        before, after = self.template.split(FIELD)
+        shown = refusals.refusal(prompt.id, self.seed)
+        before, after = (part.replace(REFUSAL, shown) for part in self.template.split(FIELD))
         return before + escape(question, TAGS) + after
 
     def messages(self, prompt: Prompt) -> list[Turn]:

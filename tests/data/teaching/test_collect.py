@@ -21,7 +21,7 @@ from tests.support.remote import _direct, config
 __all__ = ["_direct"]  # a fixture that every test here uses, too
 
 ASK = Instruction("Think: {question}")
-FILTERS = Filters(safe=lambda question, answer: rule.is_refusal(answer))
+FILTERS = Filters(safe=lambda some: [rule.is_refusal(found.answer) for _, found in some])
 ANALYSIS = Step("Problem Analysis", "What is asked.")
 GOOD = render([ANALYSIS, Step("Solve", "So.")], "It is 4.")
 NO = render([ANALYSIS], "I'm sorry, but I can't help with this.")
@@ -111,6 +111,7 @@ def test_every_filter_fires_and_another_attempt_follows(tmp_path):
     assert report.attempts[2] == {"an empty step": 1, "kept": 1}
     assert report.dropped == {"an empty step": ["id-never"]}
     assert report.left_open == []
+    assert report.refusals == {"I'm sorry, but I can't help with this.": 2}
     assert report.characters == {
         "fewest": float(len(NO)),
         "median": float(len(GOOD)),
@@ -178,6 +179,18 @@ def test_what_could_not_be_asked_is_left_open_and_asked_again(tmp_path):
     assert teacher.asked == [("good", 0), ("tags", 1)]
 
 
+def test_what_nobody_could_judge_yet_is_left_open_and_no_attempt_is_lost(tmp_path):
+    script = {"harm": [NO], "good": [GOOD]}
+    prompts = [p for p in PROMPTS if p.question in script]
+    away = Filters(safe=lambda some: [OPEN] * len(some))
+    found = collect(prompts, Teacher(script), away, tmp_path / "attempts.jsonl", instruction=ASK)
+    assert found.report.left_open == ["id-harm"]
+    assert [row.id for row in found.rows] == ["id-good"]
+    teacher = Teacher(script)
+    assert len(run(tmp_path, teacher, prompts).rows) == 2
+    assert teacher.asked == [("harm", 0)]
+
+
 def test_no_reply_and_half_a_character_are_no_end(tmp_path):
     prompts = [Prompt(id=q, question=q, type="helpfulness") for q in "ab"]
     script = {"a": [None, GOOD], "b": [GOOD.replace("So.", "So \ud83d.")]}
@@ -208,6 +221,7 @@ def test_the_report_can_be_read(tmp_path):
     assert "helpfulness: 10 of 11 prompts have a row" in said
     assert "attempt 3: an empty step 1, kept 1" in said
     assert "dropped, an empty step: 1 (first id-never)" in said
+    assert "refusals: 2 in 1 wordings" in said
     assert f"characters: {len(NO)} to {len(GOOD)}, median {len(GOOD)}" in said
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from stair_jax.data.teaching import refusals
 from stair_jax.data.teaching.instruction import Instruction
 from stair_jax.records import Prompt
 from stair_jax.text import OUTPUT, OUTPUT_END, STEP, STEP_END, TAGS
@@ -66,3 +67,17 @@ def test_a_template_has_one_place(tmp_path, text, times):
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"none\.txt: cannot be read"):
         Instruction.load(str(tmp_path / "none.txt"))
+
+
+def test_each_question_shows_a_refusal_of_its_own_to_word_one_like():
+    shown = Instruction("Say {refusal} or {refusal}. {question}", seed=3)
+    assert shown.ask(prompt("a {refusal}")) == (
+        f"Say {refusals.refusal('a', 3)} or {refusals.refusal('a', 3)}. a {{refusal}}"
+    )
+    ours = Instruction.load(seed=3)
+    said = {ours.ask(Prompt(id=str(i), question="q", type="safety")) for i in range(40)}
+    assert len(said) > 30
+    assert f'"{refusals.refusal("7", 3)}"' in ours.ask(
+        Prompt(id="7", question="q", type="helpfulness")
+    )
+    assert Instruction.load(seed=4).ask(prompt("q")) != ours.ask(prompt("q"))
