@@ -8,7 +8,7 @@ from typing import Any
 from stair_jax.config.knob import Under
 from stair_jax.config.sources import PREPARED, is_world, prompts_among
 from stair_jax.config.strategies import GREEDY, Strategy, parse_all
-from stair_jax.config.words import FRAMINGS, ROW_FILES, split_csv
+from stair_jax.config.words import FRAMINGS, ROW_FILES, name_and_address, split_csv
 
 
 def searches(c: Any) -> list[Strategy]:
@@ -19,6 +19,11 @@ def searches(c: Any) -> list[Strategy]:
 def attack_endpoints(own: Any) -> list[str]:
     """Returns the settings of section evaluate that name a model of attacks behind an endpoint."""
     return [key for key in ("attacker", "attack_judge") if "://" in own[key]]
+
+
+def teacher_endpoint(c: Any) -> str:
+    """Returns the address of the teacher's endpoint; "" where it has none."""
+    return name_and_address(c.recipe.teacher)[1]
 
 
 def _attacks(own: Any) -> set[str]:
@@ -36,6 +41,13 @@ def _sides(c: Any) -> set[str]:
 
 def _judged_by_truth(c: Any) -> bool:
     return _sides(c) == {"verifier"} and c.judge.scope == "all"
+
+
+def _taken_of_teacher(name: str) -> Under:
+    return Under(
+        lambda c, own: name not in split_csv(c.judge.leave_out) or not teacher_endpoint(c),
+        "config.recipe.teacher=self, for config.judge.leave_out names it",
+    )
 
 
 def _taken(name: str) -> Under:
@@ -61,6 +73,18 @@ RANDOM_WEIGHTS = Under(
 )
 RECIPE = Under(lambda c, own: c.data.recipe, "a recipe in config.data.recipe")
 PAPER_RECIPE = Under(lambda c, own: c.data.recipe == "paper", "config.data.recipe=paper")
+COT_RECIPE = Under(
+    lambda c, own: c.data.recipe in ("paper", "own"),
+    "config.data.recipe=paper or own, which have prompts for a teacher",
+)
+COT_PROMPTS = Under(
+    lambda c, own: c.data.recipe == "paper" or (c.data.recipe == "own" and own.teacher),
+    "config.data.recipe=paper, or own with a config.recipe.teacher",
+)
+TEACHER = Under(lambda c, own: own.teacher, "a config.recipe.teacher")
+TEACHER_TEMPERATURE_TAKEN, TEACHER_TOP_P_TAKEN, TEACHER_MAX_TOKENS_TAKEN = map(
+    _taken_of_teacher, ("temperature", "top_p", "max_tokens")
+)
 SMALL_RECIPE = Under(lambda c, own: c.data.recipe == "small", "config.data.recipe=small")
 COLUMNS = Under(lambda c, own: own.recipe == "own", "config.data.recipe=own, which reads them")
 SFT_FILE = Under(lambda c, own: not is_world(own.sft), "a file or hub name in config.data.sft")
@@ -147,10 +171,13 @@ ENDPOINT = Under(
 )
 ASKED_BY_WIRE = Under(
     lambda c, own: (
-        "remote" in _sides(c) or split_csv(c.evaluate.judges) or attack_endpoints(c.evaluate)
+        "remote" in _sides(c)
+        or split_csv(c.evaluate.judges)
+        or attack_endpoints(c.evaluate)
+        or teacher_endpoint(c)
     ),
     f"'remote' in {_JUDGES}, or a model behind an endpoint in config.evaluate.judges,"
-    " config.evaluate.attacker or config.evaluate.attack_judge",
+    " config.evaluate.attacker, config.evaluate.attack_judge or config.recipe.teacher",
 )
 TEMPERATURE_TAKEN, TOP_P_TAKEN, MAX_TOKENS_TAKEN = map(
     _taken, ("temperature", "top_p", "max_tokens")

@@ -37,8 +37,45 @@ class RecipeConfig(Section):
     )
     cot: tuple[int, ...] = knob(
         (10_000, 10_000),
-        "prompts that a teacher shall answer in steps: safety, helpful (paper 3.1)",
-        under=conditions.PAPER_RECIPE,
+        "prompts that a teacher shall answer in steps: safety, helpful (paper 3.1); of the recipe"
+        " own a part of each kind as large as this is beside the rounds'",
+        under=conditions.COT_PROMPTS,
+    )
+    teacher: str = knob(
+        "",
+        "who answers these in steps, for stage 1: NAME@URL of an OpenAI-compatible server, its key"
+        " is OPENAI_API_KEY; self: model.checkpoint in the engine; empty: nobody",
+        under=conditions.COT_RECIPE,
+    )
+    instruction: str = knob(
+        "",
+        "file with what the teacher is told: {question} stands in it once, {refusal} where it is"
+        " shown one; empty: ours",
+        under=conditions.TEACHER,
+    )
+    teacher_attempts: int = knob(
+        3,
+        "replies to a prompt at most, each after one that was dropped (ours)",
+        FROM_1,
+        under=conditions.TEACHER,
+    )
+    teacher_temperature: float = knob(
+        1.0,
+        "temperature of the teacher's replies (ours)",
+        FROM_0,
+        under=(conditions.TEACHER, conditions.TEACHER_TEMPERATURE_TAKEN),
+    )
+    teacher_top_p: float = knob(
+        1.0,
+        "the least set of tokens of this probability is drawn from (ours)",
+        MASS,
+        under=(conditions.TEACHER, conditions.TEACHER_TOP_P_TAKEN),
+    )
+    teacher_max_tokens: int = knob(
+        2_048,
+        "tokens of a reply of the teacher at most (ours)",
+        FROM_1,
+        under=(conditions.TEACHER, conditions.TEACHER_MAX_TOKENS_TAKEN),
     )
     round_safety: tuple[int, ...] = knob(
         (5_000, 5_000, 5_000),

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from stair_jax.config.words import split_csv
+from stair_jax.config.words import SELF, split_csv
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,6 +90,20 @@ _MCTS = (
     "ties",
     "max_step_tokens",
 )
+_SAFETY = tuple(  # what decides who says that an answer is safe
+    f"judge.{key}"
+    for key in (
+        "safety",
+        "refusal_rule",
+        "samples",
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "templates",
+        "model",
+        "leave_out",
+    )
+)
 _FOUND = tuple(  # at test time, by more than greedy decoding
     f"evaluate.{key}"
     for key in (
@@ -114,7 +128,10 @@ _ATTACKED = (
 PREPARE = Stage(
     name="prepare",
     output="data",
-    decodes=lambda c: c.data.recipe == "paper",  # the rejected answers to its attacks
+    # The rejected answers to the paper's attacks, a teacher's replies, verdicts on these.
+    decodes=lambda c: (
+        c.data.recipe == "paper" or SELF in (c.recipe.teacher, c.recipe.teacher and c.judge.safety)
+    ),
     results=(
         Result(
             name="prepare",
@@ -125,6 +142,20 @@ PREPARE = Stage(
                 "data.columns",
                 "data.decontaminate",
                 "recipe",
+                "engine",
+            ),
+        ),
+        Result(
+            name="prepare.taught",
+            settings=(
+                "seed",
+                "model",
+                "recipe.teacher",
+                "recipe.teacher_temperature",
+                "recipe.teacher_top_p",
+                "recipe.teacher_max_tokens",
+                "recipe.instruction",
+                *_SAFETY,
                 "engine",
             ),
         ),

@@ -3,6 +3,7 @@
 import re
 
 ROW_FILES = (".json", ".jsonl", ".parquet", ".csv")  # suffixes of files of rows
+SELF = "self"  # the run's own model, where a setting names who is asked
 TRACKERS = ("tensorboard", "wandb", "trackio")
 EXPORTS = ("llamafactory", "openrlhf", "trl")
 BASELINES = ("sft", "dpo", "sacpo", "self-rewarding")

@@ -150,16 +150,18 @@ def in_drawn_order(found: Iterable[Seed], seed: int, draw: str = "taken") -> lis
 
 
 def shared_out(pools: Pools, found: Sequence[Seed]) -> dict[str, list[Seed]]:
-    """Returns all prompts of a corpus shared out over the rounds and the reward model.
+    """Returns all prompts of a corpus shared out over the rounds, the reward model and a teacher.
 
     Each gets of each type the part that its number in `config.recipe` has in the sum of all.
     """
     c = pools.config
+    taught = c.cot if c.teacher else (0, 0)
+    harmful = map(sum, zip(c.round_safety, c.round_jailbreak, strict=True))
     wanted: dict[str, tuple[int, ...]] = {
-        "safety": (*map(sum, zip(c.round_safety, c.round_jailbreak, strict=True)), c.prm[0]),
-        "helpfulness": (*c.round_helpful, c.prm[1]),
+        "safety": (*harmful, c.prm[0], taught[0]),
+        "helpfulness": (*c.round_helpful, c.prm[1], taught[1]),
     }
-    names = [*(str(k) for k in range(1, len(c.round_safety) + 1)), PRM]
+    names = [*(str(k) for k in range(1, len(c.round_safety) + 1)), PRM, COT]
     sets: dict[str, list[Seed]] = {name: [] for name in names}
     for kind in TYPES:
         mine = in_drawn_order((seed for seed in found if seed.type == kind), pools.seed)

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from stair_jax.config.schema import JudgeConfig
 from stair_jax.remote.complaints import Declined, Refused, Trouble
+from stair_jax.remote.naming import JUDGE, Naming
 from stair_jax.remote.open import OPEN, Open
 from stair_jax.remote.reply_cache import ReplyCache, key_of
 from stair_jax.text import Turn
@@ -74,6 +75,7 @@ class EndpointClient:
       pause_s: of which a random share is waited for before the first retry; doubled for each
         further one ("full jitter"). What the server asks for comes on top.
       system: a system turn before every question; "": none.
+      naming: of the settings, for messages.
 
     Raises:
       ValueError: where address or model are missing.
@@ -86,8 +88,10 @@ class EndpointClient:
         *,
         pause_s: float = PAUSE_S,
         system: str = "",
+        naming: Naming = JUDGE,
     ):
         self.config, self._pause_s, self._system = config, pause_s, system
+        self._naming = naming
         self._trouble = ""  # what happened last to a question without a reply
         self._breaker = max(BREAKER, config.concurrency)
         self._failure: BaseException | None = None
@@ -100,7 +104,7 @@ class EndpointClient:
         # Here, since the library behind it takes a fifth of a run's start, and few runs ask one.
         from stair_jax.remote.endpoint import Endpoint
 
-        self._endpoint = Endpoint(config, system)
+        self._endpoint = Endpoint(config, system, naming)
         self._judgements = ReplyCache(folder)
         self._slots = asyncio.Semaphore(config.concurrency)
         self._loop = asyncio.new_event_loop()
@@ -239,11 +243,12 @@ class EndpointClient:
         self._without_reply.add(key)
         if error.lasting:
             self._judgements.add(key, c.model, None, why)
-        log.warning("judge.endpoint %s: a question is missing: %s", c.endpoint, why)
+        log.warning("%s %s: a question is missing: %s", self._naming.endpoint, c.endpoint, why)
         self._declined_in_a_row += 1
         if self._declined_in_a_row % self._breaker == 0:
             many = f"{self._declined_in_a_row} questions in a row are missing"
-            log.warning("judge.endpoint %s: %s; the last one: %s", c.endpoint, many, why)
+            setting = self._naming.endpoint
+            log.warning("%s %s: %s; the last one: %s", setting, c.endpoint, many, why)
         if not (self._endpoint.answered and error.lasting):
             self._failed(left_open=False)
 
@@ -253,12 +258,13 @@ class EndpointClient:
             return
         c, self._failed_in_a_row = self.config, self._failed_in_a_row + 1
         if left_open:
-            log.warning("judge.endpoint %s: a question is left open: %s", c.endpoint, self._trouble)
+            setting = self._naming.endpoint
+            log.warning("%s %s: a question is left open: %s", setting, c.endpoint, self._trouble)
         if self._failed_in_a_row >= self._breaker:
             self._failure = Unavailable(
-                f"config.judge.endpoint: {c.endpoint} gave no judgement on"
-                f" {self._failed_in_a_row} answers in a row (model {c.model!r}, {c.retries} retries"
-                f" each); the last time: {self._trouble}"
+                f"config.{self._naming.endpoint}: {c.endpoint} gave"
+                f" {self._naming.failed.format(self._failed_in_a_row)} (model {c.model!r},"
+                f" {c.retries} retries each); the last time: {self._trouble}"
             )
 
     def _hold_off(self, wait: float) -> None:

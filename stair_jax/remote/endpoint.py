@@ -30,6 +30,7 @@ from stair_jax.remote.complaints import (
     complaint_of,
     exception_of,
 )
+from stair_jax.remote.naming import JUDGE, Naming
 from stair_jax.remote.replies import reply_of
 from stair_jax.text import Turn
 
@@ -53,17 +54,19 @@ class Endpoint:
     Args:
       config: of the endpoint.
       system: a system turn before every question; "": none.
+      naming: of the settings, for messages.
 
     Raises:
       ValueError: where address or model are missing, where the address is none, or where the key
         cannot be sent.
     """
 
-    def __init__(self, config: JudgeConfig, system: str = ""):
-        for name in ("endpoint", "model"):
+    def __init__(self, config: JudgeConfig, system: str = "", naming: Naming = JUDGE):
+        for name, key in (("endpoint", naming.endpoint), ("model", naming.model)):
             if not getattr(config, name):
-                raise ValueError(f"config.judge.{name}: empty, a remote judge needs it")
-        redaction.check_address("judge.endpoint", config.endpoint)
+                raise ValueError(f"config.{key}: empty, a remote model needs its {name}")
+        redaction.check_address(naming.endpoint, config.endpoint)
+        self._naming = naming
         self.answered = False
         self._config, self._system = config, system
         self._left_out = set(split_csv(config.leave_out))
@@ -151,9 +154,9 @@ class Endpoint:
             setting = "max_tokens" if name == self._limit else name
             if setting not in self._left_out:
                 self._left_out.add(setting)
-                what = setting if setting == "seed" else f"config.judge.{setting}"
+                what = setting if setting == "seed" else f"config.{self._naming.draws}{setting}"
                 said = f"{what} is left out, {_shown(complaint.message)}"
-                log.warning("judge.endpoint %s: %s", self._config.endpoint, said)
+                log.warning("%s %s: %s", self._naming.endpoint, self._config.endpoint, said)
             return True
         return False
 
@@ -178,9 +181,9 @@ class Endpoint:
         return exception_of(complaint, question, answered=self.answered, wait=wait)
 
     def _without_secrets(self, error: Exception) -> Exception:
-        c, said = self._config, _shown(str(error))
+        c, names, said = self._config, self._naming, _shown(str(error))
         if isinstance(error, Refused):
-            who = f"config.judge.endpoint: {c.endpoint} refuses config.judge.model={c.model!r}"
+            who = f"config.{names.endpoint}: {c.endpoint} refuses config.{names.model}={c.model!r}"
             said = f"{who}: {said}"
         error.args = (said,)
         return error

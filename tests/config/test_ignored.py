@@ -160,6 +160,27 @@ WHEN = [
         {"data.recipe": "paper"},
         {"data.recipe": "own"},
     ),
+    ("recipe.cot", {"data.recipe": "own", "recipe.teacher": "self"}, {"data.recipe": "small"}),
+    ("recipe.teacher", {"data.recipe": "own"}, {"data.recipe": "published"}),
+    (
+        "recipe.instruction recipe.teacher_attempts recipe.teacher_temperature recipe.teacher_top_p"
+        " recipe.teacher_max_tokens",
+        {"recipe.teacher": "self", "judge.leave_out": "temperature,top_p,max_tokens"},
+        {"recipe.teacher": ""},
+    ),
+    *(
+        (
+            f"recipe.teacher_{name}",
+            {"recipe.teacher": "m@http://h/v1"},
+            {"recipe.teacher": "m@http://h/v1", "judge.leave_out": name},
+        )
+        for name in ("temperature", "top_p", "max_tokens")
+    ),
+    (
+        "judge.concurrency judge.timeout judge.retries judge.cache judge.leave_out",
+        {"recipe.teacher": "m@http://h/v1"},
+        {"recipe.teacher": "self"},
+    ),
     (
         "recipe.taught recipe.lookalikes recipe.turned recipe.twins recipe.held_out",
         {"data.recipe": "small"},

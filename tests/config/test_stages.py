@@ -93,6 +93,15 @@ def test_which_stages_sample_from_a_model():
     assert found(with_names("sft", prm__prompts=3)) == {"search", "evaluate", "prm"}
     for recipe, samples in (("paper", {"prepare"}), ("own", set())):
         assert found(with_names("sft", data__recipe=recipe)) == {"search", "evaluate"} | samples
+    for teacher, judge, samples in (
+        ("self", "rule", {"prepare"}),
+        ("m@http://h/v1", "self", {"prepare"}),
+        ("m@http://h/v1", "rule", set()),
+        ("", "self", set()),
+    ):
+        who = {"recipe__teacher": teacher, "judge__safety": judge}
+        asked = found(with_names("sft", data__recipe="own", **who))
+        assert asked == {"search", "evaluate"} | samples
 
 
 def test_stages_that_read_files_look_at_them_first():

@@ -84,11 +84,12 @@ _ATTACKED = {*_ATTACKER, "evaluate.escalation"}
 _ANSWERS = {"evaluate", _CHANGED, *_ATTACKED, *_FOUND}
 _CANDIDATES = "baselines.candidates"
 _LOOP = "search.attacks"  # rewrites that are tried on a round's model
-_DATA = "prepare"
+_DATA, _TAUGHT = "prepare", "prepare.taught"
 GUARDS = {
     "seed": {
         *_TRAINED,
         _DATA,
+        _TAUGHT,
         "search",
         _LOOP,
         "pairs",
@@ -101,6 +102,7 @@ GUARDS = {
     "model": {
         *_TRAINED,
         _DATA,
+        _TAUGHT,
         "search",
         _LOOP,
         _CANDIDATES,
@@ -113,6 +115,11 @@ GUARDS = {
     "data.decontaminate": {_DATA},
     "recipe": {_DATA},
     "recipe.held_out": {_DATA, _LOOP},
+    "recipe.teacher": {_DATA, _TAUGHT},
+    "recipe.teacher_temperature": {_DATA, _TAUGHT},
+    "recipe.teacher_top_p": {_DATA, _TAUGHT},
+    "recipe.teacher_max_tokens": {_DATA, _TAUGHT},
+    "recipe.instruction": {_DATA, _TAUGHT},
     "data.sft": _SFT,
     "data.sft_rows": _SFT,
     "data.format": _SFT,
@@ -138,8 +145,12 @@ GUARDS = {
     },
     "search.max_step_tokens": {*_TREES, "evaluate.mcts"},
     "reward": {*_TREES, _CANDIDATES},
-    "judge": {*_TREES, _LOOP, _CANDIDATES, "evaluate.rated"},
+    "judge": {*_TREES, _LOOP, _CANDIDATES, "evaluate.rated", _TAUGHT},
+    "judge.helpfulness": {*_TREES, _LOOP, _CANDIDATES, "evaluate.rated"},
+    "judge.scope": {*_TREES, _LOOP, _CANDIDATES, "evaluate.rated"},
+    "judge.reward_model": {*_TREES, _LOOP, _CANDIDATES, "evaluate.rated"},
     "judge.leave_out": {
+        _TAUGHT,
         *_TREES,
         _LOOP,
         _CANDIDATES,
@@ -152,9 +163,10 @@ GUARDS = {
         _LOOP,
         _CANDIDATES,
         "evaluate.rated",
+        _TAUGHT,
         *_SFT,
     },  # what stage 1 teaches
-    "engine": {_DATA, *_TREES, _LOOP, _CANDIDATES, *_ANSWERS, "evaluate.rated"},
+    "engine": {_DATA, _TAUGHT, *_TREES, _LOOP, _CANDIDATES, *_ANSWERS, "evaluate.rated"},
     "pairs": {"pairs"},
     "prm": {"prm"},
     "baselines.sft_lr": {"baselines.sft"},

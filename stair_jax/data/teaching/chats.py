@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 from stair_jax.config.schema import JudgeConfig
 from stair_jax.records import Prompt
 from stair_jax.remote.client import COUNTERS, Counts, EndpointClient, Reply
+from stair_jax.remote.naming import TEACHER
 
 _LOOK_S = 0.5  # how often is looked whether the endpoint refuses
 
@@ -62,7 +63,9 @@ class EndpointChat:
         self, config: JudgeConfig, folder: pathlib.Path, *, system: str = "", pause_s: float = 1.0
     ):
         folder.mkdir(parents=True, exist_ok=True)
-        self._client = EndpointClient(config, folder, system=system, pause_s=pause_s)
+        self._client = EndpointClient(
+            config, folder, system=system, pause_s=pause_s, naming=TEACHER
+        )
         self.counts: Counts = collections.Counter(dict.fromkeys(COUNTERS, 0))
 
     def __call__(self, questions: Sequence[Question], /) -> list[Reply]:

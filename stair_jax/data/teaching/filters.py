@@ -5,6 +5,7 @@ section 2.1). A helpful prompt that is refused is dropped as well, which is ours
 refuse everything.
 """
 
+import collections
 import dataclasses
 import enum
 from collections.abc import Callable, Sequence
@@ -95,3 +96,19 @@ class Filters:
         if prompt.type == "helpfulness" and self.refuses(found.answer):
             return Unfit.REFUSED
         return found
+
+
+class Dropped:
+    """Ids of what was dropped, by reason."""
+
+    def __init__(self):
+        self.ids: dict[str, list[str]] = collections.defaultdict(list)
+
+    def add(self, reason: str, id: str) -> None:
+        """Notes one."""
+        self.ids[str(reason)].append(id)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many were dropped, by reason."""
+        return {reason: len(ids) for reason, ids in sorted(self.ids.items())}

@@ -3,7 +3,7 @@
 import pytest
 
 from stair_jax.data.teaching import filters, refusals
-from stair_jax.data.teaching.filters import Filters, Unfit
+from stair_jax.data.teaching.filters import Dropped, Filters, Unfit
 from stair_jax.data.teaching.grammar import Fault, Step, Structured, render
 from stair_jax.records import Prompt
 from stair_jax.remote.open import OPEN
@@ -65,3 +65,11 @@ def test_every_reason_reads_differently():
 def test_a_prompt_of_no_known_type_is_an_error():
     with pytest.raises(ValueError, match="prompt 'a': type 'harm' found, expected safety or"):
         read(render(STEPS, "x"), "harm")
+
+
+def test_what_is_dropped_is_counted_by_reason_with_ids():
+    dropped = Dropped()
+    for reason, id in ((Unfit.UNSAFE, "a"), (Fault.STEP, "b"), (Unfit.UNSAFE, "c")):
+        dropped.add(reason, id)
+    assert dropped.counts == {"an empty step": 1, "an unsafe answer to a safety prompt": 2}
+    assert dropped.ids["an unsafe answer to a safety prompt"] == ["a", "c"]
