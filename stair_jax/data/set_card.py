@@ -84,17 +84,58 @@ def page(manifest: Mapping[str, Any]) -> str:
         lines.append(f"| {one['title']} | {one['licence']} | {places} | {one['usable']} |")
     if absent := manifest["corpora_absent"]:
         lines += ["", f"Made without {', '.join(absent)}, which lay nowhere."]
-    lines += ["", "## Left out", "", "| data set | reason | rows |", "|---|---|---|"]
+    lines += ["", *_left_out(manifest)]
+    lines += ["", *_taught(manifest["taught"]), *_compared(manifest), *_mended(manifest)]
+    return "\n".join(lines) + "\n"
+
+
+def _left_out(manifest: Mapping[str, Any]) -> list[str]:
+    """Says how many rows made none of a set, by reason."""
+    lines = ["## Left out", "", "| data set | reason | rows |", "|---|---|---|"]
     for one in manifest["corpora"].values():
         for reason, count in one["dropped"].items():
             lines.append(f"| {one['title']} | {_cell(reason)} | {count} |")
     for reason, count in manifest["not_sampled"].items():
         lines.append(f"| responses of the model | {_cell(reason)} | {count} |")
+    for reason, count in (manifest["taught"] or {"dropped": {}})["dropped"].items():
+        lines.append(f"| replies of the teacher | {_cell(reason)} | {count} |")
     for one in manifest["removed"]:
         reason = f"overlaps with {one['benchmark']} ({one['how']})"
         lines.append(f"| {one['source']} | {reason} | {one['rows']} |")
-    lines += ["", *_compared(manifest), *_mended(manifest)]
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def _taught(taught: Mapping[str, Any] | None) -> list[str]:
+    """Says what a teacher answered, and what was kept of it."""
+    if not taught:
+        return []
+    tried = taught["attempts"]
+    heads = [f"attempt {number}" for number in range(1, len(tried) + 1)]
+    kept = ", ".join(
+        f"{taught['kept'].get(kind, 0)} of {count} {kind} prompts"
+        for kind, count in taught["prompts"].items()
+    )
+    lines = [
+        "## Answers of the teacher",
+        "",
+        f"`{taught['teacher']}` answered {kept} with a response that was kept. Its replies:",
+        "",
+        f"| what became of a reply | {' | '.join(heads)} |",
+        f"|---|{'---|' * len(heads)}",
+    ]
+    for reason in dict.fromkeys(reason for one in tried for reason in one):
+        counts = " | ".join(str(one.get(reason, 0)) for one in tried)
+        lines.append(f"| {_cell(reason)} | {counts} |")
+    steps = ", ".join(f"{count} with {number}" for number, count in taught["steps"].items())
+    lines += ["", f"Steps of the responses, the analysis included: {steps}."]
+    said = taught["refusals"]
+    for words, count in list(said["most"].items())[:1]:
+        lines += [
+            "",
+            f"{said['rows']} responses refuse, in {said['wordings']} wordings; the most frequent,"
+            f" {count} times: {words.splitlines()[0]}",
+        ]
+    return [*lines, ""]
 
 
 def _compared(manifest: Mapping[str, Any]) -> list[str]:

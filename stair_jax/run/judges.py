@@ -1,24 +1,26 @@
 """The judges that a configuration names, and what a run remembers of them."""
 
+import collections
 import dataclasses
 import functools
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 from stair_jax import jsonl, text
 from stair_jax.config import Config
 from stair_jax.config.schema import JudgeConfig
 from stair_jax.data.teaching import refusals
-from stair_jax.engine.request import Sampling
+from stair_jax.engine.request import EngineLike, Sampling
 from stair_jax.engine.scoring import Scoring
 from stair_jax.engine.shared_engine import SharedEngine
 from stair_jax.evals.benchmarks import gsm8k
 from stair_jax.hf import reward_model
 from stair_jax.judges import agreement, remote, self_reward
 from stair_jax.judges import reward_model as reward_model_lib
-from stair_jax.judges.base import ClosableJudge, Rater, wants_response
+from stair_jax.judges.base import ClosableJudge, Judge, Rater, Score, wants_response
 from stair_jax.judges.composite import SafetyHelpfulnessJudge
 from stair_jax.judges.reference import ReferenceRater
 from stair_jax.judges.rubrics import SIDES, Rubric
@@ -27,13 +29,16 @@ from stair_jax.judges.self_reward import SelfRater
 from stair_jax.judges.verifier import VerifierJudge, VerifierRater
 from stair_jax.records import Prompt
 from stair_jax.remote import client
+from stair_jax.remote.open import Open
 from stair_jax.run import models, worlds
 from stair_jax.run.workdir import Run, engine_config
+from stair_jax.search.driver import PAUSE_S
 from stair_jax.world import World
 
 log = logging.getLogger(__name__)
 
 _READ_RUBRICS = ("self", "remote")  # judges that are asked in words
+_AT_ONCE = 1024  # answers that wait for a judge, at most
 _LEAST_ROOM = 32  # tokens of a question, an answer and a verdict that are worth asking about
 
 
@@ -173,6 +178,30 @@ class _Raters:
             max_tokens=sizes.max_context,
             wants_response=found.codec is not None,
         )
+
+
+def scores(
+    given: Iterable[tuple[Hashable, Prompt, str]], judge: Judge, engine: EngineLike | None
+) -> Iterator[tuple[Hashable, Score | Open | None]]:
+    """Yields what a judge says of responses, in the order of its verdicts.
+
+    Args:
+      given: ids that differ, prompts and responses.
+      judge: is kept busy until it has spoken of all.
+      engine: that the judge asks; None where it asks none.
+    """
+    left, waiting = collections.deque(given), 0
+    while left or waiting:
+        while left and waiting < _AT_ONCE and (engine is None or engine.hungry):
+            judge.submit(*left.popleft())
+            waiting += 1
+        if engine and not engine.idle:
+            engine.step()
+        found = judge.collect()
+        if not found and (engine is None or engine.idle):  # all there is to do is to wait
+            time.sleep(PAUSE_S)
+        waiting -= len(found)
+        yield from found
 
 
 class LeftOpen(OSError):

@@ -17,11 +17,14 @@ from stair_jax.data.corpus import Place
 from stair_jax.data.recipe import Pools, Recipe, Sets
 from stair_jax.data.seeds import Loaded, Seed
 from stair_jax.data.teaching import refusals
-from stair_jax.run import contamination, rejected
+from stair_jax.run import contamination, rejected, teacher
 from stair_jax.run.contamination import Against, Removed
+from stair_jax.run.teacher import Taught
 from stair_jax.run.workdir import Run
 
 log = logging.getLogger(__name__)
+
+_MOST_REFUSALS = 10  # wordings that the manifest has, the most frequent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Made:
 
     sets: Sets
     removed: list[Removed]
-    not_sampled: dict[str, str]  # reasons by id
+    not_sampled: dict[str, str] = dataclasses.field(default_factory=dict)  # reasons by id
+    taught: Taught | None = None  # by a teacher, if one was asked
 
 
 def recipe_of(config: Config) -> Recipe:
@@ -127,34 +131,59 @@ def _digest(texts: Iterable[str]) -> str:
     return digest.hexdigest()[:32]
 
 
-def make(run: Run, artefact: str, found: Read) -> Made:
-    """Makes the sets, with rejected responses sampled from the model where they are missing.
-
-    Args:
-      run: that has begun the artefact.
-      artefact: that the sets are.
-      found: what they are made from.
+def make(config: Config, found: Read) -> Made:
+    """Makes the sets, but for what models say.
 
     Raises:
       ValueError: where there are fewer seeds than are wanted.
     """
-    c = run.config
     seeds = {name: one.seeds for name, one in found.loaded.items()}
     prompts = {place.corpus.name for place in found.places if place.corpus.asked}
     compared = {name: some for name, some in seeds.items() if name in prompts}
     removed = contamination.removed(compared, found.against.prompts)
     gone = {one.id for one in removed}
     clean = {name: [seed for seed in some if seed.id not in gone] for name, some in seeds.items()}
-    sets = found.recipe.make(Pools(clean, RecipeConfig.of(c.recipe), c.seed, refusals.refusal))
+    sizes = RecipeConfig.of(config.recipe)
+    return Made(found.recipe.make(Pools(clean, sizes, config.seed, refusals.refusal)), removed)
+
+
+def taught(run: Run, made: Made) -> Made:
+    """Returns what was made with demonstrations of a teacher, if the run has one.
+
+    Raises:
+      ValueError: where there is no prompt for it, and as `teacher.answer`.
+    """
+    c = run.config
+    if not c.recipe.teacher:
+        return made
+    if not (asked := made.sets.prompts.get(recipe_lib.COT)):
+        raise ValueError(f"config.recipe.teacher: {c.data.recipe!r} made no prompt for it")
+    found = teacher.answer(run, asked)
+    every = [*made.sets.demonstrations, *found.seeds]
+    mixed = recipe_lib.in_drawn_order(every, c.seed, "mixed")
+    sets = dataclasses.replace(made.sets, demonstrations=mixed)
+    return dataclasses.replace(made, sets=sets, taught=found)
+
+
+def sampled(run: Run, artefact: str, made: Made) -> Made:
+    """Returns what was made with rejected responses sampled from the model where they are missing.
+
+    Args:
+      run: that has begun the artefact.
+      artefact: that the sets are.
+      made: so far.
+    """
+    sets = made.sets
     if not (open_ := [seed for seed in sets.preferences if not seed.rejected]):
-        return Made(sets, removed, {})
+        return made
     answers, missing = rejected.sample(run, artefact, open_)
     whole = [
         dataclasses.replace(seed, rejected=seed.rejected or answers[seed.id])
         for seed in sets.preferences
         if seed.rejected or seed.id in answers
     ]
-    return Made(dataclasses.replace(sets, preferences=whole), removed, missing)
+    sets = dataclasses.replace(sets, preferences=whole)
+    return dataclasses.replace(made, sets=sets, not_sampled=missing)
 
 
 def manifest_of(
@@ -184,6 +213,26 @@ def manifest_of(
             for (source, benchmark, how), count in sorted(by_benchmark.items())
         ],
         "not_sampled": dict(sorted(collections.Counter(made.not_sampled.values()).items())),
+        "taught": _of_teacher(made.taught) if made.taught else None,
+    }
+
+
+def _of_teacher(taught: Taught) -> dict[str, Any]:
+    report = taught.report
+    refusals = {
+        "rows": sum(report.refusals.values()),
+        "wordings": len(report.refusals),
+        "most": dict(list(report.refusals.items())[:_MOST_REFUSALS]),
+    }
+    return {
+        "teacher": taught.teacher,
+        "prompts": report.prompts,
+        "kept": report.kept,
+        "attempts": report.attempts,
+        "dropped": _counts(report.dropped),
+        "refusals": refusals,
+        "characters": report.characters,
+        "steps": report.steps,
     }
 
 
@@ -216,7 +265,11 @@ def dropped_rows(found: Read, made: Made) -> list[dict[str, Any]]:
         {"id": id, "corpus": "the model's responses", "reason": reason}
         for id, reason in made.not_sampled.items()
     ]
-    return rows + sampled
+    untaught = [
+        {"id": id, "corpus": "the teacher's replies", "reason": reason}
+        for id, reason in (made.taught.dropped if made.taught else {}).items()
+    ]
+    return rows + sampled + untaught
 
 
 def texts_of(sets: Sets) -> dict[str, tuple[list[Seed], tuple[str, ...]]]:

@@ -1,11 +1,9 @@
 """The run's judge on answers of an evaluation: one judge for all models, each answer once."""
 
-import collections
 import contextlib
 import dataclasses
 import logging
 import pathlib
-import time
 from collections.abc import Iterable, Iterator
 
 from stair_jax import jsonl
@@ -19,13 +17,11 @@ from stair_jax.run import hashes, judges, known_models, models
 from stair_jax.run.hashes import digest_of
 from stair_jax.run.known_models import Model
 from stair_jax.run.workdir import Run
-from stair_jax.search.driver import PAUSE_S
 
 log = logging.getLogger(__name__)
 
 ARTEFACT = "evals/ratings"
 _ID_DIGITS = 24  # of a hash
-_AT_ONCE = 1024  # answers that wait for a judge, at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,26 +107,17 @@ def _ask(run: Run, todo: list[Given], left_open: list[str]) -> Iterator[Rated]:
 def _judged(
     some: list[Given], judge: ClosableJudge, engine: EngineLike | None, left_open: list[str]
 ) -> Iterator[Rated]:
-    """Keeps a judge busy until all answers have their verdict; see `_ask`."""
-    queue, asked = collections.deque(some), {}
-    while queue or asked:
-        while queue and len(asked) < _AT_ONCE and (engine is None or engine.hungry):
-            one = queue.popleft()
-            asked[one.id] = one
-            judge.submit(one.id, one.prompt, one.response)
-        if engine and not engine.idle:
-            engine.step()
-        found = judge.collect()
-        if not found and (engine is None or engine.idle):  # all there is to do is to wait
-            time.sleep(PAUSE_S)
-        for id, score in found:
-            one = asked.pop(str(id))
-            if isinstance(score, Open):
-                left_open.append(one.prompt.id)
-                continue
-            yield Rated(
-                id=one.id,
-                benchmark=one.benchmark,
-                safety=score.safety if score else None,
-                helpfulness=score.helpfulness if score else None,
-            )
+    """Yields the verdicts of one judge; see `_ask`."""
+    asked = {one.id: one for one in some}
+    given = ((one.id, one.prompt, one.response) for one in some)
+    for id, score in judges.scores(given, judge, engine):
+        one = asked[str(id)]
+        if isinstance(score, Open):
+            left_open.append(one.prompt.id)
+            continue
+        yield Rated(
+            id=one.id,
+            benchmark=one.benchmark,
+            safety=score.safety if score else None,
+            helpfulness=score.helpfulness if score else None,
+        )

@@ -24,16 +24,18 @@ CUT, BLANK = "the model's response did not end", "the model's response has no an
 PASSED = "the prompt does not fit the engine"
 
 
-class _NoJudge:
+class NoJudge:
     """Has no score for anything, at once: responses are wanted as they are."""
 
     def __init__(self):
         self._asked: list[Hashable] = []
 
     def submit(self, id: Hashable, prompt: Prompt, response: str) -> None:
+        """Takes a response."""
         self._asked.append(id)
 
     def collect(self) -> list[tuple[Hashable, Score | Open | None]]:
+        """Returns each that was taken since the last call, without a score."""
         found, self._asked = self._asked, []
         return [(id, None) for id in found]
 
@@ -63,7 +65,7 @@ def sample(run: Run, artefact: str, seeds: Sequence[Seed]) -> tuple[dict[str, st
     jsonl.mend_jsonl(path)
     model = known_models.base(run)
     have = {row.id for row in jsonl.read_jsonl(path, Candidate)}
-    prompts = [_prompt(seed) for seed in seeds]
+    prompts = [prompt_of(seed) for seed in seeds]
     left = [prompt for prompt in prompts if candidates.id_of(prompt, 0) not in have]
     passed_over = _ask(run, artefact, model, left, have) if left else {}
     rows = {row.prompt: row for row in jsonl.read_jsonl(path, Candidate)}
@@ -111,12 +113,13 @@ def _ask(
             draw,
             engine=board.client(),
             codec=policy.codec,
-            judge=_NoJudge(),
+            judge=NoJudge(),
             reward=Reward(c.search.reward, RewardConfig.of(c.reward)),
             have=(),
             on_candidate=keep,
         ).passed_over
 
 
-def _prompt(seed: Seed) -> Prompt:
+def prompt_of(seed: Seed) -> Prompt:
+    """Returns what is asked of a seed."""
     return Prompt(id=seed.id, question=seed.question, type=seed.type, before=seed.before)

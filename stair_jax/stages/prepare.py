@@ -1,8 +1,8 @@
 """Stage prepare: corpora in, the sets that other stages train and search on out.
 
 All of them lie in the folder `data` of the workdir, with a manifest, a card for people, what was
-dropped and what was removed because a benchmark asks it. Everything but a model's own responses is
-made anew after a stop; those are kept one by one.
+dropped and what was removed because a benchmark asks it. Everything but what models say is made
+anew after a stop: a teacher's replies and a model's own responses are kept one by one.
 """
 
 import json
@@ -16,7 +16,7 @@ from stair_jax.config.stages import PREPARE
 from stair_jax.data import set_card, set_rows
 from stair_jax.data.corpora import columns
 from stair_jax.data.set_rows import Rows
-from stair_jax.run import contamination, hashes, models, prepared, preparing
+from stair_jax.run import contamination, hashes, models, prepared, preparing, teacher
 from stair_jax.run.preparing import Made
 from stair_jax.run.workdir import Run
 
@@ -36,14 +36,20 @@ def look(run: Run) -> None:
     if columns.CORPUS.name in recipe.corpora:
         columns.convert(preparing.columns_of(run.config))
     contamination.check(run.config)
+    teacher.look(run)
 
 
 def run(run: Run) -> None:
     """Makes the sets of `config.data.recipe`."""
     name = prepared.NAME
     found = preparing.read(run.config)
-    run.begin(name, PREPARE.name, inputs=preparing.inputs_of(found))
-    made = preparing.make(run, name, found)
+    inputs = preparing.inputs_of(found)
+    if run.lineage.binds(name):  # before a teacher is paid
+        run.lineage.check_inputs(name, inputs)
+    made = preparing.taught(run, preparing.make(run.config, found))
+    parents = (teacher.NAME,) if made.taught else ()
+    run.begin(name, PREPARE.name, parents, inputs)
+    made = preparing.sampled(run, name, made)
     sets = set_rows.of_sets(made.sets, FILES)
     if not sets:
         raise ValueError(f"config.data.recipe: {found.recipe.name!r} made no row at all")
