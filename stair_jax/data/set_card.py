@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from stair_jax.data.seeds import Seed
+from stair_jax.data.teaching.collect import KEPT
 
 TOKENS_OF = 1_000  # rows, the first: their order is drawn; counting all would take minutes
 _TEXTS: dict[str, Callable[[Seed], str]] = {
@@ -123,7 +124,8 @@ def _taught(taught: Mapping[str, Any] | None) -> list[str]:
         f"| what became of a reply | {' | '.join(heads)} |",
         f"|---|{'---|' * len(heads)}",
     ]
-    for reason in dict.fromkeys(reason for one in tried for reason in one):
+    reasons = dict.fromkeys(reason for one in tried for reason in one)
+    for reason in sorted(reasons, key=lambda reason: reason != KEPT):
         counts = " | ".join(str(one.get(reason, 0)) for one in tried)
         lines.append(f"| {_cell(reason)} | {counts} |")
     steps = ", ".join(f"{count} with {number}" for number, count in taught["steps"].items())
@@ -132,7 +134,7 @@ def _taught(taught: Mapping[str, Any] | None) -> list[str]:
     for words, count in list(said["most"].items())[:1]:
         lines += [
             "",
-            f"{said['rows']} responses refuse, in {said['wordings']} wordings; the most frequent,"
+            f"{said['rows']} responses refuse; wordings: {said['wordings']}, the most frequent"
             f" {count} times: {words.splitlines()[0]}",
         ]
     return [*lines, ""]

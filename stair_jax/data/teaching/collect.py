@@ -74,7 +74,7 @@ class Report:
         if self.left_open:
             yield f"left open: {len(self.left_open)} (first {self.left_open[0]})"
         if self.refusals:
-            yield f"refusals: {sum(self.refusals.values())} in {len(self.refusals)} wordings"
+            yield f"refusals: {sum(self.refusals.values())}, wordings: {len(self.refusals)}"
         if self.characters["median"] is not None:
             yield "characters: {fewest:.0f} to {most:.0f}, median {median:.0f}".format(
                 **self.characters

@@ -221,7 +221,7 @@ def test_the_report_can_be_read(tmp_path):
     assert "helpfulness: 10 of 11 prompts have a row" in said
     assert "attempt 3: an empty step 1, kept 1" in said
     assert "dropped, an empty step: 1 (first id-never)" in said
-    assert "refusals: 2 in 1 wordings" in said
+    assert "refusals: 2, wordings: 1" in said
     assert f"characters: {len(NO)} to {len(GOOD)}, median {len(GOOD)}" in said
 
 
