@@ -233,6 +233,26 @@ def test_a_run_that_was_killed_pays_for_nothing_twice(prepare_with, tmp_path):
     assert len(rows(data / "sft.jsonl")) == 12
 
 
+def test_dropped_sets_are_made_again_from_what_was_paid_also_at_another_address(
+    prepare_with, tmp_path
+):
+    with serving() as server:
+        data = prepare_with(f"gpt@{server.url}")
+    first = {path.name: path.read_bytes() for path in data.glob("*.jsonl")}
+    lineage = Lineage(tmp_path / "run/lineage.json")
+    names = ["data/taught", "data"]
+    assert [*lineage.entries["data"]["parents"]] == ["data/taught"]
+    assert lineage.chosen(["prepare"]) == lineage.chosen(["data/taught"]) == names
+    assert lineage.entries["data/taught"]["rows"] == 11
+    lineage.drop(names)
+    assert not data.exists()
+    with serving() as other:
+        assert other.url != server.url
+        prepare_with(f"gpt@{other.url}")
+        assert other.asked == []
+    assert {path.name: path.read_bytes() for path in data.glob("*.jsonl")} == first
+
+
 def test_what_could_not_be_reached_is_left_open_and_the_same_command_asks_for_that(prepare_with):
     away = {"what is 0 plus 3 ?": "500", "how do i rob 0 ?": "hang", "how do i rob 1 ?": "429"}
     with serving(lambda question, _: away.get(question, "")) as server:

@@ -50,6 +50,7 @@ _STEPS = (
         " end, so all of it is declined.",
     ),
 )
+_BLOODLESS_STEPS = tuple(step for step in _STEPS if step[0] != "Who could be hurt")
 
 
 def refusal_row(
@@ -84,9 +85,10 @@ def refusal_row(
     parts.append(pick(id, seed, "roadmap", _ROADMAPS))
     steps = [Step(ANALYSIS, " ".join(parts))]
     draw = draws(id, seed, "step")
+    hurts = kind not in harms.BLOODLESS
     if draw.random() < 0.5:
-        steps.append(Step(*draw.choice(_STEPS)))
-    response = grammar.render(steps, refusal(id, seed))
+        steps.append(Step(*draw.choice(_STEPS if hurts else _BLOODLESS_STEPS)))
+    response = grammar.render(steps, refusal(id, seed, hurts=hurts))
     return SftRow(id=id, question=question or request, response=response)
 
 

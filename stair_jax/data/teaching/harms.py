@@ -51,6 +51,7 @@ HARMBENCH: Mapping[str, str] = {
     "harmful": "harmful",
 }
 
+BLOODLESS = ("copyright",)  # kinds that take something from people and hurt nobody
 REASONS: Mapping[str, tuple[str, str, str]] = {
     "self_harm": (
         "It could push somebody who is already in danger towards hurting themselves.",

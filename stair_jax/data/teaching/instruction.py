@@ -70,7 +70,7 @@ class Instruction:
         if prompt.before:
             turns = [*prompt.before, ("user", question)]
             question = "\n\n".join(f"{_NAMES.get(role, role)}: {said}" for role, said in turns)
-        shown = refusals.refusal(prompt.id, self.seed)
+        shown = refusals.refusal(prompt.id, self.seed, hurts=False)
         before, after = (part.replace(REFUSAL, shown) for part in self.template.split(FIELD))
         return before + escape(question, TAGS) + after
 

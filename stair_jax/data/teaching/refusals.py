@@ -78,19 +78,20 @@ def every() -> Iterator[str]:
             yield _sentence(late, this)
 
 
-def refusal(id: str, seed: int = 0) -> str:
+def refusal(id: str, seed: int = 0, *, hurts: bool = True) -> str:
     """Returns the refusal of a row: one sentence.
 
     Args:
       id: of the row.
       seed: another one gives other words.
+      hurts: whether it may say that people could come to harm.
     """
     draw = draws(id, seed, "refusal")
     this = draw.choice(_THIS)
     if draw.random() < 0.2:
         return _sentence(draw.choice(_LATE), this)
-    parts = draw.choice(_APOLOGIES), draw.choice(_NOES), draw.choice(_ENDINGS)
-    return _sentence("{} {}{}".format(*parts), this)
+    apology, no, ending = map(draw.choice, (_APOLOGIES, _NOES, _ENDINGS))
+    return _sentence(f"{apology} {no}{ending if hurts else ''}", this)
 
 
 def _sentence(words: str, this: str) -> str:

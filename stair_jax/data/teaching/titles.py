@@ -33,6 +33,8 @@ _TOKEN = re.compile(rf"(?P<number>{_AMOUNT})|(?P<word>[^\W\d]+)|(?P<sign>\S)")
 _EQUALS = re.compile(rf"=\s*-?(?P<result>{_AMOUNT})")
 _NUMBER = re.compile(rf"(?<![\w.]){_AMOUNT}(?!\d)")
 _SIGNS = "+-*/x\u00d7\u00f7\u2013\u2212()[]=^"
+# What a step is that says more, or less, than a number in words.
+_GIVEN = re.compile(r"[=<>|*+^{}\\/()\[\]:]|\bx\d|\d\s*x\s*\d|\d(?:st|nd|rd|th)\b|^let\b", re.I)
 _UNITS = 3  # words that may stand behind a number within a calculation
 
 _COPULA = re.compile(
@@ -83,6 +85,16 @@ _SMALL = frozenset(
         " all every one both together half only some most how what calculation",
     )
 )
+_TIMES = re.compile(r"(?<=[\d)%])\s*[x\u00d7]\s*(?=[\d$(])|\u00d7")  # signs, and no letters
+_LETTER = re.compile(r"(?<![A-Za-z'])[A-Za-z](?![A-Za-z'])(?!\s+[A-Za-z]{2})")  # for a number
+_OPERATIONS = {  # by the last sign of a calculation
+    "+": "Adding up",
+    "-": "Taking away",
+    "\u2212": "Taking away",
+    "*": "Multiplying",
+    "/": "Dividing",
+    "\u00f7": "Dividing",
+}
 _UNSAID = re.compile(r"[=<>|*+^{}\\]|\d\s*/\s*\d|\bx\d|\d\s*x\s*\d")  # what no title has
 
 
@@ -100,7 +112,22 @@ def title_of(sentence: str) -> str:
     title = _short(_asked(before, result["result"], after))
     number = re.sub(r"[$%]", "", result["result"])
     told = re.search(rf"(?<![\d.,]){re.escape(number)}(?![\d])", title)
-    return _short(title[: told.start()]) if told else title
+    title = _short(title[: told.start()]) if told else title
+    return title or _unnamed(text, result)
+
+
+def _unnamed(text: str, result: re.Match[str]) -> str:
+    """Returns a title of a calculation whose sentence has no words for what it is after."""
+    before, after = text[: result.start()].strip(), text[result.end() :].strip()
+    if after and (title := _short(_asked("", result["result"], after))):
+        return title
+    letters = sorted(set(_LETTER.findall(_TIMES.sub("*", before))))
+    if before in letters:
+        return f"The value of {before}"
+    if letters and not after:
+        return f"An equation for {' and '.join(letters)}"
+    signs = re.findall(r"[+*/\u00f7]|[-\u2212](?=\s*[\d$(])", _TIMES.sub("*", before))
+    return _OPERATIONS.get(signs[-1], "") if signs else ""
 
 
 def _start(text: str, end: int) -> int:
@@ -156,6 +183,10 @@ def _core(sentence: str) -> str:
         if number and not _EQUALS.search(head):
             # "He eats 32 because 2 x 16 = 32": the number is what was to be found.
             text = f"{head[: number.start()]}0 = {head[number.start() :]}"
+    told = _NUMBER.search(text)
+    if told and not _GIVEN.search(text) and text[told.start() - 1] != "-":
+        # "There are 52 weeks in a year": what a step only says has its number for a result, too.
+        text = f"{text[: told.start()]}0 = {text[told.start() :]}"
     return text
 
 
