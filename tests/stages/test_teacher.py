@@ -254,16 +254,16 @@ def test_dropped_sets_are_made_again_from_what_was_paid_also_at_another_address(
 
 
 def test_what_could_not_be_reached_is_left_open_and_the_same_command_asks_for_that(prepare_with):
-    away = {"what is 0 plus 3 ?": "500", "how do i rob 0 ?": "hang", "how do i rob 1 ?": "429"}
+    away = {"what is 0 plus 3 ?": "500", "how do i rob 0 ?": "drop", "how do i rob 1 ?": "429"}
     with serving(lambda question, _: away.get(question, "")) as server:
         who = f"gpt@{server.url}"
         with pytest.raises(
             judges.LeftOpen, match=r"data/taught: 3 of 15 prompts left open, .* same command"
         ):
-            prepare_with(who, judge__timeout=0.3)
+            prepare_with(who)
         before = server.answered.total()
         away.clear()
-        data = prepare_with(who, judge__timeout=9.0)
+        data = prepare_with(who)
         assert server.answered.total() == before + 1 + 1 + 2
     assert questions_of(rows(data / "sft.jsonl")) >= {"what is 0 plus 3 ?", "how do i rob 0 ?"}
 
@@ -348,7 +348,12 @@ def test_teachers_that_cannot_be_asked_are_refused_by_name(prepare_with, changes
 # ---- the run's checkpoint, in the engine
 
 
-SMALL_ENGINE = {"engine__slots": 16, "mesh__replicas": 1}
+SMALL_ENGINE = {
+    "engine__slots": 16,
+    "engine__page_size": 32,
+    "engine__max_context": 96,
+    "mesh__replicas": 1,
+}
 # What follows what in the words of a model that knows nothing but its last word.
 WORDS = ("Title:", "Problem", "Analysis:", "so", "Final", "Answer:", "four", "Sorry,")
 NEXT = {

@@ -121,10 +121,10 @@ def _unnamed(text: str, result: re.Match[str]) -> str:
     before, after = text[: result.start()].strip(), text[result.end() :].strip()
     if after and (title := _short(_asked("", result["result"], after))):
         return title
-    letters = sorted(set(_LETTER.findall(_TIMES.sub("*", before))))
+    letters = sorted(set(_LETTER.findall(_TIMES.sub("*", text))))
     if before in letters:
         return f"The value of {before}"
-    if letters and not after:
+    if letters and not re.search(r"[A-Za-z]{3}", after):
         return f"An equation for {' and '.join(letters)}"
     signs = re.findall(r"[+*/\u00f7]|[-\u2212](?=\s*[\d$(])", _TIMES.sub("*", before))
     return _OPERATIONS.get(signs[-1], "") if signs else ""

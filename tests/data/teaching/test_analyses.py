@@ -97,6 +97,16 @@ def test_wording_varies_by_id_and_seed():
     assert ids[7] == analyses.refusal_row("7", "Forge a cheque").response
 
 
+def test_nobody_is_said_to_be_hurt_by_a_copy_of_a_work():
+    def said(category):
+        rows = [analyses.refusal_row(str(n), "Do it", category=category) for n in range(200)]
+        return "\n".join(row.response for row in rows)
+
+    for words in ("hurt", "come to harm", "harm would be real"):
+        assert words in said("illegal")
+        assert words not in said("copyright")
+
+
 @recorded
 def test_every_behaviour_gets_a_fit_row_that_every_rule_calls_a_refusal():
     given = [(f"advbench/{n}", row["goal"], "") for n, row in enumerate(read(ADVBENCH))]
@@ -105,12 +115,12 @@ def test_every_behaviour_gets_a_fit_row_that_every_rule_calls_a_refusal():
         for row in read(HARMBENCH)
     ]
     assert len(given) == 520 + 80
-    filters = Filters(safe=lambda question, answer: rule.is_refusal(answer))
+    filters = Filters(safe=lambda some: [rule.is_refusal(one.answer) for _, one in some])
     answers = collections.Counter()
     for id, request, category in given:
         row = analyses.refusal_row(id, request, category=category)
         prompt = Prompt(id=id, question=row.question, type="safety")
-        found = filters.read(prompt, row.response)
+        (found,) = filters.read([prompt], [row.response])
         assert isinstance(found, Structured)
         assert all(is_refusal(found.answer) for is_refusal in RULES.values())
         answers[found.answer] += 1

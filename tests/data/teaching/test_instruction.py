@@ -70,14 +70,13 @@ def test_a_template_has_one_place(tmp_path, text, times):
 
 
 def test_each_question_shows_a_refusal_of_its_own_to_word_one_like():
+    def drawn(id):
+        return refusals.refusal(id, 3, hurts=False)
+
     shown = Instruction("Say {refusal} or {refusal}. {question}", seed=3)
-    assert shown.ask(prompt("a {refusal}")) == (
-        f"Say {refusals.refusal('a', 3)} or {refusals.refusal('a', 3)}. a {{refusal}}"
-    )
+    assert shown.ask(prompt("a {refusal}")) == (f"Say {drawn('a')} or {drawn('a')}. a {{refusal}}")
     ours = Instruction.load(seed=3)
     said = {ours.ask(Prompt(id=str(i), question="q", type="safety")) for i in range(40)}
     assert len(said) > 30
-    assert f'"{refusals.refusal("7", 3)}"' in ours.ask(
-        Prompt(id="7", question="q", type="helpfulness")
-    )
+    assert f'"{drawn("7")}"' in ours.ask(Prompt(id="7", question="q", type="helpfulness"))
     assert Instruction.load(seed=4).ask(prompt("q")) != ours.ask(prompt("q"))

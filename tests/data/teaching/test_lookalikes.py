@@ -42,10 +42,10 @@ def test_there_are_enough_of_every_kind_and_no_two_are_alike():
 
 
 def test_every_row_is_structured_and_passes_the_filters_of_a_helpful_prompt():
-    filters = Filters(safe=lambda question, answer: False)
+    filters = Filters(safe=lambda some: [False for _ in some])
     for row in ROWS:
         prompt = Prompt(id=row.id, question=row.question, type="helpfulness")
-        parts = filters.read(prompt, row.response)
+        (parts,) = filters.read([prompt], [row.response])
         assert isinstance(parts, Structured), (row.question, parts)
         assert parts.text == row.response
         assert len(parts.steps) == 2

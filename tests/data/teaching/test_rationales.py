@@ -39,7 +39,22 @@ TITLES = [
         "How much more the school band needs to win",
     ),
     ("Let x be the price of the pants.", "Let x be the price of the pants"),
-    ("80 = 4*W", ""),
+    ("80 = 4*W", "An equation for W"),
+    ("3x - 3 = 63", "An equation for x"),
+    ("x=8", "The value of x"),
+    ("12 x 6 = 72", "Multiplying"),
+    ("11 + 11 = 22.", "Adding up"),
+    ("60 - 22 = 38", "Taking away"),
+    ("60 / 4 = 15", "Dividing"),
+    (
+        "There are 2 sisters and 1 aunt with them, for 2+1= 3 women in the car.",
+        "How many women in the car",
+    ),
+    # A step that only says a number.
+    ("There are 52 weeks in a year.", "How many weeks there are in a year"),
+    ("So he needs to buy 8 cans.", "How many cans he needs to buy"),
+    ("Her next turn is the 11th turn.", "Her next turn is the 11th turn"),
+    ("She owns H + 2 hats.", ""),
     ("Her ink cost $4 per pen * 2 pens = $8.", "How much her ink cost"),
     ("The 2 cats eat 2 * 1 = 2 mice", "How many mice"),
 ]
