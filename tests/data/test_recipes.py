@@ -171,6 +171,25 @@ def test_rows_of_ones_own_go_where_their_columns_say():
     assert sorted(one.id for some in found.prompts.values() for one in some) == ["c", "q"]
 
 
+def test_a_teacher_gets_its_part_of_the_prompts_of_ones_own():
+    rows = [seed(f"{type}{i}", type=type) for type in ("safety", "helpfulness") for i in range(60)]
+    sizes = {
+        "round_safety": (1, 1),
+        "round_helpful": (2, 0),
+        "round_jailbreak": (0, 1),
+        "prm": (1, 1),
+        "cot": (2, 3),
+    }
+    without = made("own", {"columns": rows}, **sizes).prompts
+    assert "cot" not in without
+    found = made("own", {"columns": rows}, teacher="self", **sizes).prompts
+    types = {name: collections.Counter(one.type for one in some) for name, some in found.items()}
+    assert types["cot"] == {"safety": 20, "helpfulness": 30}
+    assert types["1"] == {"safety": 10, "helpfulness": 20}
+    ids = [one.id for some in found.values() for one in some]
+    assert len(ids) == len(set(ids)) == 120
+
+
 # ---- as rows on disk
 
 
