@@ -21,6 +21,20 @@ def validate_recipe(c: Any) -> None:
         _validate_teacher(c)
     if "prepare" in wanted and not c.data.recipe:
         raise ValueError("config.data.recipe: empty, stage prepare needs one, such as paper")
+    _validate_sizes(r)
+    lengths = {key: len(r[key]) for key in _ROUNDS}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"config.recipe: {lengths}, expected as many numbers of each, one a round")
+    rounds = lengths[_ROUNDS[0]]
+    if "search" in wanted and c.data.prompts == PREPARED and c.rounds > rounds:
+        raise ValueError(
+            f"config.rounds: {c.rounds}, but config.recipe.round_safety has prompts for {rounds};"
+            " give it, round_helpful and round_jailbreak a number for each round"
+        )
+
+
+def _validate_sizes(r: Any) -> None:
+    """Refuses numbers of rows, and shares of them, that are too many, too few or no such number."""
     for key in (*_ROUNDS, *_KINDS, "taught"):
         if not all(type(x) is int and x >= 0 for x in r[key]):
             raise ValueError(f"config.recipe.{key}: {r[key]}, expected whole numbers, 0 or more")
@@ -35,15 +49,6 @@ def validate_recipe(c: Any) -> None:
         raise ValueError(
             f"config.recipe.turned: {r.turned}, expected two shares from 0 to 1: of demonstrations,"
             " of prompts"
-        )
-    lengths = {key: len(r[key]) for key in _ROUNDS}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"config.recipe: {lengths}, expected as many numbers of each, one a round")
-    rounds = lengths[_ROUNDS[0]]
-    if "search" in wanted and c.data.prompts == PREPARED and c.rounds > rounds:
-        raise ValueError(
-            f"config.rounds: {c.rounds}, but config.recipe.round_safety has prompts for {rounds};"
-            " give it, round_helpful and round_jailbreak a number for each round"
         )
 
 
