@@ -9,4 +9,4 @@ PATH="$PWD/.venv/bin:$PATH"
 ruff check .
 ruff format --check .
 pyright
-exec python -m pytest -n "${WORKERS:-auto}" --dist loadfile --hypothesis-seed=0 "$@"
+exec python -m pytest -n "${WORKERS:-auto}" --dist loadfile --no-loadscope-reorder --hypothesis-seed=0 "$@"

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import pathlib
 import typing
 
@@ -103,8 +104,13 @@ def test_what_a_setting_needs_is_said_with_names_of_settings_that_there_are():
 SCHEMA = {"run_sections", "recipe_section", "training_sections", "search_sections", "conditions"}
 
 
+@functools.cache
 def reads():
     """Every name that the package reads as an attribute or a text, but for the schema itself."""
+    return frozenset(_read())
+
+
+def _read():
     for path in ROOT.rglob("*.py"):
         if path.stem in SCHEMA:
             continue
@@ -118,4 +124,4 @@ def reads():
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_setting_is_read_somewhere(section):
     names = set(knobs_of(SECTIONS[section]))
-    assert names - set(reads()) == set()
+    assert names - reads() == set()
