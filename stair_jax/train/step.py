@@ -42,8 +42,8 @@ def abstract(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> State
 
 def init(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> State:
     """Returns the state before the first step; it owns `params`, which the first step consumes."""
-    begin = jax.jit(functools.partial(_start, tx), out_shardings=_places(params, tx, mesh))
-    return State(params, begin(params))
+    begin = jax.jit(_start, static_argnums=0, out_shardings=_places(params, tx, mesh))
+    return State(params, begin(tx, params))  # one function for all: compiled once a layout
 
 
 def _start(tx: optax.GradientTransformation, params: Any) -> Any:

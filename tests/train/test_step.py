@@ -100,8 +100,8 @@ def differ(a, b):
 
 
 @CASES
-@pytest.mark.parametrize("micro", [2, 4])
-def test_accumulation_equals_one_large_batch(loss, batch, micro):
+def test_accumulation_equals_one_large_batch(loss, batch):
+    micro = 2
     mean_of_means = np.mean(
         [
             one_count(loss, jax.tree.map(lambda x, at=at: x[at : at + micro], batch))
@@ -122,7 +122,7 @@ def one_count(loss, batch):
 
 
 @CASES
-@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 4, 2), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
 def test_a_sharded_step_equals_that_of_one_device(loss, batch, shape):
     want, want_grads, _ = one_step(loss, batch)
     got, grads, params = one_step(loss, batch, shape=shape)
@@ -182,12 +182,12 @@ def test_dpo_starts_at_log_2_plus_its_sft_term():
 @CASES
 def test_empty_micro_batches_at_the_end_are_not_computed(loss, batch):
     """A micro-batch of weight 0 that would spoil every sum is passed over."""
-    micro = cut(batch, 4)
+    micro = cut(batch, 2)
     spoilt = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:1])]), micro)
     if isinstance(spoilt, PairBatch):
         spoilt.ref_logp[-1] = np.nan  # 0 x nan would be nan
-    whole, grads, _ = one_step(loss, batch, micro=4)
-    got, summed, _ = one_step(loss, spoilt.joined(), micro=4)
+    whole, grads, _ = one_step(loss, batch, micro=2)
+    got, summed, _ = one_step(loss, spoilt.joined(), micro=2)
     assert_trees_close(grads, summed, 0)
     assert got == whole
 
