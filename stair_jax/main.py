@@ -1,5 +1,6 @@
 """Entry point: flags in, a run out. `python -m stair_jax.main --config=configs/tiny.py`."""
 
+import argparse
 import difflib
 import errno
 import logging
@@ -19,6 +20,7 @@ from stair_jax.config import keys, redaction
 from stair_jax.config.checks import validate
 from stair_jax.config.schema import KNOBS
 from stair_jax.config.stages import PREPARE
+from stair_jax.evals.report import html
 from stair_jax.log import bars, progress
 from stair_jax.train.loop import NonFiniteError
 
@@ -36,6 +38,7 @@ STAIR: SFT, rounds of search and step-level DPO, a reward model, search under it
 stair-jax --config=FILE [--config.KEY=VALUE ...]   runs the stages that the configuration names
 stair-jax prepare --config=FILE ...   makes a recipe's data sets alone, and shows three rows
 stair-jax chat WORKDIR [--model=NAME] [--search=WAY]   talks to a model of a run
+stair-jax report WORKDIR   writes a page to look at: table, trees, pairs, answers, how it went
 stair-jax keys [WORD]   lists the keys, all or those with WORD: meaning, unit and default
 
 FILE is one of configs/ or one of your own; configs/tiny.py needs no download and no GPU.
@@ -94,6 +97,8 @@ def command_line() -> None:
     words = sys.argv[1:]
     if words[:1] == ["chat"]:
         chat.main(words[1:])
+    elif words[:1] == ["report"]:
+        _report(words[1:])
     elif words[:1] == ["keys"]:
         try:
             _print(keys.listed(" ".join(words[1:]).removeprefix("config.")))
@@ -108,6 +113,20 @@ def command_line() -> None:
         if words[:1] == [PREPARE.name]:
             sys.argv[1:] = [*words[1:], f"--config.stages={PREPARE.name}"]
         app.run(main, flags_parser=_parsed)
+
+
+def _report(words: Sequence[str]) -> None:
+    """Writes the report of a workdir, and prints where it lies."""
+    parser = argparse.ArgumentParser(
+        prog="stair-jax report",
+        description="Writes WORKDIR/report/index.html, a page with all that a run has made. The"
+        " run may be unfinished, running or killed.",
+    )
+    parser.add_argument("workdir", type=pathlib.Path, help="of the run")
+    try:
+        print(html.write(parser.parse_args(words).workdir))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 def _print(text: str) -> None:

@@ -17,6 +17,7 @@ from stair_jax.config import Config, with_values
 from stair_jax.config.checks import validate
 from stair_jax.config.stages import STAGES, Stage, stage_of
 from stair_jax.config.words import split_csv
+from stair_jax.evals.report import html
 from stair_jax.log import progress
 from stair_jax.log.metrics import Metrics
 from stair_jax.run import benchmarks, inputs, known_models, needs, prepared
@@ -128,6 +129,16 @@ def run(config: Config, flags: Collection[str] = ()) -> None:
                 needs.tell(this, [item.stage for item in left])
             _run_items(this, items)
         dropping.close()
+        _report(workdir)
+
+
+def _report(workdir: pathlib.Path) -> None:
+    """Writes the run's report; a run that is done is not lost over a page about it."""
+    try:
+        log.info("report: %s", html.write(workdir))
+    except Exception as error:
+        kind = type(error).__name__
+        log.warning("no report, stair-jax report %s says more: %s: %s", workdir, kind, error)
 
 
 def _with_flags_of_before(config: Config, lineage: Lineage, flags: Collection[str]) -> Config:

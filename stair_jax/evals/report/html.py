@@ -20,7 +20,7 @@ from typing import Any
 import jinja2
 
 from stair_jax import jsonl
-from stair_jax.evals.report.site import (
+from stair_jax.evals.report.parts import (
     answers,
     course,
     figures,
@@ -31,11 +31,11 @@ from stair_jax.evals.report.site import (
     rows,
     shards,
 )
-from stair_jax.evals.report.site.files import Files
-from stair_jax.evals.report.site.shards import Source
+from stair_jax.evals.report.parts.files import Files
+from stair_jax.evals.report.parts.shards import Source
 
 PAGE, DATA = "index.html", "data"
-_TEMPLATES = pathlib.Path(__file__).parent / "site" / "templates"
+_TEMPLATES = pathlib.Path(__file__).parent / "parts" / "templates"
 _GROUPS = ("trees", "pairs", "answers", "judges", "rows")
 _TABLES = (  # pages that stage evaluate writes, by section
     ("results", "table.md"),
@@ -89,7 +89,7 @@ def _facts(files: Files, folder: pathlib.Path) -> tuple[dict[str, Any], list[Sou
     results = files.object(workdir / "evals" / "results.json")
     found = list(grown.rounds(files, folder, lineage))
     sources = list(itertools.chain.from_iterable(some for _, some in found))
-    sources += answers.sources(files, folder, answers.ratings_of(files))
+    sources += answers.sources(files, folder, answers.ratings_of(files), list(results))
     sources += rows.disagreements(files, folder)
     sources += rows.sources(files, folder)
     rounds, stages = [one for one, _ in found], course.stages(files)
@@ -98,7 +98,7 @@ def _facts(files: Files, folder: pathlib.Path) -> tuple[dict[str, Any], list[Sou
     return {
         "name": workdir.resolve().name,
         "made": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-        "state": glance.state(artefacts, stages),
+        "state": glance.state(artefacts, stages, origins.left(config, lineage)),
         "findings": glance.findings(scales, rounds, stages, dropped),
         "scales": scales,
         "figures": list(figures.every(results)),
