@@ -1,1 +1,1 @@
-"""The parts of a run's report in HTML: what is read, what is told, and the files that a page loads."""
+"""The parts of a run's page: what is read, what is told, and the files that the page loads."""

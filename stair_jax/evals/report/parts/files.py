@@ -1,4 +1,4 @@
-"""The files of a workdir as a reader finds them beside a run that writes, or after one was killed."""
+"""The files of a workdir, read beside a run that writes them, or after one was killed."""
 
 import collections
 import json

@@ -1,4 +1,4 @@
-"""What a reader learns first: how far the run is, what changed from model to model, what it took."""
+"""What a reader learns first: how far the run is, and what changed from model to model."""
 
 import datetime
 import statistics

@@ -11,9 +11,7 @@ from stair_jax.config.words import split_csv
 from stair_jax.evals.report.parts.course import said
 from stair_jax.evals.report.parts.files import Files
 
-_ABOUT = frozenset(
-    "stage finished begun ended settings flags inputs parents hash files results".split()
-)
+_ABOUT = "stage finished begun ended settings flags inputs parents hash files results"
 _DROPPED, _PASSED = "dropped", ("passed_over", "rejected", "missing", "left_open")
 _REASONS = "dropped.jsonl", "removed.jsonl"
 
@@ -97,7 +95,9 @@ def _artefact(name: str, entry: Mapping[str, Any], config: Mapping[str, Any]) ->
         counts=[
             (key.replace("_", " "), said(float(value)))
             for key, value in entry.items()
-            if key not in _ABOUT and _is_number(value) and not key.startswith(f"{_DROPPED}/")
+            if key not in _ABOUT.split()
+            and _is_number(value)
+            and not key.startswith(f"{_DROPPED}/")
         ],
         hash=str(entry.get("hash", "")),
         differs=differs,
@@ -107,6 +107,10 @@ def _artefact(name: str, entry: Mapping[str, Any], config: Mapping[str, Any]) ->
 def _mapping(entry: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     found = entry.get(key)
     return found if isinstance(found, dict) else {}
+
+
+def _items(found: Any) -> list[tuple[str, Any]]:
+    return list(found.items()) if isinstance(found, dict) else []
 
 
 def _is_number(value: Any) -> bool:
@@ -153,7 +157,7 @@ def left(config: Mapping[str, Any], lineage: Mapping[str, Any]) -> list[str]:
 
 
 def dropped(files: Files, lineage: Mapping[str, Any]) -> list[Dropped]:
-    """Returns what rules took away: of the lineage's counts, and of the files that name each row."""
+    """Returns what rules took away: the lineage's counts, and the files that name each row."""
     found = [
         Dropped(name, reason.replace("_", " "), count)
         for name, entry in lineage.items()
@@ -161,8 +165,8 @@ def dropped(files: Files, lineage: Mapping[str, Any]) -> list[Dropped]:
         for reason, count in _of_entry(entry)
     ]
     for model, benchmarks in files.object(files.workdir / "evals" / "results.json").items():
-        for benchmark, metrics in benchmarks.items():
-            lost = [metric.get("missing") or 0 for metric in metrics.values()]
+        for benchmark, metrics in _items(benchmarks):
+            lost = [metric.get("missing") for _, metric in _items(metrics) if _items(metric)]
             if most := max(filter(_is_number, lost), default=0):
                 where = f"evals/{model}, {benchmark}"
                 found.append(Dropped(where, "answers without a figure, at most", int(most)))

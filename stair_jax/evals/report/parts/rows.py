@@ -54,14 +54,19 @@ def disagreements(files: Files, folder: pathlib.Path) -> Iterator[Source]:
         facets=("benchmark", "verdicts"),
     )
     writer, agreement = Writer(folder, source), files.object(files.workdir / "evals/agreement.json")
-    for compared in agreement.get("agreement") or ():
-        for one in compared.get("disagreements") or ():
-            said = "; ".join(f"{judge}: {verdict}" for judge, verdict in one["verdicts"].items())
-            blocks = [["request", one["request"]], ["answer", one["answer"]], ["verdicts", said]]
-            words = [one["benchmark"], said]
-            writer.add(compared.get("prompt", ""), one["request"], words, [], {"blocks": blocks})
+    for compared in _objects(agreement.get("agreement")):
+        for one in _objects(compared.get("disagreements")):
+            said = "; ".join(f"{judge}: {_text(x)}" for judge, x in one["verdicts"].items())
+            blocks = [[key, _text(one[key])] for key in ("request", "answer")]
+            words = [_text(one["benchmark"]), said]
+            title, blocks = _text(one["request"]), [*blocks, ["verdicts", said]]
+            writer.add(_text(compared.get("prompt")), title, words, [], {"blocks": blocks})
     if writer.close().count:
         yield source
+
+
+def _objects(found: Any) -> list[dict[str, Any]]:
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def _source(files: Files, folder: pathlib.Path, path: pathlib.Path, id: str) -> Source | None:

@@ -1,6 +1,6 @@
 """Why two trajectories of a tree became a preference pair, and where they part."""
 
-import os
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,7 +81,8 @@ def texts(pair: Mapping[str, Any], tree: Mapping[str, Any] | None) -> dict[str, 
             shared = len(_said(tree, paths[0][:parted]))
             step = [len(_said(tree, path[parted : parted + 1])) for path in paths]
             return _parts(better, worse, shared, step)
-    shared = os.path.commonprefix([better, worse])
+    same = (a == b for a, b in zip(better, worse, strict=False))
+    shared = better[: sum(itertools.takewhile(bool, same))]
     ends = [shared.rfind(tag) + len(tag) for tag in (STEP_END, OUTPUT_END) if tag in shared]
     cut = max(ends, default=0)
     return _parts(better, worse, cut, [_step(better[cut:]), _step(worse[cut:])])
