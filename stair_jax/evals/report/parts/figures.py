@@ -55,7 +55,7 @@ class Figure(NamedTuple):
 
 def columns(results: Mapping[str, Any]) -> list[Column]:
     """Returns the columns of a results.json: of benchmarks that are known, then of all others."""
-    names = list(dict.fromkeys(name for by in results.values() for name in by))
+    names = list(dict.fromkeys(name for by in results.values() for name in _mapping(by)))
     known = registered()
     found = columns_of([known[name] for name in names if name in known])
     for name in names:

@@ -159,7 +159,7 @@ def left(config: Mapping[str, Any], lineage: Mapping[str, Any]) -> list[str]:
 def dropped(files: Files, lineage: Mapping[str, Any]) -> list[Dropped]:
     """Returns what rules took away: the lineage's counts, and the files that name each row."""
     found = [
-        Dropped(name, reason.replace("_", " "), count)
+        Dropped(name, reason, count)
         for name, entry in lineage.items()
         if isinstance(entry, dict)
         for reason, count in _of_entry(entry)

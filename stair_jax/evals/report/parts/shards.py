@@ -71,7 +71,7 @@ class Writer:
         id: str,
         title: str,
         words: Sequence[str],
-        numbers: Sequence[float | None],
+        numbers: Sequence[int | float | None],
         row: Any,
     ) -> None:
         """Takes a row.
