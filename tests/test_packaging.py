@@ -51,4 +51,6 @@ def test_a_wheel_holds_the_package_and_the_kernels(tmp_path):
     assert "stair_jax/kernels/__init__.py" in names
     assert "stair_jax/kernels/README.md" in names
     assert "stair_jax/plan/targets/h100.txt" in names
+    for name in ("index.html.jinja", "report.css", "report.js"):
+        assert f"stair_jax/evals/report/parts/templates/{name}" in names
     assert not [name for name in names if name.startswith(("tests", "configs", "kernels"))]

@@ -54,10 +54,10 @@ def flags_of(command):
 
 
 def handling(command):
-    """How a command is tried: "run", "chat", "keys", "elsewhere", or "needs"; "" for not at all."""
+    """How a command is tried: "run", a further word, "elsewhere", "needs"; "" for not at all."""
     if flags_of(command) is not None:
         return "run"
-    for word in ("chat", "keys"):
+    for word in ("chat", "keys", "report"):
         if begins(command, ("stair-jax", word)):
             return word
     if any(begins(command, start) for start in ELSEWHERE):
@@ -133,6 +133,15 @@ def test_a_conversation_starts_as_far_as_its_workdir(command, monkeypatch, tmp_p
     with pytest.raises(SystemExit) as ended:
         chat.main(command.words[2:])
     assert command.words[2] in str(ended.value)  # no run is there; a bad flag would end with 2
+
+
+@handled("report")
+def test_a_report_starts_as_far_as_its_workdir(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", list(command.words))
+    with pytest.raises(SystemExit) as ended:
+        main.command_line()
+    assert str(ended.value).startswith(f"error: {command.words[2]}: no config.json")
 
 
 @handled("elsewhere")
