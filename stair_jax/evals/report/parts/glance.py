@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from stair_jax.evals.report.parts.course import Stage
-from stair_jax.evals.report.parts.figures import Scale
+from stair_jax.evals.report.parts.figures import Dot, Scale
 from stair_jax.evals.report.parts.grown import Round
 from stair_jax.evals.report.parts.origins import Artefact, Dropped
 
@@ -61,9 +61,13 @@ def _changes(scales: Sequence[Scale]) -> Iterator[str]:
             a, b = values[_FIRST], values[last[-1]]
             good = f" ({scale.good})" if scale.good else ""
             yield (
-                f"{scale.title}{good}: {a.value} % after {_FIRST}, {b.value} % after {last[-1]}"
-                f", of {b.n} prompts."
+                f"{scale.title}{good}: {_share(a)} after {_FIRST}, {_share(b)} after {last[-1]},"
+                f" of {b.n} prompts."
             )
+
+
+def _share(dot: Dot) -> str:
+    return f"{dot.value} %" + (f" ({dot.interval})" if dot.interval else "")
 
 
 def _pairs(rounds: Sequence[Round]) -> Iterator[str]:

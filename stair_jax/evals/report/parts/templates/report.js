@@ -82,7 +82,7 @@
   }
 
   function heading(said) {
-    return el("h4", {}, said);
+    return el("h3", {}, said);
   }
 
   function turns(row) {
@@ -120,7 +120,7 @@
         return el(
           "div",
           {},
-          el("h4", { class: kind }, `${words}: ${row.tags[at]}, value ${number(row.values[at])}`),
+          el("h3", { class: kind }, `${words}: ${row.tags[at]}, value ${number(row.values[at])}`),
           el("div", { class: "text", dir: "auto" }, marked, ...pieces(said.slice(row.step[at]))),
         );
       };
@@ -167,6 +167,8 @@
   }
 
   // ---- a tree ------------------------------------------------------------------------------
+  let groups = 0; // so many have an id
+
   function tree(row) {
     const nodes = row.nodes;
     const count = nodes.tag.length;
@@ -196,8 +198,9 @@
         nodes.terminal[at] ? (nodes.reward[at] === null ? "ends, without a score" : "ends") : null,
       ].filter((word) => word);
       const { chosen, rejected } = marks[at];
+      // The group stands beside its node, which owns it: so a node's name is its own text alone.
       const made = el(
-        "li",
+        "div",
         {
           role: "treeitem",
           tabindex: "-1",
@@ -205,16 +208,6 @@
           "aria-posinset": place,
           "aria-setsize": of,
           "aria-selected": "false",
-          "aria-label": [
-            `node ${nodes.tag[at]}`,
-            value === null ? "not visited" : `value ${number(value)}`,
-            ...words,
-            chosen.length ? `chosen over ${chosen.join(", ")}` : null,
-            rejected.length ? `rejected for ${rejected.join(", ")}` : null,
-            nodes.text[at].slice(0, 300),
-          ]
-            .filter((word) => word)
-            .join(", "),
         },
         el(
           "div",
@@ -227,35 +220,40 @@
         ),
         nodes.text[at] ? el("div", { class: "step", dir: "auto" }, ...pieces(nodes.text[at])) : null,
       );
+      const entry = el("li", { role: "none" }, made);
       if (children[at].length) {
         made.setAttribute("aria-expanded", "false");
         made.dataset.at = at;
         if (open || level < 2) expand(made);
       }
-      return made;
+      return entry;
     }
+
+    const groupOf = (made) => made.parentElement.querySelector(":scope > [role=group]");
 
     function expand(made) {
       const at = Number(made.dataset.at);
       made.setAttribute("aria-expanded", "true");
-      const group = made.querySelector(":scope > [role=group]");
+      const group = groupOf(made);
       if (group) group.hidden = false;
       else {
         const level = Number(made.getAttribute("aria-level")) + 1;
         const under = children[at];
-        made.append(el("ul", { role: "group" }, ...under.map((child, k) => item(child, level, k + 1, under.length))));
+        const id = `group-${++groups}`;
+        made.setAttribute("aria-owns", id);
+        made.after(el("ul", { role: "group", id }, ...under.map((child, k) => item(child, level, k + 1, under.length))));
       }
     }
 
     function collapse(made) {
       made.setAttribute("aria-expanded", "false");
-      const group = made.querySelector(":scope > [role=group]");
+      const group = groupOf(made);
       if (group) group.hidden = true;
     }
 
     const root = el("ul", { role: "tree", "aria-label": `Search tree of ${row.id}` }, item(0, 1, 1, 1));
     const visible = () =>
-      [...root.querySelectorAll("[role=treeitem]")].filter((one) => !one.parentElement.closest("[hidden]"));
+      [...root.querySelectorAll("[role=treeitem]")].filter((one) => !one.closest("[hidden]"));
 
     function focus(made) {
       for (const one of root.querySelectorAll("[aria-selected=true]")) one.setAttribute("aria-selected", "false");
@@ -265,7 +263,7 @@
       made.focus({ preventScroll: false });
     }
 
-    root.firstChild.tabIndex = 0;
+    root.querySelector("[role=treeitem]").tabIndex = 0;
     root.addEventListener("click", (event) => {
       const made = event.target.closest("[role=treeitem]");
       if (!made) return;
@@ -288,9 +286,9 @@
         End: () => focus(all[all.length - 1]),
         ArrowRight: () => (state === "false" ? expand(made) : state === "true" && focus(all[at + 1])),
         ArrowLeft: () => {
-          const parent = made.parentElement.closest("[role=treeitem]");
+          const above = made.parentElement.parentElement.closest("li");
           if (state === "true") collapse(made);
-          else if (parent) focus(parent);
+          else if (above && root.contains(above)) focus(above.querySelector("[role=treeitem]"));
         },
         Enter: () => (state === "true" ? collapse(made) : state === "false" && expand(made)),
       };
