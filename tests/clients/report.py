@@ -12,6 +12,7 @@ draws the pages' pictures of WORKDIR's report instead. Needs no network. Takes a
 
 import argparse
 import contextlib
+import io
 import json
 import pathlib
 import random
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 
+from PIL import Image
 from playwright import sync_api
 
 from stair_jax.evals.report import html
@@ -255,26 +257,38 @@ def many(browser, folder, check, trees):
 
 
 def pictures(browser, folder, workdir):
-    """Draws what the page on reports shows, of a workdir's report."""
+    """Draws what the page on reports shows, of a workdir with two rounds or more."""
     path = html.write(workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    with opened(browser, path, viewport={"width": 1100, "height": 760}) as (page, _):
-        page.screenshot(path=folder / "report.png")
-        browse = page.locator(".browse[data-group=trees]")
+
+    def draw(what, name):
+        shot = Image.open(io.BytesIO(what.screenshot())).convert("RGB")
+        shot.quantize(192).save(folder / f"{name}.png", optimize=True)
+
+    def of_safety(page, group):
+        browse = page.locator(f".browse[data-group={group}]")
         browse.scroll_into_view_if_needed()
-        browse.get_by_label("Pairs").select_option(index=1)
+        browse.get_by_label("Which").select_option(index=1)
+        page.wait_for_timeout(1000)
+        browse.get_by_label("Type").select_option("=safety")
+        return browse
+
+    size = {"width": 1100, "height": 760}
+    with opened(browser, path, viewport=size) as (page, _):
+        draw(page, "report")
+        browse = of_safety(page, "trees")
+        browse.get_by_label("Pairs").select_option("=gave pairs")
         page.wait_for_timeout(500)
         browse.locator(".rows summary").first.click()
         browse.locator("[role=tree]").wait_for()
-        browse.locator("[role=tree]").screenshot(path=folder / "report-tree.png")
-    settings = {"viewport": {"width": 1100, "height": 760}, "color_scheme": "dark"}
-    with opened(browser, path, **settings) as (page, _):
-        browse = page.locator(".browse[data-group=pairs]")
-        browse.scroll_into_view_if_needed()
+        draw(browse.locator("[role=tree]"), "report-tree")
+    with opened(browser, path, viewport=size, color_scheme="dark") as (page, _):
+        browse = of_safety(page, "pairs")
+        page.wait_for_timeout(500)
         browse.locator(".rows summary").first.click()
         body = browse.locator(".body").first
         body.locator("mark").first.wait_for()
-        body.screenshot(path=folder / "report-pair.png")
+        draw(body, "report-pair")
 
 
 def main(arguments=None):

@@ -259,3 +259,30 @@ def test_pictures_of_the_run_are_in_the_page(made):
     [picture] = Elements(page_of(made)).of("img")
     assert picture["src"] == f"data:image/png;base64,{base64.b64encode(b'PNG!').decode()}"
     assert picture["alt"].startswith("Attacks that got an answer")
+
+
+def test_the_shares_that_changed_most_are_told_first_and_the_rest_are_counted(made):
+    def share(value):
+        return {"value": value, "n": 100, "low": 0.0, "high": 1.0}
+
+    changes = {f"b{k:02}": k / 100 for k in range(12)}
+    results = {
+        model: {name: {"answered": share(by * last)} for name, by in changes.items()}
+        for model, last in (("sft", 0), ("dpo-1", 1), ("dpo-1/best_of_2", 3))
+    }
+    jsonl.write_json(made / "evals/results.json", results)
+    found = re.findall(r"<li>(b\d\d: answered: .*?)</li>", page_of(made))
+    assert len(found) == 10
+    assert found[0] == (
+        "b11: answered: 0.0 % (0-100) after sft, 11.0 % (0-100) after dpo-1, of 100 prompts."
+    )
+    assert "2 other shares changed by 1.0 % or less; the table has them." in page_of(made)
+
+
+def test_trees_whose_responses_all_score_the_same_are_counted(made):
+    path = made / "round-1/trees/trees.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["nodes"]["reward"][5] = rows[0]["nodes"]["reward"][4]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = "trees whose judged responses all score the same"
+    assert [said, "1"] in cells_of(page_of(made), "Rounds")

@@ -10,6 +10,7 @@ from stair_jax.evals.report.parts.grown import Round
 from stair_jax.evals.report.parts.origins import Artefact, Dropped
 
 _FIRST, _ROUND = "sft", "dpo-"  # names of models
+_CHANGES = 10  # shares that are told
 
 
 def state(artefacts: Sequence[Artefact], stages: Sequence[Stage], left: Sequence[str]) -> list[str]:
@@ -53,17 +54,21 @@ def findings(
 
 
 def _changes(scales: Sequence[Scale]) -> Iterator[str]:
-    """Yields how each share changed from the model after SFT to that of the last round."""
+    """Yields how shares changed from the model after SFT to that of the last round, most first."""
+    found = []
     for scale in scales:
         values = {dot.model: dot for dot in scale.dots}
         last = [name for name in values if name.startswith(_ROUND) and "/" not in name]
         if _FIRST in values and last:
             a, b = values[_FIRST], values[last[-1]]
             good = f" ({scale.good})" if scale.good else ""
-            yield (
-                f"{scale.title}{good}: {_share(a)} after {_FIRST}, {_share(b)} after {last[-1]},"
-                f" of {b.n} prompts."
-            )
+            said = f"{_share(a)} after {_FIRST}, {_share(b)} after {last[-1]}, of {b.n} prompts."
+            found.append((abs(float(b.value) - float(a.value)), f"{scale.title}{good}: {said}"))
+    found.sort(key=lambda change: -change[0])  # stable: the table's order where equal
+    yield from (said for _, said in found[:_CHANGES])
+    if rest := found[_CHANGES:]:
+        most = rest[0][0]
+        yield f"{len(rest)} other shares changed by {most:.1f} % or less; the table has them."
 
 
 def _share(dot: Dot) -> str:
@@ -122,6 +127,7 @@ def round_rows(rounds: Sequence[Round]) -> list[list[str]]:
             ),
         ]
     rows += [
+        ("trees whose judged responses all score the same", [f"{one.alike:,}" for one in rounds]),
         ("trees that gave a pair", [f"{one.with_pairs:,}" for one in rounds]),
         ("pairs", [f"{one.pairs:,}" for one in rounds]),
         *((f"pairs at depth {k}", [f"{one.depths[k]:,}" for one in rounds]) for k in depths),

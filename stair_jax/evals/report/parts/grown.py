@@ -27,6 +27,7 @@ class Round:
       rewards: of whole responses that were judged, by type of prompt.
       pairs: that were made.
       with_pairs: trees that gave one.
+      alike: trees of several judged responses that all have the same reward.
       gaps: of the values of each pair.
       depths: how many pairs there are of steps of a depth.
       waiting: results that are kept for trees which still grow.
@@ -40,6 +41,7 @@ class Round:
     )
     pairs: int = 0
     with_pairs: int = 0
+    alike: int = 0
     gaps: list[float] = dataclasses.field(default_factory=list)
     depths: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     waiting: int = 0
@@ -119,6 +121,7 @@ class _Reading:
         found.nodes += len(nodes["tag"])
         found.rewards[tree["type"]] += rewards
         found.with_pairs += bool(pairs)
+        found.alike += len(rewards) > 1 and len(set(rewards)) == 1
         tree["pairs"] = [self._add_pair(pair, tree) for pair in pairs]
         self._trees.add(
             tree["id"],
