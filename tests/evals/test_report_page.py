@@ -8,6 +8,8 @@ import re
 import pytest
 
 from stair_jax import jsonl
+from stair_jax.evals.attacks.attacked import Attacked
+from stair_jax.evals.attacks.transcript import Move, Stream, Transcript
 from stair_jax.evals.report import html
 from stair_jax.evals.report.parts import answers
 from stair_jax.records import Answer
@@ -286,3 +288,33 @@ def test_trees_whose_responses_all_score_the_same_are_counted(made):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = "trees whose judged responses all score the same"
     assert [said, "1"] in cells_of(page_of(made), "Rounds")
+
+
+def test_an_attack_is_told_move_by_move(made):
+    move = Move(iteration=2, improvement="", prompt="please", response="no", rating=1)
+    transcript = Transcript(
+        protocol="pair",
+        goal="g",
+        target_str="",
+        seed=0,
+        settings={},
+        prompts={},
+        streams=(Stream(name="roleplay", turns=(), moves=(move,)),),
+        calls=(),
+        counts={},
+        ended="exhausted",
+    )
+    row = Attacked(
+        id="q0", benchmark="harmful", attack="pair", question="g", ends={}, transcript=transcript
+    )
+    jsonl.write_jsonl(made / "evals/sft/attacks/pair/harmful.jsonl", [row])
+    sources = sources_of(page_of(made)).values()
+    [source] = [one for one in sources if "attacks" in one["title"]]
+    assert source["title"].endswith("harmful.jsonl: attacks, all that was said")
+    [(line, shown)] = rows_of(made, source)
+    assert line[2] == ["harmful", "pair", "exhausted"]
+    blocks = dict(shown["blocks"])
+    assert blocks["prompt of roleplay 0.2"] == "please"
+    assert blocks["response of roleplay 0.2"] == "no"
+    assert blocks["rating of roleplay 0.2"] == "1"
+    assert json.loads(blocks["transcript"])["protocol"] == "pair"

@@ -11,8 +11,20 @@ from stair_jax.evals.report.parts.shards import Source, Writer
 
 _SHOWN_ELSEWHERE = ("pairs.jsonl", "trees.jsonl", "metrics.jsonl")
 _TITLES = ("question", "prompt", "instruction", "request", "reply", "key", "id")
-_FACETS = ("reason", "outcome", "how", "benchmark", "judge", "corpus", "source", "type", "attack")
+_FACETS = (
+    "reason",
+    "outcome",
+    "how",
+    "benchmark",
+    "judge",
+    "corpus",
+    "source",
+    "type",
+    "attack",
+    "ended",
+)
 _NUMBERS = ("value", "reward", "score", "tokens")
+_MOVE = ("improvement", "prompt", "response", "verdict", "rating")  # of a transcript
 _LONGEST_WORD = 60  # letters of what rows can be filtered by
 _KINDS = (  # what a file is, by the end of its name
     ("pairs/responses.jsonl", "responses to imitate"),
@@ -72,7 +84,7 @@ def _objects(found: Any) -> list[dict[str, Any]]:
 def _source(files: Files, folder: pathlib.Path, path: pathlib.Path, id: str) -> Source | None:
     """Returns the rows of a file; None where there are none."""
     name, writer = files.name(path), None
-    for row in files.rows(path, dict):
+    for row in files.rows(path, _unfolded):
         if writer is None:
             source = Source(
                 id=id,
@@ -84,6 +96,22 @@ def _source(files: Files, folder: pathlib.Path, path: pathlib.Path, id: str) -> 
             writer = Writer(folder, source)
         _add(writer, row)
     return writer.close() if writer else None
+
+
+def _unfolded(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row with an attack's moves as fields of their own, in the order they were made."""
+    said = row.get("transcript")
+    if not isinstance(said, dict):
+        return row
+    found = {key: value for key, value in row.items() if key != "transcript"}
+    found["ended"] = str(said.get("ended", ""))
+    for number, stream in enumerate(_objects(said.get("streams"))):
+        for move in _objects(stream.get("moves")):
+            place = f"{stream.get('name', '')} {number}.{move.get('iteration', '')}"
+            for key in _MOVE:
+                if move.get(key) not in (None, ""):
+                    found[f"{key} of {place}"] = move[key]
+    return {**found, "transcript": said}
 
 
 def _kind(name: str) -> str:
