@@ -21,7 +21,7 @@ import tempfile
 import time
 
 from PIL import Image
-from playwright import sync_api
+from playwright import sync_api  # pyright: ignore[reportMissingImports]  (an environment's own)
 
 from stair_jax.evals.report import html
 from tests.support import run_files
@@ -293,7 +293,7 @@ def pictures(browser, folder, workdir):
 
 def main(arguments=None):
     """Runs all checks, or draws the pictures; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--browser", default="/usr/bin/chromium", metavar="PATH")
     parser.add_argument("--axe", type=pathlib.Path, metavar="FILE")
     parser.add_argument("--trees", type=int, default=10_000)

@@ -200,8 +200,12 @@ def test_the_page_itself_has_figures_drops_lineage_settings_and_how_the_run_went
 
 def test_nothing_that_a_model_or_a_file_says_is_markup(tmp_path):
     run_files.make(tmp_path, lambda place: f"{place}{ALL}")
+    (tmp_path / "data<").mkdir()  # names of files stand in the page's own data
+    (tmp_path / "data<" / "script><img src=x>.jsonl").write_text('{"id": "x"}\n')
     page = page_of(tmp_path)
     assert page.count("&lt;script&gt;") > 20  # it is all there, as text
+    titles = [source["title"] for source in sources_of(page).values()]
+    assert "data</script><img src=x>.jsonl" in titles
     elements = Elements(page)
     assert len(elements.of("script")) == 2
     assert {tag for tag, _ in elements.found}.isdisjoint({"img", "b", "textarea", "iframe"})

@@ -494,7 +494,7 @@
       if (this.against) badges.push(el("span", { class: "badge" }, `${this.other}: ${this.against.get(line[ID]) || "not there"}`));
       const title = el("span", { class: "title", dir: "auto" }, line[TITLE] || line[ID] || "(empty)");
       const body = el("div", { class: "body" });
-      const made = el("details", {}, el("summary", {}, title, ...badges), body);
+      const made = el("details", {}, el("summary", {}, title, ...badges.flatMap((badge) => [" ", badge])), body);
       made.addEventListener("toggle", async () => {
         if (!made.open || body.childNodes.length) return;
         try {
