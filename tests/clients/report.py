@@ -143,6 +143,10 @@ def keys(browser, folder, check):
         page.keyboard.press("Tab")
         focused = "document.activeElement.textContent.trim()"
         check("the first key leads past the menu", "Skip" in page.evaluate(focused))
+        page.get_by_role("link", name="Left out").click()
+        page.wait_for_timeout(2500)
+        top = page.evaluate("document.getElementById('dropped').getBoundingClientRect().top")
+        check("a section stays where the menu led", -5 <= top < 200, f"{top:.0f} from the top")
         browse = page.locator(".browse[data-group=trees]")
         browse.scroll_into_view_if_needed()
         browse.locator(".rows summary").first.focus()

@@ -334,11 +334,12 @@
       this.more = el("button", { type: "button", hidden: "" }, "Show more");
       this.more.addEventListener("click", () => this.showMore());
       root.replaceChildren(this.menu, this.status, this.rows, this.more);
+      root.style.minHeight = "40rem"; // about what it becomes: what is below shall not jump
       new IntersectionObserver((seen, observer) => {
         if (!seen.some((one) => one.isIntersecting)) return;
         observer.disconnect();
         this.open();
-      }, { rootMargin: "300px" }).observe(root);
+      }).observe(root);
     }
 
     choice(name, options, value, change) {
@@ -474,6 +475,7 @@
       this.shown = 0;
       this.rows.replaceChildren();
       this.showMore();
+      this.root.style.minHeight = "";
     }
 
     showMore() {
