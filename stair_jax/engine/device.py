@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +15,10 @@ import numpy as np
 
 from stair_jax import ops
 from stair_jax.config.schema import EngineConfig
-from stair_jax.engine import decode, placing, sampling
+from stair_jax.engine import ahead, decode, placing, sampling
+from stair_jax.engine.ahead import Key, Program
 from stair_jax.engine.batch import COLUMNS
-from stair_jax.engine.prefill import PagedModel, shapes
+from stair_jax.engine.prefill import Block, PagedModel, shapes
 from stair_jax.engine.request import Sampling
 from stair_jax.engine.siblings import TOGETHER, Siblings
 from stair_jax.log import progress
@@ -110,17 +111,16 @@ class Device(PagedModel):
     ) -> None:
         """Computes keys into pages; see `PagedModel.blocks`."""
         for block in self.blocks(ids, pages, starts):
-            with self._on_mesh():
-                self._pool = decode.extend(
-                    self._params,
-                    self._pool,
-                    block.tokens,
-                    block.length,
-                    block.count,
-                    block.table,
-                    decoder=self._decoder,
-                    fresh=block.fresh,
-                )
+            self._extend(block)
+
+    def _extend(self, block: Block) -> None:
+        with self._on_mesh():
+            self._pool = self._extend_call(block)()
+
+    def _extend_call(self, block: Block) -> "_Call":
+        arrays = block.tokens, block.length, block.count, block.table
+        static = {"decoder": self._decoder, "fresh": block.fresh}
+        return _Call(decode.extend, (self._params, self._pool, *arrays), static)
 
     # Decoding
 
@@ -165,7 +165,17 @@ class Device(PagedModel):
           table: [R, W] int32, of `width` pages; with siblings, of the slots' own parts.
           siblings: who shares what, where prefixes are shared.
         """
-        static = decode.DecodePlan(
+        with self._on_mesh():
+            paged, chunk = self._decode_call(packed, table, siblings, wanted)()
+        self._pool = paged.pool
+        if self._views is not None:
+            self._views = dataclasses.replace(paged, pool=None)
+        return chunk
+
+    def _decode_call(
+        self, packed: np.ndarray, table: np.ndarray, siblings: Siblings | None, wanted: "Wanted"
+    ) -> "_Call":
+        plan = decode.DecodePlan(
             self._decoder, self._config.chunk, self._vocab, wanted.candidates, wanted.logps
         )
         if self._views is not None:
@@ -173,25 +183,14 @@ class Device(PagedModel):
         else:
             shared = {} if siblings is None else siblings.arrays()
             paged = SharedPrefixCache(self._pool, **shared, implementation=self.attention)
-        with self._on_mesh():
-            paged, chunk = decode.decode_chunk(
-                self._params,
-                paged,
-                packed,
-                table,
-                self._stops,
-                np.int32(self._config.slots // 8),
-                plan=static,
-            )
-        self._pool = paged.pool
-        if self._views is not None:
-            self._views = dataclasses.replace(paged, pool=None)
-        return chunk
+        patience = np.int32(self._config.slots // 8)
+        args = self._params, paged, packed, table, self._stops, patience
+        return _Call(decode.decode_chunk, args, {"plan": plan})
 
     # Compiling
 
     def compile(self, wanted: Sequence["Wanted"], *, extends: bool = False) -> None:
-        """Compiles every program that requests of the wanted kinds can need, by running each idle.
+        """Compiles every program that requests of the wanted kinds can need, and runs each idle.
 
         Without this a program is compiled when it is first needed.
 
@@ -200,46 +199,84 @@ class Device(PagedModel):
         """
         begun = time.perf_counter()
         where, programs = placing.first_device(self._mesh), self._programs(wanted, extends)
-        label = f"compiling for {where}"
-        with progress.over(programs, label, len(programs), "programs") as runs:
-            for run in runs:
-                run()
+        count, threads = len(programs), ahead.workers()
+        with progress.line(f"compiling for {where}", count, "programs") as show:
+            if threads > 1:
+                ahead.compile_together(programs, show, threads=threads)
+            for number, program in enumerate(programs, start=1):
+                program.run()
+                show(max(number, int(show.done)))
         seconds = time.perf_counter() - begun
-        log.info("%s: compiled all %d programs in %.1f s", where, len(programs), seconds)
+        log.info("%s: compiled all %d programs in %.1f s", where, count, seconds)
 
-    def _programs(self, wanted: Sequence["Wanted"], extends: bool) -> list[Callable[[], Any]]:
-        """Returns what runs each program once, idle, in the order in which it may be called."""
-        config, blocks = self._config, shapes().blocks
-        rows = config.slots + self.waiting_rows
-        idle = np.zeros((rows, len(COLUMNS)), np.int32)
-        table = np.zeros((rows, self.context_pages), np.int32)
-        counts = self.group_counts if self.shares else [None]
-
-        def extend(tokens: int, pages: int = 1, starts: Sequence[int] | None = None) -> None:
-            self.extend([[0] * tokens], [[self.pages] * pages], starts)
-
-        def show(width: int) -> None:
-            self.width = 0
-            self.widen(width, idle=True)
-            self.load([config.slots], table[:1])
-
-        def decode(width: int, count: int | None, kind: Wanted) -> None:
-            siblings = None if count is None else Siblings.empty(count, config.slots, width)
-            self.decode(idle, table[:, :width], siblings, kind)
-
+    def _programs(self, wanted: Sequence["Wanted"], extends: bool) -> list[Program]:
+        """Returns every program, in the order in which they may be called."""
+        longest, blocks = self._config.max_context, shapes().blocks
         # A prompt of a whole context needs what its later blocks do, at every width.
-        prompts = {min(tokens, config.max_context) for tokens in (*blocks, config.max_context)}
-        found: list[Callable[[], Any]]
-        found = [functools.partial(extend, tokens) for tokens in sorted(prompts)]
-        found.append(functools.partial(self.copy, [[self.pages, self.pages]]))
+        extending: dict[Key, Program] = {}
+        for tokens in sorted({min(x, longest) for x in (*blocks, longest)}):
+            extending |= self._extending(tokens)
         for width in self.widths:
             for block in blocks if extends else ():
-                found.append(functools.partial(extend, block, width, [1]))
-        for width in self.widths:
-            found.append(functools.partial(show, width))
-            for kind in wanted:
-                found += [functools.partial(decode, width, count, kind) for count in counts]
+                extending |= self._extending(block, width, [1])
+        copy = functools.partial(self.copy, [[self.pages, self.pages]])
+        decoding = [p for width in self.widths for p in self._decoding(width, wanted)]
+        return [*extending.values(), Program(("copy",), copy), *decoding]
+
+    def _extending(
+        self, tokens: int, pages: int = 1, starts: Sequence[int] | None = None
+    ) -> dict[Key, Program]:
+        """Returns the programs that compute the keys of so many tokens, by their keys."""
+        found = {}
+        for block in self.blocks([[0] * tokens], [[self.pages] * pages], starts):
+            key = (block.tokens.size, block.fresh, block.table.shape[1])
+            run = functools.partial(self._extend, block)
+            lower = functools.partial(self._lowered, self._extend_call, block)
+            found[key] = Program(key, run, lower)
         return found
+
+    def _decoding(self, width: int, wanted: Sequence["Wanted"]) -> Iterator[Program]:
+        """Yields the programs that decode with tables of this width."""
+        slots, views = self._config.slots, self.attention == "views"
+        idle = np.zeros((slots + self.waiting_rows, len(COLUMNS)), np.int32)
+        table = np.zeros((len(idle), width), np.int32)
+
+        def show() -> None:
+            self.width = 0
+            self.widen(width, idle=True)
+            self.load([slots], table[:1])
+
+        if views:
+            yield Program(("show", width), show)
+        for kind in wanted:
+            for count in self.group_counts if self.shares else [None]:
+                siblings = None if count is None else Siblings.empty(count, slots, width)
+                call = idle, table, siblings, kind
+                lower = functools.partial(self._lowered, self._decode_call, *call)
+                yield Program(
+                    (slots, "decode", width, kind, count),
+                    functools.partial(self.decode, *call),
+                    None if views else lower,  # views of this width are there once they are shown
+                )
+
+    def _lowered(self, call: Callable[..., "_Call"], *args: Any) -> jax.stages.Lowered:
+        with self._on_mesh():
+            return call(*args).lowered()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A jitted program with its arguments."""
+
+    program: Any
+    args: tuple[Any, ...]
+    static: dict[str, Any]
+
+    def __call__(self) -> Any:
+        return self.program(*self.args, **self.static)
+
+    def lowered(self) -> jax.stages.Lowered:
+        return self.program.lower(*self.args, **self.static)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from stair_jax import jsonl
 from stair_jax.config.schema import TrainConfig
-from stair_jax.data.batches import TrainingBatch
+from stair_jax.data.batches import PairBatch, TrainingBatch
 from stair_jax.data.dataset import Dataset
 from stair_jax.log import progress
 from stair_jax.log.metrics import Metrics
@@ -20,9 +21,26 @@ from stair_jax.train.meter import Meter
 log = logging.getLogger(__name__)
 
 Got = TypeVar("Got")
-# A policy is its own reference at first. Nats a token beyond which a difference is no rounding: in
-# bfloat16 an H100 was seen .0006 apart, since pass and reference are programs of their own.
+# A policy is its own reference at first. But their log-probs come from two programs of different
+# shapes, and XLA rounds where it likes between two products, so they differ by rounding. This much
+# of a mean may stay however many tokens there are, in nats a token; an H100 was seen .0006 apart.
 STEP_ZERO = {"float32": 1e-4, "bfloat16": 5e-3}
+# The rest averages out: the standard deviation of a token's difference, in nats. SmolLM2-135M's
+# log-probs in bfloat16 were .045 off from those in float32 (1,418 tokens of pairs from trees, two
+# CPU cores), and two programs that round apart are sqrt(2) times as far from each other. At three
+# first steps on an H200, means over 256 to 319 tokens had .051. float32 has 16 bits more.
+TOKEN_NOISE = {"float32": 0.064 * 2**-16, "bfloat16": 0.064}
+DEVIATIONS = 4.0  # of the noise, beyond which a difference is none of it
+
+
+def rounding(dtype: str, tokens: float) -> float:
+    """Returns the nats a token by which a policy may seem to differ from itself.
+
+    Args:
+      dtype: what log-probs are computed in.
+      tokens: that the difference is a mean over.
+    """
+    return max(STEP_ZERO[dtype], DEVIATIONS * TOKEN_NOISE[dtype] / math.sqrt(max(tokens, 1.0)))
 
 
 class NonFiniteError(RuntimeError):
@@ -89,7 +107,7 @@ class StepLog:
         # A mean over nothing is no figure: a batch without a pair of depth 3, say.
         found = {name: x for name, x in found.items() if not math.isnan(x)}
         if step == 0:
-            self._check_start(found)
+            self._check_start(found, batch)
         now = time.perf_counter()
         speed = self.meter.figures(batch, seconds=now - self._clock)
         self._clock = now
@@ -106,15 +124,22 @@ class StepLog:
             else "skipped",
         )
 
-    def _check_start(self, found: Mapping[str, float]) -> None:
+    def _check_start(self, found: Mapping[str, float], batch: TrainingBatch) -> None:
         """Warns where the policy of the first step is not the reference."""
-        apart = abs(found.get("kl_per_token", 0.0))
-        if apart > STEP_ZERO[self.config.compute_dtype]:
+        if not isinstance(batch, PairBatch) or "kl_per_token" not in found:
+            return
+        tokens = float(np.sum(batch.weight * batch.step_mask[..., 0, :].sum(axis=-1)))
+        apart, most = abs(found["kl_per_token"]), rounding(self.config.compute_dtype, tokens)
+        if apart > most:
             log.warning(
-                "%s: at the first step policy and reference differ by %.2g nats a token, expected"
-                " 0: the reference's log-probs are of other weights, another template or precision",
+                "%s: at the first step policy and reference differ by %.2g nats a token over %d"
+                " tokens, expected 0 (%s rounds by %.2g at most): the reference's log-probs are of"
+                " other weights, another template or precision",
                 self.stage,
                 apart,
+                tokens,
+                self.config.compute_dtype,
+                most,
             )
 
     def _skip(self, step: int, found: Mapping[str, float]) -> None:

@@ -63,6 +63,20 @@ def test_a_policy_that_is_not_its_reference_at_first_is_warned_of(tmp_path, capl
     assert ("policy and reference differ" in caplog.text) == (shift > 0)
 
 
+def test_weights_of_an_earlier_round_as_the_reference_are_warned_of_in_bfloat16(tmp_path, caplog):
+    config = dataclasses.replace(
+        CONFIG, compute_dtype="bfloat16", batch=4, epochs=20.0, lr=1e-2, save_every=1000
+    )
+    loss = dataclasses.replace(DPO, scorer=dataclasses.replace(SCORER, compute_dtype="bfloat16"))
+    data = dpo_data(config)
+    later = fit(tmp_path / "round-1", data=data, loss=loss, config=config)
+    assert "policy and reference differ" not in caplog.text
+    assert lines(tmp_path / "round-1")[0]["kl_per_token"] != 0  # they do round apart
+    one = dataclasses.replace(config, max_steps=1)
+    fit(tmp_path / "round-2", data=data, loss=loss, config=one, params=later)
+    assert "policy and reference differ" in caplog.text
+
+
 DPO = losses.Dpo.of(SCORER, dpo_config(beta=0.5))
 
 
