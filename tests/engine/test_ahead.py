@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import pytest
 
-from stair_jax.engine import ahead, decode
+from stair_jax.engine import ahead
 from stair_jax.engine.ahead import Program
 from tests.support.engines import GREEDY, PROMPTS, ask, make, params
 
@@ -96,9 +96,9 @@ def compiled():
     """The programs of the engine that XLA has compiled since, as often as it did."""
     count = []
 
-    def listen(event: str, seconds: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            count.append(seconds)
+            count.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield count
@@ -126,7 +126,8 @@ def test_what_threads_compile_is_what_calls_run_and_nothing_is_compiled_twice(
         ]
         assert engine.counters["compiles"] == counts[threads][1]
     assert counts[1] == counts[3]
-    assert counts[1][0] == decode.compiled() > 4
+    events, programs = counts[1]
+    assert events >= programs > 4  # what makes empty views is compiled, too
     assert results[1] == results[3]
 
 
