@@ -18,13 +18,13 @@ WAIT_S = 60.0  # until a test that would hang fails instead
 class Lowered:
     """Stands for a lowered program: notes when it is compiled, and may wait or fail."""
 
-    def __init__(self, name, log, *, wait: threading.Barrier | None = None, error=None):
+    def __init__(self, name, log, *, wait: Any = None, error=None):
         self.name, self.log, self.wait, self.error = name, log, wait, error
 
     def compile(self):
         self.log.append(f"{self.name} begins")
         if self.wait:
-            self.wait.wait(WAIT_S)
+            self.wait(WAIT_S)
         if self.error:
             raise self.error
         self.log.append(f"{self.name} ends")
@@ -36,7 +36,7 @@ def program(key, lowered: Any):
 
 def test_programs_that_share_no_product_compile_at_the_same_time():
     log, both = [], threading.Barrier(2)
-    programs = [program((n,), Lowered(n, log, wait=both)) for n in (256, 1024)]
+    programs = [program((n,), Lowered(n, log, wait=both.wait)) for n in (256, 1024)]
     done = []
     ahead.compile_together(programs, done.append, threads=2)  # one by one neither would end
     assert done == [1, 2]
@@ -44,13 +44,19 @@ def test_programs_that_share_no_product_compile_at_the_same_time():
 
 
 def test_the_first_of_those_that_share_a_product_compiles_before_the_others():
-    log, last = [], threading.Barrier(2)
+    log, last, all_in = [], threading.Barrier(2), threading.Event()
     programs = [
-        program((256, "extend", 16), Lowered("extend", log)),
+        program((256, "extend", 16), Lowered("extend", log, wait=all_in.wait)),
         program((256, "decode", 16), Lowered("decode", log)),
-        program((256, "decode", 64), Lowered("wider", log, wait=last)),
-        program((256, "decode", 80), Lowered("widest", log, wait=last)),
+        program((256, "decode", 64), Lowered("wider", log, wait=last.wait)),
+        program((256, "decode", 80), Lowered("widest", log, wait=last.wait)),
     ]
+
+    def lower_last():
+        all_in.set()  # what is handed in to idle threads could have begun by now
+        return Lowered("other", [])
+
+    programs.append(Program((1024,), lambda: None, lower_last))
     ahead.compile_together(programs, lambda _: None, threads=4)
     assert log[:4] == ["extend begins", "extend ends", "decode begins", "decode ends"]
     assert set(log[4:6]) == {"wider begins", "widest begins"}  # they share what is chosen by now
