@@ -42,7 +42,11 @@ class Program:
 
 
 def workers() -> int:
-    """Returns how many programs are compiled at a time: XLA has threads of its own in each."""
+    """Returns how many programs are compiled at a time: XLA has threads of its own in each.
+
+    It costs memory: on a CPU eleven programs of six layers took 194 MB of the host one by one, and
+    481 MB four at a time.
+    """
     return max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)) // 2))
 
 
