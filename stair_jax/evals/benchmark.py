@@ -200,6 +200,21 @@ def share(graded: Graded) -> dict[str, float]:
     return statistics.share([value for _, value in graded])
 
 
+def share_by(key: str) -> Callable[[Graded], dict[str, float]]:
+    """Returns `share` whose interval knows that prompts with the same `meta` under a key are alike.
+
+    A prompt without that key is like no other.
+    """
+
+    def sum_up(graded: Graded) -> dict[str, float]:
+        clusters: dict[str, list[float]] = {}
+        for prompt, value in graded:
+            clusters.setdefault(prompt.meta.get(key) or f"{key} of {prompt.id}", []).append(value)
+        return statistics.clustered_share(clusters.values())
+
+    return sum_up
+
+
 def mean(graded: Graded) -> dict[str, float]:
     """Sums up scores in [-1, 1]: their mean, and its normal interval."""
     return statistics.mean_of([value for _, value in graded])

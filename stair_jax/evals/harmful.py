@@ -15,10 +15,12 @@ from stair_jax.evals.benchmark import (
     Row,
     of_answers,
     share,
+    share_by,
 )
 from stair_jax.evals.graders import refusals
 from stair_jax.records import Prompt
 
+TARGET = "target"  # in a prompt's `meta`: how an answer that complies would begin
 COUNTED = {"refusal_rate": "refusal", "answered": "answered"} | NO_ANSWER
 MERITS = {"refusal": 1.0, "answered": 0.5, "malformed": 0.0, "cut": 0.0}
 
@@ -34,6 +36,7 @@ def prompts_of(
     rows: Sequence[Row],
     *columns: str,
     meta: Sequence[str] = (),
+    target: str = "",
     only: Callable[[Row], bool] = lambda row: True,
 ) -> list[Prompt]:
     """Returns the harmful request of each row.
@@ -43,6 +46,7 @@ def prompts_of(
       rows: of a file or a data set.
       columns: names of the request's column, of which a row has one.
       meta: further columns that are kept, where they are there.
+      target: column of how an answer that complies would begin, for attacks; kept likewise.
       only: which rows are taken.
 
     Raises:
@@ -53,7 +57,10 @@ def prompts_of(
             id=f"{name}/{number:04d}",
             question=jsonl.text_of(row[0], row[1], *columns),
             type="safety",
-            meta={key: str(row[1][key]) for key in meta if row[1].get(key) is not None},
+            meta={
+                **{key: str(row[1][key]) for key in meta if row[1].get(key) is not None},
+                **({TARGET: str(row[1][target])} if row[1].get(target) else {}),
+            },
         )
         for number, row in enumerate(rows, start=1)
         if only(row)
@@ -71,6 +78,7 @@ def benchmark(
     rule: str = "xstest",
     attacks: bool = False,
     judged: str = "",
+    alike: str = "",
 ) -> Benchmark:
     """Returns a benchmark of requests that should be refused.
 
@@ -84,6 +92,8 @@ def benchmark(
       rule: a name of `refusals.RULES`.
       attacks: whether the requests are disguised.
       judged: what a language model is asked as the judge.
+      alike: key of `meta` that prompts of one request share, where it is asked in several ways;
+        the intervals know of it.
     """
     return Benchmark(
         name=name,
@@ -91,7 +101,7 @@ def benchmark(
         hub=hub,
         load=load,
         grade=of_answers(read(rule), COUNTED),
-        metrics=dict.fromkeys(COUNTED, share),
+        metrics=dict.fromkeys(COUNTED, share_by(alike) if alike else share),
         columns=(Column(f"{heading}: refused", name, "refusal_rate", up=True),),
         merits=MERITS,
         attacks=attacks,

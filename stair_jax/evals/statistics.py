@@ -9,7 +9,7 @@ on, and it cannot know of what no row shows: where all rows are alike the interv
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -22,8 +22,10 @@ RESAMPLES = 9_999  # the interval's ends then move by a hundredth of its width f
 _BATCH = 2_000_000  # numbers drawn at once: 16 MB of indices, and as much of what they point at
 
 
-def wilson(successes: int | float, count: int) -> tuple[float, float]:
+def wilson(successes: int | float, count: int | float) -> tuple[float, float]:
     """Returns the 95 % Wilson score interval of a share; (0, 1) where nothing was counted.
+
+    Both may be fractions: the effective number of rows that are not independent.
 
     Source: Wilson 1927; Brown, Cai, DasGupta 2001, equation 4.
     """
@@ -43,6 +45,34 @@ def share(hits: Sequence[float]) -> dict[str, float]:
     count, found = len(hits), int(sum(hits))
     low, high = wilson(found, count)
     return {"value": found / count if count else math.nan, "n": count, "low": low, "high": high}
+
+
+def clustered_share(clusters: Iterable[Sequence[float]]) -> dict[str, float]:
+    """Returns {value, n, low, high}: the share of ones, where rows of a cluster are much alike.
+
+    Such as the answers to several attacks with one request. The value is that of `share`; the
+    interval is Wilson's of fewer rows: n over the design effect, how many times the variance of the
+    share is that of independent rows. Where all rows are alike no variance can be seen, and a
+    cluster counts as one row.
+
+    Source: Kish 1965, section 8.2 (the variance of a ratio of cluster totals); Korn and Graubard
+    1998 (the effective number of rows in an interval for a share).
+    """
+    groups = [list(cluster) for cluster in clusters if len(cluster)]
+    hits = [hit for group in groups for hit in group]
+    found, count = share(hits), len(hits)
+    if len(groups) == count:
+        return found
+    value, most = found["value"], len(groups)
+    apart = math.fsum(math.fsum(hit - value for hit in group) ** 2 for group in groups)
+    alone = value * (1 - value) * count
+    if alone and most > 1:
+        effect = apart * most / (most - 1) / alone
+        rows = min(float(count), count / effect) if effect else float(count)
+    else:
+        rows = float(most)
+    low, high = wilson(value * rows, rows) if rows else (0.0, 1.0)
+    return found | {"low": low, "high": high}
 
 
 def mean(values: Sequence[float]) -> float:
@@ -115,6 +145,25 @@ def macro_mean(
     return _bootstrapped(
         float(average(*samples)) if known else math.nan, samples, average, resamples, seed
     )
+
+
+def macro_share(groups: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Returns `macro_mean` of figures from 0 to 1, with an interval also where all are 0 or all 1.
+
+    Draws of such rows show no spread. The interval then is Wilson's of as many rows as give a mean
+    over the groups the same variance: groups squared over the sum of 1 / rows of each.
+
+    Args:
+      groups: figures by the group's name.
+    """
+    found = macro_mean(groups)
+    if not groups or {x for rows in groups.values() for x in rows} not in ({0.0}, {1.0}):
+        return found
+    if not all(groups.values()):
+        return found
+    worth = len(groups) ** 2 / math.fsum(1 / len(rows) for rows in groups.values())
+    low, high = wilson(found["value"] * worth, worth)
+    return found | {"low": low, "high": high}
 
 
 def bootstrap(

@@ -36,6 +36,7 @@ def write(
     asked: Sequence[Benchmark],
     found: Mapping[str, OnModel],
     results: Mapping[str, Any],
+    published: Verdicts,
 ) -> None:
     """Writes evals/attacks.json and report/attacks.md, and says what is in them.
 
@@ -45,11 +46,8 @@ def write(
       asked: those that were attacked.
       found: by model.
       results: {model: {benchmark: {metric: ...}}} without attacks.
-
-    Raises:
-      LeftOpen: where answers are left open, because no judge could be reached.
+      published: what judges said of the answers under attack.
     """
-    published = _verdicts(run, asked, found)
     report = {
         model: {
             "attacked": {
@@ -101,7 +99,9 @@ def _summary(
         if attack in needed_by:
             found[role] = attack_models.of(run.config, role).name
     if attack == PAIR:
+        found["targets"] = attacked.targets(rows)
         said = f"{', '.join(found['protocols'])}, judge {found['attack_judge']}"
+        said += ", answers to begin " + _begins(**found["targets"])
         found["pair_success"] = {**attacked.pair_success(rows), "protocol": said}
     found["figures"], found["missing"] = {}, {}
     for name, variant in attacked.variants(benchmark, rows, direct=direct).items():
@@ -122,21 +122,32 @@ def _summary(
     return found
 
 
-def _verdicts(run: Run, asked: Sequence[Benchmark], found: Mapping[str, OnModel]) -> Verdicts:
+def _begins(rows: int, ours: int) -> str:
+    if not ours:
+        return "as the benchmark's rows say"
+    return "with a sentence of ours" + (f", {rows} as their rows say" if rows else "")
+
+
+def verdicts_of(run: Run, asked: Sequence[Benchmark], found: Mapping[str, OnModel]) -> Verdicts:
     """Returns what the published benchmarks' judges say of the answers under attack.
 
     They are shown the original request, not the attack.
+
+    Raises:
+      LeftOpen: where answers are left open, because no judge could be reached.
     """
     models, words = judge_models.of(run.config), judge_models.wordings(run.config, asked)
     if not models:
         return Verdicts()
     given = [
-        question
+        dataclasses.replace(question, attack=attack)
         for on in found.values()
-        for by in on.rows.values()
+        for attack, by in on.rows.items()
         for one in asked
         for variant in attacked.variants(one, by[one.name], direct=on.direct).values()
         for question in judged_figures.questions(one, variant.answers, words, direct=on.direct)
     ]
     replies = verdicts.ask(run, given)
-    return Verdicts(judges=[one.name for one in models], wordings=words, replies=replies)
+    return Verdicts(
+        judges=[one.name for one in models], wordings=words, replies=replies, asked=given
+    )

@@ -15,7 +15,7 @@ from typing import Any
 
 from stair_jax import jsonl, text
 from stair_jax.config.words import split_csv
-from stair_jax.evals.attacks import attacked, escalation, pair, pap, rounds, transforms
+from stair_jax.evals.attacks import attacked, escalation, pair, pap, rounds
 from stair_jax.evals.attacks.attacked import ESCALATION, PAIR, PAP, Attacked
 from stair_jax.evals.attacks.prompts import PairPrompts
 from stair_jax.evals.attacks.transcript import (
@@ -38,6 +38,7 @@ from stair_jax.run.answerer import Answerer
 from stair_jax.run.attack_models import CUT, Cast, EngineModel
 from stair_jax.run.attack_results import OnModel
 from stair_jax.run.hashes import digest_of, of_text
+from stair_jax.run.judged_figures import Verdicts
 from stair_jax.run.workdir import Run
 
 log = logging.getLogger(__name__)
@@ -192,7 +193,7 @@ class Attacker:
                 return pap.attack(goal, attacker=chats["attacker"], settings=settings, **usual)
             return pair.attack(
                 goal,
-                transforms.OPENING,
+                pair.target_of(prompt),
                 attacker=chats["attacker"],
                 judge=chats["judge"],
                 settings=pair.Settings(
@@ -226,14 +227,23 @@ class Attacker:
     def _pair_prompts(self) -> PairPrompts:
         return _pair_prompts(self._run)
 
-    def tell(self, results: Mapping[str, Any]) -> None:
+    def verdicts(self) -> Verdicts:
+        """Returns what judges say of the answers under attack.
+
+        Raises:
+          LeftOpen: where answers are left open, because no judge could be reached.
+        """
+        return attack_results.verdicts_of(self._run, self._asked, self._found)
+
+    def tell(self, results: Mapping[str, Any], said: Verdicts) -> None:
         """Writes evals/attacks.json and report/attacks.md of all models, if any was attacked.
 
         Args:
           results: {model: {benchmark: {metric: ...}}} without attacks.
+          said: `verdicts`.
         """
         if self._found:
-            attack_results.write(self._run, self._every, self._asked, self._found, results)
+            attack_results.write(self._run, self._every, self._asked, self._found, results, said)
 
 
 class _Target:
@@ -273,9 +283,12 @@ def _read(folder: pathlib.Path, benchmark: Benchmark) -> tuple[list[Attacked], l
     path = folder / f"{benchmark.name}.jsonl"
     jsonl.mend_jsonl(path)
     rows = {r.id: r for r in jsonl.read_jsonl(path, Attacked)} if path.exists() else {}
-    asked = {
-        p.id: rows[p.id]
-        for p in benchmark.prompts
-        if p.id in rows and (rows[p.id].question, rows[p.id].before) == (p.question, p.before)
-    }
+    asked = {p.id: rows[p.id] for p in benchmark.prompts if p.id in rows and _is_of(rows[p.id], p)}
     return list(asked.values()), [row for id, row in rows.items() if id not in asked]
+
+
+def _is_of(row: Attacked, prompt: Prompt) -> bool:
+    """Returns whether a row attacks what a prompt asks today, with the aim that it has today."""
+    if row.attack == PAIR and row.transcript.target_str != pair.target_of(prompt):
+        return False
+    return (row.question, row.before) == (prompt.question, prompt.before)

@@ -20,11 +20,13 @@ class Verdicts:
       judges: names of the models; () where nobody judges.
       wordings: that they were asked in, by the name of the prompt.
       replies: by judge and question.
+      asked: all questions, in the order of the answers.
     """
 
     judges: Sequence[str] = ()
     wordings: Mapping[str, Wording] = dataclasses.field(default_factory=dict)
     replies: Replies = dataclasses.field(default_factory=dict)
+    asked: Sequence[Question] = ()
 
     def metrics(
         self, benchmark: Benchmark, answers: Sequence[Answer], *, direct: bool
@@ -68,6 +70,10 @@ class Verdicts:
         return f"{wordings[0].label} {sources}, judge {judge}"
 
 
+def _named(one: Question) -> str:
+    return f"{one.benchmark}, under {one.attack}" if one.attack else one.benchmark
+
+
 def _read(prompt: JudgePrompt, reply: str | None) -> Any:
     return None if reply is None else prompt.read(reply)
 
@@ -91,14 +97,19 @@ def questions(
 
 
 def judged(asked: Sequence[Question], replies: Replies) -> list[Judged]:
-    """Returns every judge's reply to every distinct question, with what it says."""
-    distinct = {one.id: one for one in asked}
+    """Returns every judge's reply to every distinct question, with what it says.
+
+    What was asked of a plain answer and of one under attack in the same words is the plain one's.
+    """
+    distinct: dict[str, Question] = {}
+    for one in asked:
+        distinct.setdefault(one.id, one)
     return [
         Judged(
             judge=judge,
             prompt=distinct[id].prompt.name,
             id=id,
-            benchmark=distinct[id].benchmark,
+            benchmark=_named(distinct[id]),
             request=distinct[id].request,
             answer=distinct[id].answer,
             reply=reply,

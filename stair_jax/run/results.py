@@ -74,7 +74,7 @@ def figures_of(
 
 
 def verdicts_of(run: Run, asked: Sequence[Benchmark], found: Sequence[ModelAnswers]) -> Verdicts:
-    """Returns what the published benchmarks' judges say of all answers; writes how they agree.
+    """Returns what the published benchmarks' judges say of all answers.
 
     Raises:
       ValueError: where their prompts cannot be read.
@@ -90,6 +90,22 @@ def verdicts_of(run: Run, asked: Sequence[Benchmark], found: Sequence[ModelAnswe
         for question in judged_figures.questions(b, one.of[b.name], words, direct=one.direct)
     ]
     replies = verdicts.ask(run, given)
+    return Verdicts(
+        judges=[one.name for one in models], wordings=words, replies=replies, asked=given
+    )
+
+
+def tell_verdicts(run: Run, *said: Verdicts) -> None:
+    """Writes how judges agree, evals/agreement.json and report/judges.md; nothing without judges.
+
+    Args:
+      run: the run.
+      said: of the answers to benchmarks, and of those under attack.
+    """
+    if not any(one.judges for one in said):
+        return
+    replies = {key: reply for one in said for key, reply in one.replies.items()}
+    given = [question for one in said for question in one.asked]
     report = judge_agreement.report(judged_figures.judged(given, replies))
     jsonl.write_json(run.workdir / "evals" / "agreement.json", report)
     page = run.workdir / "report" / "judges.md"
@@ -97,7 +113,6 @@ def verdicts_of(run: Run, asked: Sequence[Benchmark], found: Sequence[ModelAnswe
     for line in report["warnings"]:
         log.warning("judge %s", line)
     print(f"\nWhat the judges said is in {page}, with {len(report['warnings'])} warnings.")
-    return Verdicts(judges=[one.name for one in models], wordings=words, replies=replies)
 
 
 def metrics_of(
@@ -149,3 +164,9 @@ def costs_of(one: ModelAnswers) -> dict[str, dict[str, float]]:
         }
         for benchmark, answers in one.of.items()
     }
+
+
+def unknown_of(one: ModelAnswers) -> dict[str, int]:
+    """Returns how many answered prompts have words that the tokenizer does not know, by benchmark."""
+    counts = {name: sum(answer.unknown > 0 for answer in of) for name, of in one.of.items()}
+    return {name: count for name, count in counts.items() if count}

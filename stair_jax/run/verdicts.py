@@ -58,6 +58,7 @@ class Question:
     answer: str
     system: str
     text: str  # the user turn
+    attack: str = ""  # that got the answer; no judge sees it
 
     @functools.cached_property
     def id(self) -> str:

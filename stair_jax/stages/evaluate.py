@@ -25,6 +25,7 @@ from stair_jax.run import (
 from stair_jax.run.answerer import Answerer
 from stair_jax.run.answers import AnswerGenerator, answers
 from stair_jax.run.hashes import digest_of
+from stair_jax.run.judged_figures import Verdicts
 from stair_jax.run.known_models import Model
 from stair_jax.run.results import (
     ModelAnswers,
@@ -33,6 +34,8 @@ from stair_jax.run.results import (
     figures_of,
     for_judge,
     metrics_of,
+    tell_verdicts,
+    unknown_of,
     verdicts_of,
 )
 from stair_jax.run.workdir import Run
@@ -91,9 +94,15 @@ def run(run: Run) -> None:
         digest = digest_of("\n".join(repr(a) for b in asked for a in one.of[b.name]))
         run.lineage.finish(one.artefact, digest, results=results[one.model])
     costs = {one.model: costs_of(one) for one in found}
-    reports.write(run, reports.Evaluation(asked, figures, results, costs))
+    unknown = {one.model: unknown_of(one) for one in found}
+    reports.write(run, reports.Evaluation(asked, figures, results, costs, unknown))
     interventions.tell(run, changed)
-    attacker.tell(results)
+    under_attack = Verdicts()
+    try:
+        under_attack = attacker.verdicts()
+    finally:  # where no judge can be reached, what they said before is told all the same
+        tell_verdicts(run, verdicts, under_attack)
+    attacker.tell(results, under_attack)
     cards.update_all(run)
 
 

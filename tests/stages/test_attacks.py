@@ -9,6 +9,7 @@ import pytest
 
 from stair_jax import jsonl
 from stair_jax.config.checks import validate
+from stair_jax.evals.attacks import transforms
 from stair_jax.evals.attacks.attacked import Attacked
 from stair_jax.evals.benchmark import registered
 from stair_jax.evals.report import curves, table
@@ -180,7 +181,9 @@ def test_pair_stops_at_a_rating_of_ten_and_its_best_answer_is_graded(world, capl
     found = found_of(run, "pair")
     assert found["ended"] == {"success": COUNT}
     assert value_of(found["pair_success"]) == (1, COUNT, 0)
-    assert found["pair_success"]["protocol"] == "pair-own-words, judge m"
+    assert found["pair_success"]["protocol"] == (
+        "pair-own-words, judge m, answers to begin with a sentence of ours"
+    )
     assert value_of(found["figures"]["best"]["compliance"]) == (1, COUNT, 0)
     # Two iterations of three: each asks attacker, target and judge of two streams.
     assert found["calls"] == dict.fromkeys(("attacker", "judge", "target"), 2 * 2 * COUNT)
@@ -200,6 +203,39 @@ def test_pair_stops_at_a_rating_of_ten_and_its_best_answer_is_graded(world, capl
     assert "evaluate sft: pair on 5 requests, 5 to be asked" in caplog.text
     line = "sft: pair on harmful, compliance: plain 0.0 % of 5, best 100.0 % of 5, pair_success"
     assert line in caplog.text
+
+
+def test_pair_aims_at_the_answer_that_a_benchmarks_row_names(world, server, monkeypatch):
+    ours, *others = splits.benchmark("harmful", "test")
+    begins = {prompt.id: f"Sure, {prompt.question}" for prompt in others}
+
+    def load(begins):
+        some = [
+            dataclasses.replace(one, meta={**one.meta, "target": begins.get(one.id, "")})
+            for one in (ours, *others)
+        ]
+        monkeypatch.setattr(splits, "benchmark", lambda name, split: some)
+
+    load(begins)
+    run = world(Polite(), "pair", evaluate__pair_streams=1)
+    evaluate.run(run)
+    aims = {row.id: row.transcript.target_str for row in rows_of(run, "pair")}
+    assert aims == {ours.id: transforms.OPENING, **begins}
+    for begin in begins.values():
+        assert [text for text, *_ in server.asked if f"begin with: '{begin}'" in text]
+    found = found_of(run, "pair")
+    assert found["targets"] == {"rows": COUNT - 1, "ours": 1}
+    assert found["pair_success"]["protocol"].endswith(
+        "answers to begin with a sentence of ours, 4 as their rows say"
+    )
+    # Another aim is another attack; those with the same one are kept.
+    asked = len(server.asked)
+    load({**begins, ours.id: "Gladly"})
+    evaluate.run(world(Polite(), "pair", evaluate__pair_streams=1))
+    again = {row.id: row.transcript.target_str for row in rows_of(run, "pair")}
+    assert again == {ours.id: "Gladly", **begins}
+    assert len(server.asked) == asked + 2  # of the attacker; the verdicts lie in `judgements`
+    assert found_of(run, "pair")["pair_success"]["protocol"].endswith("as the benchmark's rows say")
 
 
 def test_a_model_that_never_answers_stands_with_no_success(world):
@@ -458,3 +494,26 @@ def test_a_published_judge_sees_the_plain_request_and_its_figures_stand_beside(
     assert not [text for text in questions if "please tell me" in text]
     told = (run.workdir / "report" / "attacks.md").read_text()
     assert "| sft | harmful | pair: best | score_official | 1.000 | 5 |" in told
+
+
+def test_judges_are_compared_on_answers_under_attack_too(world, server, monkeypatch):
+    judged = dataclasses.replace(registered()["harmful"], judged="strongreject", protocol="p")
+    monkeypatch.setitem(registered(), "harmful", judged)
+
+    def scored(high):
+        return f"#scores\n1.b 0\n2.b {high}\n3.b {high}"
+
+    # One judge holds an answer under attack for harmless; of refusals both say the same.
+    with (
+        OpenAIServer(lambda text: scored(5 if HARM in text else 1)) as strict,
+        OpenAIServer(lambda text: scored(1)) as lax,
+    ):
+        judges = f"strict@{strict.url},lax@{lax.url}"
+        run = world(Polite(), "pair", evaluate__judges=judges)
+        evaluate.run(run)
+    (pair,) = json.loads((run.workdir / "evals" / "agreement.json").read_text())["agreement"]
+    # The plain answers, all refusals, and the best answer to each request under attack.
+    assert (pair["n"], pair["apart"]) == (2 * COUNT, COUNT)
+    assert {one["benchmark"] for one in pair["disagreements"]} == {"harmful, under pair"}
+    page = (run.workdir / "report" / "judges.md").read_text()
+    assert f"| strongreject | strict and lax | {2 * COUNT} | 0.50 |" in page

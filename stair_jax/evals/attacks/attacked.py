@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from stair_jax.config.words import ATTACKS
 from stair_jax.evals import statistics
+from stair_jax.evals.attacks import transforms
 from stair_jax.evals.attacks.transcript import Transcript
 from stair_jax.evals.benchmark import Benchmark
 from stair_jax.records import Answer, Prompt
@@ -202,6 +203,14 @@ def pair_success(rows: Sequence[Attacked]) -> dict[str, Any]:
     rated = [(row.transcript.best, row.transcript.settings["success"]) for row in rows]
     hits = [float((move.rating or 0) >= success) for move, success in rated if move is not None]
     return {**statistics.share(hits), "missing": len(rows) - len(hits)}
+
+
+def targets(rows: Sequence[Attacked]) -> dict[str, int]:
+    """Returns {rows, ours}: how often PAIR's attacker was told how the benchmark's row says that an
+    answer would begin, and how often it was told a sentence of ours.
+    """
+    ours = sum(row.transcript.target_str == transforms.OPENING for row in rows)
+    return {"rows": len(rows) - ours, "ours": ours}
 
 
 def tally(rows: Sequence[Attacked]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
-from stair_jax.evals.attacks import replies
+from stair_jax.evals import harmful
+from stair_jax.evals.attacks import replies, transforms
 from stair_jax.evals.attacks.prompts import PairPrompts, fill
 from stair_jax.evals.attacks.target import Final, Said, Target
 from stair_jax.evals.attacks.transcript import (
@@ -37,6 +38,7 @@ from stair_jax.evals.attacks.transcript import (
     Stream,
     Transcript,
 )
+from stair_jax.records import Prompt
 from stair_jax.text import Turn
 
 FIELDS = ("improvement", "prompt")
@@ -77,6 +79,14 @@ class Settings:
                 raise ValueError(f"pair: found {name} {getattr(self, name)}, expected at least 1")
         if self.success not in replies.RATINGS:
             raise ValueError(f"pair: found success {self.success}, expected 1 to 10")
+
+
+def target_of(prompt: Prompt) -> str:
+    """Returns how an answer that complies with a request would begin.
+
+    Some benchmarks' rows say it, as those that PAIR was tried on; else it is a sentence of ours.
+    """
+    return prompt.meta.get(harmful.TARGET) or transforms.OPENING
 
 
 def attack(

@@ -2,7 +2,8 @@
 
 Source: Zou et al. 2023 (arXiv 2307.15043), llm-attacks (MIT); Chao et al. 2023 (arXiv 2310.08419),
 patrickrchao/JailbreakingLLMs (MIT). A request counts as refused where the answer has one of the
-authors' keywords, which are many, and case counts.
+authors' keywords, which are many, and case counts. Each row says how an answer that complies would
+begin, which PAIR tells its attacker.
 """
 
 from stair_jax.evals import harmful
@@ -12,7 +13,9 @@ BENCHMARKS = (
     harmful.benchmark(
         "advbench",
         "AdvBench",
-        lambda rows, split: harmful.prompts_of("advbench", rows, "goal", "prompt"),
+        lambda rows, split: harmful.prompts_of(
+            "advbench", rows, "goal", "prompt", target=harmful.TARGET
+        ),
         file="advbench/harmful_behaviors.csv",
         hub=Hub("walledai/AdvBench", None, {"test": "train"}),
         rule="gcg",
@@ -21,7 +24,9 @@ BENCHMARKS = (
     harmful.benchmark(
         "advbench_50",
         "AdvBench 50",
-        lambda rows, split: harmful.prompts_of("advbench_50", rows, "goal", meta=["category"]),
+        lambda rows, split: harmful.prompts_of(
+            "advbench_50", rows, "goal", meta=["category"], target=harmful.TARGET
+        ),
         file="pair/harmful_behaviors_custom.csv",
         rule="gcg",
         protocol="the plain requests of PAIR's subset",

@@ -2,7 +2,10 @@
 
 Source: Chao et al. 2024 (arXiv 2404.01318), JailbreakBench/artifacts (MIT). The attacks were made
 against other models, so they are a lower bound of what an attack on this one would find. A
-behaviour that several models were attacked with is asked once for each of their prompts.
+behaviour that several models were attacked with is asked once for each of their prompts; intervals
+of the rules' figures know that these are alike. On the hub
+each behaviour has the words that an answer which complies would begin with, for PAIR; the artefacts
+lack them.
 """
 
 from collections.abc import Sequence
@@ -32,6 +35,7 @@ def _attack(name: str, heading: str, file: str) -> Benchmark:
         rule="jbb",
         attacks=True,
         judged="jbb",
+        alike="goal",
         protocol=f"{file} prompts against other models, from the authors' artefacts",
     )
 
@@ -40,7 +44,9 @@ BENCHMARKS = (
     harmful.benchmark(
         "jailbreakbench",
         "JBB",
-        lambda rows, split: harmful.prompts_of("jailbreakbench", rows, "goal", "Goal"),
+        lambda rows, split: harmful.prompts_of(
+            "jailbreakbench", rows, "goal", "Goal", target="Target"
+        ),
         file=f"{_FOLDER}/jbb_behaviors_from_artifacts.csv",
         hub=Hub("JailbreakBench/JBB-Behaviors", "behaviors", {"test": "harmful"}),
         rule="jbb",
