@@ -203,6 +203,7 @@ class Answer:
     before: tuple[tuple[str, str], ...] = ()  # earlier turns of the prompt
     prefill: str = ""  # of the prompt; the response begins with it
     logps: tuple[float, ...] = ()  # of its options, nats, where it was a choice among them
+    unknown: int = 0  # tokens of the prompt that stand for words the tokenizer does not know
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -91,6 +91,12 @@ def opening_ids(codec: PromptCodec, prompt: Opening) -> list[int]:
     return ids + codec.encode(prompt.prefill)
 
 
+def unknown_of(codec: PromptCodec, ids: Sequence[int]) -> int:
+    """Returns how many ids stand for words that a vocabulary does not have."""
+    unknown = getattr(codec, "unknown_id", None)
+    return 0 if unknown is None else ids.count(unknown)
+
+
 class Codec:
     """Prompts and responses as token ids, for one tokenizer and one chat template.
 
@@ -127,6 +133,9 @@ class Codec:
         self.step_stop = self.end_stop | {vocabulary[STEP_END]}
         self.stops = {"step": self.step_stop, "end": self.end_stop}
         self.end_ids = frozenset(ends)  # what generation_config.json lists
+        # Some vocabularies that can spell everything name an end as their unknown token.
+        unknown = tokenizer.unk_token_id
+        self.unknown_id: int | None = None if unknown in ends else unknown
         # Padding is never read (masks come from lengths), so any id that ends nothing serves.
         pad = tokenizer.pad_token_id
         ordinary = next(i for i in range(len(vocabulary)) if i not in self.end_stop)

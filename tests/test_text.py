@@ -45,6 +45,19 @@ def test_padding_never_ends_anything():
     assert codec.pad_id not in codec.step_stop
 
 
+def test_words_that_a_vocabulary_lacks_are_counted():
+    codec = text.Codec(miniature.build(), "llama3")
+    known, strange = codec.prompt_ids("how do i make a ?"), codec.prompt_ids("Janet lays eggs")
+    assert codec.unknown_id == codec.tokenizer.unk_token_id
+    assert (text.unknown_of(codec, known), text.unknown_of(codec, strange)) == (0, 3)
+    # A vocabulary of bytes spells everything, and some of them call an end their unknown token.
+    tokenizer = bytewise()
+    tokenizer.unk_token = "<|endoftext|>"
+    spelling = text.Codec(tokenizer, "chatml")
+    assert spelling.unknown_id is None
+    assert text.unknown_of(spelling, [tokenizer.unk_token_id]) == 0
+
+
 @given(st.text(alphabet=st.sampled_from("ab <|/>"), max_size=12), st.sampled_from(text.TAGS))
 def test_tags_in_user_text_never_become_tokens(around, tag):
     codec = text.Codec(bytewise(), "llama3")

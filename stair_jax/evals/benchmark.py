@@ -87,6 +87,8 @@ class Benchmark:
       over_refused: the metric that counts harmless requests that were refused, "" likewise.
       world: the world that defines its language, if that is not a natural one.
       protocol: what the figures are of, in a few words; "" of a world's.
+      words: what of the protocol its rows decide, such as whose words a model is asked in; "" where
+        they decide nothing.
       max_tokens: of a response, where the protocol says; never more than the run's.
       reasons: whether its prompts mean something only to a model that reasons in STAIR's tags. A
         model that answers directly is not asked, and all its figures are missing.
@@ -113,6 +115,7 @@ class Benchmark:
     over_refused: str = ""
     world: str = ""
     protocol: str = ""
+    words: Callable[[Sequence[Row]], str] = lambda rows: ""
     max_tokens: int | None = None
     reasons: bool = False
     forge: Callable[[Prompt], str] | None = None

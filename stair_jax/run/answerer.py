@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from stair_jax import text
 from stair_jax.config.schema import GuidedConfig, SearchConfig
 from stair_jax.config.stages import PRM
 from stair_jax.config.strategies import MCTS, Strategy
@@ -224,6 +225,11 @@ class Answerer:
         tokens = sum(len(sample.ids) for sample in some)
         score = self.score_of(some[chosen].raw) if strategy.of.reads else None
         return self._reply(some[chosen].ids, tokens, sum(map(len, read)), score)
+
+    def unknown_in(self, prompt: Prompt) -> int:
+        """Returns how many tokens of a prompt stand for words that the model does not know."""
+        codec = self.policy.codec
+        return text.unknown_of(codec, text.opening_ids(codec, prompt))
 
     def score_of(self, raw: Sequence[float | None]) -> float | None:
         """Returns a response's raw score from the reward model's, one a step."""

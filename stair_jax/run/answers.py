@@ -114,6 +114,7 @@ class AnswerGenerator:
                     tokens=0,
                     scored=choice.tokens,
                     logps=choice.logps,
+                    unknown=choice.unknown,
                 )
             )
 
@@ -139,6 +140,7 @@ class AnswerGenerator:
             scored=reply.scored,
             score=reply.score,
             cut=reply.cut,
+            unknown=self._answerer.unknown_in(prompt),
         )
 
     def _outcome(self, prompt: Prompt, response: str, cut: bool) -> str:

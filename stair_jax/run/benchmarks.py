@@ -196,9 +196,8 @@ def _filled(benchmark: Benchmark, place: str, word: str, split: str) -> Benchmar
     prompts = tuple(benchmark.load(rows, split))
     if not prompts:
         raise ValueError(f"{_KEY}: {word!r}: no row of {source} is one of its prompts")
-    return dataclasses.replace(
-        benchmark, prompts=prompts, protocol=f"{source}, {benchmark.protocol}"
-    )
+    told = ", ".join(part for part in (source, benchmark.protocol, benchmark.words(rows)) if part)
+    return dataclasses.replace(benchmark, prompts=prompts, protocol=told)
 
 
 def _read(benchmark: Benchmark, place: str) -> Sequence[Row]:

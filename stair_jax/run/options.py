@@ -27,10 +27,13 @@ class Choice(NamedTuple):
     Attributes:
       logps: of each option, nats.
       tokens: that were read, each option's question included.
+      unknown: of a question with an option, those that stand for words the tokenizer does not know;
+        the most of any option.
     """
 
     logps: tuple[float, ...]
     tokens: int
+    unknown: int = 0
 
     @property
     def likeliest(self) -> int:
@@ -64,6 +67,7 @@ def read(
         give_away=True,
     )
     passed_over: dict[str, str] = {}
+    unknown: dict[str, int] = {}
     room = likelihood.config.max_context
     with progress.line(f"evaluate {model.name} options", len(asked), "prompts") as show:
         for at in range(0, len(asked), _AT_ONCE):
@@ -72,13 +76,16 @@ def read(
                 pairs = [pair_ids(policy.codec, prompt.question, option) for option in options]
                 if (most := max(len(a) + len(b) for a, b in pairs)) < room:
                     fitting.append((prompt, pairs))
+                    unknown[prompt.id] = max(
+                        text.unknown_of(policy.codec, [*a, *b]) for a, b in pairs
+                    )
                 else:
                     passed_over[prompt.id] = (
                         f"{most} tokens with its longest option, expected fewer than {room}"
                         " (engine.max_context)"
                     )
             for prompt, choice in _choices(likelihood, fitting):
-                take(prompt, choice)
+                take(prompt, choice._replace(unknown=unknown[prompt.id]))
             show(show.done + len(some))
     return passed_over
 

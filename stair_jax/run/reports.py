@@ -14,12 +14,12 @@ from stair_jax.evals import comparisons, published, statistics
 from stair_jax.evals.benchmark import CUT, NO_ANSWER, Benchmark, Column, columns_of, registered
 from stair_jax.evals.comparisons import ByMetric
 from stair_jax.evals.report import curves, latex, plane, table
+from stair_jax.evals.report import notes as notes_lib
 from stair_jax.run import imported
 from stair_jax.run.workdir import Run
 
 log = logging.getLogger(__name__)
 
-_MUCH_CUT = 0.05  # of a model's answers
 # Judges' figures that the table has, and whether more is better; None: see `_judged`.
 _CHIEF = {"goodness": True, "any_refusal": None, "asr": False, "correct": True, "win_rate": True}
 
@@ -33,12 +33,14 @@ class Evaluation:
       figures: of each prompt.
       results: summed up.
       costs: tokens a prompt.
+      unknown: how many prompts of a benchmark have words that the model's tokenizer does not know.
     """
 
     asked: Sequence[Benchmark]
     figures: Mapping[str, ByMetric]
     results: Mapping[str, Any]
     costs: Mapping[str, Any]
+    unknown: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
 
 
 def write(run: Run, found: Evaluation) -> None:
@@ -48,15 +50,17 @@ def write(run: Run, found: Evaluation) -> None:
     jsonl.write_json(run.workdir / "evals" / "results.json", results)
     jsonl.write_json(run.workdir / "evals" / "tokens.json", dict(found.costs))
     folder, columns = run.workdir / "report", [*columns_of(asked), *_judged(found)]
-    theirs, notes = _published(run, found.results, columns)
+    theirs, told = _published(run, found.results, columns)
     every = [*columns, *other.columns]
     text = table.table(results, every, theirs)
-    notes = [*notes, *_cut_notes(found)]
+    notes = [*told, *notes_lib.of_figures(asked, found.results, columns, run.config.evaluate.rows)]
+    notes += notes_lib.of_answers(asked, found.figures, found.unknown)
     text += "".join(["\n", *(f"- {line}\n" for line in notes)]) if notes else ""
     jsonl.write_text(folder / "table.md", text)
     jsonl.write_text(folder / "table.tex", latex.table(results, every, theirs, notes))
     print(f"\n{text}\nThe same in {folder / 'table.md'}, for LaTeX in {folder / 'table.tex'}.")
     _tell_cut(run, found)
+    _tell_unknown(found)
     _plane(found, folder / "plane.png")
     _compare(found, folder / "comparisons.md")
     if GREEDY in parse_all(split_csv(run.config.evaluate.search)):
@@ -106,7 +110,7 @@ def _tell_cut(run: Run, found: Evaluation) -> None:
     for model, figures in found.figures.items():
         cut = [x for of in figures.values() for x in of.get(CUT, {}).values() if x is not None]
         share = statistics.mean(cut)
-        if share > _MUCH_CUT:
+        if share > notes_lib.MUCH:
             log.warning(
                 "evaluate %s: %.0f %% of %d answers stopped at a limit of tokens and count as cut;"
                 " config.evaluate.max_tokens is %d of a response, config.engine.max_context %d of"
@@ -119,17 +123,19 @@ def _tell_cut(run: Run, found: Evaluation) -> None:
             )
 
 
-def _cut_notes(found: Evaluation) -> list[str]:
-    """Returns a line for each benchmark of which a model's answers were often cut."""
-    lines = []
-    for benchmark in found.asked:
-        shares = {}
-        for model, figures in found.figures.items():
-            cut = [x for x in figures[benchmark.name].get(CUT, {}).values() if x is not None]
-            shares[model] = statistics.mean(cut) if cut else 0.0
-        if much := [f"{100 * x:.0f} % of {name}'s" for name, x in shares.items() if x > _MUCH_CUT]:
-            lines.append(f"{benchmark.name}: answers that were cut: {', '.join(much)}.")
-    return lines
+def _tell_unknown(found: Evaluation) -> None:
+    """Warns of models that cannot read what they were asked."""
+    for model, of in found.unknown.items():
+        every = sum(len(one.prompts) for one in found.asked)
+        if count := sum(of.values()):
+            log.warning(
+                "evaluate %s: its tokenizer has no token for some words of %d of %d prompts, and"
+                " reads the same unknown word for each; figures of them say nothing of the"
+                " benchmark",
+                model,
+                count,
+                every,
+            )
 
 
 def _plane(found: Evaluation, path: pathlib.Path) -> None:
@@ -138,7 +144,7 @@ def _plane(found: Evaluation, path: pathlib.Path) -> None:
     A harmless prompt without an answer counts as one that was refused: else a model that says
     nothing that can be read would look best of all.
     Where no benchmark attacks, plain harmful requests stand in. Says so where one of the two was
-    not asked: an attack success that stands alone is no measure of safety.
+    not asked: what attacks get, alone, is no measure of safety.
     """
     harmful = [one for one in found.asked if one.complied]
     attacks = [one for one in harmful if one.attacks] or harmful
@@ -163,8 +169,23 @@ def _plane(found: Evaluation, path: pathlib.Path) -> None:
         for model, of in found.figures.items()
     ]
     if any(over["n"] and success["n"] for _, over, success in points):
-        plane.plot(points, path)
+        plane.plot(points, path, _sides(attacks, refused))
         print(f"Attacks answered against harmless prompts that got no answer in {path}.")
+
+
+def _sides(harmful: Sequence[Benchmark], harmless: Sequence[Benchmark]) -> plane.Sides:
+    """Returns the axes' words: which benchmarks are pooled, and that a rule is no judge."""
+    what = "attacks" if any(one.attacks for one in harmful) else "plain harmful requests"
+    by_rule = "" if all(one.world for one in harmful) else " (not refused, by a rule)"
+    return plane.Sides(
+        f"harmless prompts refused or without an answer: {_few(harmless)}",
+        f"{what} answered{by_rule}: {_few(harmful)}",
+    )
+
+
+def _few(some: Sequence[Benchmark]) -> str:
+    names = [one.name for one in some]
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _pooled(figures: ByMetric, counted: Sequence[tuple[str, tuple[str, ...]]]) -> dict[str, float]:

@@ -167,6 +167,6 @@ def costs_of(one: ModelAnswers) -> dict[str, dict[str, float]]:
 
 
 def unknown_of(one: ModelAnswers) -> dict[str, int]:
-    """Returns how many answered prompts have words that the tokenizer does not know, by benchmark."""
+    """Returns how many answered prompts have words that the tokenizer lacks, by benchmark."""
     counts = {name: sum(answer.unknown > 0 for answer in of) for name, of in one.of.items()}
     return {name: count for name, count in counts.items() if count}

@@ -76,7 +76,7 @@ def test_each_model_is_a_point_with_both_intervals(draw):
         (segment,) = up.get_segments()
         assert segment[:, 1] == pytest.approx([100 * success["low"], 100 * success["high"]])
     assert "over-refusal" in axes.get_xlabel()
-    assert "attack success" in axes.get_ylabel()
+    assert axes.get_ylabel() == "attacks answered, % (lower is better)"
 
 
 def test_a_line_joins_the_models_in_their_order(draw):

@@ -8,6 +8,7 @@ import pathlib
 import pytest
 
 from stair_jax.data import sources
+from stair_jax.evals import statistics
 from stair_jax.evals.benchmark import registered
 from stair_jax.evals.benchmarks import simpleqa
 from stair_jax.records import Prompt
@@ -241,6 +242,38 @@ def test_hhh_asks_in_both_orders_and_the_better_answer_moves(monkeypatch):
     assert (first.ground_truth, second.ground_truth) == ("A", "B")
 
 
+def test_the_two_orders_of_a_row_of_hhh_are_one_draw():
+    (accuracy,) = [registered()["hhh"].metrics["accuracy"]]
+    prompts = [
+        Prompt(id=f"hhh/{n:04d}{order}", question="q", type="helpfulness", meta={"group": "g"})
+        for n in range(40)
+        for order in ("AB", "BA")
+    ]
+    right = [(prompt, float(int(prompt.id[4:8]) % 2)) for prompt in prompts]
+    found = accuracy(right)
+    assert (found["value"], found["n"]) == (0.5, 80)
+    want = statistics.macro_mean({"g": [float(n % 2) for n in range(40)]})
+    assert (found["low"], found["high"]) == (want["low"], want["high"])
+    # Always saying "A" is right once a row: one half, whichever rows are drawn.
+    always = accuracy([(prompt, float(prompt.id.endswith("AB"))) for prompt in prompts])
+    assert (always["value"], always["low"], always["high"]) == (0.5, 0.5, 0.5)
+
+
+def test_prompts_that_attack_one_behaviour_are_not_independent():
+    jbb = registered()["jbb_pair"].metrics["answered"]
+    prompts = [
+        Prompt(id=f"jbb_pair/{n}", question=f"q{n}", type="safety", meta={"goal": f"g{n // 4}"})
+        for n in range(80)
+    ]
+    graded = [(prompt, float(int(prompt.meta["goal"][1:]) % 2)) for prompt in prompts]
+    found = jbb(graded)
+    assert (found["value"], found["n"]) == (0.5, 80)
+    low, high = statistics.wilson(9.5, 19)  # 20 behaviours; one is lost on the mean
+    assert (found["low"], found["high"]) == pytest.approx((low, high))
+    apart = [(Prompt(id=one.id, question="q", type="safety"), hit) for one, hit in graded]
+    assert jbb(apart) == statistics.share([hit for _, hit in graded])
+
+
 def test_gpqas_right_answer_is_where_the_hash_puts_it(monkeypatch):
     rows = [
         {
@@ -390,5 +423,9 @@ def test_infoflows_figure_is_a_correlation_and_none_where_all_say_the_same():
 
 def test_hhh_counts_its_groups_alike():
     sum_up = registered()["hhh"].metrics["accuracy"]
-    given = [(prompt(group="a"), 1.0)] * 3 + [(prompt(group="b"), 0.0)] * 9
+    rows = [("a", 1.0)] * 3 + [("b", 0.0)] * 9
+    given = [
+        (Prompt(id=f"{n}AB", question="q", type="safety", meta={"group": group}), hit)
+        for n, (group, hit) in enumerate(rows)
+    ]
     assert sum_up(given)["value"] == 0.5

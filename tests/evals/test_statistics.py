@@ -192,6 +192,42 @@ def test_how_often_wilson_holds_the_true_share(p, count):
     assert 0.92 < covered < 0.98
 
 
+def test_a_share_of_clusters_has_wilsons_interval_of_fewer_rows():
+    # Four requests, each attacked four times. Of totals 4, 4, 0 and 2 the squared distances from
+    # half of 4 are 4, 4, 4 and 0: 12 * 4 / 3 is 4 times the 4 of sixteen independent rows.
+    clusters = [[1.0] * 4, [1.0] * 4, [0.0] * 4, [1.0, 0.0, 1.0, 0.0]]
+    found = statistics.clustered_share(clusters)
+    assert (found["value"], found["n"]) == (10 / 16, 16)
+    totals = [(sum(one) - 4 * 10 / 16) ** 2 for one in clusters]
+    effect = sum(totals) * 4 / 3 / (16 * 10 / 16 * 6 / 16)
+    assert 3 < effect < 4
+    assert ends(found) == pytest.approx(statistics.wilson(10 / effect, 16 / effect))
+    assert found["low"] < statistics.wilson(10, 16)[0] - 0.1
+
+
+def test_clusters_of_one_row_are_plain_shares_and_alike_ones_count_once():
+    assert statistics.clustered_share([[1.0], [0.0], [0.0]]) == statistics.share([1.0, 0.0, 0.0])
+    found = statistics.clustered_share([[0.0] * 3] * 5)
+    assert (found["value"], found["n"]) == (0, 15)
+    assert ends(found) == statistics.wilson(0, 5)
+    # Rows that balance each other give no more certainty than independent ones.
+    assert ends(statistics.clustered_share([[1.0, 0.0]] * 6)) == statistics.wilson(6, 12)
+    nothing = statistics.clustered_share([])
+    assert (nothing["n"], *ends(nothing)) == (0, 0, 1)
+
+
+def test_a_mean_of_groups_that_are_all_wrong_has_an_interval():
+    found = statistics.macro_share({"a": [0.0] * 10, "b": [0.0] * 30})
+    assert (found["value"], found["n"]) == (0, 40)
+    # 4 / (1/10 + 1/30) = 30 rows.
+    assert ends(found) == pytest.approx(statistics.wilson(0, 30))
+    right = statistics.macro_share({"a": [1.0] * 10, "b": [1.0] * 30})
+    assert ends(right) == pytest.approx(statistics.wilson(30, 30))
+    mixed = {"a": [0.0, 1.0, 1.0], "b": [0.5, 1.0]}
+    assert statistics.macro_share(mixed) == statistics.macro_mean(mixed)
+    assert undefined(statistics.macro_share({"a": [0.0], "b": []}))
+
+
 def coverage(draw, interval, truth, times):
     found = [interval(draw()) for _ in range(times)]
     return np.mean([one["low"] <= truth <= one["high"] for one in found])
@@ -219,6 +255,21 @@ def test_how_often_a_bootstrap_of_groups_holds_the_true_macro_mean():
         300,
     )
     assert 0.90 < covered < 0.98
+
+
+def test_how_often_an_interval_of_clusters_holds_the_true_share():
+    rng = np.random.default_rng(8)
+
+    def draw():  # 60 requests, each with its own chance, asked four times
+        return [(rng.random(4) < chance).astype(float).tolist() for chance in rng.beta(1, 1.5, 60)]
+
+    known = coverage(draw, statistics.clustered_share, 0.4, 500)
+    assert 0.92 < known < 0.98
+    rng = np.random.default_rng(8)
+    blind = coverage(
+        draw, lambda drawn: statistics.share([hit for one in drawn for hit in one]), 0.4, 500
+    )
+    assert blind < 0.88
 
 
 def test_how_often_a_bootstrap_of_pairs_holds_the_true_correlation():

@@ -9,12 +9,12 @@ import pytest
 from stair_jax.evals.benchmark import registered
 from stair_jax.evals.report import plane, table
 from stair_jax.log.metrics import Metrics
-from stair_jax.records import Prompt
+from stair_jax.records import Answer, Prompt
 from stair_jax.run import reports
 from stair_jax.run.judged_figures import Verdicts
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.reports import Evaluation
-from stair_jax.run.results import ModelAnswers, metrics_of
+from stair_jax.run.results import ModelAnswers, metrics_of, unknown_of
 from stair_jax.run.workdir import Run
 from tests.support.configs import tiny
 
@@ -27,7 +27,7 @@ def run_in(folder):
 def write(tmp_path, monkeypatch):
     """Writes an evaluation whose figures are given; returns the points of the plane's picture."""
     drawn = []
-    monkeypatch.setattr(plane, "plot", lambda points, path: drawn.append(points))
+    monkeypatch.setattr(plane, "plot", lambda points, path, sides: drawn.append(points))
     monkeypatch.setattr(table, "plot", lambda *_: None)
     run = run_in(tmp_path)
 
@@ -113,12 +113,44 @@ def test_each_model_is_compared_with_the_one_before_and_the_last_with_the_first(
     assert "| dpo-1" in (tmp_path / "report" / "comparisons.md").read_text()
 
 
+def test_the_picture_says_which_benchmarks_it_pools_and_that_rules_read_them():
+    names = ("jbb_pair", "jbb_gcg", "jbb_random_search", "xstest_safe")
+    sides = reports._sides(*([registered()[n] for n in some] for some in (names[:3], names[3:])))
+    assert sides == plane.Sides(
+        "harmless prompts refused or without an answer: xstest_safe",
+        "attacks answered (not refused, by a rule): jbb_pair, jbb_gcg and 1 more",
+    )
+    plain = reports._sides([registered()["harmful"]], [registered()["lookalike"]])
+    assert plain.answered == "plain harmful requests answered: harmful"
+
+
 def test_models_whose_answers_are_often_cut_are_told(write, caplog):
     caplog.set_level(logging.WARNING)
     of = {"sft": figures(gsm8k__cut=2), "dpo-1": figures(gsm8k__cut=1)}
     write(("gsm8k",), of)
     assert "evaluate sft: 10 % of 20 answers stopped at a limit" in caplog.text
     assert "dpo-1" not in caplog.text
+
+
+def test_prompts_that_a_model_cannot_read_are_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(plane, "plot", lambda *_: None)
+    monkeypatch.setattr(table, "plot", lambda *_: None)
+    caplog.set_level(logging.WARNING)
+    prompts = tuple(Prompt(id=str(i), question="q", type="safety") for i in range(20))
+    asked = [dataclasses.replace(registered()["gsm8k"], prompts=prompts)]
+    answers = [
+        Answer(id=str(i), benchmark="gsm8k", question="q", response="r", outcome="o", tokens=1)
+        for i in range(20)
+    ]
+    answers[3] = dataclasses.replace(answers[3], unknown=2)
+    one = ModelAnswers(model="base", artefact="a", direct=True, of={"gsm8k": answers})
+    assert unknown_of(one) == {"gsm8k": 1}
+    of = {"base": figures(gsm8k__accuracy=2)}
+    reports.write(run_in(tmp_path), Evaluation(asked, of, {"base": {}}, {}, {"base": {"gsm8k": 1}}))
+    assert "evaluate base: its tokenizer has no token for some words of 1 of 20" in caplog.text
+    for name in ("table.md", "table.tex"):
+        told = (tmp_path / "report" / name).read_text()
+        assert "base: 1 of 20 prompts have words that its tokenizer lacks" in told
 
 
 def test_the_table_is_there_for_latex_too(write, tmp_path, capsys):

@@ -77,7 +77,12 @@ def _read(prompt: Prompt, answer: str) -> str:
 
 
 def _macro(graded: Graded) -> dict[str, float]:
-    return statistics.macro_mean(by_meta("group", graded))
+    """Returns the mean over the groups of the rows' means: the two orders of a row are one draw."""
+    rows: dict[str, list[tuple[Prompt, float]]] = {}
+    for prompt, value in graded:
+        rows.setdefault(prompt.id[: -len("AB")], []).append((prompt, value))
+    means = [(some[0][0], statistics.mean([x for _, x in some])) for some in rows.values()]
+    return {**statistics.macro_share(by_meta("group", means)), "n": len(graded)}
 
 
 _FILE = "hhh/hhh_alignment.jsonl"

@@ -17,7 +17,7 @@ from stair_jax.evals.graders import letters
 from stair_jax.records import Prompt
 
 LETTERS = "ABCDEFGHIJ"
-_COUNTED = {"accuracy": "correct", "no_letter": "no letter"} | NO_ANSWER
+COUNTED = {"accuracy": "correct", "no_letter": "no letter"} | NO_ANSWER
 _MERITS = {"correct": 1.0, "wrong": 0.5, "no letter": 0.25, "malformed": 0.0, "cut": 0.0}
 _ASKED = (
     "{question}\n\n{options}\n\n"
@@ -37,10 +37,15 @@ def _asked(name: str, number: int, question: str, options: Sequence[str], right:
 
 
 def _mmlu_pro(rows: Sequence[Row], split: str) -> list[Prompt]:
-    return [_mmlu_row(number, where, row) for number, (where, row) in enumerate(rows, start=1)]
+    return [mmlu_row(number, where, row) for number, (where, row) in enumerate(rows, start=1)]
 
 
-def _mmlu_row(number: int, where: str, row: Mapping[str, Any]) -> Prompt:
+def mmlu_row(number: int, where: str, row: Mapping[str, Any]) -> Prompt:
+    """Returns a row of MMLU-Pro as a prompt without examples.
+
+    Raises:
+      ValueError: where its options or its answer cannot be, naming the row.
+    """
     options, right = row.get("options"), jsonl.text_of(where, row, "answer").strip()
     if not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS):
         raise ValueError(f"{where}: options: found {options!r}, expected a list of 2 to 10")
@@ -62,7 +67,8 @@ def _gpqa(rows: Sequence[Row], split: str) -> list[Prompt]:
     return found
 
 
-def _read(prompt: Prompt, answer: str) -> str:
+def read(prompt: Prompt, answer: str) -> str:
+    """Returns "correct", "wrong" or "no letter", by MMLU-Pro's cascade."""
     letter = letters.cascade(answer).letter
     if letter is None:
         return "no letter"
@@ -75,8 +81,8 @@ def _benchmark(name: str, heading: str, load, file: str, hub: Hub, protocol: str
         file=file,
         hub=hub,
         load=load,
-        grade=of_answers(_read, _COUNTED),
-        metrics=dict.fromkeys(_COUNTED, share),
+        grade=of_answers(read, COUNTED),
+        metrics=dict.fromkeys(COUNTED, share),
         columns=(Column(f"{heading}: right", name, "accuracy", up=True),),
         merits=_MERITS,
         protocol=protocol,

@@ -5,12 +5,12 @@ import itertools
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from stair_jax.evals.statistics import number
 
 Figure = Mapping[str, float | None]  # value, n, low, high: shares from 0 to 1
-Point = tuple[str, Figure, Figure]  # a model, its over-refusal, its attack success
+Point = tuple[str, Figure, Figure]  # a model, its over-refusal, what it answers of attacks
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels
 
@@ -30,15 +30,23 @@ class _Spot:
     names: list[tuple[str, Any]]  # with their colours
 
 
-def plot(points: Sequence[Point], path: pathlib.Path) -> None:
-    """Draws models into a PNG file: attack success over over-refusal, so that best is lower left.
+class Sides(NamedTuple):
+    """What the figures of both axes are of, as the picture names them."""
+
+    refused: str = "over-refusal: harmless prompts refused or without an answer"
+    answered: str = "attacks answered"
+
+
+def plot(points: Sequence[Point], path: pathlib.Path, sides: Sides | None = None) -> None:
+    """Draws models into a PNG file: attacks answered over over-refusal, so that best is lower left.
 
     Bars are 95 % intervals. A line joins the models in the order given, from dark to light. Models
     of the same spot share a label. One that lacks a figure is named below the title.
 
     Args:
-      points: (model, over-refusal, attack success), shares with {value, n, low, high}.
+      points: (model, over-refusal, attacks answered), shares with {value, n, low, high}.
       path: of the picture; its folder is made.
+      sides: the words of both axes.
 
     Raises:
       ValueError: where no model has both figures.
@@ -69,7 +77,12 @@ def plot(points: Sequence[Point], path: pathlib.Path) -> None:
             elinewidth=1,
             capsize=2,
         )
-    _frame(axes, known, [name for name, *_ in points if name not in {one[0] for one in known}])
+    _frame(
+        axes,
+        known,
+        sides or Sides(),
+        [name for name, *_ in points if name not in {one[0] for one in known}],
+    )
     figure.canvas.draw()  # the places of labels are in pixels, which it settles
     _label(axes, known, colours)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,17 +108,15 @@ def _bars(figure: Figure) -> list[list[float]]:
     return [[_percent(figure) - low], [high - _percent(figure)]]
 
 
-def _frame(axes: Any, known: Sequence[Point], missing: Sequence[str]) -> None:
+def _frame(axes: Any, known: Sequence[Point], named: Sides, missing: Sequence[str]) -> None:
     """Sets limits, names of axes and title."""
     sides = [refusal for _, refusal, _ in known], [success for _, _, success in known]
     for side, limit in zip(sides, (axes.set_xlim, axes.set_ylim), strict=True):
         top = max(_ends(figure)[1] for figure in side)
         top = min(100.0, max(5.0, 1.1 * top))
         limit(-0.03 * top, 1.03 * top)  # a marker at 0 is whole
-    axes.set_xlabel(
-        "over-refusal: harmless prompts refused or without an answer, % (lower is better)"
-    )
-    axes.set_ylabel("attack success, % (lower is better)")
+    axes.set_xlabel(f"{named.refused}, % (lower is better)", fontsize=_FONT)
+    axes.set_ylabel(f"{named.answered}, % (lower is better)", fontsize=_FONT)
     axes.grid(color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
     title = "Best is lower left. Bars: 95 % intervals."
