@@ -208,6 +208,7 @@ LOOKAHEAD = Under(
     "lookahead_WxM in config.evaluate.search",
 )
 JUDGED_BY_MODELS = Under(lambda c, own: split_csv(own.judges), "a model in config.evaluate.judges")
+ANNOTATED = Under(lambda c, own: own.annotations, "config.evaluate.annotations")
 ALPACA_EVAL = Under(
     lambda c, own: "alpaca_eval" in [w.partition(":")[0] for w in split_csv(own.benchmarks)],
     "alpaca_eval in config.evaluate.benchmarks",

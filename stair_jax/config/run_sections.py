@@ -229,6 +229,13 @@ class GuidedConfig(Section):
         under=conditions.ALPACA_EVAL,
         free=True,
     )
+    gamed: str = knob(
+        "",
+        "AlpacaEval's df_gamed.csv, of its data set (CC-BY-NC-4.0), for the length-controlled win"
+        " rate of these annotations; empty: the raw one alone",
+        under=conditions.ANNOTATED,
+        free=True,
+    )
     imported: str = knob(
         "",
         "comma-separated files or folders with results of other tools, which stand in the table:"

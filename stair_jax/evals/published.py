@@ -98,6 +98,11 @@ COMPARABLE: Mapping[tuple[str, str], Comparable] = {
         "the paper does not say whether its rate is raw or length-controlled, ours is raw",
         805,
     ),
+    ("alpaca_eval", "length_controlled_win_rate"): Comparable(
+        "alpaca_eval",
+        "the paper does not say whether its rate is raw or length-controlled, ours is the latter",
+        805,
+    ),
     ("hhh", "accuracy"): Comparable("hhh", f"{_WORDS}; ours asks in both orders"),
     ("hhh_likelihood", "accuracy"): Comparable(
         "hhh", "ours compares log-probs without a template, over all rows alike"

@@ -7,7 +7,7 @@ from typing import Any
 from stair_jax import jsonl, text
 from stair_jax.config import Config
 from stair_jax.data import sources
-from stair_jax.evals import preferences
+from stair_jax.evals import length_control, preferences
 from stair_jax.evals.benchmark import Benchmark
 from stair_jax.evals.benchmarks import alpaca_eval
 from stair_jax.records import Answer
@@ -26,6 +26,16 @@ def recorded(config: Config) -> list[preferences.Preference]:
     """
     source = config.evaluate.annotations
     return [preferences.of_row(*row) for row in sources.read(source)] if source else []
+
+
+def gamed(config: Config) -> length_control.Gamed | None:
+    """Returns the gamed baselines of `config.evaluate.gamed`; None where it is empty.
+
+    Raises:
+      ValueError: where it cannot be read, naming file and row.
+    """
+    source = config.evaluate.gamed
+    return length_control.gamed(sources.read(source), source) if source else None
 
 
 def metrics(
@@ -49,7 +59,14 @@ def metrics(
     name = artefact.removeprefix("evals/")
     rows = [{"instruction": of, "output": said, "generator": name} for of, said in asked]
     jsonl.write_json(run.workdir / artefact / OUTPUTS, rows)
-    found = preferences.metrics(asked, recorded(run.config), run.config.evaluate.annotations)
+    control = gamed(run.config)
+    found = preferences.metrics(
+        asked,
+        recorded(run.config),
+        run.config.evaluate.annotations,
+        control,
+        [_number(one) for one in answers] if control else (),
+    )
     if found and not any(figure["n"] for figure in found.values()):
         log.warning(
             "evaluate %s: none of its %d answers has a preference in %s; it must be made of %s",
@@ -58,4 +75,18 @@ def metrics(
             run.config.evaluate.annotations,
             run.workdir / artefact / OUTPUTS,
         )
+    elif control and any(not figure["n"] for figure in found.values()):
+        log.warning(
+            "evaluate %s: no length-controlled win rate: it needs an annotation of each of the %d"
+            " instructions in %s, and found %d answers",
+            name,
+            len(control.difficulty),
+            control.source,
+            len(asked),
+        )
     return found
+
+
+def _number(answer: Answer) -> int:
+    """Returns the place of an answer's instruction in AlpacaEval's order, from 0."""
+    return int(answer.id.rpartition("/")[2]) - 1

@@ -21,7 +21,8 @@ from stair_jax.run.workdir import Run
 log = logging.getLogger(__name__)
 
 # Judges' figures that the table has, and whether more is better; None: see `_judged`.
-_CHIEF = {"goodness": True, "any_refusal": None, "asr": False, "correct": True, "win_rate": True}
+_CHIEF = {"goodness": True, "any_refusal": None, "asr": False, "correct": True}
+_CHIEF |= {"win_rate": True, "length_controlled_win_rate": True}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,6 +50,7 @@ def look(run: Run) -> None:
     judge_models.wordings(run.config, asked)
     attacks.look(run)
     preferences.recorded(run.config)
+    preferences.gamed(run.config)
     imported.of(run.config)
 
 

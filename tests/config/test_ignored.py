@@ -198,6 +198,11 @@ WHEN = [
         {"evaluate.benchmarks": "alpaca_eval:a.json"},
         {"evaluate.benchmarks": "gsm8k"},
     ),
+    (
+        "evaluate.gamed",
+        {"evaluate.benchmarks": "alpaca_eval:a.json", "evaluate.annotations": "b.json"},
+        {"evaluate.benchmarks": "alpaca_eval:a.json"},
+    ),
 ]
 
 

@@ -244,6 +244,7 @@ DEFAULTS = {
         "evaluate.interventions": "",
         "evaluate.attacks": "",
         "evaluate.annotations": "",
+        "evaluate.gamed": "",
         "evaluate.imported": "",
         "evaluate.attacker": "",
         "evaluate.attack_judge": "",

@@ -7,7 +7,7 @@ import pytest
 
 from stair_jax import config as config_lib
 from stair_jax.config.checks import validate
-from stair_jax.evals import preferences
+from stair_jax.evals import length_control, preferences
 from stair_jax.evals.benchmark import registered
 from stair_jax.evals.report import table
 from stair_jax.log.metrics import Metrics
@@ -150,6 +150,63 @@ def test_the_win_rate_has_a_column(run, monkeypatch):
     page = (run.workdir / "report" / "table.md").read_text()
     assert "AlpacaEval: win rate by weighted ↑" in page
     assert "| 90.0 (0-100)" in page
+
+
+def gamed_file(folder, count):
+    lines = ["index,preference,std_delta_len,instruction_difficulty,not_gamed_baseline,model"]
+    for name, delta, preference in (("concise", -1.0, 0.3), ("verbose", 1.0, 0.2)):
+        lines += [f"{n},{preference},{delta},{n / 10},False,{name}" for n in range(count)]
+    path = folder / "df_gamed.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_lengths_are_controlled_where_the_gamed_baselines_are_there(run, caplog):
+    said = [answer(n, f"answer {'x' * n}") for n in range(1, 9)]
+    rows = [
+        row(f"Q{n}", f"answer {'x' * n}", None if n == 2 else 1 + n / 10, output_1="y" * (20 - n))
+        for n in range(1, 9)
+    ]
+    (run.workdir / "annotations.json").write_text(json.dumps(rows))
+    run.config.evaluate.gamed = gamed_file(run.workdir, 8)
+    bench = registered()["alpaca_eval"]
+
+    def found(answers):
+        of = of_run.metrics(run, bench, "evals/base", answers, direct=True)
+        return of["length_controlled_win_rate@weighted"]
+
+    got = found(said)
+    (control,) = [of_run.gamed(run.config)]
+    want = length_control.win_rate(
+        [None if n == 2 else n / 10 for n in range(1, 9)],
+        [(20 - n, len("answer ") + n) for n in range(1, 9)],
+        range(8),
+        control,
+    )
+    assert {key: got[key] for key in want} == pytest.approx(want)
+    assert (got["n"], got["missing"]) == (8, 0)
+    assert "lengths controlled by" in got["protocol"]
+    assert caplog.text == ""
+    # Of a part of the instructions there is none: lengths are standardised over all of them.
+    part = found(said[:7])
+    assert (part["n"], part["missing"], math.isnan(part["value"])) == (0, 1, True)
+    assert "no length-controlled win rate: it needs an annotation of each of the 8" in caplog.text
+    run.config.evaluate.gamed = ""
+    assert set(of_run.metrics(run, bench, "evals/base", said, direct=True)) == {
+        "win_rate@weighted",
+        "discrete_win_rate@weighted",
+    }
+
+
+def test_the_length_controlled_rate_has_a_column(run, monkeypatch):
+    monkeypatch.setattr(table, "plot", lambda *_: None)
+    bench = registered()["alpaca_eval"]
+    won = {"length_controlled_win_rate@w": {"value": 0.25, "n": 4, "low": 0.1, "high": 0.5}}
+    figures = {"base": {bench.name: {name: {"1": 0.0} for name in bench.metrics}}}
+    reports.write(run, reports.Evaluation([bench], figures, {"base": {bench.name: won}}, {}))
+    page = (run.workdir / "report" / "table.md").read_text()
+    assert "AlpacaEval: length controlled win rate by w ↑" in page
+    assert "| 25.0 (10-50)" in page
 
 
 def test_a_file_that_nothing_reads_is_refused():

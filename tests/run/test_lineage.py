@@ -50,6 +50,7 @@ RUN_ONLY = {
             "attack_judge",
             "pair_prompts",
             "annotations",
+            "gamed",
             "imported",
         )
     ),

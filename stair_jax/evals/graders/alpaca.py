@@ -5,9 +5,9 @@ the model's. Its preference is of the probabilities of both tokens at its first 
 1 + p(M) / (p(m) + p(M)), from 1 (the first answer) to 2 (the second). A token that is not among the
 top ones has no probability; where neither is, the preference is missing.
 
-The length-controlled win rate is not made here. It needs `df_gamed.csv` of the data set
+The length-controlled win rate is `length_control.win_rate`. It needs `df_gamed.csv` of the data set
 tatsu-lab/alpaca_eval (CC-BY-NC-4.0): answers of gamed baselines, and how difficult each instruction
-is. Without it a regression on lengths alone gave 20.7 where 12.38 is published.
+is. Without it a regression on lengths alone gave 20.7 where 12.38 is published, so there is none.
 
 Source: tatsu-lab/alpaca_eval (Apache-2.0): weighted_alpaca_eval_gpt4_turbo, logprob_parser, metrics
 of pairwise win rates.
