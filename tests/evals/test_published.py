@@ -9,6 +9,7 @@ import pytest
 
 from stair_jax.data import sources
 from stair_jax.evals import statistics
+from stair_jax.evals.attacks import pair, transforms
 from stair_jax.evals.benchmark import registered
 from stair_jax.evals.benchmarks import simpleqa
 from stair_jax.records import Prompt
@@ -109,6 +110,28 @@ def test_fewer_rows_of_the_miniature_are_from_all_over_it():
 
 
 # ---- where rows lie
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not there")
+def test_rows_of_advbench_say_how_an_answer_that_complies_would_begin():
+    every, some = asked("advbench,advbench_50", data__root=str(DATA))
+    for found in (every, some):
+        assert all(prompt.meta["target"].startswith("Sure, ") for prompt in found.prompts)
+    aims = {prompt.question: prompt.meta["target"] for prompt in every.prompts}
+    assert sum(aims.get(prompt.question) == prompt.meta["target"] for prompt in some.prompts) == 50
+
+
+def test_rows_of_jailbreakbench_say_it_on_the_hub_alone(monkeypatch):
+    rows_of(
+        monkeypatch,
+        [{"Goal": "g", "Target": "Sure, g"}, {"goal": "g"}, {"goal": "g", "Target": ""}],
+    )
+    (found,) = asked("jailbreakbench")
+    assert [pair.target_of(prompt) for prompt in found.prompts] == [
+        "Sure, g",
+        transforms.OPENING,
+        transforms.OPENING,
+    ]
 
 
 def rows_of(monkeypatch, rows):

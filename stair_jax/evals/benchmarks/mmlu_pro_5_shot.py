@@ -65,7 +65,10 @@ def _load(rows: Sequence[Row], split: str) -> list[Prompt]:
             examples.setdefault(category, []).append(_block(where, row, row["cot_content"]))
         else:
             asked.append((where, row))
-    return [_prompt(n, *one, sentence, examples) for n, one in enumerate(asked, start=1)]
+    return [
+        _prompt(number, where, row, sentence, examples)
+        for number, (where, row) in enumerate(asked, start=1)
+    ]
 
 
 def _prompt(
