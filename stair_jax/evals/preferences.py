@@ -121,7 +121,7 @@ def _controlled(
     shown = [row for row in rows if row is not None and row.lengths is not None]
     lengths = [row.lengths for row in shown if row.lengths is not None]
     missing = len(gamed.difficulty) - len(shown)
-    if missing or len(shown) != len(rows) or set(numbers) != set(gamed.difficulty):
+    if len(shown) != len(rows) or set(numbers) != set(gamed.difficulty):
         return {"value": math.nan, "n": 0, "low": 0.0, "high": 1.0, "missing": max(missing, 1)}
     wins = [None if row.value is None else row.value - 1 for row in shown]
     return {**length_control.win_rate(wins, lengths, numbers, gamed), "missing": 0}
