@@ -569,7 +569,8 @@ def test_a_prompt_with_other_turns_or_another_beginning_is_asked_again(own, tmp_
 
         monkeypatch.setitem(registered(), "gsm8k", dataclasses.replace(before, load=load))
         pipeline.run(c)
-    assert opened == [((), "")] * 2 + [(turns, "")] * 2 + [((), begun)] * 2  # not a fourth time
+    # Each of both prompts to be answered, and to count words that nothing knows; not a fourth time.
+    assert opened == [((), "")] * 4 + [(turns, "")] * 4 + [((), begun)] * 4
     rows = answers_of(c, benchmark="gsm8k").values()
     assert all(row.response.startswith(begun) for row in rows)
     assert {(row.before, row.prefill) for row in rows} == {((), begun)}

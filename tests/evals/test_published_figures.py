@@ -70,7 +70,7 @@ def test_each_row_and_column_has_the_papers_figure(family, model, benchmark, met
 
 
 def test_every_comparable_figure_is_one_of_ours():
-    judged = {"goodness", "any_refusal", "correct", "win_rate"}
+    judged = {"goodness", "any_refusal", "correct", "win_rate", "length_controlled_win_rate"}
     for benchmark, metric in published.COMPARABLE:
         assert metric in judged or metric in registered()[benchmark].metrics
 
