@@ -21,7 +21,7 @@ FLOORS = (  # from the lowest; a module imports its own floor and lower ones
     ("run", "plan"),
     ("stages",),
     ("pipeline",),
-    ("main", "chat"),
+    ("main", "chat", "serve"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SEARCH_WING = frozenset({"engine", "judges", "prm", "search", "guided", "evals"})

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _talk(options: argparse.Namespace) -> None:
     strategy = _strategy(options)
     startup.claim_memory()
-    config = _config_of(options.workdir)
+    config = config_of(options.workdir)
     startup.keep_programs(config.compile_cache)
     slots = 1 if strategy == GREEDY else min(strategy.width * strategy.each, _SLOTS)
     config.engine.update(slots=slots, prefill_rows=1, pool_bytes=0)
@@ -164,7 +164,7 @@ def _unknown(codec: text.Codec, question: str) -> list[str]:
     ]
 
 
-def _config_of(workdir: pathlib.Path) -> Config:
+def config_of(workdir: pathlib.Path) -> Config:
     """Returns the configuration of a run; ValueError where there is none of this version."""
     path = workdir / "config.json"
     if not path.is_file():

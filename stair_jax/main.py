@@ -39,6 +39,7 @@ stair-jax --config=FILE [--config.KEY=VALUE ...]   runs the stages that the conf
 stair-jax prepare --config=FILE ...   makes a recipe's data sets alone, and shows three rows
 stair-jax chat WORKDIR [--model=NAME] [--search=WAY]   talks to a model of a run
 stair-jax report WORKDIR   writes a page to look at: table, trees, pairs, answers, how it went
+stair-jax serve WORKDIR_OR_FOLDER ...   serves models in OpenAI's protocol
 stair-jax keys [WORD]   lists the keys, all or those with WORD: meaning, unit and default
 
 FILE is one of configs/ or one of your own; configs/tiny.py needs no download and no GPU.
@@ -99,6 +100,8 @@ def command_line() -> None:
         chat.main(words[1:])
     elif words[:1] == ["report"]:
         _report(words[1:])
+    elif words[:1] == ["serve"]:
+        _serve(words[1:])
     elif words[:1] == ["keys"]:
         try:
             _print(keys.listed(" ".join(words[1:]).removeprefix("config.")))
@@ -127,6 +130,17 @@ def _report(words: Sequence[str]) -> None:
         print(html.write(parser.parse_args(words).workdir))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+
+
+def _serve(words: Sequence[str]) -> None:
+    """Serves models; a run needs neither FastAPI nor uvicorn, so they may be missing."""
+    try:
+        from stair_jax.serve import command
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("fastapi", "starlette", "uvicorn"):
+            raise
+        sys.exit(f"error: serve needs {error.name}: pip install 'stair-jax[serve]'")
+    command.main(words)
 
 
 def _print(text: str) -> None:

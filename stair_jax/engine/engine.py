@@ -21,7 +21,7 @@ from stair_jax.engine.device import Device, Wanted
 from stair_jax.engine.kv_filler import Job, KvFiller
 from stair_jax.engine.pages import OutOfPages, Pages
 from stair_jax.engine.queue import RequestQueue
-from stair_jax.engine.request import Prefix, Request, Result, Sampling, generate
+from stair_jax.engine.request import Partial, Prefix, Request, Result, Sampling, generate
 from stair_jax.engine.runs import ALONE, ActiveRequest, ActiveRequests
 from stair_jax.engine.sequences import Held, Store
 from stair_jax.engine.siblings import Siblings
@@ -228,6 +228,35 @@ class Engine:
         """Returns the requests finished since the last call."""
         done, self._done = self._done, []
         return done
+
+    def partial(self, have: Mapping[Hashable, int]) -> dict[Hashable, Partial]:
+        """Returns what running requests have drawn since somebody looked, up to the last chunk.
+
+        A preempted request draws the same tokens again: until it is past those that the caller has,
+        there is nothing new of it. Its last tokens come with its result alone.
+
+        Args:
+          have: how many new tokens of a request the caller has, by request id.
+        """
+        found: dict[Hashable, Partial] = {}
+        for run in self._at_work():
+            first = have.get(run.request.id)
+            if first is not None and run.made > first:
+                ids, logps = self._runs.drawn(run)
+                found[run.request.id] = Partial(tuple(ids[first:]), tuple(logps[first:]))
+        return found
+
+    @property
+    def occupancy(self) -> dict[str, int]:
+        """How full it is: `pages` and `pages_used`, `slots` and `slots_used`, `queued` requests."""
+        pages = self._store.pages
+        return {
+            "pages": len(pages.owners),
+            "pages_used": len(pages.owners) - len(pages.free),
+            "slots": self.config.slots,
+            "slots_used": self.config.slots - self._slots.count(None),
+            "queued": len(self._queue) + len(self._ready),
+        }
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """Returns the results of all requests, in their order."""

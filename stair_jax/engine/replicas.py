@@ -14,7 +14,7 @@ from stair_jax.config.schema import EngineConfig
 from stair_jax.engine import placing
 from stair_jax.engine.device import joins
 from stair_jax.engine.engine import Engine
-from stair_jax.engine.request import Prefix, Request, Result, Sampling, generate
+from stair_jax.engine.request import Partial, Prefix, Request, Result, Sampling, generate
 from stair_jax.model.spec import Spec
 
 PAUSE_S = 0.0002  # between looks at the replicas, while all of them work
@@ -136,6 +136,16 @@ class Replicas:
                 self._forget(result.id)
                 found.append(result)
         return found
+
+    def partial(self, have: Mapping[Hashable, int]) -> dict[Hashable, Partial]:
+        """Returns what running requests have drawn since somebody looked; see `Engine.partial`."""
+        return {k: v for engine in self._engines for k, v in engine.partial(have).items()}
+
+    @property
+    def occupancy(self) -> dict[str, int]:
+        """The sums of the replicas' figures; see `Engine.occupancy`."""
+        parts = [engine.occupancy for engine in self._engines]
+        return {name: sum(part[name] for part in parts) for name in parts[0]}
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """Returns the results of all requests, in their order."""

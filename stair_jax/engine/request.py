@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -74,6 +74,13 @@ class Result:
     logps: tuple[float, ...]  # nats, at the sampling temperature, unfiltered; () where not wanted
     prefix: Prefix  # the request's prefix and `ids`; owned by the receiver
     finish: str  # "stop" or "length"
+
+
+class Partial(NamedTuple):
+    """New tokens of a request that still runs."""
+
+    ids: tuple[int, ...]
+    logps: tuple[float, ...]  # as those of a `Result`
 
 
 @runtime_checkable
