@@ -1,5 +1,6 @@
 """The server's paths, and what goes before and behind all of them."""
 
+import logging
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,8 @@ from stair_jax.serve.errors import ApiError
 from stair_jax.serve.guard import LOOPBACK, Guard
 from stair_jax.serve.protocol import ErrorAnswer
 from stair_jax.serve.token_api import TokenHandler
+
+log = logging.getLogger(__name__)
 
 _HUNG_UP = 499  # nginx's status of a request whose client has gone; nobody reads it
 _REFUSED: dict[int | str, dict[str, Any]] = {
@@ -143,6 +146,6 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unknown(_: Request, error: Exception) -> Response:
-        del error  # starlette logs it
         number = secrets.token_hex(4)
+        log.error("error %s", number, exc_info=error)
         return ApiError(500, f"an error of the server ({number})").response

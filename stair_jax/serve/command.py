@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 
 import jax
-import uvicorn
 
 from stair_jax import chat, startup
 from stair_jax.config import Config, default
@@ -24,20 +23,15 @@ from stair_jax.log import bars
 from stair_jax.log.metrics import Metrics
 from stair_jax.run.lineage import Lineage
 from stair_jax.run.workdir import Run
-from stair_jax.serve import app, served
-from stair_jax.serve.desk import Desk
-from stair_jax.serve.guard import LOOPBACK
-from stair_jax.serve.limits import Gate, Limits
-from stair_jax.serve.metrics import ServerMetrics
+from stair_jax.serve import running, served
+from stair_jax.serve.limits import Limits
 from stair_jax.serve.served import Served
-from stair_jax.serve.worker import Worker
 
 log = logging.getLogger(__name__)
 
 KEY = "STAIR_JAX_API_KEY"
 _LEAST_KEY = 16  # characters: a key that is guessed is none
 _SLOTS = 16  # of a folder's model
-_CONNECTIONS = 1024
 _BACKLOG = 256
 
 
@@ -121,52 +115,29 @@ def _serve(options: argparse.Namespace) -> bool:
         if not options.compile_later:
             for model in models:
                 model.engine.compile([GREEDY, Sampling()])
-        return asyncio.run(_listen(options, models, listening, key))
+        return _listen(options, models, listening, key)
 
 
-async def _listen(
+def _listen(
     options: argparse.Namespace, models: Sequence[Served], listening: socket.socket, key: str
 ) -> bool:
-    slots = sum(model.engine.occupancy["slots"] for model in models)
     limits = Limits(
-        slots=slots,
+        slots=sum(model.engine.occupancy["slots"] for model in models),
         queue=options.queue,
         body_bytes=options.body_bytes,
         max_tokens=options.max_tokens,
         timeout_s=options.timeout_s,
         drain_s=options.drain_s,
     )
-
-    def failed() -> None:
-        server.should_exit = True
-
-    worker = Worker(models, asyncio.get_running_loop(), failed)
-    by_name = {model.name: model for model in models}
-    desk = Desk(by_name, worker, limits, Gate(limits), ServerMetrics())
     host, port = listening.getsockname()[:2]
-    hosts = LOOPBACK | {f"[{host}]" if ":" in host else host}
-    config = uvicorn.Config(
-        app.make(desk, key=key, hosts=hosts),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        limit_concurrency=_CONNECTIONS,
-        timeout_graceful_shutdown=max(1, round(limits.drain_s)),
-        lifespan="off",
-    )
-    server = uvicorn.Server(config)
-    shown = f"[{host}]" if ":" in host else host
+    names = ", ".join(model.name for model in models)
     print(
-        f"{', '.join(by_name)} of {options.place}: http://{shown}:{port}/v1"
+        f"{names} of {options.place}: http://{running.name_of(host)}:{port}/v1"
         f" ({'a key is asked for' if key else 'no key'}); end with Ctrl-C",
         file=sys.stderr,
         flush=True,
     )
-    try:
-        await server.serve(sockets=[listening])
-    finally:
-        await asyncio.to_thread(worker.close)
-    return worker.failure is not None
+    return asyncio.run(running.listen(models, listening, limits, key))
 
 
 def _check(options: argparse.Namespace, key: str) -> None:

@@ -61,7 +61,7 @@ class ServerMetrics:
         self.dropped = 0  # requests whose client went away
         self.first_token, self.whole = Histogram(), Histogram()
 
-    def text(self, inside: int, engines: Mapping[str, Mapping[str, float]]) -> str:
+    def text(self, inside: int, engines: Mapping[str, Mapping[str, int | float]]) -> str:
         """Returns all figures.
 
         Args:
@@ -97,7 +97,7 @@ class ServerMetrics:
         return "\n".join(lines) + "\n"
 
 
-def _family(name: str, kind: str, help_: str, values: Mapping[Labels, float]) -> Iterable[str]:
+def _family(name: str, kind: str, help_: str, values: Mapping[Labels, int | float]) -> Iterable[str]:
     yield f"# HELP {_PREFIX}{name} {help_}"
     yield f"# TYPE {_PREFIX}{name} {kind}"
     for labels, value in values.items():
