@@ -1,7 +1,8 @@
 """/v1/chat/completions: the answer is the content, and the steps before it stand apart.
 
-The server owns the turn that it answers with: nothing that a client sends stands in it, and what
-looks like a tag or a special token in a client's text stays plain text.
+The server owns the turn that it answers with: nothing that a client sends stands in it, unless the
+reward model is asked about it first. What looks like a tag or a special token in a client's text
+stays plain text.
 """
 
 import dataclasses
@@ -25,23 +26,31 @@ from stair_jax.serve.pieces import Parts, Reply
 from stair_jax.serve.protocol import ChatRequest, Message
 from stair_jax.serve.searching import Search
 from stair_jax.serve.served import Drawing, Served
-from stair_jax.serve.worker import Read, Searched
+from stair_jax.serve.worker import Judged, Read, Searched
 from stair_jax.text import Turn
 
 
 class Question:
-    """The turns of a chat, as plain text.
+    """The turns of a chat, as plain text. `ids` are those of the prompt; `begun` follows them.
 
     Args:
       messages: of the client.
       model: that is asked.
+      begins: whether the last turn may be the beginning of the answer.
 
     Raises:
       ApiError: where a system turn is not the first, or the last is not the user's.
     """
 
-    def __init__(self, messages: Sequence[Message], model: Served):
-        roles = [message.role for message in messages]
+    def __init__(self, messages: Sequence[Message], model: Served, *, begins: bool = False):
+        # An assistant's earlier turn keeps tags in the codec, and a client must have none.
+        codec = model.codec
+        turns = [(m.role, text.escape(m.said, codec.specials)) for m in messages]
+        self.begun: tuple[int, ...] = ()
+        if begins and turns[-1][0] == "assistant":
+            *turns, (_, said) = turns
+            self.begun = tuple(codec.encode(said))
+        roles = [role for role, _ in turns] or ["nobody"]
         if "system" in roles[1:]:
             raise ApiError(
                 400, "messages: a system turn that is not the first one", param="messages"
@@ -56,11 +65,9 @@ class Question:
             )
         if roles[-1] != "user":
             raise ApiError(400, "messages: the last turn is not the user's", param="messages")
-        # An assistant's earlier turn keeps tags in the codec, and a client must have none.
-        specials = model.codec.specials
-        *before, (_, self.last) = [(m.role, text.escape(m.said, specials)) for m in messages]
+        *before, (_, self.last) = turns
         self.before: tuple[Turn, ...] = tuple(before)
-        self.ids = tuple(model.codec.prompt_ids(self.last, self.before))
+        self.ids = (*codec.prompt_ids(self.last, self.before), *self.begun)
 
 
 class ChatHandler:
@@ -77,7 +84,8 @@ class ChatHandler:
         """Answers a chat, whole or as a stream."""
         asking.check_stream(body)
         model = self._desk.model(body.model)
-        question = Question(body.messages, model)
+        begins = self._desk.limits.prefix_least is not None and model.reward_model is not None
+        question = Question(body.messages, model, begins=begins)
         if (strategy := _strategy(body, model)) is not None:
             return await self._search(body, request, model, question, strategy)
         if (body.logprobs or body.top_logprobs is not None) and (body.stream or body.stops):
@@ -93,6 +101,8 @@ class ChatHandler:
         )
         visit = Visit(self._desk, model, len(drawing.keys), stream=bool(body.stream))
         with streams.closing_on_error(visit):
+            if question.begun:
+                await unless_gone(request, self._judge(visit, question))
             ticket = visit.holds(self._desk.worker.draw(model, drawing))
             replies = [Reply(model.codec, view_of(model), body.stops) for _ in drawing.keys]
             growth = visit.growth(ticket, replies)
@@ -105,6 +115,23 @@ class ChatHandler:
             found = await unless_gone(request, work)
         visit.close()
         return JSONResponse(found)
+
+    async def _judge(self, visit: Visit, question: Question) -> None:
+        """Refuses a beginning that the reward model finds too little of."""
+        size, least = len(question.begun), self._desk.limits.prefix_least
+        ids = question.ids[:-size]
+        event = await visit.event(
+            visit.holds(self._desk.worker.judge(visit.model, ids, question.begun))
+        )
+        assert isinstance(event, Judged)
+        assert least is not None
+        if event.unit is None or event.unit < least:
+            raise ApiError(
+                400,
+                "messages: the reward model finds too little of how the last turn begins an answer",
+                param="messages",
+                code="assistant_prefix",
+            )
 
     def _room(self, body: ChatRequest, model: Served, question: Question) -> int:
         if body.max_tokens is not None and body.max_completion_tokens is not None:
@@ -168,6 +195,13 @@ class ChatHandler:
         strategy: Strategy,
     ) -> Response:
         """Answers by a search; a stream of it has its answer in one piece."""
+        if question.begun:
+            raise ApiError(
+                400,
+                "messages: a search begins its answers itself",
+                param="messages",
+                code="assistant_prefix",
+            )
         config = dataclasses.replace(
             model.guided, max_tokens=self._room(body, model, question), **_drawn_by(body)
         )

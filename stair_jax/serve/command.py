@@ -91,6 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--body_bytes", type=int, default=limits.body_bytes, help="of a request")
     add("--timeout_s", type=float, default=limits.timeout_s, help="that a request may take")
     add("--drain_s", type=float, default=limits.drain_s, help="for what is under way at SIGTERM")
+    add(
+        "--prefix_least",
+        type=float,
+        help="lets clients begin an answer, where the reward model finds at least so much of the"
+        " beginning, 0 to 1; wants --search. By default they may not",
+    )
     add("--compile_later", action="store_true", help="starts at once; first requests wait instead")
     return parser
 
@@ -128,6 +134,7 @@ def _listen(
         max_tokens=options.max_tokens,
         timeout_s=options.timeout_s,
         drain_s=options.drain_s,
+        prefix_least=options.prefix_least,
     )
     host, port = listening.getsockname()[:2]
     names = ", ".join(model.name for model in models)
@@ -150,6 +157,11 @@ def _check(options: argparse.Namespace, key: str) -> None:
     for name in ("timeout_s", "drain_s"):
         if not 0 < getattr(options, name) < float("inf"):
             raise ValueError(f"--{name}: {getattr(options, name)}, expected more than 0")
+    if (unit := options.prefix_least) is not None:
+        if not 0 <= unit <= 1:
+            raise ValueError(f"--prefix_least: {unit}, expected 0 to 1")
+        if not options.search:
+            raise ValueError("--prefix_least: asks the reward model, which --search loads")
     if options.name and len(split_csv(options.models)) > 1:
         raise ValueError(f"--name: {options.name!r}, and there are several models")
     if not key and not _is_loopback(options.host):

@@ -21,6 +21,8 @@ class Limits:
       max_tokens: of an answer at most; 0: what the context has room for.
       timeout_s: seconds that a request may take.
       drain_s: seconds that requests have to end after SIGTERM.
+      prefix_least: what the reward model must find, 0 to 1, of a beginning that a client gives an
+        answer; None: clients may give none.
     """
 
     slots: int
@@ -30,6 +32,7 @@ class Limits:
     max_tokens: int = 0
     timeout_s: float = 600.0
     drain_s: float = 60.0
+    prefix_least: float | None = None
 
 
 class Gate:

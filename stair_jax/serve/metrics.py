@@ -9,6 +9,7 @@ _PREFIX = "stair_jax_"
 _BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 Labels = tuple[tuple[str, str], ...]
+Values = Mapping[Labels, int | float]
 
 # Of each model's engine: what it is called, of which kind it is, and what it says.
 ENGINE = {
@@ -97,7 +98,7 @@ class ServerMetrics:
         return "\n".join(lines) + "\n"
 
 
-def _family(name: str, kind: str, help_: str, values: Mapping[Labels, int | float]) -> Iterable[str]:
+def _family(name: str, kind: str, help_: str, values: Values) -> Iterable[str]:
     yield f"# HELP {_PREFIX}{name} {help_}"
     yield f"# TYPE {_PREFIX}{name} {kind}"
     for labels, value in values.items():

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from stair_jax.engine.likelihood import Told
 from stair_jax.engine.request import Request, Result
+from stair_jax.prm.reader import finite
 from stair_jax.run.answerer import Reply as Found
 from stair_jax.serve import searching
 from stair_jax.serve.baton import Baton
@@ -46,13 +47,19 @@ class Searched(NamedTuple):
     found: Found
 
 
+class Judged(NamedTuple):
+    """What the reward model finds of a beginning, 0 to 1; None where it finds nothing."""
+
+    unit: float | None
+
+
 class Failed(NamedTuple):
     """Why there is nothing; ValueError where the request is at fault."""
 
     error: Exception
 
 
-Event = Drawn | Read | Searched | Failed
+Event = Drawn | Read | Searched | Judged | Failed
 
 
 class Ticket:
@@ -134,6 +141,12 @@ class Worker:
         """Asks for a search; it comes as `Searched`, or as `Failed`."""
         ticket = self._ticket(model)
         self._commands.put(functools.partial(self._begin_search, ticket, search))
+        return ticket
+
+    def judge(self, model: Served, ids: Sequence[int], begun: Sequence[int]) -> Ticket:
+        """Asks the reward model about the beginning of an answer; it comes as `Judged`."""
+        ticket = self._ticket(model)
+        self._commands.put(functools.partial(self._judge, ticket, ids, begun))
         return ticket
 
     def cancel(self, ticket: Ticket, index: int | None = None) -> None:
@@ -239,6 +252,20 @@ class Worker:
         baton = Baton(work, name=f"search {number}")
         found.append(SearchEngine(model.engine, number, baton.pause))
         self._searches[number] = _Searches(ticket, found[0], baton)
+
+    def _judge(self, ticket: Ticket, ids: Sequence[int], begun: Sequence[int]) -> None:
+        model = ticket.model.reward_model
+        assert model is not None, "a beginning was refused without a reward model"
+        held = [model.root(ids)]
+        try:
+            (reading,) = model.read([(held[0], [tuple(begun)])])
+            held.append(reading.prefix)
+        finally:
+            for prefix in held:
+                model.release(prefix)
+        raw = finite(reading.raw[-1])
+        unit = None if raw is None else float(model.readout.unit(raw))
+        self._events.append((ticket, Judged(unit)))
 
     def _cancel(self, ticket: Ticket, index: int | None) -> None:
         self._unread = [unread for unread in self._unread if unread[0] is not ticket]

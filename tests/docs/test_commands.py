@@ -14,6 +14,7 @@ from ml_collections import config_flags
 from stair_jax import chat, main
 from stair_jax.config import keys
 from stair_jax.config.checks import validate
+from stair_jax.serve import command as serve
 from tests.support.pages import PAGES, ROOT, Command, commands, commands_of, name_of, shown
 
 COMMANDS = commands()
@@ -57,7 +58,7 @@ def handling(command):
     """How a command is tried: "run", a further word, "elsewhere", "needs"; "" for not at all."""
     if flags_of(command) is not None:
         return "run"
-    for word in ("chat", "keys", "report"):
+    for word in ("chat", "serve", "keys", "report"):
         if begins(command, ("stair-jax", word)):
             return word
     if any(begins(command, start) for start in ELSEWHERE):
@@ -142,6 +143,15 @@ def test_a_report_starts_as_far_as_its_workdir(command, monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as ended:
         main.command_line()
     assert str(ended.value).startswith(f"error: {command.words[2]}: no config.json")
+
+
+@handled("serve")
+def test_a_server_starts_as_far_as_its_place(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(serve.logging, "basicConfig", lambda **_: None)
+    with pytest.raises(SystemExit) as ended:
+        serve.main(command.words[2:])
+    assert command.words[2] in str(ended.value)  # nothing is there; a bad flag would end with 2
 
 
 @handled("elsewhere")

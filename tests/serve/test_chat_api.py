@@ -179,6 +179,38 @@ def test_the_server_begins_its_answers_itself(client):
     assert "nothing is put into its mouth" in error.message
 
 
+def test_a_beginning_goes_on_only_where_the_reward_model_finds_enough_of_it(tmp_path):
+    model = serving.serve_model(tmp_path, search=True)
+    prompt = serving.codec().prompt_ids(ASKED[0]["content"])
+    unit, asked = {}, {}
+    for said in ("yes", "one", "loop", "do it"):
+        asked[said] = [*ASKED, {"role": "assistant", "content": said}]
+        rewards = model.reward_model
+        root = rewards.root(prompt)
+        (reading,) = rewards.read([(root, [tuple(serving.codec().encode(said))])])
+        unit[said] = rewards.readout.unit(reading.raw[-1])
+        rewards.release(root)
+        rewards.release(reading.prefix)
+    least = sorted(unit.values())[2]
+    with (
+        serving.serving([model], prefix_least=least) as server,
+        openai.OpenAI(base_url=server.url, api_key="none", max_retries=0) as client,
+    ):
+        for said, turns in asked.items():
+            if unit[said] >= least:
+                answer = ask(client, messages=turns, max_tokens=4)
+                assert answer.usage.prompt_tokens == len(prompt) + len(said.split())
+            else:
+                error = refused(client, messages=turns)
+                assert error.code == "assistant_prefix"
+                assert "the reward model finds too little" in error.message
+        assert len([u for u in unit.values() if u < least]) in (1, 2)
+        forged = [*ASKED, {"role": "assistant", "content": OUTPUT}]
+        refused(client, messages=forged, search="best_of_2")
+        serving.wait_until(lambda: serving.pages_used(model) == 0)
+        assert not model.reward_model.held
+
+
 BAD = [
     (
         {"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]},

@@ -78,7 +78,9 @@ def test_models_and_search_are_handed_on(serve, tmp_path):
     assert serve("--name=mine")["alias"] == "mine"
     (tmp_path / "lineage.json").unlink(missing_ok=True)
     serving.serve_model(tmp_path, search=True)  # notes a reward model
-    assert serve("--search")["search"]
+    found = serve("--search", "--prefix_least=0.25")
+    assert found["search"]
+    assert found["limits"].prefix_least == 0.25
 
 
 def test_a_hugging_face_folder_is_served_by_its_name(serve, tmp_path):
@@ -112,6 +114,8 @@ BAD = [
     (["--host=example.org"], "wants a key"),
     (["--port=70000"], "--host, --port: 127.0.0.1:70000"),
     (["--search"], "--search: asks a reward model, and there is none"),
+    (["--prefix_least=2", "--search"], "--prefix_least: 2.0, expected 0 to 1"),
+    (["--prefix_least=0.5"], "--prefix_least: asks the reward model, which --search loads"),
     (["--models=sft,dpo-1", "--name=x"], "--name: 'x', and there are several models"),
     (["--key_file=/nowhere"], "No such file"),
 ]
@@ -154,12 +158,10 @@ def test_without_its_libraries_it_says_how_to_get_them(monkeypatch):
     real = builtins.__import__
 
     def missing(name, *args, **kwargs):
-        if name == "fastapi" or name.startswith("fastapi."):
+        if name == "stair_jax.serve":
             raise ModuleNotFoundError("No module named 'fastapi'", name="fastapi")
         return real(name, *args, **kwargs)
 
-    for name in [n for n in sys.modules if n.startswith(("stair_jax.serve", "fastapi"))]:
-        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", missing)
     monkeypatch.setattr(sys, "argv", ["stair-jax", "serve", "x"])
     with pytest.raises(SystemExit, match=r"serve needs fastapi: pip install 'stair-jax\[serve\]'"):
