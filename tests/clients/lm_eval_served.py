@@ -1,12 +1,12 @@
 """Holds lm-evaluation-harness, asking our server, against our own evaluation of the same rows.
 
-    python -m tests.clients.lm_eval_served WORKDIR --harness PYTHON --data DIR
+    python -m tests.clients.lm_eval_served WORKDIR --harness PYTHON --data DIR [--rows N]
 
 WORKDIR is of a run that has evaluated `base` on HHH by log-probs and on the first rows of GSM8K, as
 `tests.clients.lm_eval` makes one; PYTHON that of an environment with `lm-eval[api]`; DIR holds
 `hhh/hhh_alignment.jsonl` and `gsm8k/test.jsonl`. The run is served, and the harness asks it: for
 HHH through `local-completions` (echo, log-probs, token ids of our own `/tokenize`), for GSM8K
-through `local-chat-completions`. Ends with a line a task; exit 1 where choices, texts or numbers
+through `local-chat-completions`; with `--rows`, the first N of each. Ends with a line a task; exit 1 where choices, texts or numbers
 differ, or a log-prob by more than `lm_eval.TOLERANCE` of its size. Needs no network. Takes minutes.
 """
 
@@ -61,8 +61,8 @@ def served(place, *flags):
         raise SystemExit(f"the server ended with {server.returncode}")
 
 
-def ask_harness(python, folder, url):
-    """Has the harness ask the server; returns its samples by task."""
+def ask_harness(python, folder, url, rows):
+    """Has the harness ask the server about the first rows; returns its samples by task."""
     for name, (kind, path, more) in ASKED.items():
         options = [
             "model=base",
@@ -80,6 +80,7 @@ def ask_harness(python, folder, url):
             "output_path": folder / "theirs",
         }
         flags = [str(word) for key, value in asked.items() for word in (f"--{key}", value)]
+        flags += ["--limit", str(rows)] if rows else []
         chat = ["--apply_chat_template"] if "chat" in kind else []
         offline = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
         run([python, "-m", "lm_eval", "run", *flags, "--log_samples", *chat], **offline)
@@ -95,15 +96,17 @@ def main(flags=None):
     parser.add_argument("workdir", type=pathlib.Path)
     parser.add_argument("--harness", required=True, help="Python with lm-eval[api]")
     parser.add_argument("--data", type=pathlib.Path, required=True)
+    parser.add_argument("--rows", type=int, help="of each task; all by default")
     args = parser.parse_args(flags)
     answers = args.workdir.resolve() / "evals" / "base"
-    hhh, gsm8k = (rows_of(answers / f"{name}.jsonl") for name in ("hhh_likelihood", "gsm8k"))
+    names = "hhh_likelihood", "gsm8k"
+    hhh, gsm8k = (rows_of(answers / f"{name}.jsonl")[: args.rows] for name in names)
     os.environ.pop("STAIR_JAX_API_KEY", None)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         lm_eval.prepare(folder, args.data.resolve(), len(gsm8k))
         with served(args.workdir.resolve(), "--models=base") as url:
-            theirs = ask_harness(args.harness, folder, url)
+            theirs = ask_harness(args.harness, folder, url, args.rows)
         same = [
             lm_eval.compare_options(hhh, theirs["hhh_local"]),
             lm_eval.compare_answers(gsm8k, theirs["gsm8k_local"]),
