@@ -9,14 +9,17 @@ from stair_jax.serve.limits import Limits
 from stair_jax.serve.protocol import Asked
 from stair_jax.serve.served import Served
 
+_LEAST_TEMPERATURE = 1e-3  # but for 0; float32 cannot divide logits by much less
+
 
 def sampling_of(body: Asked) -> Sampling:
     """Returns how tokens are drawn: greedily, unless a temperature is given.
 
     Raises:
-      ApiError: for several answers that would all be the same.
+      ApiError: for several answers that would all be the same, or a temperature that is no use.
     """
     temperature = body.temperature or 0.0
+    check_temperature(body)
     if (body.n or 1) > 1 and not temperature:
         raise ApiError(
             400,
@@ -29,6 +32,16 @@ def sampling_of(body: Asked) -> Sampling:
         top_p=1.0 if body.top_p is None else body.top_p,
         min_p=body.min_p or 0.0,
     )
+
+
+def check_temperature(body: Asked) -> None:
+    """Refuses a temperature that is neither 0 nor one that logits can be divided by."""
+    if body.temperature and body.temperature < _LEAST_TEMPERATURE:
+        raise ApiError(
+            400,
+            f"temperature: {body.temperature:g}, expected 0, or {_LEAST_TEMPERATURE:g} or more",
+            param="temperature",
+        )
 
 
 def keys_of(body: Asked) -> tuple[tuple[int | str, ...], ...]:

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 
 from stair_jax import text
 from stair_jax.config import strategies
-from stair_jax.config.strategies import GREEDY, Strategy
+from stair_jax.config.strategies import GREEDY, MCTS, Strategy
 from stair_jax.engine.likelihood import Told
 from stair_jax.records import Prompt
 from stair_jax.serve import asking, logprobs, pieces, streams
@@ -195,6 +195,7 @@ class ChatHandler:
         strategy: Strategy,
     ) -> Response:
         """Answers by a search; a stream of it has its answer in one piece."""
+        asking.check_temperature(body)
         if question.begun:
             raise ApiError(
                 400,
@@ -210,9 +211,9 @@ class ChatHandler:
             id=f"serve-{seed}", question=question.last, type="helpfulness", before=question.before
         )
         search = Search(strategy=strategy, prompt=prompt, config=config)
-        visit = Visit(
-            self._desk, model, min(strategy.width * strategy.each, self._desk.limits.slots)
-        )
+        # A tree asks for a few continuations at a time, all others for as many as they say.
+        count = self._desk.limits.slots if strategy.kind == MCTS else strategy.width * strategy.each
+        visit = Visit(self._desk, model, count)
         try:
             ticket = visit.holds(self._desk.worker.search(model, search))
             event = await unless_gone(request, visit.event(ticket))

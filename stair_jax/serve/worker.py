@@ -26,6 +26,9 @@ from stair_jax.serve.served import Drawing, Served
 
 log = logging.getLogger(__name__)
 
+# Numbers of alternatives that programs are compiled for; a request gets the first ones of them.
+TOPS = (0, 1, 5, 20)
+
 
 class Drawn(NamedTuple):
     """New tokens of a continuation; `finish` is "stop" or "length" with its last ones, else ""."""
@@ -79,6 +82,19 @@ class _Draws:
     have: dict[int, int]  # of those that run
 
 
+class _Unread(NamedTuple):
+    """Texts that wait to be read."""
+
+    ticket: Ticket
+    rows: Sequence[Sequence[int]]
+    top: int  # alternatives
+
+    @property
+    def kind(self) -> tuple[int, int]:
+        """What is equal in texts that are read together."""
+        return id(self.ticket.model), next(top for top in TOPS if top >= self.top)
+
+
 @dataclasses.dataclass(eq=False)
 class _Searches:
     """A search under way."""
@@ -114,7 +130,7 @@ class Worker:
         self._closing = False
         self._draws: dict[int, _Draws] = {}
         self._searches: dict[int, _Searches] = {}
-        self._unread: list[tuple[Ticket, Sequence[Sequence[int]], int]] = []
+        self._unread: list[_Unread] = []
         self._events: list[tuple[Ticket, Event]] = []
         self._note_figures()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -131,10 +147,11 @@ class Worker:
     def read(self, model: Served, rows: Sequence[Sequence[int]], top: int) -> Ticket:
         """Asks for log-probs of texts, with `top` alternatives; they come as `Read`.
 
-        All rows must have two tokens or more, and fit the context.
+        There are `TOPS[-1]` alternatives at most, and no more than tokens. All rows must have two
+        tokens or more, and fit the context.
         """
         ticket = self._ticket(model)
-        self._commands.put(lambda: self._unread.append((ticket, rows, top)))
+        self._commands.put(lambda: self._unread.append(_Unread(ticket, rows, top)))
         return ticket
 
     def search(self, model: Served, search: Search) -> Ticket:
@@ -180,7 +197,7 @@ class Worker:
             self.failure = error
             for under_way in (*self._draws.values(), *self._searches.values()):
                 self._events.append((under_way.ticket, Failed(error)))
-            self._events += [(ticket, Failed(error)) for ticket, _, _ in self._unread]
+            self._events += [(ticket, Failed(error)) for ticket, *_ in self._unread]
             self._hand_on()
             self._tell_loop(self._on_failure)
 
@@ -268,7 +285,7 @@ class Worker:
         self._events.append((ticket, Judged(unit)))
 
     def _cancel(self, ticket: Ticket, index: int | None) -> None:
-        self._unread = [unread for unread in self._unread if unread[0] is not ticket]
+        self._unread = [some for some in self._unread if some.ticket is not ticket]
         if index is None:
             self._drop(ticket.number)
         elif (draws := self._draws.get(ticket.number)) and index in draws.have:
@@ -319,17 +336,14 @@ class Worker:
     def _read_texts(self) -> None:
         """Reads the texts that wait: those of one model and one number of alternatives together."""
         unread, self._unread = self._unread, []
-        while unread:
-            (first, _, top), rest = unread[0], []
-            together = []
-            for entry in unread:
-                same = entry[0].model is first.model and entry[2] == top
-                (together if same else rest).append(entry)
-            unread = rest
-            rows = [row for _, some, _ in together for row in some]
-            told = iter(first.model.reader.tell(rows, top))
-            for ticket, some, _ in together:
-                self._events.append((ticket, Read([next(told) for _ in some])))
+        for kind in dict.fromkeys(some.kind for some in unread):
+            together = [some for some in unread if some.kind == kind]
+            model = together[0].ticket.model
+            top = min(kind[1], model.policy.spec.V)
+            told = iter(model.reader.tell([row for some in together for row in some.rows], top))
+            for some in together:
+                found = [_first(next(told), some.top) for _ in some.rows]
+                self._events.append((some.ticket, Read(found)))
 
     def _advance(self, number: int) -> None:
         """Gives a search its turn; hands on what it found."""
@@ -357,6 +371,11 @@ class Worker:
             self._loop.call_soon_threadsafe(what)
         except RuntimeError:  # the loop has ended, and with it whoever waited
             self._closing = True
+
+
+def _first(told: Told, top: int) -> Told:
+    """Returns what is told of the first so many alternatives."""
+    return told._replace(top_ids=told.top_ids[:, :top], top_logps=told.top_logps[:, :top])
 
 
 def _deliver(events: Sequence[tuple[Ticket, Event]]) -> None:

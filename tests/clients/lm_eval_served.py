@@ -6,9 +6,9 @@ WORKDIR is of a run that has evaluated `base` on HHH by log-probs and on the fir
 `tests.clients.lm_eval` makes one; PYTHON that of an environment with `lm-eval[api]`; DIR holds
 `hhh/hhh_alignment.jsonl` and `gsm8k/test.jsonl`. The run is served, and the harness asks it: for
 HHH through `local-completions` (echo, log-probs, token ids of our own `/tokenize`), for GSM8K
-through `local-chat-completions`; with `--rows`, the first N of each. Ends with a line a task; exit 1
-where choices, texts or numbers differ, or a log-prob by more than `lm_eval.TOLERANCE` of its size.
-Needs no network. Takes minutes.
+through `local-chat-completions`; with `--rows`, the first N of each. Ends with a line a task; exit
+1 where choices, texts or numbers differ, or a log-prob by more than `lm_eval.TOLERANCE` of its
+size. Needs no network. Takes minutes.
 """
 
 import argparse
