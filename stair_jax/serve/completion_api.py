@@ -17,10 +17,10 @@ from stair_jax.engine.likelihood import Told
 from stair_jax.serve import asking, logprobs, pieces, streams
 from stair_jax.serve.desk import Desk, Visit, unless_gone
 from stair_jax.serve.errors import ApiError
+from stair_jax.serve.events import Read
 from stair_jax.serve.pieces import Parts, Reply
 from stair_jax.serve.protocol import CompletionRequest
 from stair_jax.serve.served import Drawing, Served
-from stair_jax.serve.worker import Read
 
 _USUAL = 16  # tokens of an answer where nothing is asked for, as OpenAI's
 Ids = tuple[int, ...]

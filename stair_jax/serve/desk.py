@@ -12,11 +12,12 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from stair_jax.serve.errors import ApiError
+from stair_jax.serve.events import Drawn, Event, Failed, Ticket
 from stair_jax.serve.limits import Gate, Limits
 from stair_jax.serve.metrics import ServerMetrics
 from stair_jax.serve.pieces import Parts, Reply
 from stair_jax.serve.served import Served
-from stair_jax.serve.worker import Drawn, Event, Failed, Ticket, Worker
+from stair_jax.serve.worker import Worker
 
 T = TypeVar("T")
 _GRACE_S = 5.0  # that a stream has for its last event, once its time is over

@@ -5,10 +5,10 @@ from typing import Any
 from fastapi import Request
 
 from stair_jax.serve import logprobs
-from stair_jax.serve.chat_api import Question
 from stair_jax.serve.desk import Desk
 from stair_jax.serve.errors import ApiError
 from stair_jax.serve.protocol import DetokenizeRequest, TokenizeRequest
+from stair_jax.serve.questions import Question
 
 
 class TokenHandler:

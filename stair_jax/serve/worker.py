@@ -21,6 +21,7 @@ from stair_jax.prm.reader import finite
 from stair_jax.run.answerer import Reply as Found
 from stair_jax.serve import searching
 from stair_jax.serve.baton import Baton
+from stair_jax.serve.events import Drawn, Event, Failed, Judged, Read, Searched, Ticket
 from stair_jax.serve.searching import Search, SearchEngine
 from stair_jax.serve.served import Drawing, Served
 
@@ -28,49 +29,6 @@ log = logging.getLogger(__name__)
 
 # Numbers of alternatives that programs are compiled for; a request gets the first ones of them.
 TOPS = (0, 1, 5, 20)
-
-
-class Drawn(NamedTuple):
-    """New tokens of a continuation; `finish` is "stop" or "length" with its last ones, else ""."""
-
-    number: int
-    ids: tuple[int, ...]
-    finish: str
-
-
-class Read(NamedTuple):
-    """What a model finds of texts."""
-
-    told: list[Told]
-
-
-class Searched(NamedTuple):
-    """What a search found."""
-
-    found: Found
-
-
-class Judged(NamedTuple):
-    """What the reward model finds of a beginning, 0 to 1; None where it finds nothing."""
-
-    unit: float | None
-
-
-class Failed(NamedTuple):
-    """Why there is nothing; ValueError where the request is at fault."""
-
-    error: Exception
-
-
-Event = Drawn | Read | Searched | Judged | Failed
-
-
-class Ticket:
-    """A request's place at the worker; its events come in `events`, in the event loop."""
-
-    def __init__(self, number: int, model: Served):
-        self.number, self.model = number, model
-        self.events: asyncio.Queue[Event] = asyncio.Queue()
 
 
 @dataclasses.dataclass(eq=False)

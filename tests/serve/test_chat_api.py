@@ -345,6 +345,7 @@ def test_a_streamed_search_gives_its_answer_in_one_piece(http):
     ]
     said = [event["choices"][0]["delta"].get("content") for event in events]
     assert [part for part in said if part] == [CONTENT]
+    assert events[-1]["search"]["name"] == "best_of_8"
     assert "data: [DONE]" in lines
 
 
