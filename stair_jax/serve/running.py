@@ -1,9 +1,12 @@
 """A server that runs: its worker, its socket, and its end."""
 
 import asyncio
+import contextlib
 import logging
+import signal
 import socket
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 
@@ -23,6 +26,38 @@ _CONNECTIONS = 1024  # open at once; further ones are answered with 503
 def name_of(host: str) -> str:
     """Returns an address as it stands in a URL."""
     return f"[{host}]" if ":" in host else host
+
+
+class Server(uvicorn.Server):
+    """Ends at the first signal once all is answered, and at the second one at once.
+
+    uvicorn's own would then raise the signal again, so that a server that has ended well would seem
+    to have been killed.
+    """
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Hears SIGTERM and Ctrl-C meanwhile, where this is the program's main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+        for number in numbers:
+            loop.add_signal_handler(number, self.told_to_stop)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    def told_to_stop(self) -> None:
+        """Takes up a signal."""
+        if self.should_exit:
+            self.force_exit = True
+            log.warning("stopping at once")
+            return
+        self.should_exit = True
+        log.warning("stopping: what is under way is answered; once more ends it at once")
 
 
 async def listen(
@@ -61,7 +96,7 @@ async def listen(
         timeout_graceful_shutdown=max(1, round(limits.drain_s)),
         lifespan="off",
     )
-    server = uvicorn.Server(config)
+    server = Server(config)
     on_start(desk, server)
     try:
         await server.serve(sockets=[listening])

@@ -218,6 +218,21 @@ def test_what_is_under_way_ends_before_the_server_does(model):
     assert pages_used(model) == 0
 
 
+def test_the_first_signal_drains_and_the_second_one_does_not(model):
+    slow(model, 0.3)
+    with serving.serving([model], drain_s=60.0) as server:
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        answer = pool.submit(post, f"{server.url}/completions", json=LOOP)
+        wait_until(lambda: server.desk.gate.inside == 1)
+        server.server.told_to_stop()
+        assert (server.server.should_exit, server.server.force_exit) == (True, False)
+        server.server.told_to_stop()
+        server.stop()
+        with pytest.raises(httpx2.HTTPError):
+            answer.result().raise_for_status()
+    assert pages_used(model) == 0
+
+
 def test_what_does_not_end_in_time_is_given_up(model):
     slow(model, 0.3)
     with serving.serving([model], drain_s=1.0) as server:
