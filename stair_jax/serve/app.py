@@ -85,7 +85,14 @@ def _add_paths(app: FastAPI, desk: Desk) -> None:
         "/metrics": about.figures,
     }
     for path, handler in gets.items():
-        app.add_api_route(path, handler, methods=["GET"], response_model=None, responses=_REFUSED)
+        app.add_api_route(
+            path,
+            handler,
+            methods=["GET"],
+            response_model=None,
+            response_class=PlainTextResponse if path == "/metrics" else JSONResponse,
+            responses=_REFUSED,
+        )
 
 
 class _About:

@@ -27,7 +27,8 @@ def main(flags=None):
     args = parser.parse_args(flags)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        model = serving.serve_model(folder, "sft", serving.random_weights(), search=True)
+        # A name that is likely to be tried.
+        model = serving.serve_model(folder, "0", serving.random_weights(), search=True)
         with serving.serving([model]) as server:
             words = ["run", f"{server.root}/openapi.json", "--checks", CHECKS]
             words += ["--max-examples", str(args.examples), "--seed", "1"]

@@ -178,6 +178,8 @@ def test_a_client_that_hangs_up_gives_its_pages_back(tmp_path, body):
         wait_until(lambda: (server.desk.gate.inside, pages_used(model)) == (0, 0))
         assert not model.reward_model.held
         assert model.engine.idle
+        if "prompt" in body:
+            assert model.engine.counters["delivered"] == 0  # none was drawn to its end
         whole = post(f"{server.url}/chat/completions", json=CHAT)
         assert whole.json()["choices"][0]["message"]["content"] == serving.CONTENT
 
