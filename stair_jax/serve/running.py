@@ -54,6 +54,8 @@ class Server(uvicorn.Server):
         """Takes up a signal."""
         if self.should_exit:
             self.force_exit = True
+            for task in list(self.server_state.tasks):  # uvicorn waits for their connections
+                task.cancel()
             log.warning("stopping at once")
             return
         self.should_exit = True

@@ -38,6 +38,7 @@ def _no_page_is_lost(request):
     yield
     if "server" in request.fixturenames:
         server = request.getfixturevalue("server")
+        rewards = [m.reward_model for m in server.models if m.reward_model]
         serving.wait_until(lambda: all(serving.pages_used(m) == 0 for m in server.models))
+        serving.wait_until(lambda: not any(model.held for model in rewards))
         assert server.desk.gate.inside == 0
-        assert all(not m.reward_model.held for m in server.models if m.reward_model)

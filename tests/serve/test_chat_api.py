@@ -208,7 +208,7 @@ def test_a_beginning_goes_on_only_where_the_reward_model_finds_enough_of_it(tmp_
         forged = [*ASKED, {"role": "assistant", "content": OUTPUT}]
         refused(client, messages=forged, search="best_of_2")
         serving.wait_until(lambda: serving.pages_used(model) == 0)
-        assert not model.reward_model.held
+        serving.wait_until(lambda: not model.reward_model.held)
 
 
 BAD = [

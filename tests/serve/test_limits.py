@@ -176,8 +176,7 @@ def test_a_client_that_hangs_up_gives_its_pages_back(tmp_path, body):
         for line in lines:
             line.close()
         wait_until(lambda: (server.desk.gate.inside, pages_used(model)) == (0, 0))
-        assert not model.reward_model.held
-        assert model.engine.idle
+        wait_until(lambda: not model.reward_model.held and model.engine.idle)
         if "prompt" in body:
             assert model.engine.counters["delivered"] == 0  # none was drawn to its end
         whole = post(f"{server.url}/chat/completions", json=CHAT)
@@ -226,9 +225,9 @@ def test_the_first_signal_drains_and_the_second_one_does_not(model):
         pool = concurrent.futures.ThreadPoolExecutor(1)
         answer = pool.submit(post, f"{server.url}/completions", json=LOOP)
         wait_until(lambda: server.desk.gate.inside == 1)
-        server.server.told_to_stop()
+        server.tell(server.server.told_to_stop)
         assert (server.server.should_exit, server.server.force_exit) == (True, False)
-        server.server.told_to_stop()
+        server.tell(server.server.told_to_stop)
         server.stop()
         with pytest.raises(httpx2.HTTPError):
             answer.result().raise_for_status()

@@ -154,8 +154,16 @@ class Running:
         )
 
     def _begun(self, desk, server):
-        self.desk, self.server = desk, server
+        self.desk, self.server, self._loop = desk, server, asyncio.get_running_loop()
         self._started.set()
+
+    def tell(self, what):
+        """Calls something in the server's event loop, and waits for it."""
+
+        async def told():
+            what()
+
+        asyncio.run_coroutine_threadsafe(told(), self._loop).result(TIMEOUT_S)
 
     def ask_to_stop(self):
         """What SIGTERM does."""
