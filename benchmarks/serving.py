@@ -72,7 +72,8 @@ async def ask(url: str, plan: Mapping[str, Any]) -> dict[str, float]:
                     "n": plan["n"],
                     "temperature": 1.0 if plan["n"] > 1 else 0.0,
                 }
-                drawn += await one(http, body)
+                count = await one(http, body)  # first: others add to the sum meanwhile
+                drawn += count
 
     async def one(http: httpx2.AsyncClient, body: dict[str, Any]) -> int:
         if not plan["stream"]:
