@@ -13,7 +13,7 @@ from collections.abc import Iterator
 PACKAGE = pathlib.Path(__file__).parents[1] / "stair_jax"
 FLOORS = (  # from the lowest; a module imports its own floor and lower ones
     ("config", "records", "jsonl", "text", "interrupt"),
-    ("ops", "kernels", "mesh", "startup", "xla_flags", "world", "miniature"),
+    ("ops", "kernels", "mesh", "program", "startup", "xla_flags", "world", "miniature"),
     ("model",),
     ("engine", "remote", "log", "data", "hf"),
     ("judges", "prm", "train"),

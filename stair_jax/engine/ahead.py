@@ -9,13 +9,12 @@ choice of their own, and a request's tokens could depend on which of them served
 share a product the first one is compiled before the others.
 """
 
-import dataclasses
 import logging
 import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from concurrent import futures
-from typing import Any
+from typing import Any, NamedTuple
 
 log = logging.getLogger(__name__)
 
@@ -25,20 +24,17 @@ _AT_ONCE = threading.BoundedSemaphore(MOST_WORKERS)  # of all replicas' programs
 Key = tuple[Hashable, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A program, and how it is called with nothing to do.
+class Early(NamedTuple):
+    """A program that can be lowered before any has run.
 
     Attributes:
       key: what its products depend on, the coarsest first. Programs whose keys begin alike share
         products.
-      run: calls it.
-      lower: returns it lowered, `jax.stages.Lowered`; None where that needs an earlier call.
+      lower: returns it lowered, `jax.stages.Lowered`.
     """
 
     key: Key
-    run: Callable[[], Any]
-    lower: Callable[[], Any] | None = None
+    lower: Callable[[], Any]
 
 
 def workers() -> int:
@@ -51,9 +47,9 @@ def workers() -> int:
 
 
 def compile_together(
-    programs: Sequence[Program], show: Callable[[int], None], *, threads: int
+    programs: Sequence[Early], show: Callable[[int], None], *, threads: int
 ) -> None:
-    """Compiles programs that can be lowered; one that fails is left to its first call.
+    """Compiles programs; one that fails is left to its first call.
 
     That call finds the machine for itself alone, so a lack of memory among several that compile is
     the end of none. It also raises what is really wrong.
@@ -68,8 +64,6 @@ def compile_together(
     pool = futures.ThreadPoolExecutor(threads, "compile")
     try:
         for program in programs:
-            if program.lower is None:
-                continue
             begins = [program.key[:n] for n in range(1, len(program.key) + 1)]
             # Those were handed in before, so a thread never waits for one that has none.
             before = {first[begin] for begin in begins if begin in first}

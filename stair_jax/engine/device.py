@@ -16,9 +16,9 @@ import numpy as np
 from stair_jax import ops
 from stair_jax.config.schema import EngineConfig
 from stair_jax.engine import ahead, decode, placing, sampling
-from stair_jax.engine.ahead import Key, Program
+from stair_jax.engine.ahead import Early, Key
 from stair_jax.engine.batch import COLUMNS
-from stair_jax.engine.prefill import Block, PagedModel, shapes
+from stair_jax.engine.prefill import Block, PagedModel
 from stair_jax.engine.request import Sampling
 from stair_jax.engine.siblings import TOGETHER, Siblings
 from stair_jax.log import progress
@@ -26,6 +26,7 @@ from stair_jax.model import views
 from stair_jax.model.groups import SharedPrefixCache
 from stair_jax.model.spec import Spec
 from stair_jax.model.views import SlotCache
+from stair_jax.program import Program, distinct
 
 log = logging.getLogger(__name__)
 
@@ -111,16 +112,41 @@ class Device(PagedModel):
     ) -> None:
         """Computes keys into pages; see `PagedModel.blocks`."""
         for block in self.blocks(ids, pages, starts):
-            self._extend(block)
+            self._run(self._extending(block))
 
-    def _extend(self, block: Block) -> None:
-        with self._on_mesh():
-            self._pool = self._extend_call(block)()
+    def _extending(self, block: Block) -> Program:
+        rows, width = block.table.shape
+        where = "first" if block.fresh else f"later, {width} pages"
+        return Program(
+            name=f"prefill {rows} x {block.tokens.shape[1]}, {where}",
+            call=decode.extend,
+            args=(
+                self._params,
+                self._pool,
+                block.tokens,
+                block.length,
+                block.count,
+                block.table,
+            ),
+            static={"decoder": self._decoder, "fresh": block.fresh},
+            mesh=self._mesh,
+            reads=self._keys_read(rows, 0 if block.fresh else width),
+        )
 
-    def _extend_call(self, block: Block) -> "_Call":
-        arrays = block.tokens, block.length, block.count, block.table
-        static = {"decoder": self._decoder, "fresh": block.fresh}
-        return _Call(decode.extend, (self._params, self._pool, *arrays), static)
+    def _run(self, program: Program) -> Any:
+        """Runs one of the programs and keeps what it made of the pool or the views."""
+        out = program.run()
+        if program.call is decode.load_views:
+            self._views = out
+        elif program.call is decode.decode_chunk:
+            paged, chunk = out
+            self._pool = paged.pool
+            if self._views is not None:
+                self._views = dataclasses.replace(paged, pool=None)
+            return chunk
+        else:
+            self._pool = out
+        return None
 
     # Decoding
 
@@ -139,7 +165,7 @@ class Device(PagedModel):
         # The sizes of axes without a name count for nothing: k and v lie alike.
         where = placing.sharding(views.VIEW_AXES, (slots, spec.K, 1, 1), self._mesh)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._pool)
-        self._views = placing.zeros(views.empty, where, pool=like, slots=slots, pages=width)
+        self._views = self._made(views.empty, where, pool=like, slots=slots, pages=width)
         return True
 
     def load(self, slots: Sequence[int], table: np.ndarray) -> None:
@@ -153,7 +179,15 @@ class Device(PagedModel):
             pages = np.zeros((together, self.width), np.int32)
             slot[: len(some)] = some
             pages[: len(some)] = table[start : start + together, : self.width]
-            self._views = decode.load_views(self._views, self._pool, slot, pages)
+            self._run(self._loading(slot, pages))
+
+    def _loading(self, slot: np.ndarray, pages: np.ndarray) -> Program:
+        return Program(
+            name=f"show {len(slot)} slots, {self.width} pages",
+            call=decode.load_views,
+            args=(self._views, self._pool, slot, pages),
+            beside={"weights": self.weight_bytes},
+        )
 
     def decode(
         self, packed: np.ndarray, table: np.ndarray, siblings: Siblings | None, wanted: "Wanted"
@@ -165,16 +199,11 @@ class Device(PagedModel):
           table: [R, W] int32, of `width` pages; with siblings, of the slots' own parts.
           siblings: who shares what, where prefixes are shared.
         """
-        with self._on_mesh():
-            paged, chunk = self._decode_call(packed, table, siblings, wanted)()
-        self._pool = paged.pool
-        if self._views is not None:
-            self._views = dataclasses.replace(paged, pool=None)
-        return chunk
+        return self._run(self._decoding(packed, table, siblings, wanted))
 
-    def _decode_call(
+    def _decoding(
         self, packed: np.ndarray, table: np.ndarray, siblings: Siblings | None, wanted: "Wanted"
-    ) -> "_Call":
+    ) -> Program:
         plan = decode.DecodePlan(
             self._decoder, self._config.chunk, self._vocab, wanted.candidates, wanted.logps
         )
@@ -183,14 +212,21 @@ class Device(PagedModel):
         else:
             shared = {} if siblings is None else siblings.arrays()
             paged = SharedPrefixCache(self._pool, **shared, implementation=self.attention)
-        patience = np.int32(self._config.slots // 8)
-        args = self._params, paged, packed, table, self._stops, patience
-        return _Call(decode.decode_chunk, args, {"plan": plan})
+        slots, width = self._config.slots, table.shape[1]
+        return Program(
+            name=f"decode {slots} slots, {width} pages",
+            call=decode.decode_chunk,
+            args=(self._params, paged, packed, table, self._stops, np.int32(slots // 8)),
+            static={"plan": plan},
+            mesh=self._mesh,
+            reads=self._keys_read(slots, width),
+            steps=self._config.chunk,
+        )
 
     # Compiling
 
     def compile(self, wanted: Sequence["Wanted"], *, extends: bool = False) -> None:
-        """Compiles every program that requests of the wanted kinds can need, and runs each idle.
+        """Compiles every program that requests of the wanted kinds can need, by running each idle.
 
         Without this a program is compiled when it is first needed.
 
@@ -198,85 +234,76 @@ class Device(PagedModel):
           extends: whether sequences will be extended, too.
         """
         begun = time.perf_counter()
-        where, programs = placing.first_device(self._mesh), self._programs(wanted, extends)
-        count, threads = len(programs), ahead.workers()
+        where, kinds = placing.first_device(self._mesh), self._kinds(wanted, extends)
+        count, threads = len(kinds), ahead.workers()
         with progress.line(f"compiling for {where}", count, "programs") as show:
             if threads > 1:
-                ahead.compile_together(programs, show, threads=threads)
-            for number, program in enumerate(programs, start=1):
-                program.run()
+                ahead.compile_together(
+                    self._early(kinds), lambda done: show(min(done, count)), threads=threads
+                )
+            for number, kind in enumerate(kinds, start=1):
+                for program in kind.programs():
+                    self._run(program)
                 show(max(number, int(show.done)))
         seconds = time.perf_counter() - begun
         log.info("%s: compiled all %d programs in %.1f s", where, count, seconds)
 
-    def _programs(self, wanted: Sequence["Wanted"], extends: bool) -> list[Program]:
-        """Returns every program, in the order in which they may be called."""
-        longest, blocks = self._config.max_context, shapes().blocks
-        # A prompt of a whole context needs what its later blocks do, at every width.
-        extending: dict[Key, Program] = {}
-        for tokens in sorted({min(x, longest) for x in (*blocks, longest)}):
-            extending |= self._extending(tokens)
-        for width in self.widths:
-            for block in blocks if extends else ():
-                extending |= self._extending(block, width, [1])
-        copy = functools.partial(self.copy, [[self.pages, self.pages]])
-        decoding = [p for width in self.widths for p in self._decoding(width, wanted)]
-        return [*extending.values(), Program(("copy",), copy), *decoding]
+    def programs(self, wanted: Sequence["Wanted"], *, extends: bool = False) -> list[Program]:
+        """Returns what `compile` runs, each program once; of a planned device, to be compiled."""
+        return distinct(p for kind in self._kinds(wanted, extends) for p in kind.programs())
 
-    def _extending(
-        self, tokens: int, pages: int = 1, starts: Sequence[int] | None = None
-    ) -> dict[Key, Program]:
-        """Returns the programs that compute the keys of so many tokens, by their keys."""
-        found = {}
-        for block in self.blocks([[0] * tokens], [[self.pages] * pages], starts):
-            key = (block.tokens.size, block.fresh, block.table.shape[1])
-            run = functools.partial(self._extend, block)
-            lower = functools.partial(self._lowered, self._extend_call, block)
-            found[key] = Program(key, run, lower)
-        return found
+    def _early(self, kinds: Sequence["_Kind"]) -> list[Early]:
+        """Returns those that can be lowered before any has run, each once."""
+        programs = distinct(p for kind in kinds if kind.early for p in kind.programs())
+        return [Early(self._products(program), program.lowered) for program in programs]
 
-    def _decoding(self, width: int, wanted: Sequence["Wanted"]) -> Iterator[Program]:
-        """Yields the programs that decode with tables of this width."""
-        slots, views = self._config.slots, self.attention == "views"
-        idle = np.zeros((slots + self.waiting_rows, len(COLUMNS)), np.int32)
-        table = np.zeros((len(idle), width), np.int32)
+    def _products(self, program: Program) -> Key:
+        """Returns what a program's products depend on: its rows first of all."""
+        if program.call is decode.decode_chunk:
+            return self._config.slots, "decode", program.args[3].shape[1], program.key
+        tokens, table = program.args[2], program.args[5]
+        return tokens.size, program.static["fresh"], table.shape[1]
 
-        def show() -> None:
+    def _kinds(self, wanted: Sequence["Wanted"], extends: bool) -> list["_Kind"]:
+        """Returns what yields the programs, with idle arguments, in the order they may be called.
+
+        A program that was yielded is to be run before the next one is asked for: it donates the
+        pool. Of shapes nothing is donated.
+        """
+        config = self._config
+        rows = config.slots + self.waiting_rows
+        idle = np.zeros((rows, len(COLUMNS)), np.int32)
+        table = np.zeros((rows, self.context_pages), np.int32)
+        counts = self.group_counts if self.shares else [None]
+
+        def extend(blocks: Callable[[], Iterator[Block]]) -> Iterator[Program]:
+            return map(self._extending, blocks())
+
+        def copy() -> Iterator[Program]:
+            yield self.copying([[self.pages, self.pages]])
+
+        def show(width: int) -> Iterator[Program]:
             self.width = 0
             self.widen(width, idle=True)
-            self.load([slots], table[:1])
+            if self._views is not None:
+                together = max(1, config.slots // 4)
+                slot = np.full(together, config.slots, np.int32)
+                yield self._loading(slot, np.zeros((together, width), np.int32))
 
-        if views:
-            yield Program(("show", width), show)
-        for kind in wanted:
-            for count in self.group_counts if self.shares else [None]:
-                siblings = None if count is None else Siblings.empty(count, slots, width)
-                call = idle, table, siblings, kind
-                lower = functools.partial(self._lowered, self._decode_call, *call)
-                yield Program(
-                    (slots, "decode", width, kind, count),
-                    functools.partial(self.decode, *call),
-                    None if views else lower,  # views of this width are there once they are shown
-                )
+        def decode(width: int, count: int | None, kind: Wanted) -> Iterator[Program]:
+            siblings = None if count is None else Siblings.empty(count, config.slots, width)
+            yield self._decoding(idle, table[:, :width], siblings, kind)
 
-    def _lowered(self, call: Callable[..., "_Call"], *args: Any) -> jax.stages.Lowered:
-        with self._on_mesh():
-            return call(*args).lowered()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """A jitted program with its arguments."""
-
-    program: Any
-    args: tuple[Any, ...]
-    static: dict[str, Any]
-
-    def __call__(self) -> Any:
-        return self.program(*self.args, **self.static)
-
-    def lowered(self) -> jax.stages.Lowered:
-        return self.program.lower(*self.args, **self.static)
+        prompts = self.every_block(extends=False)
+        found = [functools.partial(extend, blocks) for blocks in prompts]
+        found.append(copy)
+        later = self.every_block(extends=extends)[len(prompts) :]
+        found += [functools.partial(extend, blocks) for blocks in later]
+        for width in self.widths:
+            found.append(functools.partial(show, width))
+            for kind in wanted:
+                found += [functools.partial(decode, width, count, kind) for count in counts]
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from stair_jax.engine.kv_filler import Job
+from stair_jax.engine.prefill import Block
 from stair_jax.engine.scoring import Reader, ReadSequence, Scoring, apply, deliver
 from stair_jax.model import heads
 from stair_jax.model.cache import Fresh, KVPool, Rows
 from stair_jax.model.spec import Spec
 from stair_jax.model.transformer import Decoder
+from stair_jax.program import Program
 
 
 @partial(jax.jit, static_argnames=("decoder", "fresh", "top"), donate_argnames="pool")
@@ -74,20 +76,15 @@ class _Teller(Reader):
         )
         for block, following in both:
             with self._computing(block):
-                self._pool, raw = logp(
-                    self._params,
-                    self._pool,
-                    block.tokens,
-                    following.tokens,
-                    block.length,
-                    block.count,
-                    block.table,
-                    decoder=self._decoder,
-                    fresh=block.fresh,
-                    top=self.top,
-                )
+                self._pool, raw = self.reading(block, following).run()
             found.append(raw)
         deliver(jobs, found)
+
+    def reading(self, block: Block, following: Block | None = None) -> Program:
+        """Returns the program of a block; where only its shapes count, nothing need follow."""
+        targets = (following or block).tokens
+        args = (block.tokens, targets, block.length, block.count, block.table)
+        return self._program(block, "log-probs", logp, args, top=self.top)
 
 
 class Likelihood(Scoring):

@@ -43,6 +43,13 @@ class Placed:
     tree: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class Planned(Placed):
+    """Shapes and places of weights, for an engine that is planned: nothing of it is allocated."""
+
+    free_bytes: int | None  # that each device has before the weights; None where it keeps no count
+
+
 def place(
     spec: Spec,
     params: Any,
@@ -66,9 +73,7 @@ def place(
       give_away: whether `params` is emptied on the way, weight by weight. An array that nobody
         else holds is then freed as soon as it has been read.
     """
-    axes: Any = {**transformer.logical_axes_by_layer(spec), SCORE: (None,)}
-    axes["layers"] = axes["layers"][0] | {name: j.axes for name, j in transformer.JOINED.items()}
-    trees: list[Any] = [{"layers": [{} for _ in range(spec.L)]} for _ in places]
+    axes, trees = _axes(spec), [_empty(spec) for _ in places]
     tensor = max(1 if where is None else where.shape["tensor"] for where in places)
     groups = _groups(params, joined, spec.K % tensor == 0)
     with progress.over(groups, "loading weights", len(groups), "kinds") as counted:
@@ -91,6 +96,68 @@ def place(
                 else:
                     (tree[group.target],) = own_parts
     return [Placed(tree) for tree in trees]
+
+
+def planned(
+    spec: Spec,
+    place: Place,
+    *,
+    dtype: Any,
+    joined: bool = False,
+    scalar: bool = False,
+    free_bytes: int | None = None,
+) -> Planned:
+    """Returns the shapes of what `place` returns; nothing is computed.
+
+    Args:
+      spec: sizes of the model, those of `reward.scalar` for a reward model.
+      place: the engine's mesh.
+      dtype: of the weights.
+      joined: see `place`.
+      scalar: whether a reward model's score lies beside them.
+      free_bytes: that each device has before the weights; None where it keeps no count.
+    """
+    parts = dict(jax.eval_shape(lambda: transformer.by_layer(_drawn(spec))))
+    if scalar:
+        parts[SCORE] = jax.ShapeDtypeStruct((spec.D,), jnp.float32)
+    axes, tree = _axes(spec), _empty(spec)
+    for group in _groups(parts, joined, place is None or spec.K % place.shape["tensor"] == 0):
+        layered = group.holder is not parts
+        own = jnp.dtype(jnp.float32 if group.target == SCORE else dtype)
+        how = How(spec, group.target, own)
+        sources, targets = (parts["layers"], tree["layers"]) if layered else ([parts], [tree])
+        for source, target in zip(sources, targets, strict=True):
+            whole = jax.eval_shape(how, [source[name] for name in group.names])
+            where = sharding(
+                (axes["layers"] if layered else axes)[group.target], whole.shape, place
+            )
+            target[group.target] = jax.ShapeDtypeStruct(whole.shape, own, sharding=where)
+    return Planned(tree, free_bytes)
+
+
+def _drawn(spec: Spec) -> Any:
+    return transformer.init(spec, jax.random.key(0))
+
+
+def _axes(spec: Spec) -> Any:
+    """Returns the logical axes of weights by layer, of all layers those of one."""
+    axes: Any = {**transformer.logical_axes_by_layer(spec), SCORE: (None,)}
+    axes["layers"] = axes["layers"][0] | {name: j.axes for name, j in transformer.JOINED.items()}
+    return axes
+
+
+def _empty(spec: Spec) -> Any:
+    return {"layers": [{} for _ in range(spec.L)]}
+
+
+def empty(make: Callable[..., Any], places: Any, **sizes: Any) -> Any:
+    """Returns the shapes of what `zeros` returns."""
+    found = jax.eval_shape(functools.partial(make, **sizes))
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        found,
+        jax.tree.map(lambda _: places, found),
+    )
 
 
 def zeros(make: Callable[..., Any], places: Any, **sizes: Any) -> Any:

@@ -3,10 +3,10 @@
 Shape letters: X rows  T tokens of one call  W pages per row.
 """
 
-import contextlib
 import dataclasses
+import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +15,10 @@ import numpy as np
 
 from stair_jax.config.schema import EngineConfig
 from stair_jax.engine import decode, placing
-from stair_jax.engine.placing import Placed
+from stair_jax.engine.placing import Placed, Planned
 from stair_jax.model import cache, transformer
 from stair_jax.model.spec import Spec
+from stair_jax.program import Program, device_bytes
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ class PagedModel:
     """A model's weights and its pool of pages on a device, or on a mesh of them.
 
     Args:
-      params: parameters of `spec`, in any float dtype and place; or `Placed` on `mesh`.
+      params: parameters of `spec`, in any float dtype and place; or `Placed` on `mesh`. With
+        `Planned` nothing is allocated, and the programs can be compiled but not run.
       mesh: where the model is to lie; None for the default device.
       share: of the memory that is free beside the weights, the pool's.
       joined: see `placing.place`, as `give_away`.
@@ -98,11 +100,13 @@ class PagedModel:
                 spec, params, [mesh], dtype=dtype, joined=joined, give_away=give_away
             )
         self._params = params.tree
+        self._planned = params if isinstance(params, Planned) else None
+        self._made = placing.zeros if self._planned is None else placing.empty
         # Now that the weights lie there, what is free is for the pool and the temporaries.
         self.pages = self._page_count(share)
         sizes = {"pages": self.pages, "page_size": config.page_size}
         shape = cache.pool_shape(spec, **sizes)
-        self._pool = placing.zeros(
+        self._pool = self._made(
             cache.empty_pool,
             placing.sharding(cache.POOL_AXES, shape, mesh),
             spec=spec,
@@ -110,8 +114,11 @@ class PagedModel:
             **sizes,
         )
 
-    def _spread(self, x: Any, axes: Sequence[str | None]) -> jax.Array:
-        return placing.moved(x, placing.sharding(axes, x.shape, self._mesh))
+    def _spread(self, x: Any, axes: Sequence[str | None]) -> Any:
+        where = placing.sharding(axes, x.shape, self._mesh)
+        if self._planned is not None:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        return placing.moved(x, where)
 
     def _free_bytes(self) -> int | None:
         """Returns what the devices in use have left for a pool; None where they keep no count.
@@ -122,9 +129,12 @@ class PagedModel:
         if self._mesh is not None:
             tensor = self._mesh.shape["tensor"]
             ways = tensor if self._spec.K % tensor == 0 else 1
-        stats = first.memory_stats() or {}
-        limit = stats.get("bytes_limit")
-        return None if limit is None else ways * (limit - stats.get("bytes_in_use", 0))
+        if self._planned is not None:
+            limit, used = self._planned.free_bytes, device_bytes(self._params)
+        else:
+            stats = first.memory_stats() or {}
+            limit, used = stats.get("bytes_limit"), stats.get("bytes_in_use", 0)
+        return None if limit is None else ways * (limit - used)
 
     def _page_count(self, share: float) -> int:
         """Returns how many pages the pool gets, and logs why in one line."""
@@ -152,8 +162,19 @@ class PagedModel:
         )
         return pages
 
-    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+    @functools.cached_property
+    def pool_bytes(self) -> int:
+        """Bytes of the pool on each device."""
+        return device_bytes(self._pool)
+
+    @functools.cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights on each device."""
+        return device_bytes(self._params)
+
+    def _keys_read(self, rows: int, width: int) -> int:
+        """Returns the bytes of keys on each device that rows read whose tables are full."""
+        return min(self.pool_bytes * rows * width // self.pages, self.pool_bytes)
 
     # Keys of given tokens
 
@@ -204,13 +225,40 @@ class PagedModel:
                 fresh and start == 0,
             )
 
+    def every_block(self, *, extends: bool) -> list[Callable[[], Iterator[Block]]]:
+        """Returns what yields the blocks of every shape that can be needed, of one idle row.
+
+        Args:
+          extends: whether sequences that have keys will be continued, too.
+        """
+        most, blocks = self._config.max_context, shapes().blocks
+
+        def block(tokens: int, pages: int = 1, starts: Sequence[int] | None = None) -> Any:
+            return functools.partial(self.blocks, [[0] * tokens], [[self.pages] * pages], starts)
+
+        # A prompt of a whole context needs what its later blocks do, at every width.
+        found = [block(tokens) for tokens in sorted({min(n, most) for n in (*blocks, most)})]
+        if extends:
+            found += [block(n, width, [1]) for width in self.widths for n in blocks]
+        return found
+
     def copy(self, pairs: Sequence[Sequence[int]]) -> None:
         """Copies whole pages, [source, target] each, a slotful at a time."""
         for start in range(0, len(pairs), self._config.slots):
-            some = pairs[start : start + self._config.slots]
-            padded = np.full((self._config.slots, 2), self.pages, np.int32)
-            padded[: len(some)] = some
-            self._pool = decode.copy_pages(self._pool, padded[:, 0], padded[:, 1])
+            self._pool = self.copying(pairs[start : start + self._config.slots]).run()
+
+    def copying(self, pairs: Sequence[Sequence[int]]) -> Program:
+        """Returns the copy of a slotful of pages at most."""
+        slots = self._config.slots
+        padded = np.full((slots, 2), self.pages, np.int32)
+        padded[: len(pairs)] = pairs
+        return Program(
+            name="copy pages",
+            call=decode.copy_pages,
+            args=(self._pool, padded[:, 0], padded[:, 1]),
+            beside={"weights": self.weight_bytes},
+            reads=min(2 * slots * self.pool_bytes // self.pages, self.pool_bytes),
+        )
 
 
 def page_bytes(spec: Spec, config: EngineConfig) -> int:

@@ -24,6 +24,7 @@ from stair_jax.model import reward
 from stair_jax.model.cache import Fresh, KVPool, Rows
 from stair_jax.model.spec import Spec
 from stair_jax.model.transformer import Decoder
+from stair_jax.program import Program, distinct
 
 SHARE = 0.4  # of a device's free memory that the pool takes: the policy's lies there too, or will
 
@@ -83,13 +84,35 @@ class Reader(PagedModel):
         """What a block is computed in; says that the first of its shape is compiled there."""
         (rows, size), width = block.tokens.shape, block.table.shape[1]
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._on_mesh())
             if (shape := (rows, size, width, block.fresh)) not in self._shapes:
                 line = stack.enter_context(progress.line("scoring"))
                 what = f"scores of {rows} x {size} tokens, {width} pages a row"
                 stack.enter_context(compiling.told(line, what))
             yield
         self._shapes.add(shape)
+
+    def programs(self) -> list[Program]:
+        """Returns every program that reading sequences can need, each once."""
+        every = self.every_block(extends=True)
+        return distinct(self.reading(block) for blocks in every for block in blocks())
+
+    def reading(self, block: Block, following: Block | None = None) -> Program:
+        """Returns the program that computes a block; `following` has the tokens after each."""
+        raise NotImplementedError
+
+    def _program(
+        self, block: Block, name: str, call: Any, args: tuple[Any, ...], **static: Any
+    ) -> Program:
+        (rows, size), width = block.tokens.shape, block.table.shape[1]
+        where = "first" if block.fresh else f"later, {width} pages"
+        return Program(
+            name=f"{name} {rows} x {size}, {where}",
+            call=call,
+            args=(self._params, self._pool, *args),
+            static={"decoder": self._decoder, "fresh": block.fresh, **static},
+            mesh=self._mesh,
+            reads=self._keys_read(rows, 0 if block.fresh else width),
+        )
 
 
 class _Scorer(Reader):
@@ -101,18 +124,14 @@ class _Scorer(Reader):
         found = []
         for block in self.blocks(ids, pages, [job.start for job in jobs]):
             with self._computing(block):
-                self._pool, raw = score(
-                    self._params,
-                    self._pool,
-                    block.tokens,
-                    block.length,
-                    block.count,
-                    block.table,
-                    decoder=self._decoder,
-                    fresh=block.fresh,
-                )
+                self._pool, raw = self.reading(block).run()
             found.append(raw)
         deliver(jobs, found)
+
+    def reading(self, block: Block, following: Block | None = None) -> Program:
+        """Returns the program of a block."""
+        args = (block.tokens, block.length, block.count, block.table)
+        return self._program(block, "score", score, args)
 
 
 def deliver(jobs: Sequence[Job], found: Sequence[jax.Array]) -> None:

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from stair_jax.engine import ahead
-from stair_jax.engine.ahead import Program
+from stair_jax.engine.ahead import Early
 from tests.support.engines import GREEDY, PROMPTS, ask, make, params
 
 __all__ = ["params"]
@@ -31,7 +31,7 @@ class Lowered:
 
 
 def program(key, lowered: Any):
-    return Program(key, lambda: None, None if lowered is None else lambda: lowered)
+    return Early(key, lambda: lowered)
 
 
 def test_programs_that_share_no_product_compile_at_the_same_time():
@@ -56,7 +56,7 @@ def test_the_first_of_those_that_share_a_product_compiles_before_the_others():
         all_in.set()  # what is handed in to idle threads could have begun by now
         return Lowered("other", [])
 
-    programs.append(Program((1024,), lambda: None, lower_last))
+    programs.append(Early((1024,), lower_last))
     ahead.compile_together(programs, lambda _: None, threads=4)
     assert log[:4] == ["extend begins", "extend ends", "decode begins", "decode ends"]
     assert set(log[4:6]) == {"wider begins", "widest begins"}  # they share what is chosen by now
@@ -70,7 +70,6 @@ def test_a_program_that_fails_beside_others_is_left_to_its_first_call(threads, c
         program((256, 16), Lowered("a", log, error=full)),
         program((256, 64), Lowered("b", log)),
         program((1024,), Lowered("c", log)),
-        program(("copy",), None),
     ]
     ahead.compile_together(programs, lambda _: None, threads=threads)
     assert {"b ends", "c ends"} <= set(log)
@@ -83,7 +82,7 @@ def test_a_program_that_cannot_be_lowered_ends_the_compiling_with_its_own_error(
         raise ValueError("attention 'pallas' cannot run here")
 
     log: list[str] = []
-    programs = [program((1,), Lowered("a", log)), Program((2,), lambda: None, lower)]
+    programs = [program((1,), Lowered("a", log)), Early((2,), lower)]
     with pytest.raises(ValueError, match="cannot run here"):
         ahead.compile_together(programs, lambda _: None, threads=2)
     assert log in ([], ["a begins", "a ends"])  # no thread is left at work
