@@ -28,7 +28,6 @@ class Program:
       mesh: set while it is traced; None for none.
       beside: bytes on each device of what is alive while it runs and is none of its arguments.
       reads: bytes on each device that one call reads of a pool of keys; None: of all arguments.
-      steps: of a loop that ends by itself, as many as a call makes at most.
     """
 
     name: str
@@ -38,7 +37,6 @@ class Program:
     mesh: jax.sharding.Mesh | None = None
     beside: Bytes = dataclasses.field(default_factory=dict)
     reads: int | None = None
-    steps: int = 1
 
     def run(self) -> Any:
         """Returns what the function does; arguments that it donates are gone afterwards."""

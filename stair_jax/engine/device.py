@@ -220,7 +220,6 @@ class Device(PagedModel):
             static={"plan": plan},
             mesh=self._mesh,
             reads=self._keys_read(slots, width),
-            steps=self._config.chunk,
         )
 
     # Compiling
@@ -295,6 +294,7 @@ class Device(PagedModel):
             yield self._decoding(idle, table[:, :width], siblings, kind)
 
         prompts = self.every_block(extends=False)
+        found: list[Callable[[], Iterator[Program]]]
         found = [functools.partial(extend, blocks) for blocks in prompts]
         found.append(copy)
         later = self.every_block(extends=extends)[len(prompts) :]

@@ -26,6 +26,7 @@ from stair_jax.engine.runs import ALONE, ActiveRequest, ActiveRequests
 from stair_jax.engine.sequences import Held, Store
 from stair_jax.engine.siblings import Siblings
 from stair_jax.model.spec import Spec
+from stair_jax.program import Program
 
 LEAST = 16  # a share of the slots, as one in so many, for which a request waits at least
 WEAR = 0.9  # of the high mark of slots that a chunk frees, each chunk
@@ -38,7 +39,8 @@ class Engine:
     needs no logits, and a child node starts from its parent's pages as they are.
 
     Args:
-      params: parameters of `spec`, in any float dtype and place; or `Placed` on `mesh`.
+      params: parameters of `spec`, in any float dtype and place; or `Placed` on `mesh`. With
+        `placing.Planned` nothing is allocated: it answers no request, but has its `programs`.
       stops: named stop sets of token ids.
       vocab: number of tokens that may be drawn (a tokenizer's length).
       mesh: where the model is to lie; None for the default device.
@@ -130,9 +132,24 @@ class Engine:
           extends: whether `extend` will be used, too.
         """
         self._logps |= logps
-        kinds = {Wanted.of([s], logps=self._logps, vocab=self._spec.V) for s in samplings}
-        self._device.compile(sorted(kinds, key=str), extends=extends)
+        self._device.compile(self._kinds(samplings), extends=extends)
         self.start_clock()
+
+    def programs(
+        self, samplings: Sequence[Sampling], *, logps: bool = False, extends: bool = False
+    ) -> list[Program]:
+        """Returns what `compile` compiles, each program once; the arguments are the same."""
+        self._logps |= logps
+        return self._device.programs(self._kinds(samplings), extends=extends)
+
+    def _kinds(self, samplings: Sequence[Sampling]) -> list[Wanted]:
+        kinds = {Wanted.of([s], logps=self._logps, vocab=self._spec.V) for s in samplings}
+        return sorted(kinds, key=str)
+
+    @property
+    def device_bytes(self) -> Mapping[str, int]:
+        """Bytes on each of its devices."""
+        return {"weights": self._device.weight_bytes, "pool": self._device.pool_bytes}
 
     def start_clock(self) -> None:
         """Makes the host's time count from now: what went before was no work between chunks."""

@@ -148,7 +148,8 @@ class Scoring:
 
     Args:
       spec: the reward model's, `model.reward.scalar` of its decoder's.
-      params: decoder without a head, and "score", in any float dtype and place.
+      params: decoder without a head, and "score", in any float dtype and place; or
+        `placing.Planned`, to plan it.
       config: sizes; `prefill_rows` sequences are computed together. Its `pool_bytes` are for the
         policy alone.
       mesh: where the model is to lie; None for the default device.
@@ -203,6 +204,15 @@ class Scoring:
             "evicted": self._store.evicted,
             "pages_high_water": self._store.pages.high_water,
         }
+
+    def programs(self) -> list[Program]:
+        """Returns every program that reading can need, each once."""
+        return self._device.programs()
+
+    @property
+    def device_bytes(self) -> Mapping[str, int]:
+        """Bytes on each of its devices."""
+        return {"weights": self._device.weight_bytes, "pool": self._device.pool_bytes}
 
     def root(self, ids: Sequence[int]) -> Prefix:
         """Returns a new sequence, not scored itself; its keys are computed when it is extended.

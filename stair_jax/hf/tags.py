@@ -37,11 +37,16 @@ def tag(tokenizer: Any, spec: Spec) -> tuple[Spec, list[int]]:
     tokenizer.add_special_tokens(extra, replace_extra_special_tokens=False)
     rows = tokenizer.convert_tokens_to_ids(new)
     _check_own(tokenizer, new, rows)
+    return grown(spec, rows), rows
+
+
+def grown(spec: Spec, rows: Sequence[int]) -> Spec:
+    """Returns the sizes of a model that has these tokens, too."""
     if max(rows) < spec.vocab:  # it had spare rows
-        return spec, rows
+        return spec
     vocab = max(rows) + 1
     table = -(-max(vocab, spec.V) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    return dataclasses.replace(spec, V=table, vocab=vocab), rows
+    return dataclasses.replace(spec, V=table, vocab=vocab)
 
 
 def _name_beyond_holes(tokenizer: Any, new: list[str]) -> None:

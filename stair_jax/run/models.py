@@ -23,7 +23,7 @@ from stair_jax.hf import names as names_lib
 from stair_jax.model import lora, reward, transformer
 from stair_jax.model.reward import Readout
 from stair_jax.model.spec import Spec
-from stair_jax.run import known_models, worlds
+from stair_jax.run import known_models, shapes, worlds
 from stair_jax.run.hashes import digest_of
 from stair_jax.run.known_models import REWARD_MODEL, Model
 from stair_jax.run.workdir import Run, engine_config, train_config
@@ -72,7 +72,7 @@ def load(run: Run, model: Model, *, for_engine: bool = False) -> Policy:
     if found := adapters_of(run, model):
         merge = jax.jit(functools.partial(lora.merge, **_merging(run, found.config)))
         return Policy(model, spec, merge(load(run, found.parent).params, found.factors), codec)
-    like = _abstract(_weights(spec), transformer.logical_axes(spec), run.mesh)
+    like = shapes.weights(spec, run.mesh)
     folder, step = _trained(run, model.artefact)
     return Policy(model, spec, checkpoint.load_params(folder, like, step), codec)
 
@@ -100,20 +100,20 @@ def reward_model(run: Run, *, for_engine: bool = False) -> RewardPolicy:
         return checkpoint.load_params(folder, like, step)
 
     if readout.loss == "implicit":
-        params = read(_abstract(_weights(spec), transformer.logical_axes(spec), run.mesh))
+        params = read(shapes.weights(spec, run.mesh))
         given = made.prm.reference == "start"
         reference = known_models.of_name(run, entry["start"]) if given else None
         return RewardPolicy(spec, params, readout, codec, reference, made.prm.beta)
     spec = reward.scalar(spec)
     axes, draw = reward.logical_axes(spec), functools.partial(reward.init, spec)
     if (below := entry.get("adapters_of")) is None:
-        return RewardPolicy(spec, read(_abstract(draw, axes, run.mesh)), readout, codec)
+        return RewardPolicy(spec, read(shapes.abstract(draw, axes, run.mesh)), readout, codec)
     parent = known_models.of_name(run, below)
     _refuse_other_rows(run, name)
     config = train_config(made, name)
     adapters, its_axes = _adapters(run, spec, config)
     axes = reward.adapted(axes, its_axes)
-    like = _abstract(lambda key: reward.adapted(draw(key), adapters(key)), axes, run.mesh)
+    like = shapes.abstract(lambda key: reward.adapted(draw(key), adapters(key)), axes, run.mesh)
     trained = checkpoint.load_params(folder, like, step)
     if for_engine:
         base = reward.body(_later(run, parent, "float32"))
@@ -153,7 +153,7 @@ def adapters_of(run: Run, model: Model) -> Adapters | None:
     _refuse_other_rows(run, artefact)
     made, parent = run.made_with(artefact), known_models.of_name(run, below)
     spec, config = spec_and_codec(run)[0], train_config(made, entry["stage"])
-    like = _abstract(*_adapters(run, spec, config), run.mesh)
+    like = shapes.abstract(*_adapters(run, spec, config), run.mesh)
     folder, step = _trained(run, artefact)
     factors = checkpoint.load_params(folder, like, step)
     return Adapters(parent, spec, factors, config, new_rows(run))
@@ -176,7 +176,7 @@ def fresh_adapters(run: Run, policy: Policy, config: TrainConfig) -> Any:
     Beside them are the rows of new tags, as the policy has them.
     """
     draw, axes = _adapters(run, policy.spec, config)
-    places = jax.tree.map(lambda x: x.sharding, _abstract(draw, axes, run.mesh))
+    places = jax.tree.map(lambda x: x.sharding, shapes.abstract(draw, axes, run.mesh))
     made = jax.jit(draw, out_shardings=places)(jax.random.key(run.config.seed))
     if rows := new_rows(run):
         take = functools.partial(lora.rows_of, new_rows=rows)
@@ -254,7 +254,9 @@ def _base(run: Run) -> Policy:
     if run.origin.model.checkpoint:
         params = importer.read_all(_checkpoint_readers(run, "float32"))
     else:
-        draw = jax.jit(_weights(spec), out_shardings=_places(spec, run.mesh))
+        draw = jax.jit(
+            functools.partial(transformer.init, spec), out_shardings=_places(spec, run.mesh)
+        )
         params = draw(jax.random.key(run.origin.seed))
     return Policy(known_models.base(run), spec, params, codec)
 
@@ -288,16 +290,16 @@ def _later(run: Run, model: Model, dtype: str) -> Any:
     if not model.artefact:
         if not run.origin.model.checkpoint:
             return _base(run).params
-        shapes = names_lib.flat(_abstract(_weights(spec), transformer.logical_axes(spec), run.mesh))
+        like = names_lib.flat(shapes.weights(spec, run.mesh))
         flat = {
-            path: Later(shapes[path].shape, dtype, read)
+            path: Later(like[path].shape, dtype, read)
             for path, read in _checkpoint_readers(run, dtype).items()
         }
         return flax.traverse_util.unflatten_dict(flat, sep="/")
     if found := adapters_of(run, model):
         base = _later(run, found.parent, "float32")
         return _merged_later(base, found.factors, **_merging(run, found.config))
-    like = _abstract(_weights(spec), transformer.logical_axes(spec), run.mesh)
+    like = shapes.weights(spec, run.mesh)
     folder, step = _trained(run, model.artefact)
     return _leaves_later(folder, like, step, dtype)
 
@@ -356,29 +358,9 @@ def _made(weight: Any) -> jax.Array:
 
 
 def _places(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
-    like = _abstract(_weights(spec), transformer.logical_axes(spec), mesh)
+    like = shapes.weights(spec, mesh)
     return jax.tree.map(lambda x: x.sharding, like)
 
 
-Draw = Callable[[jax.Array], Any]  # a key in, a tree of arrays out
-
-
-def _weights(spec: Spec) -> Draw:
-    return functools.partial(transformer.init, spec)
-
-
-def _adapters(run: Run, spec: Spec, config: TrainConfig) -> tuple[Draw, Any]:
-    """Returns what draws adapters, rows of new tags beside them, and their logical axes."""
-    targets, rows = lora.parse(config.lora_targets), len(new_rows(run))
-    draw = functools.partial(lora.init, spec, rank=config.lora_rank, targets=targets, new_rows=rows)
-    return draw, lora.logical_axes(targets, spec if rows else None)
-
-
-def _abstract(draw: Draw, axes: Any, mesh: jax.sharding.Mesh) -> Any:
-    """Returns the shapes of what `draw` makes, with their places on the mesh."""
-    shapes = jax.eval_shape(draw, jax.random.key(0))
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        shapes,
-        mesh_lib.shardings(axes, mesh, shapes),
-    )
+def _adapters(run: Run, spec: Spec, config: TrainConfig) -> tuple[shapes.Draw, Any]:
+    return shapes.drawing_adapters(spec, config, len(new_rows(run)))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import jax
 
+from stair_jax.config import Config
 from stair_jax.config.schema import TrainConfig
 from stair_jax.config.stages import DPO, EVALUATE, EXPORT, PRM, SEARCH, SFT, Stage
 from stair_jax.config.strategies import parse_all
@@ -189,9 +190,7 @@ def disk_of(run: Run, stages: Iterable[Stage], spec: Spec) -> Needs:
     for stage in stages:
         trained = [(result.name, times) for result in stage.results if (times := result.models(c))]
         for result, times in trained:
-            config = train_config(c, result)
-            kept = config.keep + 1 + (config.result == "best")  # one more until the oldest goes
-            found["checkpoints"] += 12.0 * trained_of(spec, config, new_rows) * kept * times
+            found["checkpoints"] += times * checkpoint_bytes(c, result, spec, new_rows)
         if stage is SEARCH:
             prompts = sum(rows_lib.count(c, number) for number in range(1, c.rounds + 1))
             found["trees"] += float(prompts * tree_bytes(c))
@@ -199,6 +198,20 @@ def disk_of(run: Run, stages: Iterable[Stage], spec: Spec) -> Needs:
             dtype = c.export.dtype if c.export.dtype != "auto" else "float32"
             found["export"] += float(spec.parameters * ITEM[dtype])
     return {name: size for name, size in found.items() if size}
+
+
+def checkpoint_bytes(c: Config, result: str, spec: Spec, new_rows: int) -> float:
+    """Returns the bytes of the checkpoints of one training run, at most.
+
+    Args:
+      c: of the run.
+      result: that the trainer makes.
+      spec: of the model.
+      new_rows: tokens that the checkpoint did not have.
+    """
+    config = train_config(c, result)
+    kept = config.keep + 1 + (config.result == "best")  # one more until the oldest goes
+    return 12.0 * trained_of(spec, config, new_rows) * kept
 
 
 def _memory() -> tuple[int | float | None, str]:

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import optax
 
-from stair_jax.config import Config
 from stair_jax.config.schema import DpoConfig, PrmConfig, TrainConfig
 from stair_jax.data import preview
 from stair_jax.data.batches import ValuedBatch
@@ -20,14 +19,13 @@ from stair_jax.data.pair_batches import DpoData
 from stair_jax.data.reward_batches import ComparisonData, ComparisonTrees, ValuedData
 from stair_jax.data.sft_batches import SftData
 from stair_jax.model import reward
-from stair_jax.run import models, standing
+from stair_jax.run import models, objectives, standing
 from stair_jax.run.hashes import digest_of
 from stair_jax.run.models import Policy
 from stair_jax.run.workdir import Run, need_disk, need_room
 from stair_jax.train import loop, optimizer, probe, reference
 from stair_jax.train import step as step_lib
-from stair_jax.train.logprobs import Scorer
-from stair_jax.train.losses import Dpo, Loss, Sft
+from stair_jax.train.losses import Dpo, Loss
 from stair_jax.train.reward_losses import Prm
 from stair_jax.train.values import Ratios, Values
 
@@ -62,7 +60,7 @@ def sft(
     """
     data = SftData(examples, config, seed=run.config.seed, **dataset_arguments(run, policy))
     _report_dropped(name, data.dropped, len(examples))
-    loss = Sft(Scorer.of(policy.spec, config, models.new_rows(run)))
+    loss = objectives.sft(policy.spec, config, models.new_rows(run))
 
     def after(fitted: loop.Fitted, frozen: Mapping[str, Any]) -> Mapping[str, Any]:
         return standing.measure(
@@ -117,11 +115,11 @@ def dpo(
             f" {', '.join(f'{len(ids)} {reason}' for reason, ids in data.dropped.items())}; the"
             f" longest bucket of its trainer has {config.buckets[-1]} tokens"
         )
-    objective = Dpo.of(Scorer.of(policy.spec, config, models.new_rows(run)), loss)
+    objective = objectives.dpo(policy.spec, config, models.new_rows(run), loss)
     if loss.reference == "precomputed":
         positions = sum(len(response) for _, response in data.trajectories().values())
         need_room(run, f"the reference's log-probs for {name}", 4 * positions)
-        scorer = dataclasses.replace(objective.scorer, lora_scale=0.0)
+        scorer = objectives.reference(objective)
         key = reference.key_of(
             scorer, weights=models.digest(run, policy.model), words=policy.codec.digest
         )
@@ -164,21 +162,21 @@ def prm(
     """
     left_out = sum(len(ids) for ids in data.dropped.values())
     _report_dropped(name, data.dropped, len(data.examples) + len(data.eval_examples) + left_out)
-    objective = implicit_loss(run.config, loss)
     start = models.deepened(run, policy, loss.more_layers)
-    if objective is None:
+    rows = models.new_rows(run)
+    trained: Loss = objectives.prm(start.spec, config, rows, loss, run.config)
+    scorer: Any = trained.scorer
+    implicit = isinstance(trained, Dpo)
+    if isinstance(trained, Dpo):
+        scorer = Ratios(scorer=trained.scorer, beta=loss.beta)
+    else:
         everywhere = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
         head = jax.device_put(jax.random.key(run.config.seed), everywhere)
         spec = reward.scalar(start.spec)
         start = dataclasses.replace(start, spec=spec, params=reward.from_policy(start.params, head))
-        scorer: Any = Values.of(spec, config, models.new_rows(run))
-        trained: Loss = Prm.of(scorer, loss)
-    else:
-        trained = Dpo.of(Scorer.of(start.spec, config), objective)
-        scorer = Ratios(scorer=trained.scorer, beta=loss.beta)
 
     def after(fitted: loop.Fitted, frozen: Mapping[str, Any]) -> Mapping[str, Any]:
-        under = frozen.get("base" if objective is None else "reference")
+        under = frozen.get("reference" if implicit else "base")
 
         def score(batch: ValuedBatch) -> np.ndarray:
             on_mesh = step_lib.place(batch, run.mesh)
@@ -190,24 +188,6 @@ def prm(
 
     facts |= {"rows": len(data.examples)}
     _train(run, name, start, data, trained, config, facts, after)
-
-
-def implicit_loss(config: Config, loss: PrmConfig) -> DpoConfig | None:
-    """Returns the objective of an implicit reward model; None for one with a head."""
-    if loss.loss != "implicit":
-        return None
-    return DpoConfig.of(
-        config.dpo,
-        loss="sigmoid",
-        beta=loss.beta,
-        sft_coef=loss.sft_coef,
-        scope="step",
-        sft_scope="response",
-        sft_reduction="sequence",
-        label_smoothing=0.0,
-        reference="on_the_fly" if loss.reference == "start" else "none",
-        anchors_per_pair=0.0,
-    )
 
 
 def dataset_arguments(run: Run, policy: Policy) -> dict[str, int]:

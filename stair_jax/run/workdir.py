@@ -9,7 +9,8 @@ import os
 import pathlib
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -35,11 +36,12 @@ class Run:
     lineage: Lineage
     metrics: Metrics
     flags: frozenset[str] = frozenset()  # dotted keys that the command line set
+    devices: Sequence[Any] | None = None  # of a plan; None for those that JAX has
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
         """The device mesh of `config.mesh.shape`."""
-        return mesh_lib.make(tuple(self.config.mesh.shape))
+        return mesh_lib.make(tuple(self.config.mesh.shape), self.devices)
 
     @functools.cached_property
     def checkpoint(self) -> str:

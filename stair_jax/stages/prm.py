@@ -19,7 +19,7 @@ from stair_jax.evals import reward_models
 from stair_jax.log import progress
 from stair_jax.model.reward import Readout
 from stair_jax.records import Tree
-from stair_jax.run import held_out, known_models, models, prepared, responses, training
+from stair_jax.run import held_out, known_models, models, objectives, prepared, responses, training
 from stair_jax.run import rows as rows_lib
 from stair_jax.run.causes import Causes
 from stair_jax.run.known_models import REWARD_MODEL, Model
@@ -105,7 +105,7 @@ def _data(
     """Returns the rows as the trainer takes them."""
     if readout.loss in ("bce", "mse"):
         return ValuedData(examples_lib.valued_examples(rows, codec, readout), train, **frame)
-    if loss := training.implicit_loss(config, PrmConfig.of(config.prm)):
+    if loss := objectives.implicit_loss(config, PrmConfig.of(config.prm)):
         pairs = examples_lib.implicit_examples(rows, codec, readout.position)
         return DpoData(pairs, (), train, loss, **frame)
     kind = ComparisonTrees if train.batching == "tree" else ComparisonData

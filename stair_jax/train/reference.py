@@ -23,6 +23,7 @@ from stair_jax import mesh as mesh_lib
 from stair_jax.config.schema import TrainConfig
 from stair_jax.data.trajectories import score_batches
 from stair_jax.log import progress
+from stair_jax.program import Program
 from stair_jax.train.logprobs import Scorer
 
 Ids = tuple[int, ...]
@@ -74,10 +75,11 @@ def table(
     batches = score_batches(missing, config, pad_id=pad_id, row_shards=shards)
     done, total = len(trajectories) - len(missing), len(trajectories)
     line = progress.line("log-probs of the reference", total, "trajectories", done=done)
-    with jax.set_mesh(mesh), line as show:
+    with line as show:
         for passes, (names, batch) in enumerate(batches, start=1):
             placed = jax.device_put(batch, where)
-            logp_BT = np.asarray(_score(scorer, params, placed.tokens, placed.loss_mask))
+            program = scoring(scorer, params, placed.tokens, placed.loss_mask, mesh)
+            logp_BT = np.asarray(program.run())
             for name, row, mask in zip(names, logp_BT, batch.loss_mask, strict=False):
                 fresh[name] = row[mask]
             show(show.done + len(names))
@@ -88,8 +90,31 @@ def table(
     return {name: (found | fresh)[name] for name in trajectories}
 
 
+def scoring(
+    scorer: Scorer, params: Any, tokens: Any, mask: Any, mesh: jax.sharding.Mesh
+) -> Program:
+    """Returns the forward pass of a batch [m, T], of arrays or of their shapes."""
+    rows, width = tokens.shape
+    return Program(
+        name=f"reference of {rows} x {width} tokens",
+        call=_score,
+        args=(params, tokens, mask),
+        static={"scorer": scorer},
+        mesh=mesh,
+    )
+
+
+def planned(scorer: Scorer, params: Any, rows: int, width: int, mesh: jax.sharding.Mesh) -> Program:
+    """Returns the forward pass of so many rows of so many tokens, on shapes of the parameters."""
+    where = jax.sharding.NamedSharding(mesh, mesh_lib.spec("batch"))
+    tokens, mask = (
+        jax.ShapeDtypeStruct((rows, width), dtype, sharding=where) for dtype in (np.int32, np.bool_)
+    )
+    return scoring(scorer, params, tokens, mask, mesh)
+
+
 @partial(jax.jit, static_argnames="scorer")
-def _score(scorer: Scorer, params: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+def _score(params: Any, tokens: jax.Array, mask: jax.Array, *, scorer: Scorer) -> jax.Array:
     return scorer(params, tokens, mask).logp
 
 

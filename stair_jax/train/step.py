@@ -1,7 +1,7 @@
 """One optimiser step, the same for every stage."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stair_jax import mesh as mesh_lib
 from stair_jax.data.batches import BatchT, TrainingBatch
+from stair_jax.program import Program, device_bytes
 from stair_jax.train import optimizer
 from stair_jax.train.losses import Loss, Sums
 
@@ -84,7 +85,7 @@ def place(batch: BatchT, mesh: Mesh) -> BatchT:
     The cut into micro-batches is the data's work, on the host: inside the program it would move
     rows between devices.
     """
-    return jax.device_put(batch, NamedSharding(mesh, mesh_lib.spec(None, "batch")))
+    return jax.device_put(batch, _batch_place(mesh))
 
 
 def step(
@@ -115,9 +116,7 @@ def step(
     Raises:
       GivenUp: where `stop` says so; `state` is as it was.
     """
-    leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))
-    programs = Programs.of(loss, tx, tree, tuple(leaves))
-    lr = jnp.float32(lr)
+    programs, lr = Programs.for_state(loss, tx, state), jnp.float32(lr)
     if len(batch.weight) == 1:
         return programs.whole(state, frozen, batch, lr)
     total = programs.zeros(state.params, frozen, batch)
@@ -138,6 +137,12 @@ class Programs(NamedTuple):
     update: Any  # what the sums do to the state
 
     @classmethod
+    def for_state(cls, loss: Loss, tx: optax.GradientTransformation, state: State) -> "Programs":
+        """Returns the programs of an objective for a state, or for the shapes of one."""
+        leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))
+        return cls.of(loss, tx, tree, tuple(leaves))
+
+    @classmethod
     @functools.lru_cache(maxsize=32)
     def of(
         cls, loss: Loss, tx: optax.GradientTransformation, tree: Any, shardings: tuple
@@ -156,6 +161,81 @@ class Programs(NamedTuple):
                 functools.partial(_update, loss=loss, tx=tx), donate_argnums=0, out_shardings=state
             ),
         )
+
+
+def programs(
+    state: State,
+    batch: TrainingBatch,
+    *,
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    frozen: Any = None,
+    beside: Mapping[str, int] | None = None,
+) -> list[Program]:
+    """Returns what `step` runs for such a batch, on shapes.
+
+    Args:
+      state: of `abstract`.
+      batch: [accum, micro, ...], of shapes or of NumPy.
+      loss: the objective.
+      tx: the optimiser.
+      mesh: where the batch comes to lie.
+      frozen: shapes of the weights that the objective reads.
+      beside: bytes on each device of what else is alive, by what it holds.
+    """
+    found, where = Programs.for_state(loss, tx, state), _batch_place(mesh)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), batch)
+    lr, others = jax.ShapeDtypeStruct((), jnp.float32), dict(beside or {})
+    size = f"{batch.tokens.shape[1:]}".strip("()").replace(", ", " x ")
+
+    def one(what: str, call: Any, *args: Any, **more: int) -> Program:
+        name = f"{what} of {size} tokens"
+        return Program(name=name, call=call, args=args, mesh=mesh, beside=others | more)
+
+    if len(batch.weight) == 1:
+        return [one("step", found.whole, state, frozen, batch, lr)]
+    moments = device_bytes(state.opt)
+    with jax.set_mesh(mesh):
+        sums, grads = jax.eval_shape(found.zeros, state.params, frozen, batch)
+    grads = jax.tree.map(
+        lambda x, p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=p.sharding),
+        grads,
+        state.params,
+    )
+    total, number = (sums, grads), jax.ShapeDtypeStruct((), jnp.int32)
+    kept = {} if frozen is None else {"frozen weights": device_bytes(frozen)}
+    return [
+        one("first sums", found.zeros, state.params, frozen, batch, moments=moments),
+        one("pass", found.add, total, state.params, frozen, batch, number, moments=moments),
+        one("update", found.update, state, total, batch, lr, **kept),
+    ]
+
+
+def measuring(
+    state: State,
+    batch: TrainingBatch,
+    *,
+    loss: Loss,
+    mesh: Mesh,
+    frozen: Any = None,
+    beside: Mapping[str, int] | None = None,
+) -> Program:
+    """Returns what `measure` runs for such a batch, on shapes; arguments as of `programs`."""
+    where = _batch_place(mesh)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), batch)
+    return Program(
+        name="measure of rows set aside",
+        call=_measured,
+        args=(state.params, frozen, batch),
+        static={"loss": loss},
+        mesh=mesh,
+        beside={**(beside or {}), "moments": device_bytes(state.opt)},
+    )
+
+
+def _batch_place(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, mesh_lib.spec(None, "batch"))
 
 
 def _step(

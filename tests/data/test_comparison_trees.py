@@ -13,7 +13,7 @@ from stair_jax.data.examples import ComparisonExample
 from stair_jax.data.reward_batches import ComparisonData, ComparisonTrees, ValuedData
 from stair_jax.model import reward, transformer
 from stair_jax.records import Comparison
-from stair_jax.run import training
+from stair_jax.run import objectives
 from stair_jax.train.logprobs import Scorer
 from stair_jax.train.values import Ratios
 from tests.support.close import assert_trees_close
@@ -162,12 +162,12 @@ def test_the_objective_of_an_implicit_reward_model_takes_its_constants():
     from tests.support.configs import tiny
 
     c = tiny(prm__beta=0.7, prm__sft_coef=0.2, prm__reference="start")
-    loss = training.implicit_loss(c, PrmConfig.of(c.prm))
+    loss = objectives.implicit_loss(c, PrmConfig.of(c.prm))
     assert loss is not None
     assert (loss.beta, loss.sft_coef, loss.reference) == (0.7, 0.2, "on_the_fly")
     c.prm.reference = "none"
-    alone = training.implicit_loss(c, PrmConfig.of(c.prm))
+    alone = objectives.implicit_loss(c, PrmConfig.of(c.prm))
     assert alone is not None
     assert alone.reference == "none"
     plain = tiny(prm__loss="bt")
-    assert training.implicit_loss(plain, PrmConfig.of(plain.prm)) is None
+    assert objectives.implicit_loss(plain, PrmConfig.of(plain.prm)) is None

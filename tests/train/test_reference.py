@@ -59,7 +59,9 @@ def test_what_lies_on_disk_is_not_computed_again(params, tmp_path, monkeypatch):
     (tmp_path / "k" / "part-00099.tmp").write_bytes(b"torn")  # a killed writer's
     scored, real = [], reference._score
     monkeypatch.setattr(
-        reference, "_score", lambda s, p, t, m: (scored.append(m), real(s, p, t, m))[1]
+        reference,
+        "_score",
+        lambda p, t, m, *, scorer: (scored.append(m), real(p, t, m, scorer=scorer))[1],
     )
     got = table(tmp_path, params, rows)
     assert sum(int(m.any(axis=1).sum()) for m in scored) == len(rows) - len(some)
