@@ -16,12 +16,13 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from stair_jax import chat, interrupt, mesh, pipeline, startup, xla_flags
-from stair_jax.config import keys, redaction
+from stair_jax.config import Config, keys, redaction
 from stair_jax.config.checks import validate
 from stair_jax.config.schema import KNOBS
 from stair_jax.config.stages import PREPARE
 from stair_jax.evals.report import html
 from stair_jax.log import bars, progress
+from stair_jax.plan import planning
 from stair_jax.train.loop import NonFiniteError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -40,6 +41,7 @@ stair-jax prepare --config=FILE ...   makes a recipe's data sets alone, and show
 stair-jax chat WORKDIR [--model=NAME] [--search=WAY]   talks to a model of a run
 stair-jax report WORKDIR   writes a page to look at: table, trees, pairs, answers, how it went
 stair-jax serve WORKDIR_OR_FOLDER ...   serves models in OpenAI's protocol
+stair-jax --config=FILE --config.plan=a800x8   tells whether it fits a machine, without one
 stair-jax keys [WORD]   lists the keys, all or those with WORD: meaning, unit and default
 
 FILE is one of configs/ or one of your own; configs/tiny.py needs no download and no GPU.
@@ -69,6 +71,8 @@ def main(argv: list[str]) -> None:
         handler.addFilter(redaction.hide_in_record)
     interrupt.install()
     config = _CONFIG.value
+    if config.plan:
+        sys.exit(_planned(config))
     try:
         validate(config)  # first: what follows reads it
         mesh.show_cpus(config.mesh.shape, config.mesh.replicas)
@@ -84,6 +88,16 @@ def main(argv: list[str]) -> None:
     except interrupt.Stopped as stopped:
         print(f"{stopped}; the same command goes on from here", file=sys.stderr)
         sys.exit(stopped.status)
+
+
+def _planned(config: Config) -> int:
+    """Returns the exit code of a plan; a configuration that cannot work has none."""
+    try:
+        validate(config)
+    except ValueError as error:
+        print(redaction.hide(f"error: {error}"), file=sys.stderr)
+        return planning.NO_PLAN
+    return planning.main(config)
 
 
 def _of_system(error: OSError, workdir: str) -> str:
@@ -159,10 +173,12 @@ def _parsed(argv: Sequence[str]) -> list[str]:
         _check_keys(argv)
         return flags.FLAGS(argv)
     except (flags.Error, ValueError) as error:
-        sys.exit(redaction.hide(f"error: {_line(error)}"))
+        said = f"error: {_line(error)}"
     except Exception as error:  # whatever the code of a configuration's file raises
-        kind = type(error).__name__
-        sys.exit(redaction.hide(f"error: {_file(argv)}: {kind}: {_line(error)}"))
+        said = f"error: {_file(argv)}: {type(error).__name__}: {_line(error)}"
+    planned = any(word.lstrip("-").startswith("config.plan") for word in argv)
+    print(redaction.hide(said), file=sys.stderr)
+    sys.exit(planning.NO_PLAN if planned else 1)
 
 
 def _line(error: Exception) -> str:

@@ -63,17 +63,21 @@ def add(*, deterministic: bool, kept: bool) -> list[str]:
     if given and not given.lstrip().startswith("-"):  # XLA takes the name of a file as well
         say("XLA flags: none added, XLA_FLAGS names the file %s", given)
         return []
-    # One GPU has no collectives to overlap, and a loop with two layers in its body takes longer to
-    # compile and more memory.
-    wanted = ([*OVERLAP] if gpu_count() > 1 else []) + (
-        [REPEATABLE if kept else UNTUNED] if deterministic else []
-    )
+    wanted = of(gpu_count(), deterministic=deterministic, kept=kept)
     theirs = {_name(flag) for flag in given.split()}
     added = [flag for flag in wanted if _name(flag) not in theirs]
     os.environ["XLA_FLAGS"] = " ".join([*added, *given.split()])
     kept_text = f"; XLA_FLAGS had {given}" if given else ""
     log.info("XLA flags: added %s%s", " ".join(added) or "none", kept_text)
     return added
+
+
+def of(count: int, *, deterministic: bool, kept: bool) -> list[str]:
+    """Returns the flags for a process of so many GPUs; the other arguments are those of `add`."""
+    # One GPU has no collectives to overlap, and a loop with two layers in its body takes longer to
+    # compile and more memory.
+    overlap = [*OVERLAP] if count > 1 else []
+    return overlap + ([REPEATABLE if kept else UNTUNED] if deterministic else [])
 
 
 def uses_gpu() -> bool:

@@ -25,7 +25,7 @@ def validate(c: Config) -> None:
     known = {key: found[key] for key in KNOBS}
     for key, value in known.items():
         _check_type(key, value)
-    if not c.workdir or c.workdir == "None":
+    if not c.plan and (not c.workdir or c.workdir == "None"):
         raise ValueError("config.workdir: not set; pass --config.workdir=PATH")
     _validate_names(c)
     for check in (_check_choice, _check_range):

@@ -31,6 +31,12 @@ class RunConfig(Section):
     workdir: str | None = knob(None, "where everything of this run lies", free=True)
     rounds: int = knob(3, "K of self-improvement (paper 3.1)", Range(1, 100), free=True)
     status: bool = knob(False, "print what is done and what is left, and stop", free=True)
+    plan: str = knob(
+        "",
+        "machine that the run is planned for, and not run: CHIPxM or CHIPxNxM for N hosts of M, as"
+        " a800x8 (a100, a800, h100, h200; cpu)",
+        free=True,
+    )
     redo: str = knob(
         "",
         "comma-separated artefacts or stages: dropped first, with all that came from them",

@@ -8,7 +8,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -293,17 +293,24 @@ class Device(PagedModel):
             siblings = None if count is None else Siblings.empty(count, config.slots, width)
             yield self._decoding(idle, table[:, :width], siblings, kind)
 
-        prompts = self.every_block(extends=False)
-        found: list[Callable[[], Iterator[Program]]]
-        found = [functools.partial(extend, blocks) for blocks in prompts]
-        found.append(copy)
-        later = self.every_block(extends=extends)[len(prompts) :]
-        found += [functools.partial(extend, blocks) for blocks in later]
+        every, of_prompts = self.every_block(extends=extends), len(self.every_block(extends=False))
+        found = [_Kind(functools.partial(extend, blocks), early=True) for blocks in every]
+        found.insert(of_prompts, _Kind(copy))
         for width in self.widths:
-            found.append(functools.partial(show, width))
-            for kind in wanted:
-                found += [functools.partial(decode, width, count, kind) for count in counts]
+            found.append(_Kind(functools.partial(show, width)))
+            found += [
+                _Kind(functools.partial(decode, width, count, kind), self.attention != "views")
+                for kind in wanted
+                for count in counts
+            ]
         return found
+
+
+class _Kind(NamedTuple):
+    """What yields programs, and whether they can be lowered before those of earlier kinds ran."""
+
+    programs: Callable[[], Iterator[Program]]
+    early: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,6 @@ more than a tenth of the pool of all layers, or does one of the last two.
 import dataclasses
 import math
 import os
-import pathlib
 import re
 import sys
 import time
@@ -37,19 +36,13 @@ from stair_jax.model import cache, transformer
 from stair_jax.model.groups import SharedPrefixCache
 from stair_jax.model.spec import Spec
 from stair_jax.plan import gpu_text
+from stair_jax.plan.target import DESCRIPTIONS, GPU_OPTIONS, NO_TUNING
 
 # As a run sets them, and what the caller adds; autotuning would run candidates on a GPU. XLA reads
 # them when JAX first asks for a topology.
-os.environ["XLA_FLAGS"] = " ".join(
-    [*xla_flags.OVERLAP, os.environ.get("XLA_FLAGS", ""), "--xla_gpu_autotune_level=0"]
-)
-# Without a GPU, XLA cannot ask cuBLAS for its algorithms. Where it would let Triton compute a
-# product and Triton has no way to (a join of two matrices inside it, from jax 0.11 on), it would
-# ask, and compiling ends: "No supported config found for HLO gemm_fusion_dot". On a GPU it can ask,
-# and chooses between the two by the clock. Here cuBLAS gets all products: what it needs beside them
-# (copies, joins) is written to memory and can be seen, which is the worse of the two cases.
-OPTIONS = {"xla_gpu_enable_triton_gemm": False}
-TARGETS = pathlib.Path(__file__).parent / "targets"
+os.environ["XLA_FLAGS"] = " ".join([*xla_flags.OVERLAP, os.environ.get("XLA_FLAGS", ""), NO_TUNING])
+OPTIONS = dict(GPU_OPTIONS)
+TARGETS = DESCRIPTIONS
 LLAMA_8B = Spec(
     L=32,
     D=4096,
@@ -127,25 +120,6 @@ def ints(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
-def weights(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
-    """Returns the shapes and places of weights in bfloat16, as `placing.place` leaves them."""
-    draw = lambda: transformer.by_layer(transformer.init(spec, jax.random.key(0)))  # noqa: E731
-    parts = jax.eval_shape(draw)
-    axes: Any = transformer.logical_axes_by_layer(spec)
-    axes["layers"] = axes["layers"][0] | {n: j.axes for n, j in transformer.JOINED.items()}
-    tree: Any = {"layers": [{} for _ in range(spec.L)]}
-    for group in placing._groups(parts, True, spec.K % mesh.shape["tensor"] == 0):
-        how, layered = placing.How(spec, group.target, jnp.bfloat16), group.holder is not parts
-        sources, targets = (parts["layers"], tree["layers"]) if layered else ([parts], [tree])
-        for source, target in zip(sources, targets, strict=True):
-            x = jax.eval_shape(lambda *xs: how(xs), *(source[name] for name in group.names))  # noqa: B023
-            where = placing.sharding(
-                (axes["layers"] if layered else axes)[group.target], x.shape, mesh
-            )
-            target[group.target] = jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=where)
-    return tree
-
-
 @dataclasses.dataclass(frozen=True)
 class EngineShapes:
     """Shapes of what the engine has on its mesh, and what makes programs of them."""
@@ -164,7 +138,7 @@ class EngineShapes:
         return cls(
             mesh,
             transformer.Decoder(spec, jnp.bfloat16),
-            weights(spec, mesh),
+            placing.planned(spec, mesh, dtype=jnp.bfloat16, joined=True).tree,
             placed(pool, mesh, axes),
         )
 

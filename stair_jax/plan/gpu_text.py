@@ -43,6 +43,11 @@ class Instruction:
         return max((_BYTES.get(t, 1) * math.prod(dims) for t, dims in self.arrays), default=0)
 
     @property
+    def total(self) -> int:
+        """Bytes of all arrays of the result."""
+        return sum(_BYTES.get(t, 1) * math.prod(dims) for t, dims in self.arrays)
+
+    @property
     def source(self) -> str:
         """The path of JAX's operation, such as "jit(_step)/while/body/layers/dot_general"."""
         return self.attribute(r'op_name="([^"]*)"')
@@ -304,6 +309,54 @@ def gathers(program: Program) -> list[Collective]:
         own = program.computations[name]
         if not any(i.op == "while" and held & {*i.called} for i in own):
             found += _gathers(own)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """The collectives of one kind in one call of a program."""
+
+    op: str
+    count: int
+    bytes: int  # of the larger of what each takes and what it gives, on one device, all together
+
+
+def traffic(program: Program) -> list[Traffic]:
+    """Returns what a call moves between devices, by kind, loops counted as often as they run.
+
+    A loop that XLA does not know the length of counts once.
+    """
+    totals: dict[str, list[int]] = {}
+    for (op, size), times in _moves(program, program.entry, {}).items():
+        total = totals.setdefault(op, [0, 0])
+        total[0] += times
+        total[1] += times * size
+    return [Traffic(op, count, size) for op, (count, size) in sorted(totals.items())]
+
+
+def _moves(
+    program: Program, name: str, known: dict[str, dict[tuple[str, int], int]]
+) -> dict[tuple[str, int], int]:
+    """Returns how often a computation runs a collective of a kind and size."""
+    if name in known:
+        return known[name]
+    found: dict[tuple[str, int], int] = {}
+    own = program.computations.get(name, [])
+    by_name = {i.name: i for i in own}
+    for i in own:
+        op = i.op.removesuffix("-start")
+        if op in COLLECTIVES:
+            given = sum(by_name[o].total for o in i.operands if o in by_name)
+            # What is started gives back what it was given, too.
+            taken = i.total - given if i.op.endswith("-start") else i.total
+            key = op, max(given, taken)
+            found[key] = found.get(key, 0) + 1
+            continue
+        times = int(i.attribute(r'known_trip_count"?:\{"n":"(\d+)"') or 1) if i.op == "while" else 1
+        for called in i.called:
+            for key, count in _moves(program, called, known).items():
+                found[key] = found.get(key, 0) + times * count
+    known[name] = found
     return found
 
 

@@ -214,6 +214,7 @@ DEFAULTS = {
         "seed": 0,
         "workdir": None,
         "status": False,
+        "plan": "",
         "redo": "",
         "edited": "",
         "profile": False,

@@ -238,3 +238,41 @@ def test_readings_of_all_logits_are_counted_but_not_what_hands_them_on():
     assert gpu_text.passes(gpu_text.parse(elsewhere), size) == ["largest.1", "scaled.1"]  # writes
     without = DRAW.format(scaled="f32[8]").replace("fusion(%x.1, %t.1)", "fusion(%t.1)")
     assert gpu_text.passes(gpu_text.parse(without), size) == ["largest.1"]
+
+
+MOVING = """
+HloModule jit_step, is_scheduled=true
+
+%body (p: (f32[8])) -> (f32[8]) {
+  %p = (f32[8]{0}) parameter(0)
+  %x = f32[8]{0} get-tuple-element(%p), index=0
+  %g = f32[64]{0} all-gather(%x), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  %start = (f32[64]{0}, f32[8]{0}) reduce-scatter-start(%g), dimensions={0}
+  %y = f32[8]{0} reduce-scatter-done(%start)
+  ROOT %t = (f32[8]{0}) tuple(%y)
+}
+
+%cond (p: (f32[8])) -> pred[] {
+  %p = (f32[8]{0}) parameter(0)
+  ROOT %c = pred[] constant(true)
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %all = f32[8]{0} all-reduce(%a), to_apply=%sum
+  %in = (f32[8]{0}) tuple(%all)
+  %w = (f32[8]{0}) while(%in), condition=%cond, body=%body, NOTE={"known_trip_count":{"n":"5"}}
+  ROOT %out = f32[8]{0} get-tuple-element(%w), index=0
+}
+"""
+
+
+def test_collectives_count_as_often_as_their_loop_runs():
+    found = gpu_text.traffic(gpu_text.parse(MOVING))
+    assert [(t.op, t.count, t.bytes) for t in found] == [
+        ("all-gather", 5, 5 * 256),
+        ("all-reduce", 1, 32),
+        ("reduce-scatter", 5, 5 * 256),
+    ]
+    once = gpu_text.traffic(gpu_text.parse(MOVING.replace("known_trip_count", "other")))
+    assert [t.count for t in once] == [1, 1, 1]

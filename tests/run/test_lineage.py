@@ -20,6 +20,7 @@ RUN_ONLY = {
     "workdir",
     "rounds",
     "status",
+    "plan",
     "redo",
     "edited",
     "profile",
