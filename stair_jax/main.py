@@ -176,9 +176,10 @@ def _parsed(argv: Sequence[str]) -> list[str]:
         said = f"error: {_line(error)}"
     except Exception as error:  # whatever the code of a configuration's file raises
         said = f"error: {_file(argv)}: {type(error).__name__}: {_line(error)}"
-    planned = any(word.lstrip("-").startswith("config.plan") for word in argv)
-    print(redaction.hide(said), file=sys.stderr)
-    sys.exit(planning.NO_PLAN if planned else 1)
+    if any(word.lstrip("-").startswith("config.plan") for word in argv):
+        print(redaction.hide(said), file=sys.stderr)
+        sys.exit(planning.NO_PLAN)
+    sys.exit(redaction.hide(said))
 
 
 def _line(error: Exception) -> str:
