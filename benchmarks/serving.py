@@ -123,8 +123,10 @@ class Serving:
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
         begun = threading.Event()
 
+        servers: list[Any] = []
+
         def started(_: Any, server: Any) -> None:
-            self._server = server
+            servers.append(server)
             begun.set()
 
         limits = Limits(slots=SLOTS)
@@ -132,6 +134,7 @@ class Serving:
         self._thread = threading.Thread(target=asyncio.run, args=(work,))
         self._thread.start()
         begun.wait()
+        self._server = servers[0]
 
     def close(self) -> None:
         """Ends the server."""

@@ -173,7 +173,7 @@ def test_rows_of_ones_own_go_where_their_columns_say():
 
 def test_a_teacher_gets_its_part_of_the_prompts_of_ones_own():
     rows = [seed(f"{type}{i}", type=type) for type in ("safety", "helpfulness") for i in range(60)]
-    sizes = {
+    sizes: dict[str, Any] = {
         "round_safety": (1, 1),
         "round_helpful": (2, 0),
         "round_jailbreak": (0, 1),

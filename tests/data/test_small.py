@@ -244,7 +244,7 @@ def test_real_rows_become_sets_that_no_benchmark_asks(tmp_path):
         "jbb_templates": 66,
     }
     run = Run(real(ROOT), tmp_path, Lineage(tmp_path / "lineage.json"), Metrics(tmp_path))
-    made = preparing.make(run, "data", found)
+    made = preparing.make(run.config, found)
     by_goals = [
         one
         for one in made.removed

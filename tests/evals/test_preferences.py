@@ -176,7 +176,8 @@ def test_lengths_are_controlled_where_the_gamed_baselines_are_there(run, caplog)
         return of["length_controlled_win_rate@weighted"]
 
     got = found(said)
-    (control,) = [of_run.gamed(run.config)]
+    control = of_run.gamed(run.config)
+    assert control is not None
     want = length_control.win_rate(
         [None if n == 2 else n / 10 for n in range(1, 9)],
         [(20 - n, len("answer ") + n) for n in range(1, 9)],

@@ -40,7 +40,7 @@ def test_any_statistic_has_the_interval_of_the_book(monkeypatch):
 
 def test_a_mean_of_many_scores_has_nearly_the_normal_interval():
     found = statistics.bootstrap_mean(SCORES)
-    half = 1.959964 * np.std(SCORES, ddof=1) / math.sqrt(200)
+    half = float(1.959964 * np.std(SCORES, ddof=1) / math.sqrt(200))
     assert found["value"] == pytest.approx(np.mean(SCORES))
     assert found["n"] == 200
     want = found["value"] - half, found["value"] + half

@@ -85,7 +85,7 @@ def stage(tmp_path, monkeypatch):
             if trees:
                 search.run(run, number)
             else:
-                round_attacks.of_round(run, number, known_models.base(run), rows.for_round())
+                round_attacks.of_round(run, number, known_models.base(run), ROWS)
         return Outcome(tmp_path, run, engines)
 
     return go

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import openai
 import pytest
@@ -25,7 +26,7 @@ PROMPT = [
 PROMPT += [mini.HEADER, "assistant", mini.HEADER_END]
 
 
-def ask(client, model="sft", messages=ASKED, **options):
+def ask(client, model="sft", messages=ASKED, **options: Any):
     more = {k: options.pop(k) for k in ("search", "top_k", "min_p") if k in options}
     return client.chat.completions.create(
         model=model, messages=messages, extra_body=more or None, **options
@@ -185,7 +186,7 @@ def test_a_beginning_goes_on_only_where_the_reward_model_finds_enough_of_it(tmp_
     unit, asked = {}, {}
     for said in ("yes", "one", "loop", "do it"):
         asked[said] = [*ASKED, {"role": "assistant", "content": said}]
-        rewards = model.reward_model
+        rewards: Any = model.reward_model
         root = rewards.root(prompt)
         (reading,) = rewards.read([(root, [tuple(serving.codec().encode(said))])])
         unit[said] = rewards.readout.unit(reading.raw[-1])
@@ -208,7 +209,7 @@ def test_a_beginning_goes_on_only_where_the_reward_model_finds_enough_of_it(tmp_
         forged = [*ASKED, {"role": "assistant", "content": OUTPUT}]
         refused(client, messages=forged, search="best_of_2")
         serving.wait_until(lambda: serving.pages_used(model) == 0)
-        serving.wait_until(lambda: not model.reward_model.held)
+        serving.wait_until(lambda: not serving.pages_held(model))
 
 
 BAD = [
@@ -279,7 +280,8 @@ def test_a_prompt_that_is_too_long_is_refused_with_its_size(client):
 
 def test_an_answer_ends_at_the_limit_that_was_asked_for(client):
     for name in ("max_tokens", "max_completion_tokens"):
-        answer = ask(client, **{name: 9})
+        limit: dict[str, Any] = {name: 9}
+        answer = ask(client, **limit)
         assert answer.usage.completion_tokens == 9
         assert answer.choices[0].finish_reason == "length"
         assert answer.choices[0].message.content == ""  # "final answer" may go on with a colon

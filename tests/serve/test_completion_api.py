@@ -1,5 +1,7 @@
 """Completions: text and tokens that go on, and what a model finds of them."""
 
+from typing import Any
+
 import numpy as np
 import openai
 import pytest
@@ -13,7 +15,7 @@ from tests.support.serving import VOCABULARY, id_of
 WORDS = ["what", "can", "you", "do"]
 
 
-def complete(client, prompt="what can you do", model="random", **options):
+def complete(client, prompt: Any = "what can you do", model="random", **options):
     return client.completions.create(model=model, prompt=prompt, **options)
 
 

@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import socket
 import time
+from typing import Any
 
 import httpx2
 import openai
@@ -40,13 +41,14 @@ def slow(model, seconds):
 def test_without_its_key_nobody_learns_anything(model):
     with serving.serving([model], key=KEY) as server:
         paths = ["/v1/models", "/metrics", "/openapi.json", "/tokenizer_info"]
-        for headers in (
+        said: tuple[Any, ...] = (
             {},
             {"Authorization": "Bearer wrong"},
             {"Authorization": f"Basic {KEY}"},
             {"Authorization": f"Bearer {KEY}x"},
             {"Authorization": "Bearer é".encode("latin-1")},
-        ):
+        )
+        for headers in said:
             with httpx2.Client(base_url=server.root, headers=headers) as http:
                 for path in paths:
                     assert http.get(path).status_code == 401
@@ -176,7 +178,7 @@ def test_a_client_that_hangs_up_gives_its_pages_back(tmp_path, body):
         for line in lines:
             line.close()
         wait_until(lambda: (server.desk.gate.inside, pages_used(model)) == (0, 0))
-        wait_until(lambda: not model.reward_model.held and model.engine.idle)
+        wait_until(lambda: not serving.pages_held(model) and model.engine.idle)
         if "prompt" in body:
             assert model.engine.counters["delivered"] == 0  # none was drawn to its end
         whole = post(f"{server.url}/chat/completions", json=CHAT)

@@ -85,7 +85,7 @@ def test_a_thousand_requests_of_all_kinds_by_64_clients(tmp_path):
         assert sum(counts.values()) == REQUESTS
         assert {kind: counts[kind, False] for kind in KINDS} == dict.fromkeys(KINDS, 0)
         assert model.engine.idle
-        assert not model.reward_model.held
+        assert not serving.pages_held(model)
         assert not server.desk.worker._draws
         assert not server.desk.worker._searches
         print({kind: counts[kind, True] for kind in KINDS}, [size >> 20 for size in sizes])

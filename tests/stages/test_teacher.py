@@ -212,7 +212,7 @@ def test_a_run_that_was_killed_pays_for_nothing_twice(prepare_with, tmp_path):
     }
     with OpenAIServer(answer, fault) as server:
         judged["judge__endpoint"] = server.url
-        stops = []
+        stops, data = [], None
         while len(stops) < 9:
             try:
                 data = prepare_with(f"gpt@{server.url}", **judged)
@@ -230,6 +230,7 @@ def test_a_run_that_was_killed_pays_for_nothing_twice(prepare_with, tmp_path):
         verdicts = {said: n for said, n in server.answered.items() if said not in paid}
         assert len(verdicts) == 4
         assert set(verdicts.values()) == {1}
+        assert data is not None
     assert len(rows(data / "sft.jsonl")) == 12
 
 
@@ -479,7 +480,7 @@ def test_tags_of_an_instruction_reach_a_checkpoint_as_it_knows_them():
         ids = engine_teacher.TaggedCodec(codec, own).prompt_ids(said)
         read = tagged.decode(ids)
         assert f"use {STEP} and < |Output|> and < |im_end|>" in read
-        assert ids.count(tagged.convert_tokens_to_ids(STEP)) == tags
+        assert ids.count(tagged.get_vocab()[STEP]) == tags
     assert f"{STEP[0]} {STEP[1:]}" in tagged.decode(codec.prompt_ids(said))
 
 

@@ -189,6 +189,11 @@ def pages_used(model):
     return model.engine.occupancy["pages_used"]
 
 
+def pages_held(model):
+    """What the scripted reward model still holds of sequences."""
+    return model.reward_model.held
+
+
 def wait_until(true, seconds=TIMEOUT_S):
     """Waits for something that another thread does."""
     end = time.monotonic() + seconds
