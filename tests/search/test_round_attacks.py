@@ -85,7 +85,9 @@ def stage(tmp_path, monkeypatch):
             if trees:
                 search.run(run, number)
             else:
-                round_attacks.of_round(run, number, known_models.base(run), ROWS)
+                round_attacks.of_round(
+                    run, number, known_models.base(run), rows.for_round(c, number)
+                )
         return Outcome(tmp_path, run, engines)
 
     return go
