@@ -217,6 +217,10 @@ def _run_of(options: argparse.Namespace) -> Iterator[Run]:
       ValueError: where it is neither, or has no reward model where one is wanted.
     """
     place = options.place
+    if not (place / "config.json").is_file():
+        raise ValueError(
+            f"{place}: no config.json, expected the workdir of a run or a Hugging Face folder"
+        )
     if not _is_folder(place):
         yield _run(_with(chat.config_of(place), options), place, options)
         return

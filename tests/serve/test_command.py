@@ -145,7 +145,7 @@ def test_a_port_that_is_taken_is_told(serve, tmp_path):
 
 
 def test_a_place_that_is_neither_is_told(serve, tmp_path):
-    with pytest.raises(SystemExit, match=r"no config\.json, expected the workdir of a run"):
+    with pytest.raises(SystemExit, match=r"expected the workdir of a run or a Hugging Face folder"):
         serve(place=tmp_path / "nowhere")
 
 
