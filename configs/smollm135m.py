@@ -23,7 +23,7 @@ def get_config(arg: str | None = None) -> config.Config:
     c.rounds = 1
     c.model.checkpoint = "HuggingFaceTB/SmolLM2-135M-Instruct"
     c.mesh.shape = (1, 1, 1)
-    c.mesh.written_for = "one H100" if a.gpu else "two CPU cores and 12 GB"
+    c.mesh.written_for = "one H100" if a.gpu else "two CPU cores and 16 GB"
     c.mesh.replicas = 1  # the weights of one engine are half a gigabyte
     c.data.update(
         recipe="small", sft="prepared", prompts="prepared", decontaminate=f"{TESTED},{ATTACKED}"

@@ -26,7 +26,7 @@ SMOLLM135M = {
             "judge.scope": "by_type",
             "mesh.replicas": 1,
             "mesh.shape": (1, 1, 1),
-            "mesh.written_for": "two CPU cores and 12 GB",
+            "mesh.written_for": "two CPU cores and 16 GB",
             "model.checkpoint": "HuggingFaceTB/SmolLM2-135M-Instruct",
             "pairs.good_value_helpfulness": 1.0,
             "pairs.max_per_prompt": 6,
