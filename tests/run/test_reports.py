@@ -83,9 +83,8 @@ def test_plain_requests_stand_in_where_nothing_attacks(write):
 def test_attack_success_that_stands_alone_is_told(write, caplog):
     caplog.set_level(logging.WARNING)
     assert write(("advbench",), {"sft": figures(advbench__answered=20)}) == []
-    assert (
-        "a model that refuses all looks best; add one of ['or_bench', 'xstest_safe']" in caplog.text
-    )
+    known = ["xstest_safe_framed", "or_bench", "xstest_safe"]
+    assert f"a model that refuses all looks best; add one of {known}" in caplog.text
     caplog.clear()
     write(("gsm8k",), {"sft": figures(gsm8k__accuracy=3)})
     assert not caplog.text
