@@ -13,7 +13,7 @@ from stair_jax.text import OUTPUT, OUTPUT_END, STEP, STEP_END, TAGS, Codec
 
 _BROKEN = "\ufffd"  # what a decoder shows of a part of a character
 _NAME = "final answer"  # a line that may open the Output block; see `text.final_answer`
-_OPENING = re.compile(rf"\s*{_NAME}\s*:", re.IGNORECASE)
+_OPENING = re.compile(rf"^\s*{_NAME}\s*:", re.IGNORECASE)
 Ids = Sequence[int]
 
 

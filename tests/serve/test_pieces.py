@@ -49,6 +49,7 @@ def test_an_answer_that_is_closed_is_the_one_that_evaluation_takes():
         WHOLE,
         f"{OUTPUT}x{OUTPUT_END}",
         f"{STEP}a{STEP_END}{OUTPUT}\n final ANSWER :{OUTPUT_END}",
+        f"{STEP}a{STEP_END}{OUTPUT}So the final answer: 5{OUTPUT_END}",  # no heading
     ):
         assert reasoned(said, True).content == text.final_answer(said)
 
